@@ -1,0 +1,62 @@
+# Every target does its own set-up: a virtual environment in .venv with pinned dependencies.
+# Needs Python 3.11 or later, make and the package index. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+WORKDIR ?= runs/quickstart
+WORKERS ?= 2
+
+.PHONY: help quickstart setup test test-slow lint golden bench clean
+.DEFAULT_GOAL := help
+
+help:  ## what can be done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gptjax needs Python 3.11 or later; this is $(VERSION). Try: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) --editable '.[dev,tensorboard]'
+	@touch $@ $(VENV)/.base
+
+setup: $(VENV)/.dev  ## the virtual environment with everything the tests need
+
+quickstart: $(VENV)/.base  ## train, evaluate and sample a small GPT on the documentation of Python (5 minutes)
+	$(BIN)/python -m gptjax.train --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(BIN)/python -m gptjax.evaluate --workdir=$(WORKDIR)
+	$(BIN)/python -m gptjax.generate --workdir=$(WORKDIR) --prompt='' --num_samples=3 --temperature=0.8 --max_new_tokens=80
+	@echo
+	@echo 'Next:'
+	@echo "  $(BIN)/gptjax generate --workdir=$(WORKDIR) --prompt='Question: What does json.dumps do?'"
+	@echo "  $(BIN)/gptjax train --config=configs/quickstart.py --workdir=runs/mine --config.data.source='text:my/*.txt'"
+	@echo '  open $(WORKDIR)/report.html'
+
+test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev  ## ruff and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+golden: $(VENV)/.dev  ## write the golden files of tests/golden anew
+	$(BIN)/python -m pytest tests/test_golden.py --update-golden -q
+
+bench: $(VENV)/.base  ## the speed of this machine: training step, start-up
+	$(BIN)/python tools/bench_cpu.py
+
+clean:  ## remove the virtual environment and the runs
+	rm -rf $(VENV) runs

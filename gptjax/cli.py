@@ -1,0 +1,110 @@
+"""The command line: `gptjax VERB`, flags, and how an error becomes an exit status.
+
+Exit status: 0 done; 1 the run failed; 2 the request was wrong. The last line on stderr says what to do.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from gptjax import config as config_lib
+from gptjax.errors import RunError, UserError
+
+VERBS = {
+    "train": "config -> trained checkpoint",
+    "evaluate": "checkpoint -> metrics with confidence intervals",
+    "prepare": "raw text -> token store",
+    "generate": "prompts -> completions",
+}
+
+
+def define_config(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Adds --config=FILE[:ARG] and --config.section.option=value."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "configuration, e.g. --config=configs/quickstart.py --config.train.num_steps=500",
+        flag_values=flag_values,
+        sys_argv=list(argv),
+    )
+
+
+def read_config(flag_values: flags.FlagValues) -> config_lib.Config:
+    """The validated, locked config of the command line."""
+    if flag_values.config is None:
+        raise UserError("--config is missing; e.g. --config=configs/quickstart.py")
+    config_lib.validate(flag_values.config)
+    return flag_values.config.lock()
+
+
+def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
+    """Parses argv; --help prints this verb's flags. Raises UserError on any mistake, with the likely name."""
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(doc.strip() + "\n\nFlags:")
+        for name in flag_values:
+            flag = flag_values[name]
+            default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+            print(f"  --{name}\n      {flag.help}{default}")
+        print("\n`python -m gptjax.config` lists every option of --config.")
+        raise SystemExit(0)
+    try:
+        rest = flag_values(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [*flag_values, *(f"config.{path}" for path in config_lib.flat_options())]
+        raise UserError(f"unknown option --{error.flagname}{config_lib.suggestion(error.flagname, known)}") from None
+    except (KeyError, AttributeError) as error:
+        names = [a.lstrip("-").split("=")[0] for a in argv if a.startswith("--config.")]
+        known = [f"config.{path}" for path in config_lib.flat_options()]
+        wrong = [n for n in names if n not in known]
+        if not wrong:
+            raise
+        hints = "; ".join(f"--{n}{config_lib.suggestion(n, known).replace('; did', ': did')}" for n in wrong)
+        raise UserError(f"unknown option {hints}") from error
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        raise UserError(str(error).strip()) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Calls main(argv) and turns its errors into an exit status and one last line on stderr."""
+    argv = sys.argv if argv is None else argv
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("failed: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Entry point of `gptjax VERB ...`."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print("usage: gptjax VERB [--flags]\n")
+        for verb, meaning in VERBS.items():
+            print(f"  {verb:10} {meaning}")
+        print("\n`gptjax VERB --help` shows the flags of a verb.")
+        return 0 if len(sys.argv) > 1 else 2
+    verb = sys.argv[1]
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}{config_lib.suggestion(verb, VERBS)}", file=sys.stderr)
+        return 2
+    return run(importlib.import_module(f"gptjax.{verb}").main, [f"gptjax {verb}", *sys.argv[2:]])

@@ -1,0 +1,338 @@
+"""Every option, its default, its meaning, and what is checked before a run starts.
+
+A config file starts from `get_default()`, changes what it needs and is read with
+`--config=FILE[:ARG] --config.section.option=value`. `python -m gptjax.config` prints the table below.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from gptjax.errors import UserError
+
+Config = ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option. A `duration` is a number of steps (int) or text such as "2%", "1 epoch", "10M tokens"."""
+
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    duration: bool = False
+
+
+OPTIONS: dict[str, dict[str, Option] | Option] = {
+    "model": {
+        "num_layers": Option(4, "transformer blocks", minimum=1),
+        "num_heads": Option(4, "query heads", minimum=1),
+        "num_kv_heads": Option(0, "key/value heads (grouped-query attention); 0 = num_heads", minimum=0),
+        "embed_dim": Option(128, "width of the residual stream", minimum=1),
+        "head_dim": Option(0, "width of a head; 0 = embed_dim / num_heads", minimum=0),
+        "mlp_dim": Option(
+            0, "hidden width of the MLP; 0 = 4 x embed_dim (8/3 x, to a multiple of 64, for swiglu)", minimum=0
+        ),
+        "context_length": Option(256, "tokens the model sees at once", minimum=1),
+        "vocab_size": Option(0, "0 = the tokenizer's", minimum=0),
+        "vocab_multiple": Option(64, "the embedding table is padded to a multiple of this", minimum=1),
+        "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
+        "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
+        "activation": Option(
+            "squared_relu",
+            "MLP non-linearity",
+            choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
+        ),
+        "positions": Option("rope", "position information", choices=("rope", "learned", "none")),
+        "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
+        "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
+        "use_bias": Option(False, "biases in linear layers and layer norms"),
+        "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
+        "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0),
+        "init_std": Option(
+            0.02, "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)", minimum=0
+        ),
+        "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
+        "compute_dtype": Option(
+            "float32", "activations and matrix products", choices=("float32", "bfloat16")
+        ),
+        "attention": Option("auto", "attention implementation", choices=("auto", "reference")),
+        "scan_unroll": Option(0, "layers unrolled in the scan over depth; 0 = all of them", minimum=0),
+        "remat": Option("none", "what the backward pass recomputes", choices=("none", "dots", "full")),
+    },
+    "tokenizer": Option("bpe:4096", "char | byte | bpe:VOCAB_SIZE | hf:DIR_OR_NAME"),
+    "data": {
+        "source": Option(
+            "python_docs",
+            "python_docs | text:GLOB | jsonl:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | store:DIR",
+        ),
+        "data_dir": Option("", "where prepared TFDS datasets are"),
+        "cache_dir": Option("", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax"),
+        "split_by": Option(
+            "auto",
+            "document = by a hash of the text; position = first part trains, last part validates; "
+            "auto = document for 100 documents or more",
+            choices=("auto", "document", "position"),
+        ),
+        "validation_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
+        "test_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
+        "decode_errors": Option(
+            "reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")
+        ),
+        "isolate_documents": Option(True, "documents packed in one row do not see each other"),
+    },
+    "objective": {
+        "name": Option("language_modeling", "training objective", choices=("language_modeling",)),
+        "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
+        "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
+    },
+    "optimizer": {
+        "name": Option(
+            "adamw", "muon = Muon for the matrices in blocks, AdamW for the rest", choices=("adamw", "muon")
+        ),
+        "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0),
+        "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0),
+        "beta1": Option(0.9, "AdamW first moment", minimum=0, maximum=1),
+        "beta2": Option(0.95, "AdamW second moment", minimum=0, maximum=1),
+        "epsilon": Option(1e-8, "AdamW", minimum=0),
+        "weight_decay": Option(0.1, "decoupled, on matrices and embedding tables only", minimum=0),
+        "clip_norm": Option(1.0, "global gradient norm; 0 = no clipping", minimum=0),
+    },
+    "schedule": {
+        "name": Option(
+            "cosine",
+            "learning rate over steps; wsd = warm-up, stable, linear decay",
+            choices=("cosine", "linear", "wsd", "rsqrt", "constant"),
+        ),
+        "warmup": Option("2%", "linear warm-up from zero", duration=True),
+        "decay": Option("20%", "length of the decay at the end (wsd only)", duration=True),
+        "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
+    },
+    "mesh": {
+        "data": Option(-1, "copies of the model, batch split over them; -1 = all remaining devices"),
+        "fsdp": Option(1, "parameters, optimizer state and batch split over this axis", minimum=1),
+        "context": Option(1, "sequence split over this axis", minimum=1),
+        "tensor": Option(1, "heads, MLP width and vocabulary split over this axis", minimum=1),
+    },
+    "train": {
+        "num_steps": Option(1000, "optimizer steps", duration=True),
+        "batch_size": Option(32, "rows in the global batch", minimum=1),
+        "accumulation": Option(1, "micro-batches in a step", minimum=1),
+        "checkpoint_every": Option("25%", "a checkpoint also follows every evaluation that is the best so far", duration=True),
+        "keep_checkpoints": Option(2, "newest checkpoints kept, beside the best", minimum=1),
+        "early_stopping_patience": Option(0, "evaluations without improvement before stopping; 0 = never", minimum=0),
+        "ema_decay": Option(0.0, "running average of parameters, used by evaluation; 0 = off", minimum=0, maximum=1),
+        "divergence_threshold": Option(
+            3.0, "stop when the training loss stays this many nats above its lowest", minimum=0
+        ),
+    },
+    "evaluation": {
+        "every": Option("10%", "steps between evaluations of the validation split", duration=True),
+        "batch_size": Option(0, "rows in an evaluation batch; 0 = twice the training batch", minimum=0),
+        "stride": Option(0, "tokens between strided windows; 0 = context_length (no overlap)", minimum=0),
+        "max_tokens": Option(0, "validation tokens scored during training; 0 = all", minimum=0),
+        "tasks": Option("perplexity,bleu", "what `evaluate` runs unless told"),
+        "prompts": Option(
+            "", "prompts with references for BLEU: FILE.jsonl; empty = python_docs questions for that source"
+        ),
+        "max_prompts": Option(200, "prompts scored at most; 0 = all", minimum=0),
+        "max_new_tokens": Option(48, "tokens generated for a prompt", minimum=1),
+    },
+    "logging": {
+        "every": Option(10, "steps between lines of metrics.jsonl", minimum=1),
+        "samples": Option(3, "texts sampled at each evaluation", minimum=0),
+        "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
+        "sample_tokens": Option(100, "tokens in a sample", minimum=1),
+        "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
+    },
+    "seed": Option(0, "of initialisation, data order, dropout and samples", minimum=0),
+    "init_from": Option("", "start from the parameters of this workdir or checkpoint directory"),
+}
+
+
+def get_default() -> Config:
+    """A ConfigDict with every option at its default."""
+
+    def value(option: Option):
+        return config_dict.FieldReference(option.default, field_type=object) if option.duration else option.default
+
+    config = Config()
+    for name, entry in OPTIONS.items():
+        config[name] = value(entry) if isinstance(entry, Option) else Config({k: value(o) for k, o in entry.items()})
+    return config
+
+
+def flat_options() -> dict[str, Option]:
+    """{"section.option": Option} in the order of the table."""
+    flat = {}
+    for name, entry in OPTIONS.items():
+        flat |= {name: entry} if isinstance(entry, Option) else {f"{name}.{k}": o for k, o in entry.items()}
+    return flat
+
+
+def apply_arg(config: Config, arg: str) -> Config:
+    """Applies what follows the colon of --config=FILE:ARG. `runlocal` shrinks a run to under a minute on a CPU."""
+    if arg == "runlocal":
+        model = config.model
+        model.update(num_layers=2, num_heads=2, num_kv_heads=0, embed_dim=32, head_dim=0, mlp_dim=0)
+        model.update(context_length=min(model.context_length, 32), compute_dtype="float32")
+        config.tokenizer = "byte" if config.tokenizer.startswith(("bpe", "hf")) else config.tokenizer
+        config.train.update(num_steps=20, batch_size=4, accumulation=1, checkpoint_every=10)
+        config.schedule.update(warmup=2, decay=5)
+        config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)
+        config.logging.update(every=5, samples=1, sample_tokens=16)
+        config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
+    elif arg:
+        raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes 'runlocal' or nothing")
+    return config
+
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def duration_problem(value: Any) -> str | None:
+    """What is wrong with the text of a duration, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return f"is {value!r}, not a duration; use steps (500), '2%', '1 epoch' or '10M tokens'"
+    try:
+        if resolve_duration(value, total=100, tokens_per_step=1, steps_per_epoch=1.0) < 0:
+            return f"is {value!r}; a duration is not negative"
+    except ValueError:
+        return f"is {value!r}, not a duration; use steps (500), '2%', '1 epoch' or '10M tokens'"
+    return None
+
+
+def resolve_duration(value: int | str, *, total: int | None, tokens_per_step: int, steps_per_epoch: float) -> int:
+    """Steps in a duration. A percentage is of `total` steps. Raises ValueError if the text is not a duration."""
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMB]?)\s*(%|epochs?|tokens?|steps?|)\s*", value)
+    if not match or (match[3] == "%" and (total is None or match[2])):
+        raise ValueError(value)
+    number = float(match[1]) * UNITS[match[2]]
+    if match[3] == "%":
+        return round(number / 100 * total)
+    if match[3].startswith("epoch"):
+        return round(number * steps_per_epoch)
+    if match[3].startswith("token"):
+        return round(number / tokens_per_step)
+    return round(number)
+
+
+def validate(config: Config) -> None:
+    """Raises one UserError with every problem that can be seen without data or devices."""
+    problems = list(_option_problems(config)) or list(_relation_problems(config))
+    if problems:
+        plural = "problem" if len(problems) == 1 else "problems"
+        raise UserError(f"the config has {len(problems)} {plural}:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _option_problems(config: Config):
+    flat = flat_options()
+    for path, option in flat.items():
+        value = config
+        for key in path.split("."):
+            value = value[key] if key in value else None
+        if value is None:
+            yield f"{path} is missing; the default is {option.default!r}"
+        elif option.duration:
+            if problem := duration_problem(value):
+                yield f"{path} {problem}"
+        elif option.choices and value not in option.choices:
+            yield f"{path} is {value!r}; choose from {', '.join(option.choices)}" + suggestion(value, option.choices)
+        elif option.minimum is not None and value < option.minimum:
+            yield f"{path} is {value}; it must be at least {option.minimum}"
+        elif option.maximum is not None and value > option.maximum:
+            yield f"{path} is {value}; it must be at most {option.maximum}"
+    for name, entry in config.items():
+        names = [f"{name}.{key}" for key in entry] if isinstance(entry, Config) else [name]
+        for path in names:
+            if path not in flat:
+                yield f"{path} is not an option" + suggestion(path, flat)
+
+
+def _relation_problems(config: Config):
+    model, train, mesh = config.model, config.train, config.mesh
+    if not model.head_dim and model.embed_dim % model.num_heads:
+        yield (
+            f"model.embed_dim {model.embed_dim} is not divisible by model.num_heads {model.num_heads}; "
+            "change one of them or set model.head_dim"
+        )
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+    head_dim = model.head_dim or model.embed_dim // model.num_heads
+    if model.positions == "rope" and head_dim % 2:
+        yield f"the head dimension is {head_dim}; rotary positions need an even one"
+    if train.batch_size % train.accumulation:
+        yield f"train.batch_size {train.batch_size} is not divisible by train.accumulation {train.accumulation}"
+    micro_batch = train.batch_size // train.accumulation
+    if mesh.data == 0 or mesh.data < -1:
+        yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"
+    shards = max(mesh.data, 1) * mesh.fsdp
+    if micro_batch % shards:
+        yield (
+            f"a micro-batch of {micro_batch} rows (train.batch_size / train.accumulation) is not divisible by "
+            f"mesh.data x mesh.fsdp = {shards}"
+        )
+    if model.context_length % mesh.context:
+        yield f"model.context_length {model.context_length} is not divisible by mesh.context {mesh.context}"
+    for name, size in (("num_heads", model.num_heads), ("num_kv_heads", model.num_kv_heads or model.num_heads)):
+        if size % mesh.tensor:
+            yield f"model.{name} {size} is not divisible by mesh.tensor {mesh.tensor}"
+    if config.evaluation.stride > model.context_length:
+        yield (
+            f"evaluation.stride {config.evaluation.stride} is larger than model.context_length "
+            f"{model.context_length}; tokens between windows would never be scored"
+        )
+    if config.data.validation_fraction + config.data.test_fraction >= 1:
+        yield "data.validation_fraction + data.test_fraction leave nothing to train on"
+
+
+def suggestion(name: str, known) -> str:
+    """'; did you mean X?' for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def to_json(config: Config) -> str:
+    """Canonical text of a config: what config.json holds and what its sha256 is taken over."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """A config from `to_json`; options that came later take their defaults."""
+    config = get_default()
+    for name, entry in json.loads(text).items():
+        if isinstance(entry, dict):
+            config[name].update(entry)
+        else:
+            config[name] = entry
+    return config.lock()
+
+
+def sha256(config: Config) -> str:
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def main() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("option", "default", "meaning", title="gptjax options")
+    for path, option in flat_options().items():
+        choices = f" [{' | '.join(option.choices)}]" if option.choices else ""
+        table.add_row(path, str(option.default), (option.help + choices).replace("[", r"\["))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

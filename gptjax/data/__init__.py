@@ -1,0 +1,1 @@
+"""From raw text to batches: sources, tokenizers, the token store and the pipeline."""
