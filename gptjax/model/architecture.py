@@ -1,0 +1,75 @@
+"""The resolved shape of a model: what `config.model` means once the vocabulary is known."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Static description of a GPT. Hashable, so that it can be part of a compiled program's identity.
+
+    `vocab_size` counts real tokens; the embedding table has `padded_vocab_size` rows and the logits of the
+    padding are masked out.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    embed_dim: int
+    head_dim: int
+    mlp_dim: int
+    context_length: int
+    vocab_size: int
+    padded_vocab_size: int
+    norm: str
+    norm_epsilon: float
+    activation: str
+    positions: str
+    rope_theta: float
+    qk_norm: bool
+    use_bias: bool
+    tie_embeddings: bool
+    logit_softcap: float
+    init_std: float
+    dropout: float
+    compute_dtype: str
+    attention: str
+    scan_unroll: int
+    remat: str
+
+    @classmethod
+    def from_config(cls, model: ConfigDict, vocab_size: int) -> "Architecture":
+        """Fills in the sizes that `config.model` leaves at 0."""
+        values = model.to_dict()
+        multiple = values.pop("vocab_multiple")
+        vocab_size = model.vocab_size or vocab_size
+        default_mlp_dim = 4 * model.embed_dim
+        if model.activation == "swiglu":  # three matrices instead of two, at the same number of parameters
+            default_mlp_dim = _round_up(8 * model.embed_dim // 3, 64)
+        values.update(
+            num_kv_heads=model.num_kv_heads or model.num_heads,
+            head_dim=model.head_dim or model.embed_dim // model.num_heads,
+            mlp_dim=model.mlp_dim or default_mlp_dim,
+            vocab_size=vocab_size,
+            padded_vocab_size=_round_up(vocab_size, multiple),
+            scan_unroll=model.scan_unroll or model.num_layers,
+        )
+        return cls(**values)
+
+    def flops_per_token(self, context_length: int | None = None) -> float:
+        """Training FLOPs per token, forward and backward.
+
+        Convention "6N + causal attention": six per parameter of every matrix product (embedding look-ups left
+        out, the head counted once), plus 6 x layers x heads x head_dim x context for the two attention
+        products, counted at half their square because of the causal mask.
+        """
+        context_length = context_length or self.context_length
+        attention = self.embed_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        mlp = self.embed_dim * self.mlp_dim * (3 if self.activation == "swiglu" else 2)
+        matrices = self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
+        return 6 * matrices + 6 * self.num_layers * self.num_heads * self.head_dim * context_length
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,129 @@
+"""The GPT: embeddings, a scan over stacked blocks, a head.
+
+Outside this room a model is a static `graphdef` and a plain pytree of parameters, {"blocks": {...}, ...}, whose
+leaves under "blocks" are stacked over layers. `bind` puts the two together again inside a pure function.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gptjax.model import attention as attention_lib
+from gptjax.model.architecture import Architecture
+from gptjax.model.cache import Cache
+from gptjax.model.layers import Block, norm
+
+Params = dict[str, Any]
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class GPT(nnx.Module):
+    """A decoder-only transformer (Radford et al. 2019), with the options of `Architecture`."""
+
+    def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
+        self.architecture = a
+        init, dtype = nnx.initializers.normal(a.init_std), jnp.dtype(a.compute_dtype)
+        self.embedding = nnx.Embed(a.padded_vocab_size, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs)
+        if a.positions == "learned":
+            self.position_embedding = nnx.Embed(
+                a.context_length, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs
+            )
+        layer_rngs = nnx.Rngs(params=jax.random.split(rngs.params(), a.num_layers))
+        self.blocks = nnx.vmap(lambda rngs: Block(a, rngs=rngs))(layer_rngs)
+        self.final_norm = norm(a, a.embed_dim, rngs)
+        if not a.tie_embeddings:
+            self.head = nnx.Linear(
+                a.embed_dim, a.padded_vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
+            )
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        positions: Int[Array, "batch length"],
+        segment_ids: Int[Array, "batch length"] | None = None,
+        dropout_keys: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "batch length embed"], Cache | None]:
+        """Final hidden states, and the cache with these tokens added if one is given.
+
+        Args:
+          tokens: token ids.
+          positions: index of each token in its document. With a cache this is also the slot it is written to;
+            a position beyond the capacity marks padding and is not written.
+          segment_ids: which document of the row a token belongs to; tokens of different segments do not see
+            each other. None: one document a row. Not used with a cache.
+          dropout_keys: one random key a row, or None to evaluate.
+          cache: keys and values of earlier tokens.
+        """
+        a = self.architecture
+        x = self.embedding(tokens)
+        if a.positions == "learned":
+            x = x + self.position_embedding(jnp.minimum(positions, a.context_length - 1))
+        x = attention_lib.dropout(x, a.dropout, dropout_keys, 0)
+        if cache is None:
+            mask = attention_lib.causal_mask(segment_ids, tokens.shape[1])
+        else:
+            mask = attention_lib.cache_mask(positions, cache.capacity)
+        angles = None
+        if a.positions == "rope":
+            angles = attention_lib.rotary_angles(positions, a.head_dim, a.rope_theta)
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def body(x, layer_inputs):
+            layer, params, layer_cache = layer_inputs
+            return nnx.merge(graphdef, params)(
+                x,
+                mask=mask,
+                angles=angles,
+                positions=positions,
+                layer=layer,
+                dropout_keys=dropout_keys,
+                cache=layer_cache,
+            )
+
+        if a.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[a.remat], prevent_cse=False)
+        layers = jnp.arange(a.num_layers)
+        x, cache = jax.lax.scan(body, x, (layers, stacked, cache), unroll=a.scan_unroll)
+        return self.final_norm(x), None if cache is None else Cache(*cache)
+
+    def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
+        """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""
+        a = self.architecture
+        table = self.embedding.embedding[...].T if a.tie_embeddings else self.head.kernel[...]
+        logits = jnp.einsum("ble,ev->blv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if a.logit_softcap:
+            logits = a.logit_softcap * jnp.tanh(logits / a.logit_softcap)
+        if a.padded_vocab_size > a.vocab_size:
+            logits = jnp.where(jnp.arange(a.padded_vocab_size) < a.vocab_size, logits, attention_lib.MASKED)
+        return logits
+
+
+def initialise(architecture: Architecture, key: jax.Array) -> Params:
+    """Fresh parameters in float32. Jit it with out_shardings: the values do not depend on the sharding."""
+    return nnx.to_pure_dict(nnx.split(GPT(architecture, rngs=nnx.Rngs(params=key)))[1])
+
+
+def abstract_model(architecture: Architecture) -> tuple[nnx.GraphDef, Params]:
+    """The static graphdef and the shapes and dtypes of the parameters, without computing anything."""
+    model = nnx.eval_shape(lambda: GPT(architecture, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def bind(graphdef: nnx.GraphDef, params: Params) -> GPT:
+    """The model with these parameters, for use inside a pure function."""
+    return nnx.merge(graphdef, params)
+
+
+def parameter_count(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,137 @@
+"""One transformer block: attention and MLP, each behind a norm, each added to the residual stream."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from gptjax.model import attention as attention_lib
+from gptjax.model.architecture import Architecture
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU (Hendrycks and Gimpel 2016). Through erf, which costs half of the erfc in jax.nn.gelu."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 2.0**-0.5))
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": gelu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, "Primer"
+    "swiglu": jax.nn.silu,  # the gate of Shazeer 2020, "GLU variants"
+}
+
+
+def linear(a: Architecture, inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=a.use_bias,
+        dtype=jnp.dtype(a.compute_dtype),
+        kernel_init=nnx.initializers.normal(std),
+        rngs=rngs,
+    )
+
+
+def norm(a: Architecture, features: int, rngs: nnx.Rngs) -> nnx.Module:
+    dtype = jnp.dtype(a.compute_dtype)
+    if a.norm == "rmsnorm":
+        return nnx.RMSNorm(features, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(
+        features,
+        epsilon=a.norm_epsilon,
+        use_bias=a.use_bias,
+        use_fast_variance=True,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm."""
+
+    def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
+        self.architecture = a
+        heads, kv_heads = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+        self.query = linear(a, a.embed_dim, heads, a.init_std, rngs)
+        self.key = linear(a, a.embed_dim, kv_heads, a.init_std, rngs)
+        self.value = linear(a, a.embed_dim, kv_heads, a.init_std, rngs)
+        self.out = linear(a, heads, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
+        if a.qk_norm:
+            dtype = jnp.dtype(a.compute_dtype)
+            self.query_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
+            self.key_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        *,
+        mask: Bool[Array, "batch_or_one length keys"],
+        angles: tuple[Array, Array] | None,
+        positions: Int[Array, "batch length"],
+        cache: tuple[Array, Array] | None = None,
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array] | None]:
+        """With a cache, keys and values are written at `positions` (out of range: not written) first."""
+        a = self.architecture
+        q = self._heads(self.query(x), a.num_heads)
+        k = self._heads(self.key(x), a.num_kv_heads)
+        v = self._heads(self.value(x), a.num_kv_heads)
+        if a.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if angles is not None:
+            q, k = attention_lib.rotate(q, angles), attention_lib.rotate(k, angles)
+        if cache is not None:
+            rows = jnp.arange(x.shape[0])[:, None]
+            cache = k, v = tuple(
+                old.at[rows, positions].set(new, mode="drop") for old, new in zip(cache, (k, v), strict=True)
+            )
+        mixed = attention_lib.reference(q, k, v, mask)
+        return self.out(mixed.reshape(*x.shape[:2], -1)), cache
+
+    def _heads(self, x: Array, heads: int) -> Array:
+        return x.reshape(*x.shape[:2], heads, self.architecture.head_dim)
+
+
+class MLP(nnx.Module):
+    """down(activation(up(x))), or down(silu(gate(x)) * up(x)) for swiglu."""
+
+    def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
+        self.activation = a.activation
+        self.up = linear(a, a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        if a.activation == "swiglu":
+            self.gate = linear(a, a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        self.down = linear(a, a.mlp_dim, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
+
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
+        activation = ACTIVATIONS[self.activation]
+        if self.activation == "swiglu":
+            return self.down(activation(self.gate(x)) * self.up(x))
+        return self.down(activation(self.up(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block (Radford et al. 2019)."""
+
+    def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
+        self.rate = a.dropout
+        self.attention_norm = norm(a, a.embed_dim, rngs)
+        self.attention = Attention(a, rngs=rngs)
+        self.mlp_norm = norm(a, a.embed_dim, rngs)
+        self.mlp = MLP(a, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        *,
+        layer: Int[Array, ""],
+        dropout_keys: jax.Array | None,
+        cache: tuple[Array, Array] | None,
+        **attention_inputs,
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array] | None]:
+        mixed, cache = self.attention(self.attention_norm(x), cache=cache, **attention_inputs)
+        x = x + attention_lib.dropout(mixed, self.rate, dropout_keys, 2 * layer + 1)
+        x = x + attention_lib.dropout(self.mlp(self.mlp_norm(x)), self.rate, dropout_keys, 2 * layer + 2)
+        return x, cache

@@ -1,0 +1,212 @@
+"""Checkpoints on disk. Orbax is used here and nowhere else.
+
+WORKDIR/checkpoints/STEP/ holds `state` (the TrainState) and `metadata` (config, tokenizer, metrics), so that the
+directory of one step is self-contained. A save is asynchronous and atomic: it is written beside its place and
+renamed, so what `steps()` lists can always be restored.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from gptjax import config as config_lib
+from gptjax.errors import RunError, UserError
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.parallel import partition
+from gptjax.training.state import TrainState
+
+for name in ("absl", "orbax"):  # Orbax logs every phase of every save
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one work directory: the newest `keep` and the best by validation loss are kept."""
+
+    def __init__(self, workdir: Path, *, keep: int = 2):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics.get("validation_loss", float("inf")),
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            ),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()},
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: TrainState, *, config: config_lib.Config, tokenizer: str, metrics: dict[str, float]
+    ) -> None:
+        """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
+        metadata = {
+            "step": step,
+            "config": config.to_dict(),
+            "config_sha256": config_lib.sha256(config),
+            "tokenizer": tokenizer,
+            "metrics": metrics,
+        }
+        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
+        with _disk_errors(self):
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. Raises RunError if it could not be written."""
+        with _disk_errors(self):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, step: int, abstract_state: Any) -> TrainState:
+        """The state of a step, sharded as `abstract_state` says (not necessarily as it was saved)."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} is of another model or optimizer; use its own config "
+                f"or another --workdir ({_first_line(error)})"
+            ) from None
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+class _disk_errors:
+    """Turns what Orbax raises when a disk is full or not writable into a RunError that says what is safe."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None or isinstance(error, KeyboardInterrupt | RunError):
+            return False
+        directory = self._checkpoints.directory
+        good = finished_steps(directory)
+        safe = f"the last good checkpoint is {directory / str(good[-1])}" if good else "no checkpoint exists yet"
+        free = shutil.disk_usage(directory.parent).free / 2**20
+        raise RunError(
+            f"a checkpoint could not be written to {directory} ({free:.0f} MiB free): {_first_line(error)}; {safe}. "
+            "Free some space and run the same command to continue"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint read for use: everything that evaluation and generation need."""
+
+    path: Path
+    step: int
+    config: config_lib.Config
+    tokenizer: str
+    architecture: Architecture
+    graphdef: Any
+    params: gpt.Params
+
+
+def finished_steps(directory: Path) -> list[int]:
+    """Steps under a checkpoints directory whose save was completed, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / "metadata").exists())
+
+
+def find(workdir: Path, which: str = "best") -> Path:
+    """The directory of a checkpoint: `best` (lowest validation loss), `last` or a step. Raises UserError."""
+    workdir = Path(workdir)
+    if (workdir / "metadata").exists():
+        return workdir.absolute()
+    directory = workdir.absolute() / "checkpoints"
+    steps = finished_steps(directory)
+    if not steps:
+        raise UserError(f"no checkpoint in {directory}; train one with `python -m gptjax.train --workdir={workdir}`")
+    if which == "last":
+        return directory / str(steps[-1])
+    if which == "best":
+        losses = {step: read_metadata(directory / str(step))["metrics"].get("validation_loss") for step in steps}
+        scored = {step: loss for step, loss in losses.items() if loss is not None}
+        return directory / str(min(scored, key=scored.get) if scored else steps[-1])
+    if not which.isdigit() or int(which) not in steps:
+        raise UserError(f"--checkpoint={which}: choose best, last or one of {', '.join(map(str, steps))}")
+    return directory / which
+
+
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """Config, tokenizer and metrics stored with a checkpoint."""
+    path = checkpoint / "metadata" / "metadata"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
+
+
+def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt.Params | None = None) -> Trained:
+    """Reads the evaluation parameters (averaged ones if kept) of a checkpoint, without the optimizer state.
+
+    Args:
+      workdir: a work directory or the directory of one checkpoint.
+      which: best, last or a step.
+      shardings: function from abstract parameters to their shardings; default: all on one device.
+      like: abstract parameters of the model that wants them. Raises UserError listing what differs.
+    """
+    path = find(workdir, which)
+    metadata = read_metadata(path)
+    config = config_lib.from_json(json.dumps(metadata["config"]))
+    architecture = Architecture.from_config(config.model, 0)
+    graphdef, abstract = gpt.abstract_model(architecture)
+    if like is not None:
+        _check_same_parameters(path, abstract, like)
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        tree = jax.tree.map(lambda _: device, abstract)
+    else:
+        tree = shardings(abstract)
+    target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, tree)
+    item = "ema_params" if config.train.ema_decay > 0 else "params"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(
+            path / "state",
+            args=ocp.args.PyTreeRestore(
+                item={item: target},
+                restore_args={item: ocp.checkpoint_utils.construct_restore_args(target)},
+                partial_restore=True,
+            ),
+        )
+    return Trained(
+        path, metadata["step"], config, metadata["tokenizer"], architecture, graphdef, restored[item]
+    )
+
+
+def _check_same_parameters(path: Path, found: gpt.Params, wanted: gpt.Params) -> None:
+    shapes = [{partition.path_string(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (found, wanted)]
+    names = sorted(n for n in shapes[0] | shapes[1] if shapes[0].get(n) != shapes[1].get(n))
+    if names:
+        lines = "\n".join(f"  {n}: {shapes[0].get(n, 'missing')} there, {shapes[1].get(n, 'none')} here" for n in names)
+        raise UserError(f"the checkpoint {path} is of another model:\n{lines}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,95 @@
+"""manifest.json: what produced a run, so that "why do these two runs differ" has an answer."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gptjax import __version__
+from gptjax.config import Config, sha256
+from gptjax.optim import optimizers
+from gptjax.parallel import partition
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "tokenizers", "numpy")
+
+
+def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a run. `params` may be abstract; `data` is the token store's manifest."""
+    return {
+        "gptjax": __version__,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "command": sys.argv,
+        "environment": {k: os.environ[k] for k in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS") if k in os.environ},
+        "devices": {
+            "kind": mesh.devices.flat[0].device_kind,
+            "platform": mesh.devices.flat[0].platform,
+            "count": mesh.devices.size,
+            "processes": jax.process_count(),
+        },
+        "mesh": dict(mesh.shape),
+        "prng": {"implementation": str(jax.random.key_impl(jax.random.key(0))), "seed": config.seed},
+        "config_sha256": sha256(config),
+        "data": data,
+        "parameters": parameter_table(config, mesh, params),
+    }
+
+
+def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, Any]]:
+    """One row a parameter: path, shape, sharding, whether it is decayed, and which optimizer updates it."""
+    decayed = jax.tree.leaves(optimizers.decay_mask(params))
+    labels = jax.tree.leaves(optimizers.muon_labels(params))
+    rows = []
+    for (path, leaf), decay, label in zip(jax.tree_util.tree_flatten_with_path(params)[0], decayed, labels, strict=True):
+        name = partition.path_string(path)
+        rows.append(
+            {
+                "path": name,
+                "shape": list(leaf.shape),
+                "sharding": str(partition.partition_spec(name, leaf.shape, mesh)),
+                "init": initialisation(config, name),
+                "decay": decay,
+                "optimizer": label if config.optimizer.name == "muon" else config.optimizer.name,
+            }
+        )
+    return rows
+
+
+def initialisation(config: Config, path: str) -> str:
+    """How a parameter starts, in words."""
+    if path.endswith("scale"):
+        return "ones"
+    if path.endswith("bias"):
+        return "zeros"
+    if path.startswith(("blocks/attention/out", "blocks/mlp/down")):
+        return f"normal({config.model.init_std} / sqrt(2 x {config.model.num_layers}))"
+    return f"normal({config.model.init_std})"
+
+
+def git_state() -> dict[str, str] | None:
+    """Commit and hash of the uncommitted difference of the checkout this package runs from, if it is one."""
+    root = Path(__file__).parent.parent.parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return result.stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()) != root.resolve():
+            return None
+        diff = git("diff", "HEAD")
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,126 @@
+"""metrics.jsonl, the line on the terminal, TensorBoard: where the numbers of a run go."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gptjax.errors import RunError
+
+
+class MetricsLog:
+    """Appends one JSON object a line to WORKDIR/metrics.jsonl; every plot and report is derived from it.
+
+    A run that continues at `step` first drops the lines after it, so that no step is ever told twice.
+    """
+
+    def __init__(self, workdir: Path, *, step: int = 0, tensorboard: bool = False):
+        self.path = workdir / "metrics.jsonl"
+        self._drop_after(step)
+        self._file = self.path.open("a", buffering=1)
+        self._tensorboard = _tensorboard_writer(workdir, step) if tensorboard else None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Numbers are rounded to float32's seven digits at most by JSON's repr; NaN and infinity become null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        if self._tensorboard:
+            for name, value in clean.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def _drop_after(self, step: int) -> None:
+        lines = read(self.path) if self.path.exists() else []
+        kept = [line for line in lines if line["step"] <= step] if step else []
+        if len(kept) < len(lines) or not lines:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, self.path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _tensorboard_writer(workdir: Path, step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+
+class Display:
+    """A progress line on a terminal; elsewhere one plain line at each evaluation. Only one process speaks."""
+
+    def __init__(self, num_steps: int, *, start: int = 0, enabled: bool = True):
+        self.console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self._live = self.console.is_terminal and enabled
+        self._progress = Progress(
+            TextColumn("[bold]step {task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("train", total=num_steps, completed=start, numbers="compiling")
+        self._progress.start()
+
+    def train(self, line: dict[str, Any]) -> None:
+        numbers = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in line:
+            numbers += f"  MFU {line['mfu']:.0%}"
+        numbers += f"  data wait {line['data_wait_s'] / max(line['step_time_s'], 1e-9):.0%}"
+        self._progress.update(self._task, completed=line["step"], numbers=numbers)
+
+    def validation(self, line: dict[str, Any]) -> None:
+        self.print(
+            f"step {line['step']:>6}  validation loss {line['loss']:.4f}  perplexity {line['perplexity']:.2f}"
+            f"  bits per byte {line['bits_per_byte']:.4f}  ({line['wall_time_s']:.0f} s)"
+        )
+
+    def print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+        sys.stderr.flush()
+
+
+class DivergenceGuard:
+    """Raises RunError on NaN, or when the loss stays `threshold` nats above its lowest for `patience` lines."""
+
+    def __init__(self, threshold: float, patience: int = 5):
+        self.threshold, self.patience = threshold, patience
+        self.lowest, self.above = math.inf, 0
+
+    def check(self, step: int, loss: float, advice: str) -> None:
+        if not math.isfinite(loss):
+            raise RunError(f"the training loss is {loss} at step {step}. {advice}")
+        self.lowest = min(self.lowest, loss)
+        self.above = self.above + 1 if loss > self.lowest + self.threshold else 0
+        if self.above >= self.patience:
+            raise RunError(
+                f"the training loss diverged: {loss:.3f} at step {step}, {loss - self.lowest:.2f} nats above its "
+                f"lowest (train.divergence_threshold={self.threshold}). {advice}"
+            )
