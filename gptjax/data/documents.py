@@ -1,0 +1,84 @@
+"""A document, and the one rule by which a long document is delivered in parts."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NotRequired, TypedDict
+
+PART_CHARACTERS = 1_000_000
+
+
+class Document(TypedDict):
+    """One text of a corpus, or one part of a text that is too long to be held at once.
+
+    The parts of a text follow each other, share `id` and are numbered by `part` from 0. Everything but `text`
+    and `part` is the same in all of them.
+    """
+
+    text: str
+    id: str
+    source: str
+    part: NotRequired[int]
+    split: NotRequired[str]  # train, validation or test, where the source itself fixes it
+    split_key: NotRequired[str]  # what the document split hashes; the text where it is absent
+    prompt: NotRequired[str]
+    references: NotRequired[list[str]]
+
+
+# A byte-level BPE never merges across these borders, so a text cut here keeps its token ids. The first two
+# hold for the pre-tokenisation of every GPT-2 descendant, the third for GPT-2's own.
+_CUTS = (
+    re.compile(r"(?s:.*)\S(?= \S)"),
+    re.compile(r"(?s:.*)\S\n(?=\S)"),
+    re.compile(r"(?s:.*)\S(?=\s)"),
+)
+
+
+def split_text(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """Joins `pieces` and cuts the result into parts of at most `size` characters.
+
+    A part ends before the last space between two words; in text without such a space, at a line end; in text
+    without white space, after exactly `size` characters. The parts joined are the pieces joined. At least one
+    part is delivered, which is empty where the text is.
+
+    Args:
+      pieces: consecutive pieces of one text, each small enough to be held in memory.
+      size: the most characters in a part.
+    """
+    buffer = ""
+    delivered = False
+    for piece in pieces:
+        buffer += piece
+        while len(buffer) > size:
+            cut = _last_cut(buffer, size)
+            yield buffer[:cut]
+            buffer, delivered = buffer[cut:], True
+    if buffer or not delivered:
+        yield buffer
+
+
+def _last_cut(text: str, size: int) -> int:
+    for pattern in _CUTS:
+        # The pattern looks at up to two characters after the cut.
+        if (match := pattern.match(text, 0, size + 2)) and match.end() <= size:
+            return match.end()
+    return size
+
+
+def in_parts(document: Document, pieces: Iterable[str] | None = None) -> Iterator[Document]:
+    """Delivers `document`, whose text is `pieces` joined (default: its own text), as one or more parts."""
+    if pieces is None:
+        text = document["text"]
+        if len(text) <= PART_CHARACTERS:
+            yield document
+            return
+        pieces = (text[i : i + PART_CHARACTERS] for i in range(0, len(text), PART_CHARACTERS))
+    parts = split_text(pieces, PART_CHARACTERS)
+    first = next(parts)
+    second = next(parts, None)
+    if second is None:
+        yield {**document, "text": first}
+        return
+    yield {**document, "text": first, "part": 0}
+    yield {**document, "text": second, "part": 1}
+    for number, text in enumerate(parts, start=2):
+        yield {**document, "text": text, "part": number}

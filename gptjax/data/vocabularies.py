@@ -1,0 +1,146 @@
+"""How the vocabulary of each kind of tokenizer is made. Everything returned is a `tokenizers.Tokenizer`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gptjax.errors import UserError
+
+MAX_TRAINING_CHARACTERS = 64_000_000
+ANY_CHARACTER = r"[\s\S]"  # Oniguruma, which reads this, has no (?s:.)
+
+
+def _byte_symbols() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary: GPT-2's `bytes_to_unicode`."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte) if byte in shown else chr(256 + hidden.index(byte)) for byte in range(256)]
+
+
+BYTE_SYMBOLS = _byte_symbols()
+
+
+def characters(texts: Iterable[str], end_of_text: str) -> Any:
+    """One id for each character seen, in code point order. Raises UserError where there is no text."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    if not seen:
+        raise UserError("the tokenizer char takes its vocabulary from the corpus, and the corpus has no text")
+    vocabulary = {character: i for i, character in enumerate(sorted(seen))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([end_of_text])
+    return tokenizer
+
+
+def all_bytes(end_of_text: str) -> Any:
+    """The 256 bytes, whose ids are their values."""
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+    return _byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=[])), end_of_text, use_regex=False)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
+    """A byte-level BPE of `vocab_size` ids, or of fewer where the texts have no more pairs to merge.
+
+    Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    sample = _even_sample(texts, MAX_TRAINING_CHARACTERS)
+    if not sample:
+        raise UserError(
+            f"the tokenizer bpe:{vocab_size} is trained on the corpus, and the corpus has no text"
+        )
+    tokenizer = _byte_level(Tokenizer(models.BPE()), None)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer, length=len(sample))
+    tokenizer.add_special_tokens([end_of_text])
+    return tokenizer
+
+
+def _even_sample(texts: Iterable[str], max_characters: int) -> list[str]:
+    """Every text while they fit, then every second, every fourth, and so on: spread over the whole corpus."""
+    sample: list[str] = []
+    characters = 0
+    stride = 1
+    for index, text in enumerate(text for text in texts if text):
+        if index % stride:
+            continue
+        sample.append(text)
+        characters += len(text)
+        while characters > max_characters and len(sample) > 1:
+            sample = sample[::2]
+            stride *= 2
+            characters = sum(map(len, sample))
+    return sample
+
+
+def hugging_face(name: str, end_of_text: str) -> tuple[Path, Any]:
+    """The directory of a Hugging Face tokenizer and the tokenizer in it.
+
+    Args:
+      name: a directory, a tokenizer.json file, or a name on the Hugging Face hub.
+      end_of_text: added to a bare vocabulary and merges where they lack it.
+
+    Raises:
+      UserError: the directory holds no tokenizer, or the hub cannot be reached or does not know the name.
+    """
+    from tokenizers import Tokenizer, models
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.parent, _read(path, Tokenizer.from_file, str(path))
+    directory = path if path.is_dir() else _download(name)
+    if (directory / "tokenizer.json").is_file():
+        return directory, _read(directory, Tokenizer.from_file, str(directory / "tokenizer.json"))
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (directory / vocabulary).is_file() and (directory / merges).is_file():
+            model = _read(
+                directory, models.BPE.from_file, str(directory / vocabulary), str(directory / merges)
+            )
+            return directory, _byte_level(Tokenizer(model), end_of_text)
+    raise UserError(
+        f"tokenizer 'hf:{name}': {directory} has neither tokenizer.json, nor vocab.json with merges.txt, nor "
+        "encoder.json with vocab.bpe; name a directory that has"
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    files = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except Exception as error:  # no network, no such name, no permission, not a name at all
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"tokenizer 'hf:{name}': there is no such directory, and the Hugging Face hub did not give it "
+            f"({reason}); name a local directory with tokenizer.json"
+        ) from None
+
+
+def _read(path: Path, read: Any, *arguments: str) -> Any:
+    try:
+        return read(*arguments)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"tokenizer 'hf:{path}' cannot be read: {error}") from None
+
+
+def _byte_level(tokenizer: Any, end_of_text: str | None, *, use_regex: bool = True) -> Any:
+    from tokenizers import decoders, pre_tokenizers
+
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.decoder = decoders.ByteLevel()
+    if end_of_text is not None:
+        tokenizer.add_special_tokens([end_of_text])
+    return tokenizer
