@@ -71,6 +71,12 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         raise UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
 
 
+def data_progress(stage: str, done: int, total: int | None) -> None:
+    """Shows how far the building of a token store is, on one line of a terminal."""
+    share = f"{done / total:4.0%}" if total else f"{done / 1e6:.1f}M characters"
+    print(f"\r{stage} {share}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Calls main(argv) and turns its errors into an exit status and one last line on stderr."""
     argv = sys.argv if argv is None else argv

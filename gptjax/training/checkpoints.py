@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gptjax import config as config_lib
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -56,14 +57,14 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(
-        self, step: int, state: TrainState, *, config: config_lib.Config, tokenizer: str, metrics: dict[str, float]
+        self, step: int, state: TrainState, *, config: config_lib.Config, tokenizer: Tokenizer, metrics: dict[str, float]
     ) -> None:
         """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
         metadata = {
             "step": step,
             "config": config.to_dict(),
             "config_sha256": config_lib.sha256(config),
-            "tokenizer": tokenizer,
+            "tokenizer": {"json": tokenizer.to_str(), "eot_token": tokenizer.eot_token},
             "metrics": metrics,
         }
         items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
@@ -120,7 +121,7 @@ class Trained:
     path: Path
     step: int
     config: config_lib.Config
-    tokenizer: str
+    tokenizer: Tokenizer
     architecture: Architecture
     graphdef: Any
     params: gpt.Params
@@ -162,6 +163,12 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
 
 
+def read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
+    """The tokenizer stored with a checkpoint."""
+    stored = metadata["tokenizer"]
+    return Tokenizer.from_str(stored["json"], eot_token=stored["eot_token"])
+
+
 def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt.Params | None = None) -> Trained:
     """Reads the evaluation parameters (averaged ones if kept) of a checkpoint, without the optimizer state.
 
@@ -195,7 +202,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt
             ),
         )
     return Trained(
-        path, metadata["step"], config, metadata["tokenizer"], architecture, graphdef, restored[item]
+        path, metadata["step"], config, read_tokenizer(metadata), architecture, graphdef, restored[item]
     )
 
 

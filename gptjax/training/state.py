@@ -17,7 +17,7 @@ from gptjax.parallel import partition
 class TrainState:
     """Parameters, optimizer state and, with an average, `ema_params`; `step` counts the updates made."""
 
-    step: jax.Array
+    step: Any  # an array; in a tree that describes a state, a shape or a sharding
     params: gpt.Params
     opt_state: optax.OptState
     ema_params: gpt.Params | None

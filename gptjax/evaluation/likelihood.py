@@ -1,0 +1,215 @@
+"""Exact likelihood of a whole split: every token scored once, whatever the batch size.
+
+A document of n tokens is scored as n + 1 predictions: its tokens, the first from the end-of-text token before it,
+and the end-of-text token that closes it. Documents longer than the context are covered by windows that start
+every `stride` tokens; a window scores only the tokens that the one before it has not. Windows of several documents
+share a row and do not see each other.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from gptjax.data.store import TokenSplit
+from gptjax.errors import UserError
+from gptjax.evaluation.confidence import Estimate, ratio_interval
+from gptjax.model import gpt
+from gptjax.objectives.language_modeling import token_losses
+from gptjax.parallel import partition
+
+MIN_DOCUMENTS = 20  # with fewer, intervals resample windows instead of documents
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Pieces of documents to score, one entry a window (all int64 [windows])."""
+
+    document: np.ndarray
+    start: np.ndarray  # of the inputs, in tokens of the split
+    length: np.ndarray  # inputs = predictions
+    skip: np.ndarray  # predictions at the beginning that an earlier window has scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Sums by window: negative log-likelihood in nats, tokens scored, tokens predicted right, bytes of text."""
+
+    document: np.ndarray
+    nll: np.ndarray
+    tokens: np.ndarray
+    correct: np.ndarray
+    num_bytes: np.ndarray
+    signature: str
+
+    @property
+    def loss(self) -> float:
+        """Nats per token over the whole split: sum of losses / sum of tokens."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.nll.sum() / (np.log(2) * self.num_bytes.sum()))
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.sum() / self.tokens.sum())
+
+    def estimates(self, identity: str = "", seed: int = 0) -> dict[str, Estimate]:
+        """perplexity, nll, bits_per_byte and accuracy with 95 % intervals over documents (or windows, if few).
+
+        n is the number of tokens scored. `identity` names tokenizer and data in the signature.
+        """
+        documents = np.unique(self.document)
+        by_document = len(documents) >= MIN_DOCUMENTS
+        groups = np.searchsorted(documents, self.document) if by_document else np.arange(len(self.document))
+        nll, tokens, correct, num_bytes = (
+            np.bincount(groups, values) for values in (self.nll, self.tokens, self.correct, self.num_bytes)
+        )
+        unit = "document" if by_document else "window"
+        signature = f"{identity}|{self.signature}|ci:bootstrap-{unit}-1000".lstrip("|")
+        n = int(self.tokens.sum())
+
+        def estimate(value, numerators, denominators, transform=None):
+            interval = ratio_interval(numerators, denominators, seed=seed, transform=transform)
+            return Estimate(value, list(interval), n, signature)
+
+        return {
+            "perplexity": estimate(float(np.exp(self.loss)), nll, tokens, np.exp),
+            "nll": estimate(self.loss, nll, tokens),
+            "bits_per_byte": estimate(self.bits_per_byte, nll / np.log(2), num_bytes),
+            "accuracy": estimate(self.accuracy, correct, tokens),
+        }
+
+
+class Scorer:
+    """Scores splits with one compiled program for a fixed batch shape."""
+
+    def __init__(self, graphdef: nnx.GraphDef, mesh: Mesh, *, context_length: int, batch_size: int):
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.context_length, self.mesh = context_length, mesh
+        self.batch_size = -(-batch_size // shards) * shards
+        self._token_scores = jax.jit(partial(_token_scores, graphdef), out_shardings=partition.replicated(mesh))
+
+    def score(
+        self,
+        params: gpt.Params,
+        split: TokenSplit,
+        *,
+        eot_id: int,
+        stride: int = 0,
+        max_tokens: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Likelihood:
+        """The likelihood of a split (its first `max_tokens` tokens, 0 = all). stride 0 = context_length."""
+        stride = stride or self.context_length
+        if not 0 < stride <= self.context_length:
+            raise UserError(f"stride {stride} must be between 1 and the context length {self.context_length}")
+        end = min(split.num_tokens, max_tokens or split.num_tokens)
+        windows = plan_windows(split.document_starts, end, self.context_length, stride)
+        count = len(windows.start)
+        nll, correct = np.zeros(count), np.zeros(count)
+        pending: tuple | None = None
+        done = 0
+        for batch, owner in _batches(split, windows, self.context_length, self.batch_size, eot_id):
+            scores = self._token_scores(params, partition.to_device(batch, self.mesh))
+            if pending:
+                _accumulate(nll, correct, *pending)
+            pending = (scores, owner)
+            done += 1
+            if progress:
+                progress(int(owner.max()) + 1, count)
+        _accumulate(nll, correct, *pending)
+        tokens = (windows.length - windows.skip).astype(np.float64)
+        signature = (
+            f"context:{self.context_length}|stride:{stride}|tokens:{int(tokens.sum())}|"
+            f"bytes:{int(round(_bytes(split, windows, tokens, end).sum()))}|eot:scored"
+        )
+        return Likelihood(windows.document, nll, tokens, correct, _bytes(split, windows, tokens, end), signature)
+
+
+def plan_windows(document_starts: np.ndarray, num_tokens: int, context_length: int, stride: int) -> Windows:
+    """The windows that score every prediction of every document exactly once."""
+    starts = document_starts[document_starts < num_tokens]
+    lengths = np.diff(np.append(starts, num_tokens))
+    counts = 1 + np.maximum(0, -(-(lengths - context_length) // stride))
+    document = np.repeat(np.arange(len(starts)), counts)
+    index = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    offset = index * stride
+    length = np.minimum(context_length, lengths[document] - offset)
+    skip = np.where(index == 0, 0, context_length - stride)
+    return Windows(document, starts[document] + offset, length, skip)
+
+
+def unigram_nll(train: TokenSplit, evaluated: TokenSplit, vocab_size: int) -> float:
+    """Nats per token of `evaluated` under add-one-smoothed token frequencies of `train`: a floor to beat."""
+
+    def counts(split):
+        total = np.zeros(vocab_size, np.int64)
+        for start in range(0, split.num_tokens, 1 << 20):
+            tokens = split.read(start, min(1 << 20, split.num_tokens - start))
+            total += np.bincount(tokens, minlength=vocab_size)
+        return total
+
+    frequencies = counts(train) + 1
+    evaluated_counts = counts(evaluated)
+    log_probabilities = np.log(frequencies) - np.log(frequencies.sum())
+    return float(-(evaluated_counts * log_probabilities).sum() / evaluated_counts.sum())
+
+
+def _token_scores(graphdef: nnx.GraphDef, params: gpt.Params, batch: dict[str, jax.Array]):
+    model = gpt.bind(graphdef, params)
+    hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
+    logits = model.logits(hidden)
+    nll, _ = token_losses(logits, batch["targets"])
+    return nll, logits.argmax(-1) == batch["targets"]
+
+
+def _batches(
+    split: TokenSplit, windows: Windows, context_length: int, batch_size: int, eot_id: int
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Windows packed next-fit into rows: (batch, owner), owner [B, T] being the window scored there or -1."""
+    shape = (batch_size, context_length)
+
+    def empty():
+        batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+        return batch, np.full(shape, -1, np.int64)
+
+    batch, owner = empty()
+    row, column, segment = 0, 0, 0
+    for index, (start, length, skip) in enumerate(zip(windows.start, windows.length, windows.skip, strict=True)):
+        if column + length > context_length:
+            row, column, segment = row + 1, 0, 0
+        if row == batch_size:
+            yield batch, owner
+            batch, owner = empty()
+            row = 0
+        segment += 1
+        place = np.s_[row, column : column + length]
+        available = min(length + 1, split.num_tokens - start)
+        tokens = split.read(int(start), int(available))
+        batch["tokens"][place] = tokens[:length]
+        batch["targets"][place] = tokens[1:] if available > length else np.append(tokens[1:], eot_id)
+        batch["segment_ids"][place] = segment
+        batch["positions"][place] = np.arange(length)
+        owner[row, column + skip : column + length] = index
+        column += length
+    yield batch, owner
+
+
+def _accumulate(nll: np.ndarray, correct: np.ndarray, scores: tuple[jax.Array, jax.Array], owner: np.ndarray) -> None:
+    token_nll, token_correct = (np.asarray(s, np.float64) for s in scores)
+    scored = owner >= 0
+    np.add.at(nll, owner[scored], token_nll[scored])
+    np.add.at(correct, owner[scored], token_correct[scored])
+
+
+def _bytes(split: TokenSplit, windows: Windows, tokens: np.ndarray, end: int) -> np.ndarray:
+    """A document's bytes, shared over its windows by tokens scored; one cut by max_tokens counts in proportion."""
+    full = np.diff(np.append(split.document_starts, split.num_tokens))
+    share = tokens / full[windows.document]
+    return split.document_bytes[windows.document] * share

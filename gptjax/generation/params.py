@@ -1,0 +1,51 @@
+"""What a person may ask of a completion."""
+
+import dataclasses
+
+from gptjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn, and where a completion ends.
+
+    Attributes:
+      max_new_tokens: tokens generated at most.
+      temperature: the logits are divided by this; 0 takes the most probable token.
+      top_k: only the k most probable tokens; 0 = all.
+      top_p: only the smallest set of tokens with at least this probability; 1 = all.
+      min_p: only tokens at least this many times as probable as the most probable one; 0 = all.
+      repetition_penalty: divides the scores of tokens that are already in the text; 1 = none.
+      stop: texts that end a completion, and are not part of it.
+      seed: of the draws. The same seed, prompt and index of the prompt give the same tokens.
+      ignore_eos: goes on after an end-of-text token.
+    """
+
+    max_new_tokens: int = 100
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    ignore_eos: bool = False
+
+    def validate(self) -> None:
+        """Raises one UserError with every value that is out of its range."""
+        infinity = float("inf")
+        checks = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < infinity, "0 (the most probable token) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all tokens)"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 (all tokens) and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < infinity, "more than 0; 1 is no penalty"),
+            ("stop", all(self.stop), "texts that are not empty"),
+            ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
+        )
+        problems = [
+            f"{name} is {getattr(self, name)}; expected {rule}" for name, ok, rule in checks if not ok
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
