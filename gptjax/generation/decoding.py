@@ -106,9 +106,9 @@ def decode(
         active = remaining > 0
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.positions)
         token, log_probability = sampling.sample(state.logits, state.seen, controls, keys)
-        slots = jnp.where(active, state.positions, state.cache.capacity)
+        # A row that has ended computes on, in a slot that no other token reads.
         model = gpt.bind(graphdef, params)
-        hidden, cache = model.hidden(token[:, None], positions=slots[:, None], cache=state.cache)
+        hidden, cache = model.hidden(token[:, None], positions=state.positions[:, None], cache=state.cache)
         state = State(
             cache=cache,
             logits=model.logits(hidden)[:, 0],

@@ -76,7 +76,7 @@ class Generator:
 
     @classmethod
     def from_trained(cls, trained: Trained, **options) -> "Generator":
-        """A generator for a checkpoint, with the tokenizer stored in it."""
+        """A generator for a checkpoint."""
         return cls(trained.architecture, trained.graphdef, trained.params, trained.tokenizer, **options)
 
     def complete(

@@ -1,0 +1,164 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.evaluation.references import bleu, choose_tokenizer, chrf, read_prompts
+
+HYPOTHESES = [
+    "The cat sat on the mat near the door.",
+    "A list is a mutable sequence of items.",
+    "",
+    "It returns the length, of the object - always.",
+    "Nothing here agrees at all",
+    "Dictionaries keep the order of insertion.",
+]
+REFERENCES = [
+    ["The cat sat on the mat by the door.", "A cat was sitting on the mat near a door."],
+    ["A list is a mutable sequence."],
+    ["An empty answer is allowed."],
+    ["Return the length of an object.", "It returns the length of the object, always."],
+    ["Something else entirely was expected."],
+    ["Dictionaries preserve the order of insertion."],
+]
+CHINESE = ["猫坐在门边的垫子上。", "列表是可变的序列。"]
+CHINESE_REFERENCES = [["猫坐在门旁边的垫子上。"], ["列表是一种可变序列。"]]
+
+
+def sacrebleu_cli(tmp_path, hypotheses, references_list, *options):
+    """The JSON that the sacrebleu command prints; an item's first reference stands in for those it lacks.
+
+    A repeated reference changes no score: both metrics take the best over references.
+    """
+    width = max(map(len, references_list))
+    files = []
+    for stream in range(width):
+        lines = [refs[stream] if stream < len(refs) else refs[0] for refs in references_list]
+        files.append(tmp_path / f"references{stream}")
+        files[-1].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    system = tmp_path / "hypotheses"
+    system.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+    command = [sys.executable, "-m", "sacrebleu", *files, "-i", system, "--confidence", "--width=6", *options]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"), [(bleu, ["-m", "bleu"]), (chrf, ["-m", "chrf"])], ids=["bleu", "chrf"]
+)
+@pytest.mark.parametrize(
+    "references_list", [REFERENCES, [references[:1] for references in REFERENCES]], ids=["ragged", "single"]
+)
+def test_agrees_with_the_sacrebleu_command(tmp_path, metric, options, references_list):
+    estimate = metric(HYPOTHESES, references_list)
+    printed = sacrebleu_cli(tmp_path, HYPOTHESES, references_list, *options)
+    low, high = estimate.ci95
+    assert round(estimate.value, 6) == printed["score"]
+    assert (low + high) / 2 == pytest.approx(printed["confidence_mean"], abs=2e-6)
+    assert (high - low) / 2 == pytest.approx(printed["confidence_var"], abs=2e-6)
+    assert estimate.n == len(HYPOTHESES)
+    number = "var" if references_list is REFERENCES else "1"
+    assert estimate.signature == printed["signature"].replace(f"nrefs:{printed['nrefs']}", f"nrefs:{number}")
+
+
+def test_chinese_agrees_with_the_sacrebleu_command(tmp_path):
+    estimate = bleu(CHINESE, CHINESE_REFERENCES, tokenize="zh")
+    printed = sacrebleu_cli(tmp_path, CHINESE, CHINESE_REFERENCES, "--tokenize", "zh")
+    assert round(estimate.value, 6) == printed["score"]
+    assert estimate.signature == printed["signature"]
+    assert "tok:zh" in estimate.signature
+    assert estimate.value > bleu(CHINESE, CHINESE_REFERENCES).value  # 13a sees one word a sentence
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf])
+def test_limits_of_the_scale(metric):
+    sentences = ["one two three four five", "six seven eight nine ten"]
+    same = metric(sentences, [[sentence] for sentence in sentences])
+    assert same.value == pytest.approx(100)
+    assert same.ci95 == pytest.approx([100, 100])
+    empty = metric(["", ""], [["one two three four five"], ["six"]])
+    assert (empty.value, empty.ci95) == (0.0, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf])
+def test_one_item_has_no_interval(metric):
+    estimate = metric(["the cat sat on the mat"], [["the cat sat on a mat"]])
+    assert all(math.isnan(bound) for bound in estimate.ci95)
+    assert "bs:" not in estimate.signature
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf])
+def test_what_cannot_be_scored_is_named(metric):
+    with pytest.raises(UserError, match="2 hypotheses but references for 1 items"):
+        metric(["a", "b"], [["a"]])
+    with pytest.raises(UserError, match="item 1 has no reference"):
+        metric(["a", "b"], [["a"], []])
+    with pytest.raises(UserError, match="no hypotheses"):
+        metric([], [])
+
+
+def test_unknown_tokenizer():
+    with pytest.raises(UserError, match=r"'chinese' is unknown; choose from .*zh"):
+        bleu(["a"], [["a"]], tokenize="chinese")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["The cat sat."], "13a"),
+        (["猫坐在垫子上。"], "zh"),
+        (["猫坐在垫子上，垫子在门边。", "JAX"], "zh"),
+        (["the character 猫 means cat"], "13a"),
+        (["\U00020000\U0002a700"], "zh"),  # extensions B and C
+        (["ねこがすわった"], "13a"),
+        (["42!"], "13a"),
+        ([], "13a"),
+    ],
+)
+def test_tokenizer_follows_the_script_of_most_letters(texts, expected):
+    assert choose_tokenizer(texts) == expected
+
+
+def test_prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "Q: 猫?", "references": ["a", "b\u2028c"]}\n\n{"prompt": "", "reference": "c"}\r\n',
+        encoding="utf-8",
+    )
+    assert read_prompts(path) == [
+        {"prompt": "Q: 猫?", "references": ["a", "b\u2028c"]},
+        {"prompt": "", "references": ["c"]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"prompts.jsonl:2: not JSON"),
+        ("[1]", r'prompts.jsonl:2: expected {"prompt"'),
+        ('{"references": ["a"]}', r'prompts.jsonl:2: "prompt" must be a text, not null'),
+        ('{"prompt": "a"}', r'prompts.jsonl:2: "references" must be a list'),
+        ('{"prompt": "a", "references": []}', r'prompts.jsonl:2: "references" must be a list'),
+        ('{"prompt": "a", "references": ["b", 3]}', r'prompts.jsonl:2: "references" must be a list'),
+        ('{"prompt": "a", "references": ["b"], "reference": "c"}', r"prompts.jsonl:2: has both"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "reference": "b"}\n' + line, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_prompts(path)
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    with pytest.raises(UserError, match=r"prompts.jsonl: No such file"):
+        read_prompts(path)
+    path.write_text("\n \n")
+    with pytest.raises(UserError, match=r"prompts.jsonl has no prompts"):
+        read_prompts(path)
+    path.write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(UserError, match="byte 12 is not UTF-8"):
+        read_prompts(path)

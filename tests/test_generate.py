@@ -1,0 +1,146 @@
+"""The verb, on a checkpoint of a model that was never trained."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import optax
+import pytest
+
+from gptjax import cli, generate
+from gptjax import config as config_lib
+from gptjax.data.tokenizers import build_tokenizer
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.training.checkpoints import Checkpoints
+from gptjax.training.state import create_state
+
+
+def save_checkpoint(workdir, tokenizer):
+    config = config_lib.get_default()
+    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=32)
+    config.model.vocab_size = tokenizer.vocab_size
+    params = gpt.initialise(Architecture.from_config(config.model, 0), jax.random.key(0))
+    state = create_state(params, optax.identity(), ema=False)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(1, state, config=config, tokenizer=tokenizer, metrics={"validation_loss": 1.0})
+    checkpoints.wait()
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("run"), build_tokenizer("byte"))
+
+
+@pytest.fixture
+def run(workdir, capsys):
+    """Runs the verb; returns its exit status, standard output and the last line of standard error."""
+
+    def run(*arguments, workdir=workdir):
+        status = cli.run(
+            generate.main, ["generate", f"--workdir={workdir}", "--max_new_tokens=5", *arguments]
+        )
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.strip()
+
+    return run
+
+
+def test_the_same_command_prints_the_same_text(run):
+    first, second, other = (run("--prompt=ab", f"--seed={seed}") for seed in (1, 1, 2))
+    assert first[0] == 0
+    assert first == second != other
+
+
+def test_samples_of_one_prompt_differ(run):
+    status, out, _ = run("--prompt=", "--num_samples=2", "--checkpoint=1", "--ignore_eos")
+    assert status == 0
+    _, first, second = out.split("--- ")
+    assert first.startswith("1 of 2\n") and second.startswith("2 of 2\n")
+    assert first[7:] != second[7:]
+
+
+def test_file_to_file_keeps_the_objects_and_their_order(run, tmp_path):
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    requests = [{"id": 7, "prompt": "一"}, {"prompt": "much longer"}, {"prompt": "", "tags": ["x"]}]
+    prompts.write_text("\n\n".join(json.dumps(request) for request in requests))
+    status, out, _ = run(f"--prompts={prompts}", f"--output={output}", "--num_samples=2", "--batch_size=4")
+    assert status == 0 and str(output) in out
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [{k: line[k] for k in line if k not in ("completion", "finish_reason")} for line in lines] == [
+        request for request in requests for _ in range(2)
+    ]
+    assert all(line["finish_reason"] in ("stop", "length") for line in lines)
+    assert len({line["completion"] for line in lines}) > 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"not json", "line 2"),
+        (b"[1]", "line 2: it is a list"),
+        (b'{"text": "x"}', 'line 2: it has no text "prompt"'),
+        (b'{"prompt": 3}', "line 2"),
+        (b'{"prompt": "\xff"}', "line 2"),
+        (b'{"prompt": "\\ud800"}', "line 2"),
+    ],
+)
+def test_a_bad_line_is_named(run, tmp_path, line, message):
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_bytes(b'{"prompt": "good"}\n' + line + b"\n")
+    status, _, err = run(f"--prompts={prompts}", f"--output={output}")
+    assert status == 2 and message in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--prompt=TEXT or --prompts="),
+        (["--prompt=a", "--prompts=b"], "either"),
+        (["--prompts=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--prompt=a", "--output=/nowhere/out.jsonl"], "/nowhere/out.jsonl"),
+        (["--prompt=a", "--temperature=-1", "--top_p=2"], "temperature is -1.0"),
+        (["--prompt=a", "--num_samples=0"], "num_samples is 0"),
+        (["--prompt=a", "--checkpoint=9"], "--checkpoint=9"),
+        (["--prompt=" + "long" * 20], "81 tokens"),
+        (["--prompt=a", "--temprature=1"], "temperature"),
+        (["--prompt=a", "--stop="], "stop"),
+    ],
+)
+def test_wrong_requests(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err.splitlines()[-1]
+
+
+def test_a_workdir_without_checkpoints(run, tmp_path):
+    status, _, err = run("--prompt=a", workdir=tmp_path / "missing")
+    assert status == 2 and "no checkpoint" in err
+
+
+def test_a_character_that_the_model_does_not_know(run, tmp_path):
+    workdir = save_checkpoint(tmp_path / "run", build_tokenizer("char", ["abc"]))
+    assert run("--prompt=ab", workdir=workdir)[0] == 0
+    status, _, err = run("--prompt=aé", workdir=workdir)
+    assert status == 2 and "'é'" in err
+
+
+def test_help_shows_every_flag_without_importing_jax():
+    code = "import sys; from gptjax import cli, generate; cli.run(generate.main, ['generate', '--help'])"
+    check = f"try:\n    {code.replace('; ', chr(10) + '    ')}\nfinally:\n    assert 'jax' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for flag in (
+        "--workdir",
+        "--prompts",
+        "--temperature",
+        "--repetition_penalty",
+        "--stop",
+        "e.g. --top_p=0.95",
+    ):
+        assert flag in result.stdout
