@@ -26,7 +26,7 @@ $(VENV)/.base: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(INSTALL) --editable '.[dev,tensorboard]'
+	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.base
 
 setup: $(VENV)/.dev  ## the virtual environment with everything the tests need
@@ -42,7 +42,7 @@ quickstart: $(VENV)/.base  ## train, evaluate and sample a small GPT on the docu
 	@echo '  open $(WORKDIR)/report.html'
 
 test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow'
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -53,7 +54,7 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         print("\n`python -m gptjax.config` lists every option of --config.")
         raise SystemExit(0)
     try:
-        rest = flag_values(list(argv))[1:]
+        rest = _parse_flags(flag_values, argv)
     except flags.UnrecognizedFlagError as error:
         known = [*flag_values, *(f"config.{path}" for path in config_lib.flat_options())]
         raise UserError(f"unknown option --{error.flagname}{config_lib.suggestion(error.flagname, known)}") from None
@@ -69,6 +70,30 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         raise UserError(str(error).strip()) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+
+
+def _parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Arguments that are no flags. What goes wrong inside the config file is a UserError with its line."""
+    names = [value for flag, _, value in (a.partition("=") for a in argv) if flag.lstrip("-") == "config"]
+    path = Path(names[-1].partition(":")[0]) if names else None
+    if path and not path.is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    try:
+        return flag_values(list(argv))[1:]
+    except UserError:
+        raise
+    except Exception as error:
+        if path is None:
+            raise
+        if isinstance(error, AttributeError) and error.name == "get_config":
+            raise UserError(f"--config={path} has no function get_config(); see configs/quickstart.py") from None
+        frames = traceback.extract_tb(error.__traceback__)
+        numbers = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
+        numbers += [error.lineno] if isinstance(error, SyntaxError) else []
+        if not numbers:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise UserError(f"--config={path} failed at line {numbers[-1]}: {reason}") from None
 
 
 def data_progress(stage: str, done: int, total: int | None) -> None:
@@ -94,9 +119,15 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a file that went away: the machine's fault, with the path in the text
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         traceback.print_exc()
-        print(f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above", file=sys.stderr)
+        print(
+            f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

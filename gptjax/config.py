@@ -8,7 +8,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -39,7 +41,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "embed_dim": Option(128, "width of the residual stream", minimum=1),
         "head_dim": Option(0, "width of a head; 0 = embed_dim / num_heads", minimum=0),
         "mlp_dim": Option(
-            0, "hidden width of the MLP; 0 = 4 x embed_dim (8/3 x, to a multiple of 64, for swiglu)", minimum=0
+            0,
+            "hidden width of the MLP; 0 = 4 x embed_dim (8/3 x, to a multiple of 64, for swiglu)",
+            minimum=0,
         ),
         "context_length": Option(256, "tokens the model sees at once", minimum=1),
         "vocab_size": Option(0, "0 = the tokenizer's", minimum=0),
@@ -52,6 +56,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
         ),
         "positions": Option("rope", "position information", choices=("rope", "learned", "none")),
+        "ngram_order": Option(1, "embeddings of the 2, 3, ... this many latest tokens are added; 1 = off", minimum=1),
+        "ngram_rows": Option(8192, "rows of the hashed embedding table of each such length", minimum=1),
         "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
         "use_bias": Option(False, "biases in linear layers and layer norms"),
@@ -61,21 +67,45 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             0.02, "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)", minimum=0
         ),
         "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
-        "compute_dtype": Option(
-            "float32", "activations and matrix products", choices=("float32", "bfloat16")
-        ),
+        "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
         "attention": Option("auto", "attention implementation", choices=("auto", "reference")),
         "scan_unroll": Option(0, "layers unrolled in the scan over depth; 0 = all of them", minimum=0),
         "remat": Option("none", "what the backward pass recomputes", choices=("none", "dots", "full")),
     },
-    "tokenizer": Option("bpe:4096", "char | byte | bpe:VOCAB_SIZE | hf:DIR_OR_NAME"),
+    "tokenizer": Option(
+        "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME"
+    ),
     "data": {
         "source": Option(
             "python_docs",
-            "python_docs | text:GLOB | jsonl:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | store:DIR",
+            "python_docs | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | parquet:GLOB#FIELD | "
+            "tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
+            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB",
         ),
         "data_dir": Option("", "where prepared TFDS datasets are"),
         "cache_dir": Option("", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax"),
+        "cleaning": Option(
+            "none",
+            "none | plain | web | code | dialogue | chinese | guide, or steps (nfc,spaces), or PROFILE+STEP-STEP",
+        ),
+        "cleaning_options": Option(
+            "", "options of the steps, e.g. 'min_characters=200 languages=en,zh'; empty = the profile's"
+        ),
+        "deduplicate": Option(
+            "none",
+            "documents that repeat an earlier one are left out; near = also those that are nearly equal",
+            choices=("none", "exact", "near"),
+        ),
+        "near_threshold": Option(
+            0.8,
+            "share of common word 5-grams (Jaccard) from which on documents are nearly equal",
+            minimum=0.01,
+            maximum=1,
+        ),
+        "decontaminate": Option(
+            "",
+            "JSONL files of evaluation sets, GLOB,GLOB: documents that share 13 words in a row are left out",
+        ),
         "split_by": Option(
             "auto",
             "document = by a hash of the text; position = first part trains, last part validates; "
@@ -84,9 +114,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "validation_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
         "test_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
-        "decode_errors": Option(
-            "reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")
+        "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
+        "on_error": Option(
+            "raise",
+            "what to do with documents that cannot be read; skip = count them",
+            choices=("raise", "skip"),
         ),
+        "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one a core", minimum=0),
         "isolate_documents": Option(True, "documents packed in one row do not see each other"),
     },
     "objective": {
@@ -126,7 +160,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "num_steps": Option(1000, "optimizer steps", duration=True),
         "batch_size": Option(32, "rows in the global batch", minimum=1),
         "accumulation": Option(1, "micro-batches in a step", minimum=1),
-        "checkpoint_every": Option("25%", "a checkpoint also follows every evaluation that is the best so far", duration=True),
+        "checkpoint_every": Option(
+            "25%", "a checkpoint also follows every evaluation that is the best so far", duration=True
+        ),
         "keep_checkpoints": Option(2, "newest checkpoints kept, beside the best", minimum=1),
         "early_stopping_patience": Option(0, "evaluations without improvement before stopping; 0 = never", minimum=0),
         "ema_decay": Option(0.0, "running average of parameters, used by evaluation; 0 = off", minimum=0, maximum=1),
@@ -227,72 +263,115 @@ def resolve_duration(value: int | str, *, total: int | None, tokens_per_step: in
     return round(number)
 
 
+def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
+    """The config with durations in steps and the vocabulary filled in: what config.json holds."""
+    config = config.copy_and_resolve_references()
+    tokens_per_step = config.train.batch_size * config.model.context_length
+
+    def steps(value, total):
+        return resolve_duration(value, total=total, tokens_per_step=tokens_per_step, steps_per_epoch=steps_per_epoch)
+
+    resolved = config.to_dict()
+    num_steps = max(steps(config.train.num_steps, None), 1)
+    for path, option in flat_options().items():
+        if option.duration:
+            section, name = path.split(".")
+            at_least = 0 if section == "schedule" else 1
+            resolved[section][name] = max(steps(resolved[section][name], num_steps), at_least)
+    resolved["model"]["vocab_size"] = resolved["model"]["vocab_size"] or vocab_size
+    if resolved["model"]["vocab_size"] < vocab_size:
+        given = resolved["model"]["vocab_size"]
+        raise UserError(f"model.vocab_size {given} is smaller than the tokenizer's {vocab_size}; leave it 0")
+    return from_json(json.dumps(resolved))
+
+
 def validate(config: Config) -> None:
     """Raises one UserError with every problem that can be seen without data or devices."""
-    problems = list(_option_problems(config)) or list(_relation_problems(config))
-    if problems:
-        plural = "problem" if len(problems) == 1 else "problems"
-        raise UserError(f"the config has {len(problems)} {plural}:\n" + "\n".join(f"  {p}" for p in problems))
+    problems = dict(_option_problems(config))
+    found = [*problems.values(), *_relation_problems(config, set(problems))]
+    if found:
+        plural = "problem" if len(found) == 1 else "problems"
+        raise UserError(f"the config has {len(found)} {plural}:\n" + "\n".join(f"  {p}" for p in found))
 
 
-def _option_problems(config: Config):
+def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(path, what is wrong) for every option that is wrong by itself."""
     flat = flat_options()
     for path, option in flat.items():
-        value = config
-        for key in path.split("."):
-            value = value[key] if key in value else None
+        section, _, name = path.rpartition(".")
+        value = (config.get(section) or {}).get(name) if section else config.get(name)
         if value is None:
-            yield f"{path} is missing; the default is {option.default!r}"
+            yield path, f"{path} is missing; the default is {option.default!r}"
         elif option.duration:
             if problem := duration_problem(value):
-                yield f"{path} {problem}"
+                yield path, f"{path} {problem}"
+            elif path == "train.num_steps" and "%" in str(value):
+                yield (
+                    path,
+                    f"{path} is {value!r}, a share of itself; use steps (500), '1 epoch' or '10M tokens'",
+                )
         elif option.choices and value not in option.choices:
-            yield f"{path} is {value!r}; choose from {', '.join(option.choices)}" + suggestion(value, option.choices)
+            hint = suggestion(value, option.choices)
+            yield path, f"{path} is {value!r}; choose from {', '.join(option.choices)}{hint}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield path, f"{path} is {value}; it must be a finite number"
         elif option.minimum is not None and value < option.minimum:
-            yield f"{path} is {value}; it must be at least {option.minimum}"
+            yield path, f"{path} is {value}; it must be at least {option.minimum}"
         elif option.maximum is not None and value > option.maximum:
-            yield f"{path} is {value}; it must be at most {option.maximum}"
+            yield path, f"{path} is {value}; it must be at most {option.maximum}"
     for name, entry in config.items():
         names = [f"{name}.{key}" for key in entry] if isinstance(entry, Config) else [name]
         for path in names:
             if path not in flat:
-                yield f"{path} is not an option" + suggestion(path, flat)
+                yield path, f"{path} is not an option" + suggestion(path, flat)
 
 
-def _relation_problems(config: Config):
-    model, train, mesh = config.model, config.train, config.mesh
-    if not model.head_dim and model.embed_dim % model.num_heads:
-        yield (
-            f"model.embed_dim {model.embed_dim} is not divisible by model.num_heads {model.num_heads}; "
-            "change one of them or set model.head_dim"
-        )
-    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
+    """What is wrong between options, where none of them is already known to be wrong."""
+
+    def right(*paths: str) -> bool:
+        return not wrong.intersection(paths)
+
+    model, train, mesh = config.get("model"), config.get("train"), config.get("mesh")
+    heads = right("model.num_heads")
+    if heads and right("model.head_dim", "model.embed_dim"):
+        if not model.head_dim and model.embed_dim % model.num_heads:
+            yield (
+                f"model.embed_dim {model.embed_dim} is not divisible by model.num_heads {model.num_heads}; "
+                "change one of them or set model.head_dim"
+            )
+        head_dim = model.head_dim or model.embed_dim // model.num_heads
+        if right("model.positions") and model.positions == "rope" and head_dim % 2:
+            yield f"the head dimension is {head_dim}; rotary positions need an even one"
+    if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
-    head_dim = model.head_dim or model.embed_dim // model.num_heads
-    if model.positions == "rope" and head_dim % 2:
-        yield f"the head dimension is {head_dim}; rotary positions need an even one"
-    if train.batch_size % train.accumulation:
-        yield f"train.batch_size {train.batch_size} is not divisible by train.accumulation {train.accumulation}"
-    micro_batch = train.batch_size // train.accumulation
-    if mesh.data == 0 or mesh.data < -1:
+    if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"
-    shards = max(mesh.data, 1) * mesh.fsdp
-    if micro_batch % shards:
-        yield (
-            f"a micro-batch of {micro_batch} rows (train.batch_size / train.accumulation) is not divisible by "
-            f"mesh.data x mesh.fsdp = {shards}"
-        )
-    if model.context_length % mesh.context:
+        wrong = wrong | {"mesh.data"}
+    if right("train.batch_size", "train.accumulation"):
+        if train.batch_size % train.accumulation:
+            yield (f"train.batch_size {train.batch_size} is not divisible by train.accumulation {train.accumulation}")
+        elif right("mesh.data", "mesh.fsdp"):
+            micro_batch, shards = train.batch_size // train.accumulation, max(mesh.data, 1) * mesh.fsdp
+            if micro_batch % shards:
+                yield (
+                    f"a micro-batch of {micro_batch} rows (train.batch_size / train.accumulation) is not "
+                    f"divisible by mesh.data x mesh.fsdp = {shards}"
+                )
+    if right("model.context_length", "mesh.context") and model.context_length % mesh.context:
         yield f"model.context_length {model.context_length} is not divisible by mesh.context {mesh.context}"
-    for name, size in (("num_heads", model.num_heads), ("num_kv_heads", model.num_kv_heads or model.num_heads)):
-        if size % mesh.tensor:
-            yield f"model.{name} {size} is not divisible by mesh.tensor {mesh.tensor}"
-    if config.evaluation.stride > model.context_length:
+    for name in ("num_heads", "num_kv_heads"):
+        if right(f"model.{name}", "mesh.tensor") and model[name] % mesh.tensor:
+            yield f"model.{name} {model[name]} is not divisible by mesh.tensor {mesh.tensor}"
+    if right("evaluation.stride", "model.context_length") and config.evaluation.stride > model.context_length:
         yield (
             f"evaluation.stride {config.evaluation.stride} is larger than model.context_length "
             f"{model.context_length}; tokens between windows would never be scored"
         )
-    if config.data.validation_fraction + config.data.test_fraction >= 1:
+    if (
+        right("data.validation_fraction", "data.test_fraction")
+        and config.data.validation_fraction + config.data.test_fraction >= 1
+    ):
         yield "data.validation_fraction + data.test_fraction leave nothing to train on"
 
 

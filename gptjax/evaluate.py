@@ -8,7 +8,6 @@ Every value comes with a 95 % confidence interval and a signature that says how 
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -28,7 +27,9 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
     flags.DEFINE_integer("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", **define)
-    flags.DEFINE_integer("batch_size", None, "rows scored at once; results do not depend on it, e.g. --batch_size=32", **define)
+    flags.DEFINE_integer(
+        "batch_size", None, "rows scored at once; results do not depend on it, e.g. --batch_size=32", **define
+    )
     flags.DEFINE_string("prompts", None, "JSONL with prompt and references, e.g. --prompts=questions.jsonl", **define)
     flags.DEFINE_integer("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
@@ -41,23 +42,27 @@ def main(argv: list[str]) -> None:
 def evaluate(options: flags.FlagValues) -> None:
     """Runs the tasks, prints a table, writes WORKDIR/evaluation/TASKS-SPLIT-STEP.json and --output."""
     from gptjax import config as config_lib
+    from gptjax.data import corpus
     from gptjax.evaluation.report import write_report
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition
+    from gptjax.parallel import partition, runtime
     from gptjax.training import checkpoints
 
     path = checkpoints.find(Path(options.workdir), options.checkpoint)
-    config = config_lib.from_json(json.dumps(checkpoints.read_metadata(path)["config"])).unlock()
+    config = checkpoints.read_config(path).unlock()
     evaluation = config.evaluation
     evaluation.tasks = evaluation.tasks if options.tasks is None else options.tasks
     evaluation.stride = evaluation.stride if options.stride is None else options.stride
     evaluation.prompts = evaluation.prompts if options.prompts is None else options.prompts
     evaluation.max_prompts = evaluation.max_prompts if options.max_prompts is None else options.max_prompts
     evaluation.batch_size = options.batch_size or evaluation.batch_size or 2 * config.train.batch_size
+    config_lib.validate(config)
+    if options.output:
+        _claim_output(Path(options.output))
     tasks = _choose_tasks(config, explicit=options.tasks is not None)
 
     config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
-    mesh_lib.provide_cpu_devices(config.mesh, evaluation.batch_size)
+    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=corpus.cache_directory(config))
     mesh = mesh_lib.make_mesh(config.mesh)
     trained = checkpoints.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
     results = {}
@@ -67,7 +72,11 @@ def evaluate(options: flags.FlagValues) -> None:
         results["bleu"] = _bleu(config, trained, options.split)
 
     answer = {
-        "checkpoint": {"path": str(path), "step": trained.step, "config_sha256": config_lib.sha256(trained.config)},
+        "checkpoint": {
+            "path": str(path),
+            "step": trained.step,
+            "config_sha256": config_lib.sha256(trained.config),
+        },
         "results": {task: {name: e.to_json() for name, e in metrics.items()} for task, metrics in results.items()},
     }
     text = json.dumps(answer, indent=1) + "\n"
@@ -78,11 +87,20 @@ def evaluate(options: flags.FlagValues) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(place.name + ".tmp")
         temporary.write_text(text)
-        os.replace(temporary, place)
+        temporary.replace(place)
     if (workdir / "metrics.jsonl").exists():
         write_report(workdir)
     _print_table(results, f"{path}, {options.split} split")
     print(f"written: {', '.join(map(str, places))}")
+
+
+def _claim_output(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={path} cannot be made: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"--output={path} is a directory; name a file")
 
 
 def _choose_tasks(config, *, explicit: bool) -> list[str]:
@@ -124,12 +142,18 @@ def _perplexity(config, trained, mesh, split_name: str) -> dict:
         batch_size=config.evaluation.batch_size,
     )
     likelihood = scorer.score(
-        trained.params, split, eot_id=tokenizer.eot_id, stride=config.evaluation.stride, progress=_progress("scoring")
+        trained.params,
+        split,
+        eot_id=tokenizer.eot_id,
+        stride=config.evaluation.stride,
+        progress=_progress("scoring"),
     )
     identity = f"tokenizer:{tokenizer.sha256[:12]}|data:{store.fingerprint[:12]}|split:{split_name}"
     results = likelihood.estimates(identity)
     unigram = math.exp(unigram_nll(store.split("train"), split, tokenizer.vocab_size))
-    results["unigram_perplexity"] = Estimate(unigram, [math.nan, math.nan], split.num_tokens, f"{identity}|model:unigram-add1")
+    results["unigram_perplexity"] = Estimate(
+        unigram, [math.nan, math.nan], split.num_tokens, f"{identity}|model:unigram-add1"
+    )
     return results
 
 
@@ -151,7 +175,10 @@ def _bleu(config, trained, split_name: str) -> dict:
     hypotheses = [completion.text.strip() for completion in completions]
     answers = [prompt["references"] for prompt in prompts]
     tokenize = references.choose_tokenizer(text for texts in answers for text in texts)
-    return {"bleu": references.bleu(hypotheses, answers, tokenize), "chrf": references.chrf(hypotheses, answers)}
+    return {
+        "bleu": references.bleu(hypotheses, answers, tokenize),
+        "chrf": references.chrf(hypotheses, answers),
+    }
 
 
 def _held_out_questions(config, split_name: str) -> list[dict]:
@@ -169,7 +196,12 @@ def _held_out_questions(config, split_name: str) -> list[dict]:
 
 def _progress(what: str):
     def show(done: int, total: int) -> None:
-        print(f"\r{what} {done / total:4.0%}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(
+            f"\r{what} {done / total:4.0%}\x1b[K",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+            flush=True,
+        )
 
     return show if sys.stderr.isatty() else None
 

@@ -31,9 +31,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=2000", **define)
     flags.DEFINE_string("prompt", None, "text to complete, e.g. --prompt='The with statement'", **define)
     flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl", **define)
-    flags.DEFINE_string(
-        "output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define
-    )
+    flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
     flags.DEFINE_integer("num_samples", 1, "completions of each prompt, e.g. --num_samples=3", **define)
     flags.DEFINE_integer("batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", **define)
     sampling_flags.define(flag_values)
@@ -55,10 +53,16 @@ def main(argv: Sequence[str]) -> None:
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output} is a directory, or in one that does not exist; name a file")
 
+    from gptjax.config import get_default
+    from gptjax.data import corpus
     from gptjax.generation.engine import Generator
+    from gptjax.parallel import runtime
     from gptjax.training import checkpoints
 
-    trained = checkpoints.load(Path(flag_values.workdir), flag_values.checkpoint)
+    path = checkpoints.find(Path(flag_values.workdir), flag_values.checkpoint)
+    cache_dir = corpus.cache_directory(checkpoints.read_config(path))
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache_dir)  # one device
+    trained = checkpoints.load(path)
     generator = Generator.from_trained(trained, batch_size=flag_values.batch_size)
     requests = [request for request in requests for _ in range(flag_values.num_samples)]
     streaming = len(requests) == 1 and flag_values.prompt is not None and not output and sys.stdout.isatty()

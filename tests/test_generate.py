@@ -40,9 +40,7 @@ def run(workdir, capsys):
     """Runs the verb; returns its exit status, standard output and the last line of standard error."""
 
     def run(*arguments, workdir=workdir):
-        status = cli.run(
-            generate.main, ["generate", f"--workdir={workdir}", "--max_new_tokens=5", *arguments]
-        )
+        status = cli.run(generate.main, ["generate", f"--workdir={workdir}", "--max_new_tokens=5", *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err.strip()
 

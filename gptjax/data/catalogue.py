@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from gptjax.data.decoding import decode_all
 from gptjax.data.documents import Document, in_parts
-from gptjax.data.sources import decode_all
+from gptjax.data.sources import PIECE_BYTES, Faults, Piece, Source
 from gptjax.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
@@ -14,7 +15,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _READ_EXAMPLES = 64
 
 
-class TfdsDataset:
+class TfdsDataset(Source):
     """A dataset that TFDS prepared as ArrayRecord files.
 
     With SPLIT (a name, or TFDS's slicing such as `train[:10%]`) the documents are just these examples.
@@ -22,10 +23,10 @@ class TfdsDataset:
     carry `split`.
     """
 
-    def __init__(self, spec: str, data_dir: str, decode_errors: str):
+    def __init__(self, spec: str, data_dir: str, decode_errors: str, faults: Faults):
         """Finds the dataset. Raises UserError where directory, split or field is not there."""
         self.spec = spec
-        self.replaced = 0
+        self.faults = faults
         self.decode_errors = decode_errors
         path, _, field = spec.removeprefix("tfds:").partition("#")
         self.name, _, self.split = path.partition(":")
@@ -34,27 +35,50 @@ class TfdsDataset:
         self._builder = _open_builder(spec, self.directory)
         _check_field(spec, self._builder, self.field)
         self.splits = _check_splits(spec, self._builder, self.split)
+        self._opened: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_builder": None, "_opened": {}}
 
     def key(self) -> str:
         return f"{self.spec} decode_errors={self.decode_errors} directory={self.directory}"
 
-    def documents(self) -> Iterator[Document]:
-        self.replaced = 0
+    def pieces(self) -> list[Piece]:
+        pieces: list[Piece] = []
         for split in self.splits:
-            examples = self._data_source(split)
-            for start in range(0, len(examples), _READ_EXAMPLES):
-                indices = range(start, min(start + _READ_EXAMPLES, len(examples)))
-                for index, example in zip(indices, examples.__getitems__(list(indices)), strict=True):
-                    document: Document = {
-                        "text": self._text(example[self.field], f"{self.spec}, {split} example {index}"),
-                        "id": f"{self.name}/{split}/{index}",
-                        "source": self.spec,
-                    }
-                    if not self.split:
-                        document["split"] = split
-                    yield from in_parts(document)
+            about = self._builder.info.splits[split.partition("[")[0].split("+")[0]]
+            example_bytes = max(about.num_bytes // max(about.num_examples, 1), 1)
+            count = len(self._data_source(split))
+            size = max(PIECE_BYTES // example_bytes, 1)
+            for start in range(0, count, size):
+                end = min(start + size, count)
+                content = [str(self.directory), split, start, end]
+                pieces.append(Piece(f"{split} examples {start}-{end}", (end - start) * example_bytes, content))
+        return pieces
+
+    def read(self, piece: Piece) -> Iterator[Document]:
+        _, split, first, last = piece.content
+        examples = self._data_source(split)
+        for start in range(first, last, _READ_EXAMPLES):
+            indices = range(start, min(start + _READ_EXAMPLES, last))
+            for index, example in zip(indices, examples.__getitems__(list(indices)), strict=True):
+                try:
+                    text = self._text(example[self.field], f"{self.spec}, {split} example {index}")
+                except UserError as error:
+                    self.faults.skip(error)
+                    continue
+                document: Document = {"text": text, "id": f"{self.name}/{split}/{index}", "source": self.spec}
+                if not self.split:
+                    document["split"] = split
+                yield from in_parts(document)
 
     def _data_source(self, split: str) -> Any:
+        if split not in self._opened:
+            self._builder = self._builder or _open_builder(self.spec, self.directory)
+            self._opened[split] = self._open_split(split)
+        return self._opened[split]
+
+    def _open_split(self, split: str) -> Any:
         try:
             return self._builder.as_data_source(split=split)
         except NotImplementedError as error:
@@ -70,7 +94,7 @@ class TfdsDataset:
         if isinstance(value, str):
             return value
         text, replaced = decode_all(value, self.decode_errors, where)
-        self.replaced += replaced
+        self.faults.replaced += replaced
         return text
 
 
@@ -85,9 +109,7 @@ def _version_directory(spec: str, name: str, data_dir: str) -> Any:
     advice = "set data.data_dir to the directory that holds NAME[/CONFIG]/VERSION"
     if not directory.is_dir():
         parent = directory.parent if directory.parent.is_dir() else root
-        raise UserError(
-            f"{spec!r}: no dataset {name!r} in {root}; {parent} holds: {_names(parent)}; {advice}"
-        )
+        raise UserError(f"{spec!r}: no dataset {name!r} in {root}; {parent} holds: {_names(parent)}; {advice}")
     versions = [path for path in directory.iterdir() if _VERSION.fullmatch(path.name)]
     if not versions:
         raise UserError(f"{spec!r}: {directory} holds no version; it holds: {_names(directory)}; {advice}")
@@ -130,7 +152,5 @@ def _check_splits(spec: str, builder: Any, split: str) -> tuple[str, ...]:
             raise UserError(f"{spec!r}: no split {split!r}; splits: {', '.join(sorted(known))}")
         return (split,)
     if "train" not in known:
-        raise UserError(
-            f"{spec!r}: no split 'train'; choose one with tfds:NAME:SPLIT: {', '.join(sorted(known))}"
-        )
+        raise UserError(f"{spec!r}: no split 'train'; choose one with tfds:NAME:SPLIT: {', '.join(sorted(known))}")
     return tuple(name for name in _SPLITS if name in known)

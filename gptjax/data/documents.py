@@ -1,5 +1,6 @@
 """A document, and the one rule by which a long document is delivered in parts."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import NotRequired, TypedDict
@@ -7,14 +8,23 @@ from typing import NotRequired, TypedDict
 PART_CHARACTERS = 1_000_000
 
 
-class Document(TypedDict):
-    """One text of a corpus, or one part of a text that is too long to be held at once.
+class Message(TypedDict):
+    """One turn of a dialogue."""
 
-    The parts of a text follow each other, share `id` and are numbered by `part` from 0. Everything but `text`
-    and `part` is the same in all of them.
+    role: str  # system, user or assistant
+    content: str
+
+
+class Document(TypedDict):
+    """One text or one dialogue of a corpus, or one part of a text that is too long to be held at once.
+
+    It has `text` or `messages`. The parts of a text follow each other, share `id`, and have the number
+    `part`: 0 for the first, then about the million characters before. Everything but `text` and `part` is the
+    same in all.
     """
 
-    text: str
+    text: NotRequired[str]
+    messages: NotRequired[list[Message]]
     id: str
     source: str
     part: NotRequired[int]
@@ -22,6 +32,13 @@ class Document(TypedDict):
     split_key: NotRequired[str]  # what the document split hashes; the text where it is absent
     prompt: NotRequired[str]
     references: NotRequired[list[str]]
+
+
+def content(document: Document) -> str:
+    """The text of a document; of a dialogue what its messages say, an empty line between them."""
+    if "messages" in document:
+        return "\n\n".join(message["content"] for message in document["messages"])
+    return document["text"]
 
 
 # A byte-level BPE never merges across these borders, so a text cut here keeps its token ids. The first two
@@ -49,14 +66,15 @@ def split_text(pieces: Iterable[str], size: int) -> Iterator[str]:
     for piece in pieces:
         buffer += piece
         while len(buffer) > size:
-            cut = _last_cut(buffer, size)
+            cut = last_cut(buffer, size)
             yield buffer[:cut]
             buffer, delivered = buffer[cut:], True
     if buffer or not delivered:
         yield buffer
 
 
-def _last_cut(text: str, size: int) -> int:
+def last_cut(text: str, size: int) -> int:
+    """Length of the longest beginning of `text`, of at most `size` characters, after which it may be cut."""
     for pattern in _CUTS:
         # The pattern looks at up to two characters after the cut.
         if (match := pattern.match(text, 0, size + 2)) and match.end() <= size:
@@ -64,8 +82,13 @@ def _last_cut(text: str, size: int) -> int:
     return size
 
 
-def in_parts(document: Document, pieces: Iterable[str] | None = None) -> Iterator[Document]:
-    """Delivers `document`, whose text is `pieces` joined (default: its own text), as one or more parts."""
+def in_parts(
+    document: Document, pieces: Iterable[str] | None = None, *, number: int | None = None
+) -> Iterator[Document]:
+    """Delivers `document`, whose text is `pieces` joined (default: its own text), as one or more parts.
+
+    `number` is that of the first part where `pieces` are only a share of the text.
+    """
     if pieces is None:
         text = document["text"]
         if len(text) <= PART_CHARACTERS:
@@ -75,10 +98,11 @@ def in_parts(document: Document, pieces: Iterable[str] | None = None) -> Iterato
     parts = split_text(pieces, PART_CHARACTERS)
     first = next(parts)
     second = next(parts, None)
-    if second is None:
+    if second is None and number is None:
         yield {**document, "text": first}
         return
-    yield {**document, "text": first, "part": 0}
-    yield {**document, "text": second, "part": 1}
-    for number, text in enumerate(parts, start=2):
-        yield {**document, "text": text, "part": number}
+    number = number or 0
+    yield {**document, "text": first, "part": number}
+    rest = itertools.chain([second], parts) if second is not None else ()
+    for following, part in enumerate(rest, start=number + 1):
+        yield {**document, "text": part, "part": following}

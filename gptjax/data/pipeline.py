@@ -83,9 +83,7 @@ class Batches:
         windows = self.split.read_windows(starts, self.context_length + 1)
         shape = (len(starts), self.context_length)
         if self.isolate_documents:
-            segment_ids, positions = document_segments(
-                self.split.document_starts, starts, self.context_length
-            )
+            segment_ids, positions = document_segments(self.split.document_starts, starts, self.context_length)
         else:
             segment_ids = np.ones(shape, np.int32)
             positions = np.tile(np.arange(self.context_length, dtype=np.int32), (len(starts), 1))
@@ -106,9 +104,7 @@ class Batches:
         for epoch in np.unique(epochs):
             shift, order_seed = self._epoch_shift_and_seed(int(epoch))
             for row in np.flatnonzero(epochs == epoch):
-                window = index_shuffle(
-                    int(windows[row]), self.windows_per_epoch - 1, order_seed, _SHUFFLE_ROUNDS
-                )
+                window = index_shuffle(int(windows[row]), self.windows_per_epoch - 1, order_seed, _SHUFFLE_ROUNDS)
                 starts[row] = shift + window * self.context_length
         return starts
 

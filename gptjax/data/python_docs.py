@@ -12,10 +12,11 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptjax.data.documents import Document, in_parts
+from gptjax.data.sources import Faults, Piece, Source
 
 _LEFT_OUT = {
     "__pycache__",
@@ -28,6 +29,7 @@ _LEFT_OUT = {
     "turtledemo",
 }
 _MIN_SUMMARY_WORDS = 3
+_ABOUT_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Docstring:
     is_module: bool
 
 
-@dataclass(frozen=True)
-class PythonDocs:
-    """The source `python_docs`, or `python_docs:questions` with `questions_only`."""
+@dataclass
+class PythonDocs(Source):
+    """The source `python_docs`, or `python_docs:questions` with `questions_only`: one piece."""
 
     questions_only: bool = False
-    replaced: int = 0
+    faults: Faults = field(default_factory=Faults)
 
     @property
     def spec(self) -> str:
@@ -61,7 +63,10 @@ class PythonDocs:
     def key(self) -> str:
         return f"{self.spec} {sys.implementation.name} {sys.version}"
 
-    def documents(self) -> Iterator[Document]:
+    def pieces(self) -> list[Piece]:
+        return [Piece(self.spec, _ABOUT_BYTES, self.key())]
+
+    def read(self, piece: Piece) -> Iterator[Document]:
         if self.questions_only:
             yield from question_answer_pairs()
             return

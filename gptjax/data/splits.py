@@ -1,10 +1,11 @@
 """Which split each document, or each character, of a corpus falls into."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from gptjax.data.documents import Document
 from gptjax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -27,6 +28,26 @@ class Fractions:
             )
 
 
+class Extent(NamedTuple):
+    """What must be known about a document, or a part of one, to put it into a split.
+
+    Attributes:
+      id: of the document.
+      starts: whether it is the first part of its document.
+      characters: of its text.
+      share: `hashed_share` of the document.
+      split: which the source itself fixes, or "".
+      whole: a dialogue cannot be cut.
+    """
+
+    id: str
+    starts: bool
+    characters: int
+    share: float
+    split: str = ""
+    whole: bool = False
+
+
 @dataclass
 class Census:
     """What must be known about a corpus before it is split: its size, by the split that the source fixes.
@@ -39,27 +60,25 @@ class Census:
     documents: dict[str, int] = field(default_factory=dict)
     characters: dict[str, int] = field(default_factory=dict)
 
-    def add(self, document: Document) -> None:
-        split = document.get("split", "")
-        if split not in (*SPLITS, ""):
-            raise UserError(
-                f"document {document['id']!r} has split {split!r}: expected one of {', '.join(SPLITS)}"
-            )
-        self.documents[split] = self.documents.get(split, 0) + (document.get("part", 0) == 0)
-        self.characters[split] = self.characters.get(split, 0) + len(document["text"])
+    def add(self, extent: Extent) -> None:
+        if extent.split not in (*SPLITS, ""):
+            raise UserError(f"document {extent.id!r} has split {extent.split!r}: expected one of {', '.join(SPLITS)}")
+        self.documents[extent.split] = self.documents.get(extent.split, 0) + extent.starts
+        self.characters[extent.split] = self.characters.get(extent.split, 0) + extent.characters
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Text that goes to one split, either the start of a document or more of the last document there."""
+class Segment(NamedTuple):
+    """Characters of a document that go to one split, as the start of a document or more of the last one
+    there."""
 
     split: str
-    starts_document: bool
-    text: str
+    starts: bool
+    begin: int
+    end: int
 
 
 class Splitter:
-    """Deals the documents of a corpus to train, validation and test.
+    """Deals the documents of a corpus, asked in order, to train, validation and test.
 
     Attributes:
       method: what `auto` came to: "document" (by a hash of each document), "position" (by the order of the
@@ -87,41 +106,59 @@ class Splitter:
             self.method = "document" if self._hashes else "position"
         self._fractions = fractions
         held_out = fractions.validation + fractions.test
-        self._train_end = int((1 - held_out) * num_characters)
-        self._validation_end = int((1 - fractions.test) * num_characters)
+        self._borders = (
+            0,
+            int((1 - held_out) * num_characters),
+            int((1 - fractions.test) * num_characters),
+            num_characters,
+        )
+        self._position = 0
+        self._last = ""
 
-    def segments(self, documents: Iterable[Document]) -> Iterator[Segment]:
-        """The text of all documents in their order, cut where a border between splits falls within one."""
-        position = 0
-        split = ""
-        for document in documents:
-            text = document["text"]
-            starts = document.get("part", 0) == 0
-            own = document.get("split", "")
-            if own in self._fixed:
-                yield Segment(own, starts, text)
-            elif self._hashes:
-                if starts:
-                    split = hashed_split(document.get("split_key", text), self._fractions)
-                yield Segment(split, starts, text)
-            else:
-                for name, piece in self._cut(text, position):
-                    yield Segment(name, starts or name != split, piece)
-                    split, starts = name, False
-                position += len(text)
+    def split_of(self, extent: Extent) -> str:
+        """The split in which the next document begins, without dealing it."""
+        if extent.split in self._fixed:
+            return extent.split
+        if self._hashes:
+            return split_of_share(extent.share, self._fractions)
+        position = min(self._position, self._borders[-1] - 1)
+        return next(split for split, end in zip(SPLITS, self._borders[1:], strict=True) if position < end)
 
-    def _cut(self, text: str, position: int) -> Iterator[tuple[str, str]]:
-        borders = (0, self._train_end, self._validation_end, position + len(text))
-        for name, begin, end in zip(SPLITS, borders, borders[1:], strict=False):
-            piece = text[max(begin - position, 0) : max(end - position, 0)]
-            if piece:
-                yield name, piece
+    def deal(self, extent: Extent) -> list[Segment]:
+        """The next document or part, cut where a border between splits falls within it."""
+        if extent.split in self._fixed or self._hashes:
+            return [Segment(self.split_of(extent), extent.starts, 0, extent.characters)]
+        if extent.whole:
+            segments = [Segment(self.split_of(extent), extent.starts, 0, extent.characters)]
+        else:
+            segments = list(self._cut(extent))
+        self._position += extent.characters
+        return segments
+
+    def _cut(self, extent: Extent) -> Iterator[Segment]:
+        starts = extent.starts
+        position = self._position
+        for split, (border, end) in zip(SPLITS, itertools.pairwise(self._borders), strict=True):
+            begin, stop = max(border - position, 0), min(end - position, extent.characters)
+            if begin < stop:
+                yield Segment(split, starts or split != self._last, begin, stop)
+                self._last, starts = split, False
 
 
-def hashed_split(key: str, fractions: Fractions) -> str:
-    """The split of a document by a hash of its text (or `split_key`): the same in every corpus it is part of."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    share = int.from_bytes(digest, "big") / 2**64
+def hashed_share(key: str) -> float:
+    """A number from 0 to 1 from a hash of a document's text (or `split_key`): the same in every corpus."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def split_of_share(share: float, fractions: Fractions) -> str:
+    """The split of a document whose `hashed_share` is `share`."""
     if share < fractions.test:
         return "test"
     return "validation" if share < fractions.test + fractions.validation else "train"
+
+
+def hashed_split(key: str, fractions: Fractions) -> str:
+    """The split of a document by a hash of its text (or `split_key`): the same in every corpus it is part
+    of."""
+    return split_of_share(hashed_share(key), fractions)

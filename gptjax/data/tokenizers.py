@@ -1,5 +1,6 @@
 """Text to token ids and back. Every tokenizer is stored as a Hugging Face `tokenizer.json`."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -10,12 +11,14 @@ import numpy as np
 from jaxtyping import Int32
 from numpy.typing import ArrayLike
 
+from gptjax.data import vocabularies
 from gptjax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
-SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "hf:DIR_OR_NAME")
+SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
 
 _MIN_BPE_VOCAB_SIZE = 257
+_MIN_WORDS = 3
 # End-of-text tokens of well-known models, in the order in which they are looked for when a file does not say.
 _END_OF_TEXT_NAMES = (
     END_OF_TEXT,
@@ -35,8 +38,8 @@ class Tokenizer:
     Text never becomes a special token: "<|endoftext|>" in a text is encoded as the characters it consists of.
 
     Attributes:
-      kind: "char", "byte", "bpe", or the model type of another Hugging Face tokenizer ("unigram",
-        "wordpiece").
+      kind: "char", "byte", "bpe", "word", "jieba", or the model type of another Hugging Face tokenizer
+        ("unigram", "wordpiece").
       vocab_size: number of ids, the end-of-text token and other special tokens included.
       eot_id: id of the end-of-text token, which begins every document in a token store.
       eot_token: its text.
@@ -81,6 +84,20 @@ class Tokenizer:
             raise UserError(f"cannot read the tokenizer {path}: {error}") from None
         return cls.from_str(text, eot_token=_configured_end_of_text(path.parent))
 
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """This vocabulary with the special tokens it lacks added at its end, such as <|im_start|>."""
+        from tokenizers import AddedToken, Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.to_str())
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        return type(self)(tokenizer, self.eot_token)
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of every special token, the end-of-text token among them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in sorted(added.items()) if token.special}
+
     def to_str(self) -> str:
         """The text of the `tokenizer.json`."""
         return self._tokenizer.to_str(pretty=False)
@@ -93,7 +110,7 @@ class Tokenizer:
             config = json.dumps({"eos_token": self.eot_token}, ensure_ascii=False)
             path.with_name("tokenizer_config.json").write_text(config, encoding="utf-8")
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Hash of the `tokenizer.json`, whatever its white space and the order of its keys."""
         canonical = json.dumps(json.loads(self.to_str()), sort_keys=True, separators=(",", ":"))
@@ -115,8 +132,26 @@ class Tokenizer:
             return [np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32) for text in texts]
         for text in texts:
             _utf8(text)
+        if self.kind == "jieba":
+            texts = [vocabularies.segmented(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
+        """UTF-8 bytes of text that each token stands for; none for special tokens.
+
+        Raises:
+          UserError: the tokens of this kind are not pieces of the text.
+        """
+        description = json.loads(self.to_str())
+        if (description["decoder"] or {}).get("type") not in ("ByteLevel", "Fuse"):
+            raise UserError(f"the tokenizer is of the kind {self.kind}, whose tokens have no fixed number of bytes")
+        is_bytes = description["decoder"]["type"] == "ByteLevel"
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for token, i in description["model"]["vocab"].items():
+            sizes[i] = len(token) if is_bytes else len(token.encode())
+        sizes[list(self.special_tokens.values())] = 0
+        return sizes
 
     def _encode_characters(self, text: str) -> Int32[np.ndarray, " tokens"]:
         codepoints = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -146,16 +181,17 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
 
     Args:
       spec: `char` has the characters of the texts, in their order, then eot. `byte` has the 256 bytes, whose
-        ids are their values, then eot. `bpe:N` is a byte-level BPE with GPT-2's pre-tokenisation, trained on
-        the texts, of at most N ids with eot the last. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or
-        on the hub, or GPT-2's encoder.json and vocab.bpe.
-      texts: read by `char` and `bpe` only, once.
+        ids are their values, then eot. `bpe:N` is a byte-level BPE with GPT-2's pre-tokenisation, in which
+        Han characters never merge with others, trained on the texts, of at most N ids with eot the last.
+        `word:N` and `jieba:N` have the N - 2 most frequent words of the texts, as white space and punctuation
+        or as jieba separates them; every other word is <|unknown|>, and `word` does not keep white space: for
+        ablations, not for models that write. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or on the
+        hub, or GPT-2's encoder.json and vocab.bpe.
+      texts: read once, and not for `byte` and `hf`.
 
     Raises:
       UserError: the spec is unknown, the texts are empty, or the Hugging Face tokenizer cannot be had.
     """
-    from gptjax.data import vocabularies
-
     scheme, _, rest = spec.partition(":")
     if spec == "char":
         return Tokenizer(vocabularies.characters(texts, END_OF_TEXT))
@@ -163,10 +199,12 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
         return Tokenizer(vocabularies.all_bytes(END_OF_TEXT))
     if scheme == "bpe" and rest.isdecimal():
         if int(rest) < _MIN_BPE_VOCAB_SIZE:
-            raise UserError(
-                f"tokenizer {spec!r}: the 256 bytes and eot need a vocabulary of {_MIN_BPE_VOCAB_SIZE}"
-            )
+            raise UserError(f"tokenizer {spec!r}: the 256 bytes and eot need a vocabulary of {_MIN_BPE_VOCAB_SIZE}")
         return Tokenizer(vocabularies.train_bpe(texts, int(rest), END_OF_TEXT))
+    if scheme in ("word", "jieba") and rest.isdecimal():
+        if int(rest) < _MIN_WORDS:
+            raise UserError(f"tokenizer {spec!r}: a word, <|unknown|> and eot need a vocabulary of {_MIN_WORDS}")
+        return Tokenizer(vocabularies.words(scheme, texts, int(rest), END_OF_TEXT))
     if scheme == "hf" and rest:
         directory, tokenizer = vocabularies.hugging_face(rest, END_OF_TEXT)
         return Tokenizer(tokenizer, _configured_end_of_text(directory))
@@ -211,15 +249,15 @@ def _configured_end_of_text(directory: Path) -> str | None:
 
 
 def _kind(description: dict) -> str:
-    from gptjax.data.vocabularies import ANY_CHARACTER, BYTE_SYMBOLS
-
     model = description["model"]
     splitter = description["pre_tokenizer"] or {}
-    if model["type"] == "WordLevel" and splitter.get("pattern") == {"Regex": ANY_CHARACTER}:
-        return "char"
+    if model["type"] == "WordLevel" and model["unk_token"] == vocabularies.UNKNOWN:
+        if splitter.get("pattern") == {"Regex": vocabularies.ANY_CHARACTER}:
+            return "char"
+        return "jieba" if splitter.get("pattern") == {"String": vocabularies.WORD_BORDER} else "word"
     if model["type"] != "BPE" or model["merges"]:
         return model["type"].lower()
-    values = [model["vocab"].get(symbol) for symbol in BYTE_SYMBOLS]
+    values = [model["vocab"].get(symbol) for symbol in vocabularies.BYTE_SYMBOLS]
     plain = description["normalizer"] is None and splitter.get("add_prefix_space") is False
     return "byte" if plain and values == list(range(256)) else "bpe"
 

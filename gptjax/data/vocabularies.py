@@ -1,5 +1,6 @@
 """How the vocabulary of each kind of tokenizer is made. Everything returned is a `tokenizers.Tokenizer`."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from gptjax.errors import UserError
 
 MAX_TRAINING_CHARACTERS = 64_000_000
 ANY_CHARACTER = r"[\s\S]"  # Oniguruma, which reads this, has no (?s:.)
+HAN_RUN = r"\p{Han}+"
+UNKNOWN = "<|unknown|>"
+WORD_BORDER = "\x1f"  # ASCII's unit separator, between the words that jieba found
 
 
 def _byte_symbols() -> list[str]:
@@ -30,7 +34,7 @@ def characters(texts: Iterable[str], end_of_text: str) -> Any:
     if not seen:
         raise UserError("the tokenizer char takes its vocabulary from the corpus, and the corpus has no text")
     vocabulary = {character: i for i, character in enumerate(sorted(seen))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([end_of_text])
@@ -48,16 +52,18 @@ def all_bytes(end_of_text: str) -> Any:
 def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
     """A byte-level BPE of `vocab_size` ids, or of fewer where the texts have no more pairs to merge.
 
+    A run of Han characters is a word of its own, so no token has both Han and other characters.
+
     Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     sample = _even_sample(texts, MAX_TRAINING_CHARACTERS)
     if not sample:
-        raise UserError(
-            f"the tokenizer bpe:{vocab_size} is trained on the corpus, and the corpus has no text"
-        )
+        raise UserError(f"the tokenizer bpe:{vocab_size} is trained on the corpus, and the corpus has no text")
     tokenizer = _byte_level(Tokenizer(models.BPE()), None)
+    han = pre_tokenizers.Split(Regex(HAN_RUN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([han, tokenizer.pre_tokenizer])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -66,6 +72,43 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
     tokenizer.train_from_iterator(sample, trainer, length=len(sample))
     tokenizer.add_special_tokens([end_of_text])
     return tokenizer
+
+
+def words(kind: str, texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
+    """The most frequent words, of kind "word" or "jieba", the more frequent first; then <|unknown|> and eot.
+
+    Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    border = pre_tokenizers.Split(WORD_BORDER, "removed")
+    by_space = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(HAN_RUN), "isolated"), pre_tokenizers.Whitespace()])
+    splitter = border if kind == "jieba" else by_space
+    counts: Counter[str] = Counter()
+    for text in _even_sample(texts, MAX_TRAINING_CHARACTERS):
+        pieces = splitter.pre_tokenize_str(segmented(text) if kind == "jieba" else text)
+        counts.update(piece for piece, _ in pieces)
+    if not counts:
+        raise UserError(f"the tokenizer {kind}:{vocab_size} is trained on the corpus, and the corpus has no text")
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - 2]
+    vocabulary = {word: i for i, word in enumerate([*ordered, UNKNOWN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = splitter
+    if kind == "jieba":
+        tokenizer.decoder = decoders.Fuse()  # jieba keeps white space as words; "word" is joined with spaces
+    tokenizer.add_special_tokens([end_of_text])
+    return tokenizer
+
+
+def segmented(text: str) -> str:
+    """`text` with `WORD_BORDER` between the words that jieba finds. Raises UserError where jieba is
+    missing."""
+    try:
+        import jieba
+    except ImportError:
+        raise UserError("the tokenizer jieba:N needs the library jieba: pip install 'gptjax[data]'") from None
+    jieba.setLogLevel("WARNING")
+    return WORD_BORDER.join(jieba.cut(text))
 
 
 def _even_sample(texts: Iterable[str], max_characters: int) -> list[str]:
@@ -105,9 +148,7 @@ def hugging_face(name: str, end_of_text: str) -> tuple[Path, Any]:
         return directory, _read(directory, Tokenizer.from_file, str(directory / "tokenizer.json"))
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (directory / vocabulary).is_file() and (directory / merges).is_file():
-            model = _read(
-                directory, models.BPE.from_file, str(directory / vocabulary), str(directory / merges)
-            )
+            model = _read(directory, models.BPE.from_file, str(directory / vocabulary), str(directory / merges))
             return directory, _byte_level(Tokenizer(model), end_of_text)
     raise UserError(
         f"tokenizer 'hf:{name}': {directory} has neither tokenizer.json, nor vocab.json with merges.txt, nor "

@@ -163,9 +163,7 @@ def thin(y: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
         return np.arange(len(y))
     edges = np.linspace(0, len(y), (limit - 2) // 2 + 1).astype(int)
     extremes = [
-        start + pick(y[start:end])
-        for start, end in itertools.pairwise(edges)
-        for pick in (np.argmin, np.argmax)
+        start + pick(y[start:end]) for start, end in itertools.pairwise(edges) for pick in (np.argmin, np.argmax)
     ]
     return np.unique([0, *extremes, len(y) - 1])
 

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from gptjax.data.store import TokenSplit
 from gptjax.errors import UserError
@@ -114,22 +114,21 @@ class Scorer:
         count = len(windows.start)
         nll, correct = np.zeros(count), np.zeros(count)
         pending: tuple | None = None
-        done = 0
         for batch, owner in _batches(split, windows, self.context_length, self.batch_size, eot_id):
             scores = self._token_scores(params, partition.to_device(batch, self.mesh))
             if pending:
                 _accumulate(nll, correct, *pending)
             pending = (scores, owner)
-            done += 1
             if progress:
                 progress(int(owner.max()) + 1, count)
         _accumulate(nll, correct, *pending)
         tokens = (windows.length - windows.skip).astype(np.float64)
+        num_bytes = _bytes(split, windows, tokens)
         signature = (
             f"context:{self.context_length}|stride:{stride}|tokens:{int(tokens.sum())}|"
-            f"bytes:{int(round(_bytes(split, windows, tokens, end).sum()))}|eot:scored"
+            f"bytes:{round(num_bytes.sum())}|eot:scored"
         )
-        return Likelihood(windows.document, nll, tokens, correct, _bytes(split, windows, tokens, end), signature)
+        return Likelihood(windows.document, nll, tokens, correct, num_bytes, signature)
 
 
 def plan_windows(document_starts: np.ndarray, num_tokens: int, context_length: int, stride: int) -> Windows:
@@ -208,7 +207,7 @@ def _accumulate(nll: np.ndarray, correct: np.ndarray, scores: tuple[jax.Array, j
     np.add.at(correct, owner[scored], token_correct[scored])
 
 
-def _bytes(split: TokenSplit, windows: Windows, tokens: np.ndarray, end: int) -> np.ndarray:
+def _bytes(split: TokenSplit, windows: Windows, tokens: np.ndarray) -> np.ndarray:
     """A document's bytes, shared over its windows by tokens scored; one cut by max_tokens counts in proportion."""
     full = np.diff(np.append(split.document_starts, split.num_tokens))
     share = tokens / full[windows.document]

@@ -70,9 +70,7 @@ def choose_tokenizer(texts: Iterable[str]) -> str:
     return "zh" if 2 * han > letters else "13a"
 
 
-def bleu(
-    hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], tokenize: str = "13a"
-) -> Estimate:
+def bleu(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], tokenize: str = "13a") -> Estimate:
     """Corpus BLEU, 0 to 100, as `sacrebleu --confidence` prints it.
 
     Args:
@@ -99,9 +97,7 @@ def chrf(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) ->
     return _corpus_estimate(CHRF(), hypotheses, references_list)
 
 
-def _corpus_estimate(
-    metric: Metric, hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]
-) -> Estimate:
+def _corpus_estimate(metric: Metric, hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -> Estimate:
     """The score with sacrebleu's interval: mean of the bootstrap +- half the width of its middle 95 %.
 
     sacrebleu holds all samples at once: about 80 KB an item for chrF, half of that for BLEU.

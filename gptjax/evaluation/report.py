@@ -175,9 +175,7 @@ def _subtitle(manifest: dict[str, Any]) -> str:
     if "gptjax" in manifest:
         parts.append(f"gptjax {manifest['gptjax']}")
     if "commit" in git:
-        parts.append(
-            f"commit {str(git['commit'])[:10]}" + (" with changes" if git.get("diff_sha256") else "")
-        )
+        parts.append(f"commit {str(git['commit'])[:10]}" + (" with changes" if git.get("diff_sha256") else ""))
     return f'<div class="muted">{html.escape(" · ".join(parts))}</div>' if parts else ""
 
 
@@ -225,15 +223,11 @@ def _wall_time(lines: Iterable[Line]) -> float:
 def _curves(metrics: dict[str, list[Line]]) -> str:
     train, validation = metrics["train"], metrics["validation"]
     best = _best(validation)
-    marks = (
-        [Mark(best[0]["step"], f"best {_significant(best[1])} at step {best[0]['step']:,}")] if best else []
-    )
+    marks = [Mark(best[0]["step"], f"best {_significant(best[1])} at step {best[0]['step']:,}")] if best else []
     figures = [
         _curve("Loss", "loss", "nats per token", {"training": train, "validation": validation}, marks=marks),
         _curve("Learning rate", "learning_rate", "", {"training": train}),
-        _curve(
-            "Gradient norm", "gradient_norm", "before clipping, log scale", {"training": train}, log_y=True
-        ),
+        _curve("Gradient norm", "gradient_norm", "before clipping, log scale", {"training": train}, log_y=True),
         _curve("Speed", "tokens_per_second", "tokens per second", {"training": train}),
     ]
     drawn = "\n".join(f'<div class="panel">{figure}</div>' for figure in figures if figure)
@@ -245,9 +239,7 @@ def _curve(title: str, key: str, y_label: str, splits: dict[str, list[Line]], **
     for name, lines in splits.items():
         if points := [(line["step"], _number(line[key])) for line in lines if key in line]:
             series.append(Series(name, *zip(*points, strict=True)))
-    return (
-        charts.line_chart(series, title=title, x_label="step", y_label=y_label, **options) if series else ""
-    )
+    return charts.line_chart(series, title=title, x_label="step", y_label=y_label, **options) if series else ""
 
 
 def _evaluations(paths: Iterable[Path]) -> str:
@@ -295,9 +287,7 @@ def _samples(lines: list[Line]) -> str:
     parts = ["<h2>Samples</h2>", _samples_of(last, by_step[last])]
     if earlier:
         panels = "\n".join(_samples_of(step, by_step[step]) for step in earlier)
-        parts.append(
-            f"<details><summary>Earlier samples ({len(earlier)} steps)</summary>\n{panels}\n</details>"
-        )
+        parts.append(f"<details><summary>Earlier samples ({len(earlier)} steps)</summary>\n{panels}\n</details>")
     return "\n".join(parts)
 
 
@@ -325,8 +315,7 @@ def _settings(manifest: dict[str, Any], config: dict[str, Any]) -> str:
         ),
     )
     details = "\n".join(
-        f"<details><summary>{html.escape(title)}</summary>"
-        f'<div class="panel">{_table(columns, rows)}</div></details>'
+        f'<details><summary>{html.escape(title)}</summary><div class="panel">{_table(columns, rows)}</div></details>'
         for title, columns, rows in folded
         if rows
     )
@@ -359,9 +348,7 @@ def _table(columns: dict[str, str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f'<th class="{kind}">{html.escape(heading)}</th>' for heading, kind in columns.items())
     body = "\n".join(
         "<tr>"
-        + "".join(
-            f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(classes, row, strict=True)
-        )
+        + "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(classes, row, strict=True))
         + "</tr>"
         for row in rows
     )

@@ -69,7 +69,9 @@ def prefill(
     vocab = logits.shape[-1]
     seen = jnp.zeros((batch, vocab), bool).at[rows, jnp.where(real, tokens, vocab)].set(True, mode="drop")
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
-    return State(_constrain(cache, mesh, CACHE), logits, lengths, seen, keys)
+    keys_and_values = _constrain((cache.keys, cache.values), mesh, CACHE)
+    cache = Cache(*keys_and_values, _constrain(cache.tokens, mesh, partition.ROWS))
+    return State(cache, logits, lengths, seen, keys)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "mesh"), donate_argnames="state")

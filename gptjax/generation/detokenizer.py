@@ -21,9 +21,7 @@ class Detokenizer:
       stop: the stop text that was found, or None.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int] | np.ndarray = (), stop: Sequence[str] = ()
-    ):
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] | np.ndarray = (), stop: Sequence[str] = ()):
         self.tokens: list[int] = []
         self.stop: str | None = None
         self._tokenizer = tokenizer

@@ -200,8 +200,7 @@ class Generator:
                 raise UserError(f"prompt {i} is empty; a document begins with token {self.tokenizer.eot_id}")
             if len(prompt) > context:
                 raise UserError(
-                    f"prompt {i} has {len(prompt)} tokens, more than the model's context_length {context}; "
-                    "shorten it"
+                    f"prompt {i} has {len(prompt)} tokens, more than the model's context_length {context}; shorten it"
                 )
             if np.min(prompt) < 0 or np.max(prompt) >= vocab:
                 raise UserError(f"prompt {i} has a token id outside 0 to {vocab - 1}, the model's vocabulary")

@@ -44,8 +44,6 @@ class SamplingParams:
             ("stop", all(self.stop), "texts that are not empty"),
             ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
         )
-        problems = [
-            f"{name} is {getattr(self, name)}; expected {rule}" for name, ok, rule in checks if not ok
-        ]
+        problems = [f"{name} is {getattr(self, name)}; expected {rule}" for name, ok, rule in checks if not ok]
         if problems:
             raise UserError("; ".join(problems))

@@ -26,6 +26,8 @@ class Architecture:
     norm_epsilon: float
     activation: str
     positions: str
+    ngram_order: int
+    ngram_rows: int
     rope_theta: float
     qk_norm: bool
     use_bias: bool

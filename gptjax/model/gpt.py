@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from gptjax.model import attention as attention_lib
 from gptjax.model.architecture import Architecture
 from gptjax.model.cache import Cache
-from gptjax.model.layers import Block, norm
+from gptjax.model.layers import Block, ngram_rows, norm
 
 Params = dict[str, Any]
 
@@ -36,6 +36,9 @@ class GPT(nnx.Module):
             self.position_embedding = nnx.Embed(
                 a.context_length, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs
             )
+        if a.ngram_order > 1:
+            rows = (a.ngram_order - 1) * a.ngram_rows
+            self.ngram_embedding = nnx.Embed(rows, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs)
         layer_rngs = nnx.Rngs(params=jax.random.split(rngs.params(), a.num_layers))
         self.blocks = nnx.vmap(lambda rngs: Block(a, rngs=rngs))(layer_rngs)
         self.final_norm = norm(a, a.embed_dim, rngs)
@@ -68,6 +71,11 @@ class GPT(nnx.Module):
         x = self.embedding(tokens)
         if a.positions == "learned":
             x = x + self.position_embedding(jnp.minimum(positions, a.context_length - 1))
+        history = None
+        if cache is not None:
+            history = cache.tokens.at[jnp.arange(tokens.shape[0])[:, None], positions].set(tokens, mode="drop")
+        if a.ngram_order > 1:
+            x = x + self.ngram_embedding(ngram_rows(a, tokens, positions, history)).sum(axis=2)
         x = attention_lib.dropout(x, a.dropout, dropout_keys, 0)
         if cache is None:
             mask = attention_lib.causal_mask(segment_ids, tokens.shape[1])
@@ -93,8 +101,9 @@ class GPT(nnx.Module):
         if a.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[a.remat], prevent_cse=False)
         layers = jnp.arange(a.num_layers)
-        x, cache = jax.lax.scan(body, x, (layers, stacked, cache), unroll=a.scan_unroll)
-        return self.final_norm(x), None if cache is None else Cache(*cache)
+        layer_caches = None if cache is None else (cache.keys, cache.values)
+        x, layer_caches = jax.lax.scan(body, x, (layers, stacked, layer_caches), unroll=a.scan_unroll)
+        return self.final_norm(x), None if cache is None else Cache(*layer_caches, history)
 
     def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""

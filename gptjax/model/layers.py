@@ -50,6 +50,31 @@ def norm(a: Architecture, features: int, rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
+def ngram_rows(
+    a: Architecture,
+    tokens: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"],
+    history: Int[Array, "batch capacity"] | None,
+) -> Int[Array, "batch length orders"]:
+    """Rows of the n-gram table for the 2, 3, ... ngram_order tokens that end at each position.
+
+    The token k places back is read from `tokens`, or from `history` (slot j: position j) when decoding. It counts
+    only where `positions` >= k, so an n-gram never reaches beyond the beginning of its document. Hash collisions
+    are accepted.
+    """
+    code, rows = tokens.astype(jnp.uint32), []
+    for back in range(1, a.ngram_order):
+        if history is None:
+            earlier = jnp.pad(tokens, ((0, 0), (back, 0)))[:, : tokens.shape[1]]
+        else:
+            earlier = jnp.take_along_axis(history, jnp.maximum(positions - back, 0), axis=1, mode="clip")
+        earlier = jnp.where(positions >= back, earlier, a.vocab_size).astype(jnp.uint32)
+        code = (code + 1) * jnp.uint32(0x9E3779B1) + earlier
+        mixed = (code ^ (code >> 15)) * jnp.uint32(0x85EBCA6B)
+        rows.append(((mixed ^ (mixed >> 13)) % a.ngram_rows).astype(jnp.int32) + (back - 1) * a.ngram_rows)
+    return jnp.stack(rows, axis=-1)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm."""
 

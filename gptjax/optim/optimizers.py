@@ -45,7 +45,8 @@ def make_optimizer(
     if optimizer.name == "muon":
         muon = optax.chain(
             optax.contrib.scale_by_muon(
-                weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params), mu_dtype=jnp.float32
+                weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
+                mu_dtype=jnp.float32,
             ),
             optax.stateless(_scale_by_aspect_ratio),
             optax.add_decayed_weights(optimizer.weight_decay),
@@ -67,7 +68,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def muon_labels(params: Any) -> Any:
-    """"muon" or "adamw" for every parameter."""
+    """ "muon" or "adamw" for every parameter."""
     return jax.tree.map(lambda matrix: "muon" if matrix else "adamw", _match(ORTHOGONALISED, params))
 
 

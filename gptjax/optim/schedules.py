@@ -28,7 +28,7 @@ def make_schedule(
         )
     elif name == "rsqrt":
         offset = max(warmup, 1)
-        body = lambda step: peak * jnp.sqrt(offset / (offset + step))  # noqa: E731
+        body = lambda step: peak * jnp.sqrt(offset / (offset + jnp.maximum(step, 0)))  # noqa: E731
     elif name == "constant":
         body = optax.constant_schedule(peak)
     else:

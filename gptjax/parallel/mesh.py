@@ -1,7 +1,6 @@
 """Devices and how they are arranged: the mesh (data, fsdp, context, tensor)."""
 
 import math
-import os
 
 import jax
 import numpy as np
@@ -11,28 +10,6 @@ from ml_collections import ConfigDict
 from gptjax.errors import UserError
 
 AXES = ("data", "fsdp", "context", "tensor")
-
-
-def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
-    """Before JAX starts: splits the CPU into one virtual device a core, so that a step uses all cores.
-
-    XLA runs one CPU device's program mostly on one core; data-parallel over virtual devices is up to twice as
-    fast on two. The number is that of the mesh where it is given, else the largest number of cores that divides
-    `rows`, the rows of a micro-batch. Nothing happens where the user chose (XLA_FLAGS, JAX_NUM_CPU_DEVICES), and
-    GPU and TPU back-ends do not look at it.
-    """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
-        return
-    fixed = mesh.fsdp * mesh.context * mesh.tensor
-    if mesh.data > 0 or fixed > 1:
-        count = max(mesh.data, 1) * fixed
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = max(n for n in range(1, cores + 1) if rows % n == 0)
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX has started (a notebook, a test): its devices are what there is
-        pass
 
 
 def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:

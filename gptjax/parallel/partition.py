@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedding/embedding", PartitionSpec("tensor", "fsdp")),
+    (r"ngram_embedding/embedding", PartitionSpec(None, "fsdp")),
     (r"position_embedding/embedding", PartitionSpec(None, "fsdp")),
     (r"head/kernel", PartitionSpec("fsdp", "tensor")),
     (r"blocks/attention/(query|key|value)/kernel", PartitionSpec(None, "fsdp", "tensor")),
@@ -29,7 +30,7 @@ ROWS = PartitionSpec(("data", "fsdp"))  # [batch, ...]
 
 
 def path_string(path: tuple) -> str:
-    """"blocks/mlp/up/kernel" from a key path of jax.tree_util."""
+    """ "blocks/mlp/up/kernel" from a key path of jax.tree_util."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
@@ -40,7 +41,9 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     """
     for pattern, spec in TABLE:
         if re.fullmatch(pattern, path):
-            return PartitionSpec(*(a if a and n % mesh.shape[a] == 0 else None for n, a in zip(shape, spec, strict=False)))
+            return PartitionSpec(
+                *(a if a and n % mesh.shape[a] == 0 else None for n, a in zip(shape, spec, strict=False))
+            )
     raise KeyError(f"no pattern of gptjax.parallel.partition.TABLE matches the parameter {path}")
 
 

@@ -8,6 +8,7 @@ renamed, so what `steps()` lists can always be restored.
 import dataclasses
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
 from gptjax.training.state import TrainState
 
-for name in ("absl", "orbax"):  # Orbax logs every phase of every save
-    logging.getLogger(name).setLevel(logging.ERROR)
+# Orbax logs every phase of a save, and every error that it raises as well.
+for name in ("absl", "orbax", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -37,7 +39,7 @@ class Checkpoints:
             [
                 checkpoint_managers.LatestN(keep),
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics.get("validation_loss", float("inf")),
+                    get_metric_fn=_validation_loss,
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -47,7 +49,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                preservation_policy=policy,
+                best_fn=_validation_loss,  # Orbax then stores the metrics: the best outlives a restart
+                create=True,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()},
         )
@@ -57,7 +63,13 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(
-        self, step: int, state: TrainState, *, config: config_lib.Config, tokenizer: Tokenizer, metrics: dict[str, float]
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        config: config_lib.Config,
+        tokenizer: Tokenizer,
+        metrics: dict[str, float],
     ) -> None:
         """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
         metadata = {
@@ -89,7 +101,9 @@ class Checkpoints:
             ) from None
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for the last save. Raises RunError if it could not be written."""
+        with _disk_errors(self):
+            self._manager.close()
 
 
 class _disk_errors:
@@ -147,9 +161,9 @@ def find(workdir: Path, which: str = "best") -> Path:
         return directory / str(steps[-1])
     if which == "best":
         losses = {step: read_metadata(directory / str(step))["metrics"].get("validation_loss") for step in steps}
-        scored = {step: loss for step, loss in losses.items() if loss is not None}
+        scored = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
         return directory / str(min(scored, key=scored.get) if scored else steps[-1])
-    if not which.isdigit() or int(which) not in steps:
+    if which not in map(str, steps):
         raise UserError(f"--checkpoint={which}: choose best, last or one of {', '.join(map(str, steps))}")
     return directory / which
 
@@ -161,6 +175,11 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
+
+
+def read_config(checkpoint: Path) -> config_lib.Config:
+    """The config stored with a checkpoint, locked."""
+    return config_lib.from_json(json.dumps(read_metadata(checkpoint)["config"]))
 
 
 def read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
@@ -180,7 +199,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt
     """
     path = find(workdir, which)
     metadata = read_metadata(path)
-    config = config_lib.from_json(json.dumps(metadata["config"]))
+    config = read_config(path)
     architecture = Architecture.from_config(config.model, 0)
     graphdef, abstract = gpt.abstract_model(architecture)
     if like is not None:
@@ -201,17 +220,22 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt
                 partial_restore=True,
             ),
         )
-    return Trained(
-        path, metadata["step"], config, read_tokenizer(metadata), architecture, graphdef, restored[item]
-    )
+    return Trained(path, metadata["step"], config, read_tokenizer(metadata), architecture, graphdef, restored[item])
 
 
 def _check_same_parameters(path: Path, found: gpt.Params, wanted: gpt.Params) -> None:
-    shapes = [{partition.path_string(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (found, wanted)]
+    shapes = [
+        {partition.path_string(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (found, wanted)
+    ]
     names = sorted(n for n in shapes[0] | shapes[1] if shapes[0].get(n) != shapes[1].get(n))
     if names:
         lines = "\n".join(f"  {n}: {shapes[0].get(n, 'missing')} there, {shapes[1].get(n, 'none')} here" for n in names)
         raise UserError(f"the checkpoint {path} is of another model:\n{lines}")
+
+
+def _validation_loss(metrics: dict[str, float]) -> float:
+    loss = metrics.get("validation_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,17 @@ from gptjax.config import Config, sha256
 from gptjax.optim import optimizers
 from gptjax.parallel import partition
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "tokenizers", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "ml-collections",
+    "tokenizers",
+    "numpy",
+)
 
 
 def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +39,9 @@ def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "command": sys.argv,
-        "environment": {k: os.environ[k] for k in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS") if k in os.environ},
+        "environment": {
+            k: os.environ[k] for k in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS") if k in os.environ
+        },
         "devices": {
             "kind": mesh.devices.flat[0].device_kind,
             "platform": mesh.devices.flat[0].platform,
@@ -49,7 +61,9 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
     decayed = jax.tree.leaves(optimizers.decay_mask(params))
     labels = jax.tree.leaves(optimizers.muon_labels(params))
     rows = []
-    for (path, leaf), decay, label in zip(jax.tree_util.tree_flatten_with_path(params)[0], decayed, labels, strict=True):
+    for (path, leaf), decay, label in zip(
+        jax.tree_util.tree_flatten_with_path(params)[0], decayed, labels, strict=True
+    ):
         name = partition.path_string(path)
         rows.append(
             {

@@ -1,16 +1,14 @@
 """metrics.jsonl, the line on the terminal, TensorBoard: where the numbers of a run go."""
 
+import contextlib
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from gptjax.errors import RunError
 
 
 class MetricsLog:
@@ -21,7 +19,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, step: int = 0, tensorboard: bool = False):
         self.path = workdir / "metrics.jsonl"
-        self._drop_after(step)
+        drop_after(self.path, step)
         self._file = self.path.open("a", buffering=1)
         self._tensorboard = _tensorboard_writer(workdir, step) if tensorboard else None
 
@@ -35,23 +33,26 @@ class MetricsLog:
                     self._tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, which `write` has reported
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 
-    def _drop_after(self, step: int) -> None:
-        lines = read(self.path) if self.path.exists() else []
-        kept = [line for line in lines if line["step"] <= step] if step else []
-        if len(kept) < len(lines) or not lines:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, self.path)
+
+def drop_after(path: Path, step: int) -> None:
+    """Keeps the lines of a JSON-lines file up to `step`: none where the run begins anew, at step 0."""
+    lines = read(path) if path.exists() else []
+    kept = [line for line in lines if line["step"] <= step] if step else []
+    temporary = path.with_suffix(".tmp")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8").split("\n"):
         try:
             lines.append(json.loads(text))
         except ValueError:
@@ -105,22 +106,3 @@ class Display:
     def close(self) -> None:
         self._progress.stop()
         sys.stderr.flush()
-
-
-class DivergenceGuard:
-    """Raises RunError on NaN, or when the loss stays `threshold` nats above its lowest for `patience` lines."""
-
-    def __init__(self, threshold: float, patience: int = 5):
-        self.threshold, self.patience = threshold, patience
-        self.lowest, self.above = math.inf, 0
-
-    def check(self, step: int, loss: float, advice: str) -> None:
-        if not math.isfinite(loss):
-            raise RunError(f"the training loss is {loss} at step {step}. {advice}")
-        self.lowest = min(self.lowest, loss)
-        self.above = self.above + 1 if loss > self.lowest + self.threshold else 0
-        if self.above >= self.patience:
-            raise RunError(
-                f"the training loss diverged: {loss:.3f} at step {step}, {loss - self.lowest:.2f} nats above its "
-                f"lowest (train.divergence_threshold={self.threshold}). {advice}"
-            )

@@ -15,12 +15,15 @@ from gptjax.parallel import partition
 
 @struct.dataclass
 class TrainState:
-    """Parameters, optimizer state and, with an average, `ema_params`; `step` counts the updates made."""
+    """Parameters, optimizer state and, with an average, `ema_params`; `step` counts the updates made.
 
-    step: Any  # an array; in a tree that describes a state, a shape or a sharding
-    params: gpt.Params
-    opt_state: optax.OptState
-    ema_params: gpt.Params | None
+    `Any`, because JAX also builds this tree of shapes, of shardings and of its own markers.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    ema_params: Any
 
     @property
     def evaluation_params(self) -> gpt.Params:

@@ -35,7 +35,9 @@ def make_train_step(
     accumulation, ema_decay = config.train.accumulation, config.train.ema_decay
     dropout = config.model.dropout > 0
     objective = partial(
-        language_modeling.loss, z_loss=config.objective.z_loss, label_smoothing=config.objective.label_smoothing
+        language_modeling.loss,
+        z_loss=config.objective.z_loss,
+        label_smoothing=config.objective.label_smoothing,
     )
 
     def gradients(params: gpt.Params, batch: Batch, step: jax.Array) -> tuple[gpt.Params, Metrics]:
@@ -57,7 +59,8 @@ def make_train_step(
 
         micro_batches = jax.tree.map(partial(_split_rows, parts=accumulation, mesh=mesh), (batch, keys))
         zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(micro_gradients, *jax.tree.map(lambda a: a[0], micro_batches))
+            lambda a: jnp.zeros(a.shape, a.dtype),
+            jax.eval_shape(micro_gradients, *jax.tree.map(lambda a: a[0], micro_batches)),
         )
         total, _ = jax.lax.scan(add, zeros, micro_batches)
         return total
@@ -72,8 +75,8 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)
         metrics |= {
-            "gradient_norm": optax.global_norm(grads),
-            "parameter_norm": optax.global_norm(state.params),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(state.params),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
@@ -100,5 +103,5 @@ def _split_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
     consecutive rows would lie on a few.
     """
     x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-    spec = (partition.BATCH if x.ndim == 3 else partition.ROWS)
+    spec = partition.BATCH if x.ndim == 3 else partition.ROWS
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, jax.sharding.PartitionSpec(None, *spec)))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptjax.data.build import build_store
 from gptjax.data.pipeline import Batches, document_segments, iterate
 from gptjax.data.sources import open_source
-from gptjax.data.store import build_store
 from gptjax.errors import UserError
 
 

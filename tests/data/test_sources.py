@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptjax.data import documents as documents_module
+from gptjax.data.decoding import Utf8Decoder, decode_all
 from gptjax.data.documents import in_parts, split_text
-from gptjax.data.sources import Utf8Decoder, decode_all, open_source
+from gptjax.data.sources import open_source
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.errors import UserError
 
@@ -65,9 +66,7 @@ def test_where_a_text_is_cut(text, first):
 
 
 def test_a_document_has_parts_only_where_it_is_long(short_parts):
-    assert list(in_parts({"text": "short", "id": "a", "source": "s"})) == [
-        {"text": "short", "id": "a", "source": "s"}
-    ]
+    assert list(in_parts({"text": "short", "id": "a", "source": "s"})) == [{"text": "short", "id": "a", "source": "s"}]
     parts = list(in_parts({"text": "one two three four five", "id": "a", "source": "s", "split": "test"}))
     assert [part["text"] for part in parts] == ["one two", " three", " four five"]
     assert [part["part"] for part in parts] == [0, 1, 2]
@@ -131,7 +130,7 @@ def test_text_files_that_are_not_utf8(tmp_path):
     source = open_source(f"text:{path}", decode_errors="replace")
     for _ in range(2):
         assert texts(source) == ["caf\ufffd"]
-        assert source.replaced == 1
+        assert source.faults.replaced == 1
 
 
 @pytest.mark.parametrize("unit", ["lorem ipsum\n", "x", "漢字"])
@@ -162,9 +161,7 @@ def test_the_key_changes_with_the_files(tmp_path):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text(
-        '{"text": "one", "body": "eins"}\n\n{"text": "", "body": "zw\\u00f6lf"}\r\n', encoding="utf-8"
-    )
+    path.write_text('{"text": "one", "body": "eins"}\n\n{"text": "", "body": "zw\\u00f6lf"}\r\n', encoding="utf-8")
     assert texts(open_source(f"jsonl:{tmp_path}/*.jsonl")) == ["one", ""]
     found = list(open_source(f"jsonl:{path}#body").documents())
     assert [(document["id"], document["text"]) for document in found] == [

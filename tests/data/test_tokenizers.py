@@ -252,3 +252,65 @@ def test_gpt2():
     border = int(0.9 * len(text))
     counts = [len(ids) for ids in tokenizer.encode_batch([text[:border], text[border:]])]
     assert counts == [301_966, 36_059]
+
+
+# Han and Latin, and tokenizers for ablations
+
+MIXED = ["你好world 混合English和中文, the quick brown fox。我来到北京清华大学\n"] * 5
+
+
+def test_no_token_has_han_and_other_characters():
+    tokenizer = build_tokenizer("bpe:400", MIXED)
+    assert tokenizer.kind == "bpe"
+    tokens = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+    han = [token for token in tokens if any("\u4e00" <= c <= "\u9fff" for c in token)]
+    assert any(len(token) > 1 for token in han)
+    # U+FFFD stands for the bytes of a part of a character.
+    assert all("\u4e00" <= c <= "\u9fff" or c == "\ufffd" for token in han for c in token)
+    assert tokenizer.decode(tokenizer.encode(MIXED[0])) == MIXED[0]
+
+
+def test_text_without_han_has_the_ids_of_the_plain_gpt2_split():
+    tokenizer = build_tokenizer("bpe:340", CORPUS[:1] * 5)
+    description = json.loads(tokenizer.to_str())
+    description["pre_tokenizer"] = description["pre_tokenizer"]["pretokenizers"][-1]
+    reference = Tokenizer.from_str(json.dumps(description))
+    for text in ("don't  stop\n\n it's 12.5 größer", *CORPUS[:1]):
+        np.testing.assert_array_equal(tokenizer.encode(text), reference.encode(text))
+
+
+def test_words():
+    tokenizer = build_tokenizer("word:7", ["one two, two three three three", "漢字word"])
+    assert (tokenizer.kind, tokenizer.vocab_size, tokenizer.eot_id) == ("word", 7, 6)
+    assert tokenizer.decode(tokenizer.encode("three, two four")) == "three , two <|unknown|>"
+    assert tokenizer.encode("three three two").tolist() == [0, 0, 1]
+    again = Tokenizer.from_str(tokenizer.to_str())
+    assert (again.kind, again.sha256) == ("word", tokenizer.sha256)
+    assert build_tokenizer("word:20", ["漢字word"]).encode("漢字word word").tolist() == [1, 0, 0]
+
+
+def test_words_of_jieba():
+    pytest.importorskip("jieba")
+    tokenizer = build_tokenizer("jieba:40", MIXED)
+    assert tokenizer.kind == "jieba"
+    assert tokenizer.decode(tokenizer.encode(MIXED[0])) == MIXED[0]
+    assert len(tokenizer.encode("我来到北京清华大学")) == 4
+    assert tokenizer.decode(tokenizer.encode("我来到 xyzzy")) == "我来到 <|unknown|>"
+    for again in (Tokenizer.from_str(tokenizer.to_str()), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.kind == "jieba"
+        np.testing.assert_array_equal(again.encode(MIXED[0]), tokenizer.encode(MIXED[0]))
+
+
+@pytest.mark.parametrize("spec", ["word:2", "jieba:1"])
+def test_a_vocabulary_without_room_for_a_word(spec):
+    with pytest.raises(UserError, match="need a vocabulary of 3"):
+        build_tokenizer(spec, ["text"])
+
+
+@pytest.mark.parametrize("spec", ["byte", "bpe:340", "char"])
+@given(text=st.text(sorted(set("".join(CORPUS))), max_size=60))
+def test_the_bytes_of_the_tokens_are_those_of_the_text(spec, text):
+    tokenizer = tokenizer_of(spec)
+    sizes = tokenizer.token_bytes()
+    assert sizes[tokenizer.encode(text)].sum() == len(text.encode())
+    assert sizes[tokenizer.eot_id] == 0

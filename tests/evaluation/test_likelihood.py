@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax import config as config_lib
+from gptjax.data.build import build_store
 from gptjax.data.sources import open_source
-from gptjax.data.store import build_store
 from gptjax.errors import UserError
 from gptjax.evaluation.likelihood import Scorer, plan_windows, unigram_nll
 from gptjax.model import gpt
@@ -31,7 +31,12 @@ def store(tmp_path_factory):
     (directory / "documents.jsonl").write_text("\n".join(lines))
     source = open_source(f"jsonl:{directory}/documents.jsonl")
     return build_store(
-        source, directory / "store", tokenizer="byte", split_by="position", validation_fraction=0.2, test_fraction=0.0
+        source,
+        directory / "store",
+        tokenizer="byte",
+        split_by="position",
+        validation_fraction=0.2,
+        test_fraction=0.0,
     )
 
 

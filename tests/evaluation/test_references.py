@@ -45,9 +45,7 @@ def sacrebleu_cli(tmp_path, hypotheses, references_list, *options):
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.parametrize(
-    ("metric", "options"), [(bleu, ["-m", "bleu"]), (chrf, ["-m", "chrf"])], ids=["bleu", "chrf"]
-)
+@pytest.mark.parametrize(("metric", "options"), [(bleu, ["-m", "bleu"]), (chrf, ["-m", "chrf"])], ids=["bleu", "chrf"])
 @pytest.mark.parametrize(
     "references_list", [REFERENCES, [references[:1] for references in REFERENCES]], ids=["ragged", "single"]
 )

@@ -222,9 +222,7 @@ def test_damage_is_left_out(tmp_path):
     (tmp_path / "evaluation" / "c.json").write_text("{")
     (tmp_path / "manifest.json").write_text('{"parameters": [3, {"shape": "x"}], "devices": 4, "git": null}')
     (tmp_path / "config.json").write_text("[]")
-    (tmp_path / "samples.jsonl").write_text(
-        '{"step": 1, "text": "half \\ud800 a pair"}\n{"text": "no step"}\n'
-    )
+    (tmp_path / "samples.jsonl").write_text('{"step": 1, "text": "half \\ud800 a pair"}\n{"text": "no step"}\n')
     page = read(tmp_path)
     assert "training loss2.5000" in page.text
     assert "9.875" not in page.text
@@ -234,10 +232,7 @@ def test_damage_is_left_out(tmp_path):
 
 
 def test_the_last_word_about_a_step_counts(tmp_path):
-    lines = [
-        {"step": step, "split": "validation", "loss": loss}
-        for step, loss in ((20, 1.0), (10, 3.0), (20, 2.0))
-    ]
+    lines = [{"step": step, "split": "validation", "loss": loss} for step, loss in ((20, 1.0), (10, 3.0), (20, 2.0))]
     write_lines(tmp_path / "metrics.jsonl", lines)
     page = read(tmp_path)
     assert "best 2.0000 at step 20" in page.text

@@ -1,0 +1,62 @@
+"""Bytes to text: UTF-8, with the place of what is not."""
+
+import codecs
+
+from gptjax.errors import UserError
+
+DECODE_ERRORS = ("reject", "replace")
+
+
+class Utf8Decoder:
+    """Decodes one byte stream piece by piece, without its byte order mark.
+
+    Attributes:
+      replaced: U+FFFD written so far for bytes that are not UTF-8, as many as
+        `bytes.decode(errors="replace")` writes.
+    """
+
+    def __init__(self, decode_errors: str, where: str, *, offset: int = 0):
+        """`where` and `offset`, that of the first byte, are for the message about a byte that is not
+        UTF-8."""
+        self.replaced = 0
+        self._strict = decode_errors == "reject"
+        self._where = where
+        self._decoder = codecs.getincrementaldecoder("utf-8")("strict" if self._strict else "replace")
+        self._consumed = offset
+        self._tail = b""
+        self._at_start = offset == 0
+
+    def decode(self, data: bytes, *, final: bool = False) -> str:
+        """The text of the next bytes, up to the last whole character.
+
+        Raises:
+          UserError: a byte is not UTF-8 and decode_errors is "reject"; names the place and the byte's offset.
+        """
+        pending = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(data, final)
+        except UnicodeDecodeError as error:
+            offset = self._consumed - pending + error.start
+            raise UserError(
+                f"{self._where}: byte {error.object[error.start]:#04x} at offset {offset} is not UTF-8; "
+                "convert the text to UTF-8, or continue with U+FFFD in its place: data.decode_errors=replace"
+            ) from None
+        self._consumed += len(data)
+        if not self._strict:
+            self._count_replaced(data, text)
+        if self._at_start and text:
+            text = text.removeprefix("\ufeff")
+            self._at_start = False
+        return text
+
+    def _count_replaced(self, data: bytes, text: str) -> None:
+        # A U+FFFD that the bytes do contain is not an error, and it may lie across two pieces.
+        window = self._tail + data
+        self.replaced += text.count("\ufffd") - window.count(b"\xef\xbf\xbd")
+        self._tail = window[-2:]
+
+
+def decode_all(data: bytes, decode_errors: str, where: str) -> tuple[str, int]:
+    """The text of `data` and how many U+FFFD were written for bytes that are not UTF-8; see `Utf8Decoder`."""
+    decoder = Utf8Decoder(decode_errors, where)
+    return decoder.decode(data, final=True), decoder.replaced

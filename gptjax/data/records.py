@@ -1,0 +1,181 @@
+"""The records of JSON, JSONL, CSV and YAML files, each with its place; a damaged one does not end a file."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax.errors import UserError
+
+MAX_LINE_BYTES = 64 << 20
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_WHITE_SPACE = re.compile(r"[\s,]*")
+
+
+class Damaged(Exception):
+    """A record that cannot be used. `reason` is what it is counted under, the text says what is wrong."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Record(NamedTuple):
+    """A record of a file.
+
+    Attributes:
+      place: file and line, for messages.
+      number: line in JSONL, otherwise the place in the file, from 1.
+      value: what JSON or YAML says, for CSV the columns by name; or `Damaged`.
+    """
+
+    place: str
+    number: int
+    value: Any
+
+
+def open_binary(path: str | Path) -> io.IOBase:
+    """Opens a file for reading bytes, decompressed where it ends in .gz."""
+    path = Path(path)
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def read_records(
+    path: str | Path, open_file: Callable[[str | Path], io.IOBase] = open_binary, yaml_key: str | None = None
+) -> Iterator[Record]:
+    """The records of a file, by the end of its name: .csv, .yml or .yaml, otherwise JSON or JSONL.
+
+    What is wrong with one record is its value. What is wrong with the file from some place on (it is cut off,
+    it is not YAML) is the value of a last record.
+
+    Args:
+      path: the file.
+      open_file: opens it for reading bytes, decompressed.
+      yaml_key: in YAML, the key whose list has the records; scalars in it are text.
+
+    Raises:
+      UserError: the file cannot be opened.
+    """
+    try:
+        file = open_file(path)
+    except OSError as error:
+        raise UserError(f"cannot open {path}: {error.strerror or error}; check the path") from None
+    number = 0
+    with file:
+        try:
+            for record in _reader(path, yaml_key)(str(path), file):
+                number = record.number
+                yield record
+        except (EOFError, zlib.error, OSError) as error:
+            yield _damaged(path, number + 1, "damaged file", f"the file cannot be read further ({error})")
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.object[error.start]:#04x} is not UTF-8"
+            yield _damaged(path, number + 1, "not UTF-8", f"{byte}, so the rest of the file cannot be read")
+
+
+def _damaged(path: str | Path, number: int, reason: str, detail: str) -> Record:
+    return Record(f"{path}, from record {number} on", number, Damaged(reason, detail))
+
+
+def _reader(path: str | Path, yaml_key: str | None) -> Callable[[str, io.IOBase], Iterator[Record]]:
+    suffix = next((s for s in reversed(Path(path).suffixes) if s not in _COMPRESSED), "")
+    if suffix == ".csv":
+        return _csv
+    if suffix in (".yml", ".yaml"):
+        return lambda path, file: _yaml(path, file, yaml_key)
+    return _json
+
+
+def _json(path: str, file: io.IOBase) -> Iterator[Record]:
+    head = file.readline(MAX_LINE_BYTES)
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        return _json_array(path, (head + file.read()).decode("utf-8-sig"))
+    return _json_lines(path, file, head.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _json_array(path: str, text: str) -> Iterator[Record]:
+    decode = json.JSONDecoder().raw_decode
+    position = text.index("[") + 1
+    line, counted, number = 1, 0, 1
+    while (position := _WHITE_SPACE.match(text, position).end()) < len(text) and text[position] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        place = f"{path}, entry {number} (line {line})"
+        try:
+            value, position = decode(text, position)
+        except (ValueError, RecursionError) as error:
+            problem = Damaged("not JSON", f"not JSON ({error}), so the rest of the file cannot be read")
+            yield Record(place, number, problem)
+            return
+        yield Record(place, number, value)
+        number += 1
+    if position == len(text):
+        yield _damaged(path, number, "damaged file", "the array does not end with ]; the file is cut off")
+
+
+def _json_lines(path: str, file: io.IOBase, line: bytes) -> Iterator[Record]:
+    number = 1
+    while line:
+        place = f"{path}, line {number}"
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            problem = Damaged("line too long", f"a line of more than {MAX_LINE_BYTES >> 20} MiB is not a record")
+            yield Record(place, number, problem)
+        elif stripped := line.strip():
+            yield Record(place, number, _json_value(stripped))
+        line, number = file.readline(MAX_LINE_BYTES), number + 1
+
+
+def _json_value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return Damaged("not UTF-8", f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Damaged("not JSON", f"not JSON ({error}); each line must be one JSON object")
+
+
+def _csv(path: str, file: io.IOBase) -> Iterator[Record]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    number = 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            row = Damaged("not CSV", f"not CSV ({error})")
+        if row is None:
+            return
+        if isinstance(row, dict) and (None in row or None in row.values()):
+            row = Damaged("not CSV", f"expected {len(reader.fieldnames)} columns: {', '.join(reader.fieldnames)}")
+        yield Record(f"{path}, line {reader.line_num}", number, row)
+        number += 1
+
+
+def _yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
+    import yaml
+
+    try:
+        root = yaml.compose(file.read().decode("utf-8-sig"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError) as error:
+        yield Record(path, 1, Damaged("not YAML", f"not YAML ({' '.join(str(error).split())})"))
+        return
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    items = next((value for name, value in pairs if name.value == key), None)
+    if not isinstance(items, yaml.SequenceNode):
+        yield Record(path, 1, Damaged("missing field", f"no list {key!r} in the file"))
+        return
+    for number, node in enumerate(items.value, start=1):
+        yield Record(f"{path}, line {node.start_mark.line + 1}", number, _yaml_value(node))
+
+
+def _yaml_value(node: Any) -> Any:
+    """Lists and text only: `Yes` and `42` in a dialogue are words."""
+    if node.id == "sequence":
+        return [_yaml_value(item) for item in node.value]
+    return node.value if node.id == "scalar" else Damaged("not text", "a mapping where a statement should be")

@@ -1,0 +1,152 @@
+import itertools
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from gptjax.config import get_default
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.optim.optimizers import make_optimizer
+from gptjax.parallel import partition
+from gptjax.parallel.mesh import make_mesh
+from gptjax.training.state import abstract_state, create_state, initial_state
+
+
+def mesh_of(**sizes: int) -> Mesh:
+    config = get_default().mesh
+    config.update(sizes)
+    return make_mesh(config)
+
+
+def architecture_of(**model) -> Architecture:
+    config = get_default()
+    config.model.update(num_layers=2, num_heads=4, embed_dim=16, context_length=16, vocab_size=64)
+    config.model.update(model)
+    return Architecture.from_config(config.model, 0)
+
+
+def optimizer_of(name: str) -> optax.GradientTransformation:
+    config = get_default()
+    config.optimizer.name = name
+    return make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=2)[0]
+
+
+def by_path(tree) -> dict[str, object]:
+    return {partition.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+OPTIONS = {  # the first values make the fewest parameters, the last ones the most
+    "norm": ["rmsnorm", "layernorm"],
+    "activation": ["gelu", "swiglu"],
+    "positions": ["none", "rope", "learned"],
+    "ngram_order": [1, 3],
+    "qk_norm": [False, True],
+    "use_bias": [False, True],
+    "tie_embeddings": [True, False],
+}
+
+
+def test_every_parameter_of_every_architecture_is_in_the_table():
+    mesh = mesh_of(data=1, fsdp=2, tensor=2)
+    used = set()
+    for base, (option, values) in itertools.product((0, -1), OPTIONS.items()):
+        others = {name: choices[base] for name, choices in OPTIONS.items()}
+        _, params = gpt.abstract_model(architecture_of(**others | {option: values[-1 - base]}))
+        for path, leaf in by_path(params).items():
+            partition.partition_spec(path, leaf.shape, mesh)
+            used.add(next(pattern for pattern, _ in partition.TABLE if re.fullmatch(pattern, path)))
+    assert used == {pattern for pattern, _ in partition.TABLE}, "a pattern that matches nothing"
+
+
+def test_matrices_are_split_over_both_axes_and_layers_over_none():
+    mesh = mesh_of(data=1, fsdp=2, tensor=2)
+    _, params = gpt.abstract_model(architecture_of(use_bias=True, tie_embeddings=False))
+    shardings = by_path(partition.parameter_shardings(params, mesh))
+    for path, leaf in by_path(params).items():
+        if path.endswith("kernel") or path == "embedding/embedding":
+            shard = shardings[path].shard_shape(leaf.shape)
+            assert np.prod(shard) == leaf.size // 4, path
+            assert not path.startswith("blocks") or shard[0] == leaf.shape[0], path
+
+
+@pytest.mark.parametrize(
+    "path", ["blocks/mlp/router/kernel", "embedding", "my_head/kernel", "blocks/attention/query/lora"]
+)
+def test_an_unknown_parameter_is_refused_by_name(path):
+    with pytest.raises(KeyError, match=path):
+        partition.partition_spec(path, (2, 4, 4), mesh_of(data=1, fsdp=2))
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    mesh = mesh_of(data=1, fsdp=2, tensor=4)
+    assert partition.partition_spec("embedding/embedding", (97, 16), mesh) == PartitionSpec(None, "fsdp")
+    assert partition.partition_spec("blocks/mlp/up/kernel", (2, 15, 64), mesh) == PartitionSpec(None, None, "tensor")
+    assert partition.partition_spec("blocks/mlp/up/kernel", (2, 15, 63), mesh) == PartitionSpec(None, None, None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_and_averages_are_split_like_their_parameters(optimizer):
+    architecture, mesh = architecture_of(use_bias=True), mesh_of(data=2, fsdp=2, tensor=2)
+    _, params = gpt.abstract_model(architecture)
+    state = jax.eval_shape(lambda p: create_state(p, optimizer_of(optimizer), ema=True), params)
+    shardings = by_path(partition.state_shardings(state, params, mesh))
+    expected = by_path(partition.parameter_shardings(params, mesh))
+    owners = {path: [] for path in expected}
+    for path, leaf in by_path(state).items():
+        parameter = next((p for p in expected if path.endswith(f"/{p}")), None)
+        if parameter is None:
+            assert leaf.size <= 3 and shardings[path].spec == PartitionSpec(), path  # counters and coefficients
+        else:
+            assert shardings[path] == expected[parameter], path
+            owners[parameter].append(path)
+    for parameter, paths in owners.items():
+        muon = optimizer == "muon" and re.fullmatch("blocks/.*/kernel", parameter)
+        assert len(paths) == (3 if muon else 4), paths  # params, ema_params, and one moment of Muon or two of AdamW
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_first_state_does_not_depend_on_the_mesh(optimizer):
+    architecture = architecture_of(tie_embeddings=False)
+    states = [
+        initial_state(architecture, optimizer_of(optimizer), mesh, ema=True, seed=3)
+        for mesh in (mesh_of(data=1), mesh_of(fsdp=2, context=2, tensor=2))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_memory_of_a_device_falls_with_fsdp():
+    """Bytes of parameters and moments on one device: nearly 1 / fsdp of the whole."""
+    architecture, optimizer = architecture_of(), optimizer_of("adamw")
+
+    def bytes_on_first_device(fsdp: int) -> int:
+        state = initial_state(architecture, optimizer, mesh_of(data=1, fsdp=fsdp), ema=False, seed=0)
+        return sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
+
+    whole = bytes_on_first_device(1)
+    for fsdp in (2, 8):
+        assert 1 / fsdp <= bytes_on_first_device(fsdp) / whole < 1 / fsdp + 0.05
+
+
+def test_the_abstract_state_describes_the_first_state():
+    """What a checkpoint is restored into has the shapes, types and shardings of what was saved."""
+    architecture, optimizer, mesh = architecture_of(), optimizer_of("muon"), mesh_of(data=2, fsdp=4)
+    abstract = abstract_state(architecture, optimizer, mesh, ema=True)
+    state = initial_state(architecture, optimizer, mesh, ema=True, seed=0)
+
+    def check(described, array):
+        assert (described.shape, described.dtype) == (array.shape, array.dtype)
+        assert described.sharding.is_equivalent_to(array.sharding, array.ndim)
+
+    jax.tree.map(check, abstract, state)
+
+
+def test_a_batch_is_split_over_rows_and_sequence():
+    mesh = mesh_of(data=2, fsdp=2, context=2)
+    tokens = np.arange(8 * 16).reshape(8, 16)
+    array = partition.to_device({"tokens": tokens}, mesh)["tokens"]
+    np.testing.assert_array_equal(array, tokens)
+    assert {shard.data.shape for shard in array.addressable_shards} == {(2, 8)}

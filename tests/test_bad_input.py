@@ -1,0 +1,279 @@
+"""What is wrong with a request is said last on stderr, without a traceback, and nothing is lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptjax import cli, evaluate, generate, prepare, train
+from gptjax.training import checkpoints
+
+CONFIG = """
+from gptjax.config import get_default
+
+def get_config():
+    config = get_default()
+    config.tokenizer = "byte"
+    config.data.update(source="text:{corpus}/*.txt", split_by="position", validation_fraction=0.1)
+    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=16)
+    config.train.update(num_steps=4, batch_size=8, checkpoint_every=2)
+    config.evaluation.update(every=4, max_tokens=200, tasks="perplexity")
+    config.logging.update(samples=0, tensorboard=False)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny_corpus, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG.format(corpus=tiny_corpus))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config_file, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("trained")
+    assert cli.run(train.main, ["train", f"--config={config_file}", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Runs a verb that should end with `status`; returns what it says: all of stderr, and no traceback."""
+
+    def run(verb, *options: str, status: int = 2) -> str:
+        capsys.readouterr()
+        assert cli.run(verb.main, [verb.__name__, *options]) == status
+        message = capsys.readouterr().err
+        assert message.startswith({1: "failed: ", 2: "error: "}[status])
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+@pytest.fixture
+def refuses_to_train(refuses, config_file, tmp_path):
+    """Trains with the tiny config and the given options, in a fresh work directory unless told."""
+
+    def run(*options: str, status: int = 2) -> str:
+        where = [] if any("workdir" in option for option in options) else [f"--workdir={tmp_path / 'run'}"]
+        return refuses(train, f"--config={config_file}", *where, *options, status=status)
+
+    return run
+
+
+# ---- The command line and the config ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "parts"),
+    [
+        ("--config.train.batch_sise=3", ["config.train.batch_sise", "did you mean config.train.batch_size?"]),
+        ("--wrkdir=x", ["unknown option --wrkdir", "did you mean workdir?"]),
+        ("--config.train.batch_size=many", ["--config.train.batch_size=many", "int"]),
+        ("--config.train.batch_size=0", ["train.batch_size is 0; it must be at least 1"]),
+        ("--config.train.num_steps=soon", ["train.num_steps is 'soon'", "'10M tokens'"]),
+        ("--config.optimizer.name=adamm", ["optimizer.name is 'adamm'", "did you mean adamw?"]),
+        ("--config.tokenizer=bp:300", ["unknown tokenizer 'bp:300'", "bpe:VOCAB_SIZE"]),
+        ("--config.data.source=txt:a.txt", ["unknown data source", "Did you mean 'text:a.txt'?"]),
+        ("now", ["unexpected argument 'now'", "--name=value"]),
+    ],
+)
+def test_wrong_option(refuses_to_train, option, parts):
+    message = refuses_to_train(option)
+    assert all(part in message for part in parts), message
+
+
+def test_every_problem_of_the_config_is_told_at_once(refuses_to_train):
+    message = refuses_to_train(
+        "--config.model.embed_dim=30", "--config.model.num_heads=4", "--config.train.accumulation=3"
+    )
+    assert "the config has 3 problems" in message
+    assert "model.embed_dim 30 is not divisible by model.num_heads 4" in message
+    assert "train.batch_size 8 is not divisible by train.accumulation 3" in message
+
+
+def test_batch_that_does_not_divide_over_the_devices(refuses_to_train):
+    message = refuses_to_train("--config.train.batch_size=4")  # mesh.data=-1 is all eight
+    assert "a micro-batch of 4 rows" in message
+    assert "mesh.data x mesh.fsdp = 8" in message
+
+
+def test_no_config_no_workdir(refuses, config_file):
+    assert "--config is missing; e.g. --config=" in refuses(train, "--workdir=x")
+    assert "--workdir is missing; e.g. --workdir=" in refuses(train, f"--config={config_file}")
+
+
+@pytest.mark.parametrize("options", [[], ["--config.train.batch_size=8"]])
+def test_config_file_that_is_not_there(refuses, options):
+    message = refuses(train, "--config=nowhere.py", "--workdir=x", *options)
+    assert message == "error: --config=nowhere.py: there is no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("def get_config():\n    return 1 / 0\n", "failed at line 2: ZeroDivisionError: division by zero"),
+        ("import nonexistent_module\n", "failed at line 1: ModuleNotFoundError"),
+        ("x = (\n", "failed at line 1: SyntaxError"),
+        ("x = 1\n", "has no function get_config()"),
+    ],
+)
+def test_config_file_that_fails(refuses, tmp_path, monkeypatch, text, reason):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections leaves the last one
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert f"--config={path} {reason}" in refuses(train, f"--config={path}", "--workdir=x")
+
+
+# ---- Data ------------------------------------------------------------------------------------------------
+
+
+def test_data_file_that_is_not_there(refuses_to_train, tmp_path):
+    assert f"no file matches 'text:{tmp_path}/a.txt'" in refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt")
+
+
+def test_empty_data_file(refuses_to_train, tmp_path):
+    (tmp_path / "a.txt").touch()
+    assert "has no text" in refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt")
+
+
+def test_bytes_that_are_not_utf8(refuses_to_train, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait. " * 200)
+    source = f"--config.data.source=text:{tmp_path}/a.txt"
+    message = refuses_to_train(source)
+    assert f"{tmp_path}/a.txt: byte 0xe9 at offset 3 is not UTF-8" in message
+    assert "data.decode_errors=replace" in message
+    # What it advises gets past the data, to the next mistake.
+    assert "too small for one batch" in refuses_to_train(
+        source, "--config.data.decode_errors=replace", "--config.model.context_length=4096"
+    )
+
+
+def test_split_without_documents(refuses_to_train, tmp_path):
+    (tmp_path / "a.txt").write_text("one document " * 100)
+    message = refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt", "--config.data.split_by=document")
+    assert "split is empty" in message
+    assert "use data.split_by=position" in message
+
+
+def test_no_validation_split(refuses_to_train):
+    message = refuses_to_train("--config.data.validation_fraction=0.0")
+    assert "no split 'validation'" in message
+    assert "a validation fraction above 0" in message
+
+
+def test_split_too_small_for_a_batch(refuses_to_train, tmp_path):
+    (tmp_path / "a.txt").write_text("only a few words")
+    message = refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt")
+    assert "the train split is too small for one batch" in message
+    assert "use more text, a smaller batch, or a shorter context" in message
+
+
+def test_prepare_keeps_what_is_there(refuses, tmp_path):
+    precious = tmp_path / "out" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("words")
+    message = refuses(prepare, f"--source=text:{precious}", f"--output={precious.parent}")
+    assert "it exists; remove it or choose another directory" in message
+    assert precious.read_text() == "words"
+    refuses(prepare, f"--source=text:{precious}", f"--output={precious}/below_a_file", status=1)
+
+
+# ---- Work directories and checkpoints --------------------------------------------------------------------
+
+
+def test_workdir_of_another_config(refuses_to_train, trained):
+    before = (trained / "config.json").read_text()
+    message = refuses_to_train(
+        f"--workdir={trained}", "--config.optimizer.learning_rate=0.5", "--config.model.num_layers=2"
+    )
+    assert "holds a run of another config" in message
+    assert "  model.num_layers: 1 there, 2 now\n" in message
+    assert "  optimizer.learning_rate: 0.001 there, 0.5 now\n" in message
+    assert (trained / "config.json").read_text() == before
+
+
+def test_workdir_whose_data_changed(refuses_to_train, config_file, tiny_corpus, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    options = [f"--workdir={tmp_path / 'run'}", f"--config.data.source=text:{corpus}/*.txt"]
+    assert cli.run(train.main, ["train", f"--config={config_file}", *options]) == 0
+    (corpus / "000.txt").write_text("something else")
+    assert "is not the one" in refuses_to_train(*options)
+
+
+def test_workdir_that_cannot_be_made(refuses_to_train, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    assert "cannot be made: File exists" in refuses_to_train(f"--workdir={tmp_path}/file")
+    assert "cannot be made: Not a directory" in refuses_to_train(f"--workdir={tmp_path}/file/run")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_init_from_another_model(refuses_to_train, trained):
+    message = refuses_to_train(f"--config.init_from={trained}", "--config.model.embed_dim=8")
+    assert "is of another model" in message
+    assert "  final_norm/scale: (16,) there, (8,) here\n" in message
+
+
+def test_init_from_nothing(refuses_to_train, tmp_path):
+    assert "no checkpoint in" in refuses_to_train(f"--config.init_from={tmp_path}")
+
+
+def test_evaluate_without_a_checkpoint(refuses, tmp_path):
+    message = refuses(evaluate, f"--workdir={tmp_path}")
+    assert f"no checkpoint in {tmp_path}/checkpoints; train one with" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--tasks=perplexty",
+            "unknown task 'perplexty'; choose from perplexity, bleu; did you mean perplexity?",
+        ),
+        ("--tasks=bleu", "the task bleu needs prompts with references: --prompts=FILE.jsonl"),
+        ("--checkpoint=7", "--checkpoint=7: choose best, last or one of 2, 4"),
+        ("--batch_size=-1", "evaluation.batch_size is -1; it must be at least 0"),
+        ("--stride=17", "evaluation.stride 17 is larger than model.context_length 16"),
+        ("--output=/", "--output=/ is a directory; name a file"),
+        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be made: File exists"),
+    ],
+)
+def test_evaluate_with_a_wrong_option(refuses, trained, option, message):
+    assert message in refuses(evaluate, f"--workdir={trained}", option)
+
+
+def test_generate_with_a_wrong_prompt(refuses, trained):
+    workdir = f"--workdir={trained}"
+    assert "give either --prompt=TEXT or --prompts=FILE.jsonl" in refuses(generate, workdir)
+    message = refuses(generate, workdir, "--prompt=more than sixteen bytes of a text")
+    assert "has 34 tokens, more than the model's context_length 16; shorten it" in message
+
+
+def test_full_disk_leaves_the_last_good_checkpoint(config_file, tmp_path, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can make a small disk")
+    try:
+        many = [
+            "--config.train.num_steps=100",
+            "--config.train.checkpoint_every=1",
+            "--config.train.keep_checkpoints=100",
+        ]
+        workdir = disk / "run"
+        status = cli.run(train.main, ["train", f"--config={config_file}", f"--workdir={workdir}", *many])
+        message = capfd.readouterr().err.strip().splitlines()[-1]
+        assert status == 1
+        last = checkpoints.find(workdir, "last")
+        assert message.startswith(f"failed: a checkpoint could not be written to {workdir / 'checkpoints'}")
+        assert f"the last good checkpoint is {last}. Free some space" in message
+        assert checkpoints.load(workdir, "last").step == int(last.name)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,256 @@
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptjax import config as config_lib
+from gptjax.config import (
+    apply_arg,
+    duration_problem,
+    flat_options,
+    from_json,
+    get_default,
+    resolve_duration,
+    to_json,
+    validate,
+)
+from gptjax.errors import UserError
+
+CONFIG_FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def load_config(path: Path, arg: str = ""):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def problems_of(config) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    first, *problems = str(caught.value).splitlines()
+    assert first == f"the config has {len(problems)} problem{'s' * (len(problems) != 1)}:"
+    return [problem.strip() for problem in problems]
+
+
+def test_every_option_is_documented_in_words():
+    for path, option in flat_options().items():
+        assert len(option.help) >= 5, f"{path} has no help"
+
+
+def test_the_names_that_others_rely_on_exist():
+    contract = {
+        "data": ["source", "data_dir"],
+        "model": ["num_layers", "num_heads", "embed_dim", "context_length"],
+        "optimizer": ["name", "learning_rate", "weight_decay"],
+        "schedule": ["name", "warmup"],
+        "train": ["num_steps", "batch_size", "accumulation", "checkpoint_every"],
+        "evaluation": ["every"],
+        "mesh": ["data", "fsdp", "context", "tensor"],
+    }
+    names = {f"{section}.{name}" for section, names in contract.items() for name in names}
+    assert names | {"init_from", "seed", "tokenizer"} <= set(flat_options())
+
+
+def test_the_table_is_printed_with_every_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    assert config_lib.main() == 0
+    printed = capsys.readouterr().out
+    for path, option in flat_options().items():
+        assert path in printed
+        assert all(choice in printed for choice in option.choices)
+
+
+def test_the_defaults_are_valid_and_those_of_the_table():
+    config = get_default()
+    validate(config)
+    flat = {k: v for k, v in config.to_dict().items() if not isinstance(v, dict)}
+    flat |= {f"{s}.{k}": v for s, d in config.to_dict().items() if isinstance(d, dict) for k, v in d.items()}
+    assert flat == {path: option.default for path, option in flat_options().items()}
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
+def test_a_config_file_and_its_small_form_are_valid(path):
+    full, small = load_config(path), load_config(path, "runlocal")
+    validate(full)
+    validate(small)
+    assert full.keys() == small.keys()
+    assert small.train.num_steps <= 20 and small.model.embed_dim <= 32
+    assert f"--config=configs/{path.name}" in path.read_text(), "the docstring states the command"
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
+def test_another_argument_is_refused(path):
+    with pytest.raises(UserError, match=r"'runlokal'.*'runlocal'"):
+        load_config(path, "runlokal")
+
+
+def test_runlocal_does_not_lengthen_a_short_context():
+    config = get_default()
+    config.model.context_length = 8
+    assert apply_arg(config, "runlocal").model.context_length == 8
+
+
+def test_all_problems_are_told_at_once():
+    config = get_default()
+    config.model.update(norm="layernrom", dropout=1.5, embed_dim=130, num_kv_heads=3, context_length=255)
+    config.optimizer.learning_rate = -1.0
+    config.schedule.warmup = "soon"
+    config.train.update(batch_size=30, accumulation=4)
+    config.mesh.update(tensor=3, context=2)
+    config.evaluation.stride = 512
+    config.optimizer.momentum = 0.9
+    config.modle = "gpt2"
+    problems = problems_of(config)
+    expected = [
+        "model.norm is 'layernrom'; choose from rmsnorm, layernorm; did you mean layernorm?",
+        "model.dropout is 1.5; it must be at most 0.99",
+        "optimizer.learning_rate is -1.0; it must be at least 0",
+        "schedule.warmup is 'soon', not a duration; use steps (500), '2%', '1 epoch' or '10M tokens'",
+        "model.embed_dim 130 is not divisible by model.num_heads 4",
+        "model.num_heads 4 is not divisible by model.num_kv_heads 3",
+        "train.batch_size 30 is not divisible by train.accumulation 4",
+        "model.context_length 255 is not divisible by mesh.context 2",
+        "model.num_heads 4 is not divisible by mesh.tensor 3",
+        "evaluation.stride 512 is larger than model.context_length 255",
+        "optimizer.momentum is not an option",
+        "modle is not an option",
+    ]
+    for text in expected:
+        assert sum(problem.startswith(text) for problem in problems) == 1, f"{text!r} is not once in {problems}"
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "problem"),
+    [
+        ("model", {"num_heads": 0}, "model.num_heads is 0; it must be at least 1"),
+        ("model", {"embed_dim": 12}, "the head dimension is 3; rotary positions need an even one"),
+        ("mesh", {"data": 0}, "mesh.data is 0; it must be a number of devices or -1"),
+        ("mesh", {"data": -2}, "mesh.data is -2; it must be a number of devices or -1"),
+        ("mesh", {"data": 5}, "a micro-batch of 32 rows .* is not divisible by mesh.data x mesh.fsdp = 5"),
+        ("train", {"num_steps": -5}, "train.num_steps is -5; a duration is not negative"),
+        ("train", {"num_steps": "50%"}, "train.num_steps is '50%', a share of itself"),
+        (
+            "optimizer",
+            {"learning_rate": float("nan")},
+            "optimizer.learning_rate is nan; it must be a finite number",
+        ),
+        (
+            "data",
+            {"validation_fraction": 0.6, "test_fraction": 0.4},
+            "data.validation_fraction .* leave nothing",
+        ),
+    ],
+)
+def test_one_problem(section, changes, problem):
+    config = get_default()
+    config[section].update(changes)
+    (found,) = problems_of(config)
+    assert re.match(problem, found), found
+
+
+def test_a_missing_option_is_told_with_its_default():
+    config = get_default()
+    del config.model.qk_norm
+    assert problems_of(config) == ["model.qk_norm is missing; the default is True"]
+
+
+def test_a_locked_config_refuses_unknown_names():
+    config = get_default().lock()
+    with pytest.raises(AttributeError, match=r"num_layer\b"):
+        config.model.num_layer = 3
+    with pytest.raises(KeyError):
+        config.model.update(num_layer=3)
+
+
+def test_an_option_keeps_its_type():
+    with pytest.raises(TypeError):
+        get_default().model.num_layers = "4"
+
+
+@pytest.mark.parametrize(
+    ("value", "steps"),
+    [
+        (0, 0),
+        (500, 500),
+        ("500", 500),
+        ("1K", 1000),
+        ("2%", 40),
+        ("0.05%", 1),
+        ("100 %", 2000),
+        ("1 epoch", 120),
+        ("2.5 epochs", 301),
+        ("10M tokens", 2500),
+        ("0.5B tokens", 125_000),
+        ("8000 tokens", 2),
+        (" 300 steps ", 300),
+    ],
+)
+def test_durations_in_steps(value, steps):
+    """2,000 steps in all, 4,000 tokens a step, 120.4 steps an epoch."""
+    assert resolve_duration(value, total=2000, tokens_per_step=4000, steps_per_epoch=120.4) == steps
+    assert duration_problem(value) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "soon", "2 %%", "-5", -5, "-5%", "1 epoch 2", "1e3", "5K%", "1,000", "2 days", True, 2.5, None],
+)
+def test_what_is_not_a_duration(value):
+    assert repr(value) in duration_problem(value)
+
+
+def test_the_length_of_a_run_is_not_a_share_of_itself():
+    with pytest.raises(ValueError, match="50%"):
+        resolve_duration("50%", total=None, tokens_per_step=1, steps_per_epoch=1.0)
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans()))
+def test_any_value_is_a_duration_or_a_problem_in_words(value):
+    problem = duration_problem(value)
+    if problem is None:
+        assert resolve_duration(value, total=10, tokens_per_step=1, steps_per_epoch=1.0) >= 0
+    else:
+        assert repr(value) in problem
+
+
+def test_json_round_trip():
+    config = get_default()
+    config.train.num_steps = "3 epochs"
+    config.model.dropout = 0.25
+    config.init_from = "runs/wörld"
+    again = from_json(to_json(config))
+    assert again == config.lock()
+    assert to_json(again) == to_json(config)
+    assert config_lib.sha256(again) == config_lib.sha256(config)
+    assert again.is_locked
+
+
+def test_json_does_not_depend_on_the_order_of_options():
+    config, other = get_default(), get_default()
+    dropout = other.model.dropout
+    del other.model.dropout
+    other.model.dropout = dropout
+    assert to_json(other) == to_json(config)
+    assert config_lib.sha256(other) == config_lib.sha256(config)
+
+
+def test_different_configs_have_different_hashes():
+    config, other = get_default(), get_default()
+    other.seed = 1
+    assert config_lib.sha256(config) != config_lib.sha256(other)
+
+
+def test_a_config_of_an_earlier_version_takes_defaults_for_what_came_later():
+    old = json.loads(to_json(get_default()))
+    del old["model"]["logit_softcap"], old["logging"]
+    old["model"]["num_layers"] = 7
+    config = from_json(json.dumps(old))
+    assert config.model.num_layers == 7
+    assert config.model.logit_softcap == get_default().model.logit_softcap
+    assert config.logging == get_default().lock().logging

@@ -1,0 +1,144 @@
+"""The verb prepare: what it makes, prints and refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gptjax import cli, prepare
+from gptjax.data.build import work_directory
+from gptjax.data.store import open_store
+
+
+def run(*arguments: str) -> int:
+    return cli.run(prepare.main, ["gptjax prepare", *arguments])
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("chat")
+    pairs = [{"instruction": f"question {i}", "input": "", "output": f"answer {i} of many"} for i in range(120)]
+    pairs.append(pairs[3])
+    (directory / "chat.json").write_text(json.dumps(pairs))
+    return directory
+
+
+def test_a_store_is_made_and_shown(chat, capsys):
+    output = chat / "store"
+    arguments = (
+        "--tokenizer=byte",
+        "--deduplicate=exact",
+        "--cleaning=dialogue",
+        "--show=1",
+        "--show_tokens=120",
+    )
+    assert run(f"--source=alpaca:{chat}/chat.json", f"--output={output}", *arguments) == 0
+    printed = capsys.readouterr().out
+    store = open_store(output)
+    assert (store.manifest["cleaning"], store.manifest["duplicates"]) == ("dialogue", 1)
+    assert f"train: {store.split('train').num_documents} documents" in printed
+    assert "left out: 1 duplicates" in printed
+    assert f"{output}/card.md" in printed
+    assert "--config.data.source=store:" in printed
+    assert "── document 0 ──" in printed
+    assert "<|im_start|>assistant\nanswer 0 of many<|im_end|>" in printed
+
+
+def test_a_prepared_store_is_shown_with_the_mask_in_colour(chat, capsys):
+    from rich.console import Console
+
+    from gptjax.data.store_view import rows_as_text
+
+    assert run(f"--source=alpaca:{chat}/chat.json", f"--output={chat}/again", "--tokenizer=byte") == 0
+    assert run(f"--output={chat}/again", "--show=2", "--show_tokens=60") == 0
+    assert capsys.readouterr().out.count(" row ") == 2
+    rows = list(rows_as_text(open_store(chat / "again"), "train", 3, 100))
+    styles = {text: style for row in rows for text, style in _spans(row)}
+    assert styles["answer 0 of many"] == "green"
+    assert styles["question 0"] == "dim"
+    assert rows[1].plain.splitlines()[1].endswith("continued ──")
+    colours = Console(force_terminal=True, color_system="standard", width=200)
+    with colours.capture() as capture:
+        colours.print(rows[0])
+    assert "\x1b[32manswer 0 of many\x1b[0m" in capture.get()
+
+
+def _spans(row):
+    for span in row.spans:
+        for line in row.plain[span.start : span.end].splitlines():
+            yield line, str(span.style)
+
+
+def test_options_reach_the_store(tmp_path):
+    lines = [json.dumps({"body": f"some words {i} " * (i % 20 + 1)}) for i in range(120)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{broken"]))
+    status = run(
+        f"--source=jsonl:{tmp_path}/a.jsonl#body",
+        f"--output={tmp_path}/s",
+        "--tokenizer=bpe:300",
+        "--cleaning=plain",
+        "--cleaning_options=min_characters=100",
+        "--on_error=skip",
+        "--split_by=position",
+        "--test_fraction=0",
+        "--validation_fraction=0.2",
+        "--dtype=uint32",
+        "--shard_tokens=500",
+        "--workers=1",
+    )
+    assert status == 0
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert (manifest["split_by"], manifest["dtype"], manifest["skipped"]) == ("position", "uint32", 1)
+    assert list(manifest["splits"]) == ["train", "validation"]
+    step = next(s for s in json.loads((tmp_path / "s" / "card.json").read_text())["cleaning"]["steps"] if s["removed"])
+    assert step["step"] == "length"
+    assert len(manifest["splits"]["train"]["shards"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--source is missing"),
+        (("--source=python_docs",), "--output is missing"),
+        (("--source=text:/nowhere/*.txt", "--output=/tmp/x"), "no file matches"),
+        (("--source=python_docs", "--output=/tmp/x", "--cleaning=wep"), "'wep' is neither a profile"),
+        (
+            ("--source=python_docs", "--output=/tmp/x", "--cleaning_options=min"),
+            "expected NAME=VALUE, found 'min'",
+        ),
+        (
+            ("--source=python_docs", "--output=/tmp/x", "--runer=beam"),
+            "unknown option --runer; did you mean runner?",
+        ),
+        (("--show=1", "--output=/nowhere"), "is not a token store"),
+    ],
+)
+def test_wrong_requests_end_with_status_2(arguments, message, capsys):
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_interrupt_says_how_to_continue(tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"text {i} of a corpus\n" * 40_000)
+    command = [
+        sys.executable,
+        "-m",
+        "gptjax.prepare",
+        f"--source=text:{tmp_path}/*.txt",
+        f"--output={tmp_path}/store",
+    ]
+    process = subprocess.Popen([*command, "--tokenizer=byte"], stderr=subprocess.PIPE, text=True)
+    cleaned = work_directory(tmp_path / "store") / "cleaned"
+    while process.poll() is None and not (cleaned.is_dir() and any(p.suffix != ".partial" for p in cleaned.iterdir())):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; what is done is kept in" in errors.splitlines()[-1]
+    assert "the same command continues" in errors.splitlines()[-1]
+    assert work_directory(tmp_path / "store").is_dir()
+    assert run(*command[3:], "--tokenizer=byte") == 0
+    assert not work_directory(tmp_path / "store").exists()

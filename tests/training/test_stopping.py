@@ -1,0 +1,81 @@
+import math
+import os
+import signal
+
+import pytest
+
+from gptjax.errors import RunError
+from gptjax.training.stopping import DivergenceGuard, EarlyStopping, StopSignals
+
+
+def first_alarm(losses, **options) -> int | None:
+    guard = DivergenceGuard(**options)
+    for step, loss in enumerate(losses):
+        try:
+            guard.check(step, loss, "Try this.")
+        except RunError as error:
+            assert f"step {step}" in str(error) and str(error).endswith("Try this.")
+            return step
+    return None
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_stops_at_once(loss):
+    assert first_alarm([5.0, 4.0, loss], threshold=1e9) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "alarm"),
+    [
+        ([5, 4, 3, 2], None),
+        ([2, 6, 6, 6, 6], None),  # four lines above: not yet
+        ([2, 6, 6, 6, 6, 6], 5),
+        ([2, 6, 6, 6, 6, 4.9, 6, 6, 6, 6], None),  # it came back within 3 nats
+        ([9, 2, *[5.0] * 20], None),  # exactly the threshold is allowed
+        ([9, 2, *[5.1] * 20], 6),
+    ],
+)
+def test_a_loss_that_stays_high_stops_after_five_lines(losses, alarm):
+    assert first_alarm(map(float, losses), threshold=3.0, patience=5) == alarm
+
+
+def test_the_message_has_the_numbers():
+    guard = DivergenceGuard(3.0, patience=1)
+    guard.check(10, 2.0, "")
+    with pytest.raises(RunError, match=r"diverged: 5\.500 at step 20, 3\.50 nats above .*divergence_threshold=3\.0"):
+        guard.check(20, 5.5, "")
+
+
+def test_early_stopping_counts_from_the_best():
+    stopper = EarlyStopping(2, [])
+    assert [stopper.update(loss) for loss in (3.0, 2.0, 2.5)] == [True, True, False]
+    assert not stopper.exhausted
+    assert not stopper.update(2.0)  # as good is not better
+    assert stopper.exhausted and stopper.best == 2.0
+
+
+def test_early_stopping_remembers_an_earlier_part_of_the_run():
+    history = [
+        {"split": "validation", "loss": 2.0},
+        {"split": "train", "loss": 1.0},
+        {"split": "validation", "loss": 2.1},
+    ]
+    stopper = EarlyStopping(2, history)
+    stopper.update(2.2)
+    assert stopper.exhausted
+
+
+def test_without_patience_nothing_stops():
+    stopper = EarlyStopping(0, [])
+    for _ in range(9):
+        stopper.update(1.0)
+    assert not stopper.exhausted
+
+
+def test_a_signal_is_noted_and_the_old_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    signals = StopSignals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received == "SIGTERM"
+    signals.restore()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,72 @@
+from unittest.mock import Mock
+
+import jax
+import pytest
+
+from gptjax.training import throughput
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+    return clock
+
+
+def test_pauses_are_left_out_of_the_speed(clock):
+    """Four steps in 10 s, of which 2 s are evaluation: 2 s a step, 500 tokens/s, half of the peak."""
+    meter = throughput.Meter(tokens_per_step=1000, flops_per_token=6.0, peak=6000.0)
+    for _ in range(4):
+        clock.now += 2.0
+        meter.step(data_wait=0.25)
+    clock.now += 2.0
+    meter.pause(2.0)
+    assert meter.read() == {
+        "tokens_per_second": 500.0,
+        "step_time_s": 2.0,
+        "data_wait_s": 0.25,
+        "wall_time_s": 10.0,
+        "mfu": 0.5,
+        "mfu_convention": throughput.CONVENTION,
+    }
+
+
+def test_a_reading_starts_anew_but_the_wall_time_goes_on(clock):
+    meter = throughput.Meter(1000, 6.0, None)
+    for seconds, wall in ((1.0, 1.0), (4.0, 5.0)):
+        clock.now += seconds
+        meter.step(data_wait=0.0)
+        figures = meter.read()
+        assert figures["step_time_s"] == seconds
+        assert figures["tokens_per_second"] == 1000 / seconds
+        assert figures["wall_time_s"] == wall
+        assert "mfu" not in figures, "the peak is not known"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
+        ("NVIDIA A100-SXM4-40GB", "float32", 19.5),
+        ("TPU v5 lite", "bfloat16", 197),
+        ("TPU v5p", "bfloat16", 459),
+        ("TPU v6 lite", "float32", None),
+        ("NVIDIA GeForce GTX 1080", "bfloat16", None),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(kind, dtype, tflops):
+    device = Mock(spec=jax.Device, platform="gpu", device_kind=kind)
+    assert throughput.peak_flops(device, dtype) == (tflops and tflops * 1e12)
+
+
+def test_the_peak_of_a_cpu_is_measured_and_shared_by_its_virtual_devices(monkeypatch):
+    monkeypatch.setattr(throughput, "_measured_cpu_flops", lambda: 8e9)
+    assert throughput.peak_flops(jax.devices()[0], "float32") == 1e9
