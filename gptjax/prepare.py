@@ -1,9 +1,9 @@
 """Prepare a corpus: raw text or dialogues -> token store, which `--config.data.source=store:DIR` trains on.
 
   python -m gptjax.prepare --source='text:books/*.txt' --output=stores/books --tokenizer=bpe:8192
-  python -m gptjax.prepare --source='html:pages/**/*.html' --output=stores/web --cleaning=web
-  --deduplicate=near python -m gptjax.prepare --source='alpaca:chat.json' --output=stores/chat
-  --cleaning=dialogue --show=3 python -m gptjax.prepare --output=stores/chat --show=3
+  python -m gptjax.prepare --source='html:pages/**/*.html' --output=stores/web --cleaning=web --deduplicate=near
+  python -m gptjax.prepare --source='alpaca:chat.json' --output=stores/chat --cleaning=dialogue
+  python -m gptjax.prepare --output=stores/chat --show=3
 
 A build that is interrupted is continued by the same command. The store has a data card: card.md.
 """
