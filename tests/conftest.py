@@ -42,7 +42,8 @@ from hypothesis import settings  # noqa: E402
 from gptjax import config as config_lib  # noqa: E402
 from gptjax.model.architecture import Architecture  # noqa: E402
 
-settings.register_profile("gptjax", deadline=None, derandomize=True)  # slow machines and reruns give the same verdict
+# Slow machines and reruns give the same verdict.
+settings.register_profile("gptjax", deadline=None, derandomize=True)
 settings.load_profile("gptjax")
 
 
