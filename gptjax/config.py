@@ -33,6 +33,10 @@ class Option:
     duration: bool = False
 
 
+def _probability(what: str) -> Option:
+    return Option(0.0, f"augmentation: share of {what}; of dialogues only prompts", minimum=0, maximum=1)
+
+
 OPTIONS: dict[str, dict[str, Option] | Option] = {
     "model": {
         "num_layers": Option(4, "transformer blocks", minimum=1),
@@ -80,7 +84,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "python_docs",
             "python_docs | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | parquet:GLOB#FIELD | "
             "tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
-            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB",
+            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB, "
+            "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
         ),
         "data_dir": Option("", "where prepared TFDS datasets are"),
         "cache_dir": Option("", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax"),
@@ -122,6 +127,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one a core", minimum=0),
         "isolate_documents": Option(True, "documents packed in one row do not see each other"),
+        "token_dropout": _probability("input tokens blanked"),
+        "token_replacement": _probability("input tokens replaced by any other"),
+        "character_noise": _probability("input tokens misspelt in one character"),
+        "word_swap": _probability("words that change places with their neighbour"),
+        "span_shuffle": _probability("spans of 8 words that are shuffled"),
+        "sentence_reorder": _probability("documents whose sentences are shuffled"),
     },
     "objective": {
         "name": Option("language_modeling", "training objective", choices=("language_modeling",)),
@@ -220,7 +231,8 @@ def apply_arg(config: Config, arg: str) -> Config:
         model = config.model
         model.update(num_layers=2, num_heads=2, num_kv_heads=0, embed_dim=32, head_dim=0, mlp_dim=0)
         model.update(context_length=min(model.context_length, 32), compute_dtype="float32")
-        config.tokenizer = "byte" if config.tokenizer.startswith(("bpe", "hf")) else config.tokenizer
+        if config.tokenizer.startswith(("bpe", "hf")) and not config.data.source.startswith("tokens:"):
+            config.tokenizer = "byte"
         config.train.update(num_steps=20, batch_size=4, accumulation=1, checkpoint_every=10)
         config.schedule.update(warmup=2, decay=5)
         config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)

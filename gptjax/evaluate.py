@@ -120,40 +120,51 @@ def _choose_tasks(config, *, explicit: bool) -> list[str]:
 
 
 def _perplexity(config, trained, mesh, split_name: str) -> dict:
-    """Perplexity, nll, bits per byte and accuracy, and the perplexity of a unigram model beside them."""
+    """Perplexity, nll, bits per byte and accuracy, and the perplexity of a unigram model beside them.
+
+    Of a mixture, of all sources together and, as METRIC/SOURCE, of each.
+    """
     import math
 
     from gptjax.data import corpus
     from gptjax.evaluation.confidence import Estimate
-    from gptjax.evaluation.likelihood import Scorer, unigram_nll
+    from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
 
     tokenizer = trained.tokenizer
-    store = corpus.open_corpus(config)
-    if store.tokenizer().sha256 != tokenizer.sha256:
+    sources = corpus.open_sources(config)
+    if sources[0].store.tokenizer().sha256 != tokenizer.sha256:
         raise UserError(
             f"{config.data.source} is not the data that {trained.path} was trained on (its tokenizer differs); "
             "restore the data"
         )
-    split = store.split(split_name)
+    splits = {source.name: source.store.split(split_name) for source in sources}
     scorer = Scorer(
         trained.graphdef,
         mesh,
         context_length=config.model.context_length,
         batch_size=config.evaluation.batch_size,
     )
-    likelihood = scorer.score(
-        trained.params,
-        split,
-        eot_id=tokenizer.eot_id,
-        stride=config.evaluation.stride,
-        progress=_progress("scoring"),
-    )
-    identity = f"tokenizer:{tokenizer.sha256[:12]}|data:{store.fingerprint[:12]}|split:{split_name}"
-    results = likelihood.estimates(identity)
-    unigram = math.exp(unigram_nll(store.split("train"), split, tokenizer.vocab_size))
-    results["unigram_perplexity"] = Estimate(
-        unigram, [math.nan, math.nan], split.num_tokens, f"{identity}|model:unigram-add1"
-    )
+    likelihoods = {
+        name: scorer.score(
+            trained.params,
+            split,
+            eot_id=tokenizer.eot_id,
+            stride=config.evaluation.stride,
+            progress=_progress("scoring"),
+        )
+        for name, split in splits.items()
+    }
+    fingerprint = corpus.identity(sources)["source_fingerprint"]
+    identity = f"tokenizer:{tokenizer.sha256[:12]}|data:{fingerprint[:12]}|split:{split_name}"
+    results = Likelihood.joined(list(likelihoods.values())).estimates(identity)
+    if len(sources) > 1:
+        for name, likelihood in likelihoods.items():
+            results |= {f"{metric}/{name}": e for metric, e in likelihood.estimates(identity).items()}
+    elif not (split := splits[sources[0].name]).has_mask:  # whose frequencies are of all tokens, prompts too
+        unigram = math.exp(unigram_nll(sources[0].store.split("train"), split, tokenizer.vocab_size))
+        results["unigram_perplexity"] = Estimate(
+            unigram, [math.nan, math.nan], split.num_tokens, f"{identity}|model:unigram-add1"
+        )
     return results
 
 

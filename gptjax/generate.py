@@ -3,8 +3,9 @@
   python -m gptjax.generate --workdir=runs/quickstart --prompt="The with statement" --temperature=0.8
   python -m gptjax.generate --workdir=runs/quickstart --prompts=prompts.jsonl --output=completions.jsonl
 
-A prompt is taken as the beginning of a document. Each line of --prompts is an object with "prompt"; in the
-output it also has "completion" and "finish_reason" ("stop" or "length").
+A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
+line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
+"length").
 """
 
 import json

@@ -170,8 +170,7 @@ def _progress() -> Iterator:
 
 
 def show(directory: Path, rows: int, row_tokens: int) -> None:
-    """Prints the first rows of the training split with the borders of documents and, in colour, the loss
-    mask."""
+    """Prints the first rows of the training split with the borders of documents and, in colour, the loss mask."""
     from rich.console import Console
 
     from gptjax.data.store import open_store

@@ -41,7 +41,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     import optax
 
     from gptjax.data import corpus, pipeline
-    from gptjax.evaluation.likelihood import Scorer
+    from gptjax.evaluation.likelihood import Likelihood, Scorer
     from gptjax.evaluation.report import write_report
     from gptjax.generation.samples import Sampler
     from gptjax.model import gpt
@@ -63,17 +63,11 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     config_lib.validate(with_devices)
     chief = jax.process_index() == 0
 
-    store = corpus.open_corpus(config, progress=cli.data_progress if chief and sys.stderr.isatty() else None)
-    tokenizer = store.tokenizer()
-    batches = pipeline.Batches(
-        store.split("train"),
-        context_length=config.model.context_length,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        isolate_documents=config.data.isolate_documents,
-        rows=_process_rows(config.train.batch_size),
-    )
-    validation = store.split("validation")
+    sources = corpus.open_sources(config, progress=cli.data_progress if chief and sys.stderr.isatty() else None)
+    tokenizer = sources[0].store.tokenizer()
+    template = corpus.chat_template(sources)
+    batches = corpus.open_batches(sources, config, rows=_process_rows(config.train.batch_size))
+    validation = {source.name: source.store.split("validation") for source in sources}
     config = config_lib.resolve(config, tokenizer.vocab_size, batches.steps_per_epoch)
     num_steps = config.train.num_steps
     workdir_lib.claim(workdir, config)
@@ -91,10 +85,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     target = abstract_state(architecture, optimizer, mesh, ema=ema)
     checkpoints = checkpoints_lib.Checkpoints(workdir, keep=config.train.keep_checkpoints)
     start = max(checkpoints.steps(), default=0)
-    data_identity = {
-        "source": config.data.source,
-        **{k: store.manifest[k] for k in ("source_fingerprint", "tokenizer")},
-    }
+    data_identity = {"source": config.data.source, **corpus.identity(sources)}
     if start:
         workdir_lib.check_data(workdir, data_identity)
         state = checkpoints.restore(start, target)
@@ -117,7 +108,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     )
     sampler = None
     if config.logging.samples:
-        sampler = Sampler(config, workdir, mesh, architecture, graphdef, tokenizer, start=start)
+        sampler = Sampler(config, workdir, mesh, architecture, graphdef, tokenizer, template, start=start)
     tokens_per_step = config.train.batch_size * config.model.context_length
     peak = throughput.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     meter = throughput.Meter(tokens_per_step, architecture.flops_per_token(), peak and peak * mesh.devices.size)
@@ -127,8 +118,9 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     guard.lowest = min((x["loss"] for x in history if x["split"] == "train"), default=math.inf)
     stopper = stopping.EarlyStopping(config.train.early_stopping_patience, history)
     display = metrics.Display(num_steps, start=start, enabled=chief)
+    training_tokens = sum(source.store.split("train").num_tokens for source in sources)
     display.print(
-        f"{gpt.parameter_count(abstract_params):,} parameters, {store.split('train').num_tokens:,} training tokens, "
+        f"{gpt.parameter_count(abstract_params):,} parameters, {training_tokens:,} training tokens, "
         f"vocabulary {tokenizer.vocab_size}, {num_steps} steps of {tokens_per_step:,} tokens "
         f"({num_steps / batches.steps_per_epoch:.2f} epochs), mesh {_describe(mesh)}"
     )
@@ -153,18 +145,23 @@ def train(config: config_lib.Config, workdir: Path) -> None:
         values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         line = {"step": step, "split": "train", **values, **meter.read()}
         line |= {"tokens_seen": step * tokens_per_step, "epoch": batches.epoch(step)}
+        line |= {f"epoch/{name}": epoch for name, epoch in batches.epochs(step).items()}
         log.write(line)
         display.train(line)
         guard.check(step, values["loss"], advice())
 
     def evaluate(step: int) -> float:
-        likelihood = scorer.score(
-            state.evaluation_params,
-            validation,
-            eot_id=tokenizer.eot_id,
-            stride=config.evaluation.stride,
-            max_tokens=config.evaluation.max_tokens,
-        )
+        likelihoods = {
+            name: scorer.score(
+                state.evaluation_params,
+                split,
+                eot_id=tokenizer.eot_id,
+                stride=config.evaluation.stride,
+                max_tokens=config.evaluation.max_tokens,
+            )
+            for name, split in validation.items()
+        }
+        likelihood = Likelihood.joined(list(likelihoods.values()))
         line = {
             "step": step,
             "split": "validation",
@@ -175,6 +172,8 @@ def train(config: config_lib.Config, workdir: Path) -> None:
             "tokens_seen": step * tokens_per_step,
             "wall_time_s": time.perf_counter() - meter.begin,
         }
+        if len(likelihoods) > 1:
+            line |= {f"loss/{name}": part.loss for name, part in likelihoods.items()}
         log.write(line)
         display.validation(line)
         if sampler:
@@ -185,7 +184,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
         if not math.isfinite(parameter_norm(state.params)):  # or it would push a good checkpoint out
             raise RunError(f"the parameters are not finite after step {step}. {advice()}")
         scores = {} if validation_loss is None else {"validation_loss": validation_loss}
-        checkpoints.save(step, state, config=config, tokenizer=tokenizer, metrics=scores)
+        checkpoints.save(step, state, config=config, tokenizer=tokenizer, template=template, metrics=scores)
 
     # ---- The loop: evaluate and save the state as it is, and only then advance -----------------------------------
     stop = stopping.StopSignals()

@@ -87,8 +87,7 @@ def encode_batch(tokenizer: str, documents: list[str]) -> dict[str, float]:
 
 
 def prepare(path: Path, tokenizer: str, workers: int) -> dict:
-    """One build in a process of its own: seconds, CPU seconds, peak memory of the parent and of its largest
-    child."""
+    """One build in a process of its own: seconds, CPU seconds, peak memory of the parent and of its largest child."""
     output = path.with_name("store")
     shutil.rmtree(output, ignore_errors=True)
     options = {"tokenizer": tokenizer, "cleaning": "plain", "deduplicate": "exact", "workers": workers}

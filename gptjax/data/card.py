@@ -1,5 +1,4 @@
-"""The data card of a token store: what came in, what was removed and why, what is left, and what to beware
-of."""
+"""The data card of a token store: what came in, what was removed and why, what is left, and what to beware of."""
 
 import dataclasses
 import json

@@ -1,7 +1,11 @@
 """The source `tfds:NAME[/CONFIG][:SPLIT][#FIELD]`: a prepared TFDS dataset, read without TensorFlow."""
 
+import importlib.util
+import logging
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,7 +110,12 @@ def _version_directory(spec: str, name: str, data_dir: str) -> Any:
     directory = (root / name).resolve()
     if (directory / "dataset_info.json").exists():
         return directory
-    advice = "set data.data_dir to the directory that holds NAME[/CONFIG]/VERSION"
+    advice = (
+        "set data.data_dir to the directory that holds NAME[/CONFIG]/VERSION; with tensorflow-cpu and "
+        "importlib_resources installed the dataset is downloaded and prepared there"
+    )
+    if not directory.is_dir() and importlib.util.find_spec("tensorflow") is not None:
+        _download_and_prepare(spec, name, root)
     if not directory.is_dir():
         parent = directory.parent if directory.parent.is_dir() else root
         raise UserError(f"{spec!r}: no dataset {name!r} in {root}; {parent} holds: {_names(parent)}; {advice}")
@@ -114,6 +123,17 @@ def _version_directory(spec: str, name: str, data_dir: str) -> Any:
     if not versions:
         raise UserError(f"{spec!r}: {directory} holds no version; it holds: {_names(directory)}; {advice}")
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def _download_and_prepare(spec: str, name: str, root: Any) -> None:
+    """In a process of its own: preparing needs TensorFlow, which is never imported here."""
+    command = "from tensorflow_datasets.scripts.cli.main import launch_cli; launch_cli()"
+    arguments = ["build", name, f"--data_dir={root}", "--file_format=array_record"]
+    logging.getLogger(__name__).info("downloading and preparing %s in %s", name, root)
+    done = subprocess.run([sys.executable, "-c", command, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{spec!r}: TFDS could not prepare {name!r} in {root}: {reason}")
 
 
 def _names(directory: Any) -> str:

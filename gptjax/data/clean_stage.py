@@ -1,10 +1,9 @@
-"""First stage of a build: a piece of the source becomes cleaned documents and what the selection must know of
-them.
+"""First stage of a build: a piece of the source becomes cleaned documents.
 
-documents.jsonl.zst   the documents that are left
-extents.jsonl         a line for each of them: what decides where it goes
-signatures.npy        uint32 [documents, permutations], for near duplicates only
-summary.json          what was read, removed and skipped
+documents.zst     the documents that are left: a line of JSON, then as many bytes of text as it says
+extents.jsonl     a line for each of them: what decides where it goes
+signatures.npy    uint32 [documents, permutations], for near duplicates only
+summary.json      what was read, removed and skipped
 """
 
 import contextlib
@@ -26,12 +25,10 @@ from gptjax.data.sources import Piece, Source
 from gptjax.data.splits import hashed_share
 from gptjax.errors import UserError
 
-DOCUMENTS = "documents.jsonl.zst"
+DOCUMENTS = "documents.zst"
 EXTENTS = "extents.jsonl"
 SIGNATURES = "signatures.npy"
 SUMMARY = "summary.json"
-
-_KEPT = ("text", "messages", "id", "part")
 
 
 class CleanItem(NamedTuple):
@@ -144,13 +141,19 @@ class _Writer:
             extent["exact"] = exact_key(text).hex()
         if self._hasher is not None:
             self._signatures.append(self._hasher.signature(text))
-        self._extents.write(json.dumps(extent, ensure_ascii=False) + "\n")
-        kept = {name: document[name] for name in _KEPT if name in document}
-        self._documents.write(json.dumps(kept, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        self._extents.write(json.dumps(extent) + "\n")
+        head = {name: document[name] for name in ("id", "part", "messages") if name in document}
+        data = b"" if "messages" in document else text.encode("utf-8", "surrogatepass")
+        self._documents.write(json.dumps({**head, "bytes": len(data)}).encode() + b"\n")
+        self._documents.write(data)
 
 
 def read_documents(directory: Path) -> Iterator[Document]:
     """The documents of a cleaned piece: `id`, `part`, and `text` or `messages`."""
     with open_bytes(directory / DOCUMENTS) as file:
         for line in file:
-            yield json.loads(line.decode("utf-8", "surrogatepass"))
+            document = json.loads(line)
+            text = file.read(document.pop("bytes")).decode("utf-8", "surrogatepass")
+            if "messages" not in document:
+                document["text"] = text
+            yield document

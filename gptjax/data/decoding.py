@@ -16,8 +16,7 @@ class Utf8Decoder:
     """
 
     def __init__(self, decode_errors: str, where: str, *, offset: int = 0):
-        """`where` and `offset`, that of the first byte, are for the message about a byte that is not
-        UTF-8."""
+        """`where` and `offset`, that of the first byte, are for the message about a byte that is not UTF-8."""
         self.replaced = 0
         self._strict = decode_errors == "reject"
         self._where = where

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.data.documents import Document, in_parts
-from gptjax.data.formats import field_text
+from gptjax.data.record_files import field_text
 from gptjax.data.sources import PIECE_BYTES, Faults, Piece, Source
 from gptjax.errors import UserError
 
@@ -32,8 +32,7 @@ class HuggingFaceDataset(Source):
     """
 
     def __init__(self, spec: str, faults: Faults):
-        """Opens the dataset, downloading it if needed. Raises UserError where it, a split or the field is not
-        there."""
+        """Opens the dataset, downloading it if needed. Raises UserError where it, a split or the field is not there."""
         match = _SPEC.fullmatch(spec)
         if match is None:
             raise UserError(

@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from gptjax.data.pipeline import Batch
+from gptjax.data.augmentation import Augmentation
+from gptjax.data.pipeline import Batch, BatchSource
+from gptjax.data.randomness import shuffled_epochs
 from gptjax.errors import UserError
 
-_SHUFFLE_ROUNDS = 4  # of the block cipher that stands in for a stored permutation
-_ENDLESS = 1 << 62
 _MASK_TOKENS = 1 << 24  # read at once
 
 
@@ -146,13 +146,13 @@ class MaskedSplit(Protocol):
         ...
 
 
-class PackedBatches:
-    """The batches of a training run over one split of dialogues, indexed by step; a source for Grain.
+class PackedBatches(BatchSource):
+    """Whole dialogues.
 
     Cell i of a document is its token i as input and its token i + 1 as target, so a document of n tokens
     takes n - 1 cells, and one that is cut is continued with the token that was the last target: every token
     but the first of a document is a target once in an epoch. Rows are the same in every epoch, their order is
-    not. Row r of step k is row k * batch_size + r of the endless sequence of epochs.
+    not.
 
     A batch has, with B rows of this process and T = context_length:
       tokens: int32 [B, T], 0 where a row is not filled.
@@ -175,6 +175,7 @@ class PackedBatches:
         batch_size: int,
         seed: int,
         isolate_documents: bool = True,
+        augmentation: Augmentation | None = None,
         rows: slice | None = None,
     ):
         """`batch_size` counts the rows of the global batch; `rows` are those of this process (default: all).
@@ -189,10 +190,9 @@ class PackedBatches:
             )
         self.split = split
         self.context_length = context_length
-        self.batch_size = batch_size
         self.seed = seed
         self.isolate_documents = isolate_documents
-        self.rows = np.arange(batch_size)[rows if rows is not None else slice(None)]
+        self.augmentation = augmentation
         tokens = np.diff(split.document_starts, append=split.num_tokens)
         plan = plan_rows(np.maximum(tokens - 1, 0), context_length)
         trained = np.zeros(plan.num_rows, np.int64)
@@ -207,35 +207,35 @@ class PackedBatches:
                 f"fill {self.plan.num_rows} rows of context_length={context_length}, fewer than "
                 f"batch_size={batch_size}; use more dialogues, a smaller batch, or a shorter context"
             )
+        super().__init__(self.plan.num_rows, batch_size=batch_size, rows=rows)
 
     def _starts(self, plan: Plan) -> Int64[np.ndarray, " pieces"]:
         return self.split.document_starts[plan.document] + plan.offset
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.plan.num_rows / self.batch_size
-
-    def epoch(self, step: int) -> float:
-        """Epochs done before `step`."""
-        return step / self.steps_per_epoch
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, step: int) -> Batch:
-        rows = self.row_numbers(step)
-        first, counts = self._first_piece[rows], self._first_piece[rows + 1] - self._first_piece[rows]
+    def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
+        epochs, numbers = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
+        first, counts = self._first_piece[numbers], self._first_piece[numbers + 1] - self._first_piece[numbers]
         inner = _ranges(counts)
         pieces = np.repeat(first, counts) + inner
-        lengths, starts = self.plan.length[pieces], self._piece_starts[pieces]
+        starts, lengths = self._piece_starts[pieces], self.plan.length[pieces]
         # The pieces of a row follow each other from column 0 without gaps.
-        ends = np.cumsum(lengths)
-        filled = np.diff(ends[np.cumsum(counts) - 1], prepend=0)
+        filled = np.diff(np.cumsum(lengths)[np.cumsum(counts) - 1], prepend=0)
         is_filled = np.arange(self.context_length) < filled[:, None]
         if self.isolate_documents:
             segment_ids, positions = np.repeat(inner + 1, lengths), _ranges(lengths)
         else:
             segment_ids, positions = np.ones(filled.sum(), np.int32), _ranges(filled)
+
+        # Of each piece, one token more than it has cells: inputs are all but its last, targets all but its first.
+        read = lengths + 1
+        inputs = text = self.split.read_ranges(starts, read)
+        trained = self.split.read_mask_ranges(starts, read)
+        if self.augmentation is not None:
+            places = np.repeat(starts, read) + _ranges(read)
+            inputs, text = self.augmentation(text, places, np.repeat(np.repeat(epochs, counts), read), trained)
+        is_target = np.ones(len(text), np.bool_)
+        is_target[np.cumsum(read) - read] = False
+        is_input = np.append(is_target[1:], False)
 
         def in_rows(values: np.ndarray, dtype: type) -> np.ndarray:
             values = values.astype(dtype, copy=False)
@@ -246,24 +246,12 @@ class PackedBatches:
             return cells
 
         return {
-            "tokens": in_rows(self.split.read_ranges(starts, lengths), np.int32),
-            "targets": in_rows(self.split.read_ranges(starts + 1, lengths), np.int32),
-            "weights": in_rows(self.split.read_mask_ranges(starts + 1, lengths), np.float32),
+            "tokens": in_rows(inputs[is_input], np.int32),
+            "targets": in_rows(text[is_target], np.int32),
+            "weights": in_rows(trained[is_target], np.float32),
             "segment_ids": in_rows(segment_ids, np.int32),
             "positions": in_rows(positions, np.int32),
         }
-
-    def row_numbers(self, step: int) -> Int64[np.ndarray, " rows"]:
-        """The row of the plan that each of this process's rows of `step` is."""
-        from grain.experimental import index_shuffle
-
-        num_rows = self.plan.num_rows
-        epochs, numbers = np.divmod(step * self.batch_size + self.rows, num_rows)
-        for epoch in np.unique(epochs):
-            order_seed = int(np.random.SeedSequence([self.seed, int(epoch)]).generate_state(1)[0])
-            for i in np.flatnonzero(epochs == epoch):
-                numbers[i] = index_shuffle(int(numbers[i]), num_rows - 1, order_seed, _SHUFFLE_ROUNDS)
-        return numbers
 
 
 def _ranges(lengths: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " total"]:

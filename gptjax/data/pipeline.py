@@ -6,26 +6,66 @@ batch is the same whatever the number of processes.
 
 import itertools
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from gptjax.data.augmentation import Augmentation
+from gptjax.data.randomness import epoch_words, shuffled_epochs
 from gptjax.data.shards import TokenSplit
 from gptjax.errors import UserError
 
-_SHUFFLE_ROUNDS = 4  # of the block cipher that stands in for a stored permutation
 _ENDLESS = sys.maxsize // 2
 
 Batch = dict[str, np.ndarray]
 
 
-class Batches:
-    """The batches of a training run over one split, indexed by step; a random-access source for Grain.
+class BatchSource(ABC):
+    """The batches of a training run, indexed by step; a random-access source for Grain.
+
+    Row r of step k is row k * batch_size + r of an endless sequence of rows.
+
+    Attributes:
+      rows_per_epoch: after so many, the sequence has had everything.
+      batch_size: rows of the global batch.
+      rows: which of them are of this process.
+    """
+
+    def __init__(self, rows_per_epoch: int, *, batch_size: int, rows: slice | None = None):
+        self.rows_per_epoch = rows_per_epoch
+        self.batch_size = batch_size
+        self.rows = np.arange(batch_size)[rows if rows is not None else slice(None)]
+
+    @abstractmethod
+    def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
+        """The rows of these numbers of the sequence."""
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.rows_per_epoch / self.batch_size
+
+    def epoch(self, step: int) -> float:
+        """Epochs done before `step`."""
+        return step / self.steps_per_epoch
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Epochs of each source done before `step`, where there are several."""
+        return {}
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.read_rows(step * self.batch_size + self.rows)
+
+
+class Batches(BatchSource):
+    """Windows of text.
 
     An epoch is W windows of `context_length` + 1 tokens that begin `context_length` apart, so that every
-    token is a target at most once; where the first begins, and the order, differ between epochs. Row r of
-    step k is row k * batch_size + r of the endless sequence of epochs.
+    token is a target at most once; where the first begins, and the order, differ between epochs.
 
     A batch has, with B rows of this process and T = context_length:
       tokens: int32 [B, T].
@@ -44,6 +84,7 @@ class Batches:
         batch_size: int,
         seed: int,
         isolate_documents: bool = True,
+        augmentation: Augmentation | None = None,
         rows: slice | None = None,
     ):
         """`batch_size` counts the rows of the global batch; `rows` are those of this process (default: all).
@@ -53,34 +94,26 @@ class Batches:
         """
         self.split = split
         self.context_length = context_length
-        self.batch_size = batch_size
         self.seed = seed
         self.isolate_documents = isolate_documents
-        self.rows = np.arange(batch_size)[rows if rows is not None else slice(None)]
-        self.windows_per_epoch = max((split.num_tokens - context_length) // context_length, 0)
+        self.augmentation = augmentation
+        windows_per_epoch = max((split.num_tokens - context_length) // context_length, 0)
         if split.num_tokens > context_length:
-            self.windows_per_epoch = max(self.windows_per_epoch, 1)
-        if self.windows_per_epoch < batch_size:
+            windows_per_epoch = max(windows_per_epoch, 1)
+        if windows_per_epoch < batch_size:
             raise UserError(
                 f"the {split.name} split is too small for one batch: its {split.num_tokens} tokens make "
-                f"{self.windows_per_epoch} windows of context_length={context_length}, fewer than "
+                f"{windows_per_epoch} windows of context_length={context_length}, fewer than "
                 f"batch_size={batch_size}; use more text, a smaller batch, or a shorter context"
             )
+        super().__init__(windows_per_epoch, batch_size=batch_size, rows=rows)
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.windows_per_epoch / self.batch_size
-
-    def epoch(self, step: int) -> float:
-        """Epochs done before `step`."""
-        return step / self.steps_per_epoch
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, step: int) -> Batch:
-        starts = self.window_starts(step)
-        windows = self.split.read_windows(starts, self.context_length + 1)
+    def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
+        epochs, starts = self.windows(rows)
+        inputs = text = self.split.read_windows(starts, self.context_length + 1)
+        if self.augmentation is not None:
+            places = starts[:, None] + np.arange(self.context_length + 1)
+            inputs, text = self.augmentation(text, places, np.broadcast_to(epochs[:, None], text.shape))
         shape = (len(starts), self.context_length)
         if self.isolate_documents:
             segment_ids, positions = document_segments(self.split.document_starts, starts, self.context_length)
@@ -88,31 +121,22 @@ class Batches:
             segment_ids = np.ones(shape, np.int32)
             positions = np.tile(np.arange(self.context_length, dtype=np.int32), (len(starts), 1))
         return {
-            "tokens": np.ascontiguousarray(windows[:, :-1]),
-            "targets": np.ascontiguousarray(windows[:, 1:]),
+            "tokens": np.ascontiguousarray(inputs[:, :-1]),
+            "targets": np.ascontiguousarray(text[:, 1:]),
             "weights": np.ones(shape, np.float32),
             "segment_ids": segment_ids,
             "positions": positions,
         }
 
-    def window_starts(self, step: int) -> Int64[np.ndarray, " windows"]:
-        """Offset in the split of the first token of each of this process's rows of `step`."""
-        from grain.experimental import index_shuffle
-
-        epochs, windows = np.divmod(step * self.batch_size + self.rows, self.windows_per_epoch)
-        starts = np.empty(len(epochs), np.int64)
-        for epoch in np.unique(epochs):
-            shift, order_seed = self._epoch_shift_and_seed(int(epoch))
-            for row in np.flatnonzero(epochs == epoch):
-                window = index_shuffle(int(windows[row]), self.windows_per_epoch - 1, order_seed, _SHUFFLE_ROUNDS)
-                starts[row] = shift + window * self.context_length
-        return starts
-
-    def _epoch_shift_and_seed(self, epoch: int) -> tuple[int, int]:
-        shift, order_seed = np.random.SeedSequence([self.seed, epoch]).generate_state(2).tolist()
+    def windows(
+        self, rows: Int64[np.ndarray, " rows"]
+    ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
+        """(epoch, offset in the split of the first token) of each row."""
+        epochs, windows = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
         # The last window ends within the split; only a split of less than two windows has less room than T.
-        room = self.split.num_tokens - self.windows_per_epoch * self.context_length
-        return shift % min(self.context_length, room), order_seed
+        room = min(self.context_length, self.split.num_tokens - self.rows_per_epoch * self.context_length)
+        shifts = {epoch: epoch_words(self.seed, epoch)[0] % room for epoch in np.unique(epochs).tolist()}
+        return epochs, windows * self.context_length + np.array([shifts[epoch] for epoch in epochs.tolist()])
 
 
 def document_segments(
@@ -141,7 +165,7 @@ def document_segments(
     return segment_ids.reshape(-1, length), positions.reshape(-1, length)
 
 
-def iterate(batches: Batches, start_step: int, *, prefetch: int = 2) -> Iterator[tuple[int, Batch]]:
+def iterate(batches: BatchSource, start_step: int, *, prefetch: int = 2) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from `start_step` on without end, `prefetch` batches ahead in threads.
 
     Closing the iterator (`close()`, or leaving it to the garbage collector) stops the threads.

@@ -47,8 +47,7 @@ def _character_start(window: bytes, size: int) -> int:
 
 
 def cut_lines(file: File, size: int) -> list[tuple[int, int]]:
-    """(offset, lines before it) of borders between lines that cut a file into ranges of at least `size`
-    bytes.
+    """(offset, lines before it) of the borders between lines that cut a file into ranges of `size` bytes or more.
 
     Reads the whole file once, at the speed of the disk, for the line numbers.
     """

@@ -88,8 +88,8 @@ class LocalRunner:
                     done(futures[future])
         except BrokenProcessPool:
             raise RunError(
-                f"a worker process died, perhaps for want of memory; {workers} ran at once: fewer workers need "
-                "less. Run again to continue"
+                f"a worker process died: of {workers}, perhaps for want of memory, and fewer need less; or the "
+                "script that builds the store is not under `if __name__ == '__main__'`. Run again to continue"
             ) from None
         except BaseException:
             _kill(executor)
@@ -160,8 +160,7 @@ class BeamRunner:
 
 
 class _Recorded:
-    """A stage whose UserError becomes a file: as an exception it would reach the caller as Beam's
-    traceback."""
+    """A stage whose UserError becomes a file: as an exception it would reach the caller as Beam's traceback."""
 
     def __init__(self, stage: Stage, directory: Path):
         self.stage = stage

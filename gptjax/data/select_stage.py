@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.clean_stage import EXTENTS, SIGNATURES
+from gptjax.data.clean_stage import EXTENTS, SIGNATURES, read_documents
 from gptjax.data.deduplication import EXACT_KEY_BYTES, Deduplicator
+from gptjax.data.documents import content
 from gptjax.data.splits import Census, Extent, Fractions, Segment, Splitter
 
 
@@ -39,6 +40,7 @@ class Selection:
       documents: how many stay.
       characters: of them.
       duplicates: the documents that do not, in the order of the corpus.
+      split_documents: documents that begin in each split.
       lengths: how many documents have from 2^i to 2^(i+1) - 1 characters.
       has_dialogues: whether any is a dialogue.
     """
@@ -47,6 +49,7 @@ class Selection:
     documents: int = 0
     characters: int = 0
     duplicates: list[Duplicate] = field(default_factory=list)
+    split_documents: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     has_dialogues: bool = False
 
@@ -91,12 +94,15 @@ def select(
     splitter = Splitter(split_by, fractions, census)
     selection.method = splitter.method
     selection.duplicates = list(removed.values())
-    _deal(cleaned, segments, splitter, removed)
+    selection.split_documents = _deal(cleaned, segments, splitter, removed)
     return selection
 
 
-def _deal(cleaned: Sequence[Path], segments: Sequence[Path], splitter: Splitter, removed: dict[int, Duplicate]) -> None:
-    """Writes the segments, and completes what is known of the documents that were removed."""
+def _deal(
+    cleaned: Sequence[Path], segments: Sequence[Path], splitter: Splitter, removed: dict[int, Duplicate]
+) -> Counter[str]:
+    """Writes the segments, completes what is known of the removed documents, counts those that begin in a split."""
+    begun: Counter[str] = Counter()
     kept_ids = {duplicate.kept_id for duplicate in removed.values()}
     kept: dict[str, tuple[str, bytes | None]] = {}
     with _writers(segments) as write:
@@ -112,13 +118,14 @@ def _deal(cleaned: Sequence[Path], segments: Sequence[Path], splitter: Splitter,
                 kept.setdefault(first.id, (split, exact))
             for entry in document:
                 dealt = [] if duplicate else splitter.deal(entry.extent)
+                begun.update(segment.split for segment in dealt if segment.starts)
                 write(entry.piece, json.dumps(dealt) + "\n")
+    return begun
 
 
 @contextlib.contextmanager
 def _writers(paths: Sequence[Path]) -> Iterator[Callable[[int, str], None]]:
-    """write(number of a path, text), called with numbers that do not decrease; the others become empty
-    files."""
+    """write(number of a path, text), called with numbers that do not decrease; the others become empty files."""
     for path in paths:
         path.write_bytes(b"")
     last, file = -1, None
@@ -143,6 +150,22 @@ def read_segments(path: Path) -> Iterator[list[Segment]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield [Segment(*values) for values in json.loads(line)]
+
+
+class Selected(NamedTuple):
+    """A cleaned piece, the file that says what of it goes where, and the sha256 of that."""
+
+    cleaned: Path
+    segments: Path
+    sha256: str
+
+
+def selected_texts(pieces: Sequence[Selected]) -> Iterator[str]:
+    """The texts of the documents that stay, in order."""
+    for piece in pieces:
+        for document, segments in zip(read_documents(piece.cleaned), read_segments(piece.segments), strict=True):
+            if segments:
+                yield content(document)
 
 
 class _Entry(NamedTuple):

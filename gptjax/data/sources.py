@@ -1,8 +1,7 @@
 """Sources of documents, each named by a spec such as `python_docs` or `text:books/**/*.txt`.
 
-A source is a list of pieces that are read independently of each other, so that any number of workers can
-share it, and
-always the same: the pieces depend on the data alone.
+A source is a list of pieces that are read independently of each other, so that any number of workers can share
+it, and always the same: the pieces depend on the data alone.
 """
 
 import abc
@@ -38,7 +37,7 @@ SPECS = (
 )
 DIALOGUE_FORMATS = ("messages", "sharegpt", "alpaca", "pairs", "chatterbot", "kdconv")
 ON_ERROR = ("raise", "skip")
-PIECE_BYTES = 1 << 23
+PIECE_BYTES = 1 << 22
 
 _MAX_FAULT_EXAMPLES = 100
 
@@ -90,8 +89,7 @@ class Faults:
 
 
 class Source(abc.ABC):
-    """A corpus that can be read any number of times, in pieces. It pickles, so that worker processes can read
-    it.
+    """A corpus that can be read any number of times, in pieces; it pickles, so that worker processes read it.
 
     Attributes:
       spec: the text it was opened with.
@@ -107,8 +105,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, piece: Piece) -> Iterator[Document]:
-        """The documents of one piece, in order. Raises UserError at one that cannot be read, unless told to
-        skip."""
+        """The documents of one piece, in order. Raises UserError at one that cannot be read, unless told to skip."""
 
     @abc.abstractmethod
     def key(self) -> str:

@@ -68,8 +68,7 @@ class Census:
 
 
 class Segment(NamedTuple):
-    """Characters of a document that go to one split, as the start of a document or more of the last one
-    there."""
+    """Characters of a document that go to one split, as the start of a document or more of the last one there."""
 
     split: str
     starts: bool
@@ -159,6 +158,5 @@ def split_of_share(share: float, fractions: Fractions) -> str:
 
 
 def hashed_split(key: str, fractions: Fractions) -> str:
-    """The split of a document by a hash of its text (or `split_key`): the same in every corpus it is part
-    of."""
+    """The split of a document by a hash of its text (or `split_key`): the same in every corpus it is part of."""
     return split_of_share(hashed_share(key), fractions)

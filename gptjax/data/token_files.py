@@ -41,8 +41,7 @@ def open_token_files(spec: str, tokenizer: Tokenizer, cache: Path) -> "TokenFile
 
     Raises:
       UserError: nothing matches, a name does not say its split, a file is damaged or has another format, or
-      the
-        tokenizer has more ids than a uint16 can hold.
+        the tokenizer has more ids than a uint16 can hold.
     """
     files = find_files(spec, spec.removeprefix("tokens:"))
     if remote := [file.path for file in files if is_remote(file.path)]:

@@ -1,5 +1,4 @@
-"""What a tokenizer makes of a sample of text: how short, how faithful, and how much of its vocabulary is
-used."""
+"""What a tokenizer makes of a sample of text: how short, how faithful, and how much of its vocabulary is used."""
 
 import re
 from collections.abc import Iterable
@@ -19,8 +18,7 @@ _EXCERPT_CHARACTERS = 80
 
 
 def script_of(text: str) -> str:
-    """The script of most letters of `text`: "han", "latin" or "other"; a Han character counts as much as
-    three."""
+    """The script of most letters of `text`, "han", "latin" or "other"; a Han character counts as three."""
     han, latin = len(_HAN.findall(text)), len(_LATIN.findall(text))
     other = len(_LETTER.findall(text)) - han - latin
     return max((("han", 3 * han), ("latin", latin), ("other", other)), key=lambda item: item[1])[0]

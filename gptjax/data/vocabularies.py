@@ -101,8 +101,7 @@ def words(kind: str, texts: Iterable[str], vocab_size: int, end_of_text: str) ->
 
 
 def segmented(text: str) -> str:
-    """`text` with `WORD_BORDER` between the words that jieba finds. Raises UserError where jieba is
-    missing."""
+    """`text` with `WORD_BORDER` between the words that jieba finds. Raises UserError where jieba is missing."""
     try:
         import jieba
     except ImportError:

@@ -3,7 +3,7 @@
 A document of n tokens is scored as n + 1 predictions: its tokens, the first from the end-of-text token before it,
 and the end-of-text token that closes it. Documents longer than the context are covered by windows that start
 every `stride` tokens; a window scores only the tokens that the one before it has not. Windows of several documents
-share a row and do not see each other.
+share a row and do not see each other. Of dialogues, only what bears loss in training is scored.
 """
 
 import dataclasses
@@ -45,6 +45,15 @@ class Likelihood:
     correct: np.ndarray
     num_bytes: np.ndarray
     signature: str
+
+    @classmethod
+    def joined(cls, parts: "list[Likelihood]") -> "Likelihood":
+        """Several splits as one, in which every token counts the same."""
+        before = np.cumsum([0, *(int(part.document.max(initial=-1)) + 1 for part in parts)])
+        documents = [part.document + first for part, first in zip(parts, before, strict=False)]
+        names = ("nll", "tokens", "correct", "num_bytes")
+        sums = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return cls(np.concatenate(documents), *sums, " + ".join(part.signature for part in parts))
 
     @property
     def loss(self) -> float:
@@ -122,11 +131,11 @@ class Scorer:
             if progress:
                 progress(int(owner.max()) + 1, count)
         _accumulate(nll, correct, *pending)
-        tokens = (windows.length - windows.skip).astype(np.float64)
+        tokens = _scored_tokens(split, windows)
         num_bytes = _bytes(split, windows, tokens)
         signature = (
             f"context:{self.context_length}|stride:{stride}|tokens:{int(tokens.sum())}|"
-            f"bytes:{round(num_bytes.sum())}|eot:scored"
+            f"bytes:{round(num_bytes.sum())}|{'scored:assistant' if split.has_mask else 'eot:scored'}"
         )
         return Likelihood(windows.document, nll, tokens, correct, num_bytes, signature)
 
@@ -195,9 +204,28 @@ def _batches(
         batch["targets"][place] = tokens[1:] if available > length else np.append(tokens[1:], eot_id)
         batch["segment_ids"][place] = segment
         batch["positions"][place] = np.arange(length)
-        owner[row, column + skip : column + length] = index
+        owner[row, column + skip : column + length] = np.where(
+            _scored(split, int(start + skip), int(length - skip)), index, -1
+        )
         column += length
     yield batch, owner
+
+
+def _scored(split: TokenSplit, start: int, length: int) -> np.ndarray:
+    """Which of the predictions from these inputs count; the end-of-text token after the last token is no dialogue's."""
+    if not split.has_mask:
+        return np.ones(length, np.bool_)
+    known = min(length, split.num_tokens - start - 1)
+    return np.append(split.read_mask(start + 1, known), np.zeros(length - known, np.bool_))
+
+
+def _scored_tokens(split: TokenSplit, windows: Windows) -> np.ndarray:
+    """Predictions of each window that count."""
+    lengths = windows.length - windows.skip
+    if split.has_mask:
+        starts = windows.start + windows.skip
+        lengths = np.array([_scored(split, *w).sum() for w in zip(starts.tolist(), lengths.tolist(), strict=True)])
+    return lengths.astype(np.float64)
 
 
 def _accumulate(nll: np.ndarray, correct: np.ndarray, scores: tuple[jax.Array, jax.Array], owner: np.ndarray) -> None:

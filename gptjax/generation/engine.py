@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gptjax.data.templates import ChatTemplate
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import UserError
 from gptjax.generation import decoding, sampling
@@ -32,10 +33,10 @@ class Completion:
 
     Attributes:
       text: ends before the stop text; special tokens are left out.
-      tokens: int32 [num_tokens], with the end-of-text token or the tokens of the stop text, if any.
+      tokens: int32 [num_tokens], with the token that ends it or the tokens of the stop text, if any.
       log_probabilities: float32 [num_tokens], nats, under the model's own distribution: temperature 1,
         nothing removed or penalised.
-      finish_reason: "stop" at an end-of-text token or a stop text, "length" at max_new_tokens or where the
+      finish_reason: "stop" at the end of the text or turn or at a stop text, "length" at max_new_tokens or where the
         context is full.
       stop: the stop text that was found, or None.
     """
@@ -63,13 +64,19 @@ class Generator:
         graphdef: nnx.GraphDef,
         params: gpt.Params | None,
         tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
         mesh: Mesh | None = None,
         batch_size: int = BATCH_SIZE,
     ):
-        """With a mesh, rows are split over its data and fsdp axes; `params` are expected on it."""
+        """With a template, a text is a user's message, and a completion the assistant's turn.
+
+        With a mesh, rows are split over its data and fsdp axes; `params` are expected on it.
+        """
         self.architecture = architecture
         self.params = params
         self.tokenizer = tokenizer
+        self.template = template
+        self._end_id = tokenizer.special_tokens[template.end_of_turn] if template else tokenizer.eot_id
         self._graphdef = graphdef
         self._mesh = mesh
         self._batch_size = batch_size
@@ -77,7 +84,9 @@ class Generator:
     @classmethod
     def from_trained(cls, trained: Trained, **options) -> "Generator":
         """A generator for a checkpoint."""
-        return cls(trained.architecture, trained.graphdef, trained.params, trained.tokenizer, **options)
+        return cls(
+            trained.architecture, trained.graphdef, trained.params, trained.tokenizer, trained.template, **options
+        )
 
     def complete(
         self,
@@ -89,7 +98,12 @@ class Generator:
     ) -> list[Completion]:
         """`complete_tokens` for texts, each as the beginning of a document: after an end-of-text token."""
         begin = np.array([self.tokenizer.eot_id], np.int32)
-        tokens = [np.concatenate([begin, ids]) for ids in self.tokenizer.encode_batch(prompts)]
+        if self.template is None:
+            encoded = self.tokenizer.encode_batch(prompts)
+        else:
+            questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            encoded = [self.template.encode_prompt(messages, self.tokenizer) for messages in questions]
+        tokens = [np.concatenate([begin, ids]) for ids in encoded]
         return self.complete_tokens(tokens, params, on_text=on_text, indices=indices)
 
     def complete_tokens(
@@ -144,7 +158,7 @@ class Generator:
     ) -> None:
         state = self._prefill(rows, batch_size, capacity, params.seed)
         controls = sampling.controls(params)
-        eot_id = decoding.NO_TOKEN if params.ignore_eos else self.tokenizer.eot_id
+        end_id = decoding.NO_TOKEN if params.ignore_eos else self._end_id
         num_steps = STREAMING_STEPS if on_text else decoding.DECODE_STEPS
         remaining = np.zeros(batch_size, np.int32)
         while any(row.remaining for row in rows):
@@ -156,7 +170,7 @@ class Generator:
                 state,
                 controls,
                 placed["remaining"],
-                eot_id,
+                end_id,
                 num_steps,
                 mesh=self._mesh,
             )
@@ -164,7 +178,7 @@ class Generator:
             for i, row in enumerate(rows):
                 if row.remaining:
                     new = tokens[i] != decoding.NO_TOKEN
-                    text = row.extend(tokens[i][new], log_probabilities[i][new], eot_id)
+                    text = row.extend(tokens[i][new], log_probabilities[i][new], end_id)
                     if on_text and text:
                         on_text(row.place, text)
 
@@ -224,12 +238,12 @@ class _Row:
         self._log_probabilities: list[float] = []
         self._finish_reason = "length"
 
-    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray, eot_id: int) -> str:
+    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray, end_id: int) -> str:
         """Adds generated tokens; returns the text that is new and final."""
         text = self._detokenizer.push(tokens)
         self._log_probabilities += log_probabilities.tolist()
         self.remaining -= len(tokens)
-        ended = self._detokenizer.stop is not None or tokens[-1] == eot_id
+        ended = self._detokenizer.stop is not None or tokens[-1] == end_id
         if ended:
             self._finish_reason, self.remaining = "stop", 0
         if not self.remaining:

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gptjax.config import Config
+from gptjax.data.templates import ChatTemplate
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.generation.engine import Generator
 from gptjax.generation.params import SamplingParams
@@ -27,13 +28,14 @@ class Sampler:
         architecture: Architecture,
         graphdef: nnx.GraphDef,
         tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
         *,
         start: int,
     ):
         """Drops the samples of steps after `start`, where the run continues."""
         self.config, self.path = config, workdir / "samples.jsonl"
         metrics.drop_after(self.path, start)
-        self._generator = Generator(architecture, graphdef, None, tokenizer, mesh=mesh)
+        self._generator = Generator(architecture, graphdef, None, tokenizer, template, mesh=mesh)
         self._sampling = SamplingParams(
             max_new_tokens=config.logging.sample_tokens, temperature=0.8, top_k=200, seed=config.seed
         )

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gptjax import config as config_lib
+from gptjax.data.templates import ChatTemplate
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.model import gpt
@@ -69,6 +70,7 @@ class Checkpoints:
         *,
         config: config_lib.Config,
         tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
         metrics: dict[str, float],
     ) -> None:
         """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
@@ -77,6 +79,7 @@ class Checkpoints:
             "config": config.to_dict(),
             "config_sha256": config_lib.sha256(config),
             "tokenizer": {"json": tokenizer.to_str(), "eot_token": tokenizer.eot_token},
+            "chat_template": template and template.to_json(),
             "metrics": metrics,
         }
         items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
@@ -130,7 +133,11 @@ class _disk_errors:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A checkpoint read for use: everything that evaluation and generation need."""
+    """A checkpoint read for use: everything that evaluation and generation need.
+
+    Attributes:
+      template: of the dialogues that the model was trained on; None where it was trained on text.
+    """
 
     path: Path
     step: int
@@ -139,6 +146,7 @@ class Trained:
     architecture: Architecture
     graphdef: Any
     params: gpt.Params
+    template: ChatTemplate | None = None
 
 
 def finished_steps(directory: Path) -> list[int]:
@@ -188,6 +196,12 @@ def read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(stored["json"], eot_token=stored["eot_token"])
 
 
+def read_template(metadata: dict[str, Any]) -> ChatTemplate | None:
+    """The chat template stored with a checkpoint, if any."""
+    description = metadata.get("chat_template")
+    return ChatTemplate.from_json(description) if description else None
+
+
 def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt.Params | None = None) -> Trained:
     """Reads the evaluation parameters (averaged ones if kept) of a checkpoint, without the optimizer state.
 
@@ -220,7 +234,16 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt
                 partial_restore=True,
             ),
         )
-    return Trained(path, metadata["step"], config, read_tokenizer(metadata), architecture, graphdef, restored[item])
+    return Trained(
+        path,
+        metadata["step"],
+        config,
+        read_tokenizer(metadata),
+        architecture,
+        graphdef,
+        restored[item],
+        read_template(metadata),
+    )
 
 
 def _check_same_parameters(path: Path, found: gpt.Params, wanted: gpt.Params) -> None:

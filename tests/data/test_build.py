@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptjax.data import formats
+from gptjax.data import text_files
 from gptjax.data.build import build_store, work_directory
 from gptjax.data.sources import open_source
 from gptjax.data.store import open_store
@@ -42,7 +42,7 @@ def decoded(store, split: str) -> list[str]:
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(formats, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 5000)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_beam_makes_no_difference(tmp_path, corpus, small_pieces):
 
 def test_where_the_corpus_is_cut_makes_no_difference(tmp_path, corpus, monkeypatch):
     whole = build_store(open_source(f"jsonl:{corpus}"), tmp_path / "whole", **OPTIONS)
-    monkeypatch.setattr(formats, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 3000)
     cut = build_store(open_source(f"jsonl:{corpus}"), tmp_path / "cut", **OPTIONS)
     differing = {"manifest.json", "card.json", "card.md"}  # the fingerprint, and the sample of the card
     for name, digest in sha256_of(whole.directory).items():
@@ -106,7 +106,7 @@ def test_a_long_document_in_several_pieces_stays_one(tmp_path, monkeypatch):
         "split_by": "position",
     }
     whole = build_store(open_source(f"text:{tmp_path}/*.txt"), tmp_path / "whole", **options)
-    monkeypatch.setattr(formats, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 2000)
     source = open_source(f"text:{tmp_path}/*.txt")
     assert len(source.pieces()) > 5
     cut = build_store(source, tmp_path / "cut", **options, workers=2)
@@ -120,8 +120,8 @@ def test_a_long_document_in_several_pieces_stays_one(tmp_path, monkeypatch):
 
 PROGRAM = """
 import os, signal, sys
-from gptjax.data import formats, build
-formats.PIECE_BYTES = 5000
+from gptjax.data import text_files, build
+text_files.PIECE_BYTES = 5000
 
 def progress(stage, done, total):
     print(stage, done, total, flush=True)

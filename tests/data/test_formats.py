@@ -1,5 +1,4 @@
-"""Sources that are files: every format gives the same documents whole, compressed, in ranges and from a
-remote store."""
+"""Sources that are files: the same documents whole, compressed, in ranges and from a remote store."""
 
 import csv
 import gzip
@@ -9,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from gptjax.data import formats, ranges
+from gptjax.data import ranges, text_files
 from gptjax.data.sources import open_source
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.errors import UserError
@@ -23,7 +22,7 @@ def texts(source) -> list[str]:
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(formats, "PIECE_BYTES", 400)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 400)
 
 
 def write_jsonl(path, records) -> None:
@@ -91,7 +90,7 @@ def test_parquet(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(table, path, row_group_size=7)
     whole = list(open_source(f"parquet:{path}#body").documents())
     assert [document["text"] for document in whole] == TEXTS
-    monkeypatch.setattr(formats, "PIECE_BYTES", 300)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 300)
     source = open_source(f"parquet:{path}#body")
     assert len(source.pieces()) > 2
     assert list(source.documents()) == whole
@@ -154,7 +153,7 @@ def test_ranges_of_lines_have_the_documents_and_numbers_of_the_whole(tmp_path, s
 
 @pytest.mark.parametrize("text", ["word  two\n\nüber 漢字 " * 400, "漢字" * 3000, "x" * 9000, "a\u3000\u3000b\n" * 900])
 def test_ranges_of_a_text_join_to_the_text(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(formats, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 1000)
     monkeypatch.setattr(ranges, "_WINDOW_BYTES", 100)
     path = tmp_path / "a.txt"
     path.write_text(text, encoding="utf-8")
@@ -168,7 +167,7 @@ def test_ranges_of_a_text_join_to_the_text(tmp_path, monkeypatch, text):
 def test_ranges_keep_the_token_ids_of_the_whole(tmp_path, monkeypatch):
     text = "".join(f"It's item {i},\nand  more;\n\n\tword " for i in range(300))
     tokenizer = build_tokenizer("bpe:400", [text])
-    monkeypatch.setattr(formats, "PIECE_BYTES", 500)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 500)
     (tmp_path / "a.txt").write_text(text)
     parts = texts(open_source(f"text:{tmp_path}/a.txt"))
     assert len(parts) > 10
@@ -176,7 +175,7 @@ def test_ranges_keep_the_token_ids_of_the_whole(tmp_path, monkeypatch):
 
 
 def test_a_cut_text_with_bytes_that_are_not_utf8(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 1000)
     data = ("größer " * 400).encode("latin-1")
     (tmp_path / "a.txt").write_bytes(data)
     source = open_source(f"text:{tmp_path}/a.txt", decode_errors="replace")
@@ -302,7 +301,7 @@ def test_a_line_too_long_is_skipped_without_being_held(tmp_path, monkeypatch):
 
 
 def test_a_page_that_is_too_large_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_PAGE_BYTES", 100)
+    monkeypatch.setattr(text_files, "MAX_PAGE_BYTES", 100)
     (tmp_path / "a.html").write_text("<p>" * 200)
     (tmp_path / "b.html").write_text("<p>fine")
     source = open_source(f"html:{tmp_path}/*.html", on_error="skip")

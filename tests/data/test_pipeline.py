@@ -48,7 +48,7 @@ def test_targets_are_the_next_tokens(split):
     everything = split.read(0, split.num_tokens)
     for step in range(5):
         batch = batches[step]
-        for row, start in enumerate(batches.window_starts(step)):
+        for row, start in enumerate(batches.windows(step * 8 + np.arange(8))[1]):
             np.testing.assert_array_equal(batch["tokens"][row], everything[start : start + 16])
             np.testing.assert_array_equal(batch["targets"][row], everything[start + 1 : start + 17])
 
@@ -57,8 +57,9 @@ def test_an_epoch_has_every_target_once_apart_from_the_edges(split):
     batches = batches_of(split, batch_size=1)
     shifts = set()
     for epoch in range(3):
-        steps = range(epoch * batches.windows_per_epoch, (epoch + 1) * batches.windows_per_epoch)
-        starts = np.concatenate([batches.window_starts(step) for step in steps])
+        rows = epoch * batches.rows_per_epoch + np.arange(batches.rows_per_epoch)
+        epochs, starts = batches.windows(rows)
+        assert (epochs == epoch).all()
         targets = (starts[:, None] + 1 + np.arange(16)).ravel()
         assert len(set(targets)) == len(targets)
         assert targets.max() < split.num_tokens
@@ -140,8 +141,8 @@ def test_documents_are_isolated_unless_asked(split):
 
 def test_epochs(split):
     batches = batches_of(split)
-    assert batches.windows_per_epoch == (split.num_tokens - 16) // 16
-    assert batches.steps_per_epoch == batches.windows_per_epoch / 8
+    assert batches.rows_per_epoch == (split.num_tokens - 16) // 16
+    assert batches.steps_per_epoch == batches.rows_per_epoch / 8
     assert batches.epoch(0) == 0
     assert batches.epoch(3) == 3 / batches.steps_per_epoch
 

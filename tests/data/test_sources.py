@@ -1,5 +1,7 @@
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptjax.data import catalogue
 from gptjax.data import documents as documents_module
 from gptjax.data.decoding import Utf8Decoder, decode_all
 from gptjax.data.documents import in_parts, split_text
@@ -248,6 +251,38 @@ def test_one_split_and_one_field_of_a_tfds_dataset(tfds_directory):
 def test_what_a_tfds_spec_can_get_wrong(tfds_directory, spec, message):
     with pytest.raises(UserError, match=message):
         open_source(spec, data_dir=tfds_directory)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_dataset_that_is_not_prepared_is_prepared_elsewhere(tfds_directory, tmp_path, monkeypatch, status):
+    calls = []
+
+    def build(command, **_):
+        calls.append(command)
+        if status == 0:
+            shutil.copytree(f"{tfds_directory}/tiny_texts", tmp_path / "tiny_texts")
+        return subprocess.CompletedProcess(command, status, "", "Traceback\nDatasetNotFoundError: no tiny_texts")
+
+    monkeypatch.setattr(catalogue.importlib.util, "find_spec", lambda name: name == "tensorflow" or None)
+    monkeypatch.setattr(catalogue.subprocess, "run", build)
+    if status == 0:
+        source = open_source("tfds:tiny_texts/plain:test", data_dir=str(tmp_path))
+        assert len(texts(source)) == 2
+    else:
+        with pytest.raises(
+            UserError, match=r"could not prepare 'tiny_texts/plain' .*DatasetNotFoundError: no tiny_texts"
+        ):
+            open_source("tfds:tiny_texts/plain:test", data_dir=str(tmp_path))
+    assert calls[0][3:] == ["build", "tiny_texts/plain", f"--data_dir={tmp_path}", "--file_format=array_record"]
+
+
+def test_pieces_join_to_the_dataset(tfds_directory, monkeypatch):
+    whole = list(open_source("tfds:tiny_texts/plain", data_dir=tfds_directory).documents())
+    monkeypatch.setattr(catalogue, "PIECE_BYTES", 100)
+    source = open_source("tfds:tiny_texts/plain", data_dir=tfds_directory)
+    worker = pickle.loads(pickle.dumps(source))
+    assert len(source.pieces()) > 3
+    assert [document for piece in source.pieces() for document in worker.read(piece)] == whole
 
 
 def test_the_catalogue_dataset_is_the_shakespeare_file():

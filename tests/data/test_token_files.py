@@ -23,8 +23,7 @@ def nanogpt(path, texts) -> np.ndarray:
 
 
 def llm_c(path, texts) -> np.ndarray:
-    """A header of 256 int32, each document after the end-of-text token, as dev/data/data_common.py writes
-    it."""
+    """A header of 256 int32, each document after the end-of-text token, as dev/data/data_common.py writes it."""
     tokens = np.concatenate([[EOT, *TOKENIZER.encode(text)] for text in texts]).astype("<u2")
     header = np.zeros(256, "<i4")
     header[:3] = 20240520, 1, len(tokens)
@@ -89,6 +88,9 @@ def test_a_config_names_them(tmp_path):
     assert store.tokenizer().vocab_size == 257
     with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
         store.split("test")
+    config.tokenizer = "bpe:300"
+    with pytest.raises(UserError, match="holds tokens, and tokenizer='bpe:300' is trained on text"):
+        corpus.open_corpus(config)
 
 
 def test_gpt2(tmp_path, shared_data):
