@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,35 @@ def test_gpt2():
     border = int(0.9 * len(text))
     counts = [len(ids) for ids in tokenizer.encode_batch([text[:border], text[border:]])]
     assert counts == [301_966, 36_059]
+
+
+def random_unicode(count: int) -> list[str]:
+    """Strings of 0 to 40 characters from all planes (no surrogates), half of them mostly ASCII."""
+    source = random.Random(0)
+    ranges = [(32, 127), (32, 127), (0, 0x250), (0x300, 0x3100), (0x4E00, 0xA000), (0xE000, 0x20000)]
+
+    def character() -> str:
+        return chr(source.randrange(*source.choice(ranges)))
+
+    return ["".join(character() for _ in range(source.randrange(41))) for _ in range(count)]
+
+
+def test_gpt2_ids_are_those_of_tiktoken_and_transformers(shared_data):
+    tiktoken = pytest.importorskip("tiktoken")
+    transformers = pytest.importorskip("transformers")
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    directory = shared_data / "gpt2_bpe"
+    vocabulary, merges = directory / "encoder.json", directory / "vocab.bpe"
+    pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+    ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(vocabulary))
+    encoding = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    rules = [tuple(line.split(" ")) for line in merges.read_text(encoding="utf-8").split("\n")[1:-1]]
+    fast = transformers.GPT2Tokenizer(vocab=json.loads(vocabulary.read_text(encoding="utf-8")), merges=rules)
+    texts = random_unicode(10_000)
+    ours = [ids.tolist() for ids in build_tokenizer(f"hf:{directory}").encode_batch(texts)]
+    assert ours == encoding.encode_ordinary_batch(texts)
+    assert ours == fast(texts)["input_ids"]
 
 
 # Han and Latin, and tokenizers for ablations
