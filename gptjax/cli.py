@@ -123,6 +123,14 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error for memory, on every kind of device
+            reason = str(error).splitlines()[0][:200]
+            print(
+                f"failed: out of memory: {reason}. Lower --config.train.batch_size, raise --config.train.accumulation "
+                "or set --config.model.remat=full",
+                file=sys.stderr,
+            )
+            return 1
         traceback.print_exc()
         print(
             f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above",

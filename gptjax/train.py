@@ -223,13 +223,13 @@ def train(config: config_lib.Config, workdir: Path) -> None:
                 _, batch = next(stream)
                 waited = time.perf_counter() - waited
                 batch = partition.to_device(batch, mesh)
+                dispatched = time.perf_counter()
                 with jax.transfer_guard("disallow"):
                     state, step_metrics = train_step(state, batch)
                 if step == start:
-                    compiling = time.perf_counter()
                     jax.block_until_ready(step_metrics)
                     display.print(f"first step after {time.perf_counter() - meter.begin:.1f} s")
-                    meter.pause(time.perf_counter() - compiling)
+                    meter.pause(time.perf_counter() - dispatched)  # compilation
                 meter.step(waited)
                 flush()  # of the step before: the device already works on this one
                 if (step + 1) % config.logging.every == 0 or step + 1 == num_steps:

@@ -277,3 +277,12 @@ def test_full_disk_leaves_the_last_good_checkpoint(config_file, tmp_path, capfd)
         assert checkpoints.load(workdir, "last").step == int(last.name)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_out_of_memory_says_what_to_lower(capsys):
+    def main(argv):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 90000000000 bytes.\nmore")
+
+    assert cli.run(main, ["train"]) == 1
+    message = capsys.readouterr().err
+    assert "out of memory" in message and "train.batch_size" in message and "more" not in message
