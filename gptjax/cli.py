@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "checkpoint -> metrics with confidence intervals",
     "prepare": "raw text -> token store",
     "generate": "prompts -> completions",
+    "convert": "Hugging Face <-> gptjax",
 }
 
 

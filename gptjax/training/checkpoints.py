@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -129,6 +130,18 @@ class _disk_errors:
             f"a checkpoint could not be written to {directory} ({free:.0f} MiB free): {_first_line(error)}; {safe}. "
             "Free some space and run the same command to continue"
         ) from error
+
+
+def write_parameters(workdir: Path, params: gpt.Params, *, config: config_lib.Config, tokenizer: Tokenizer) -> Path:
+    """Writes parameters that were trained elsewhere as the checkpoint of step 0; returns its directory."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.asarray, params), opt_state=(), ema_params=None
+    )
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(0, state, config=config, tokenizer=tokenizer, metrics={})
+    checkpoints.wait()
+    checkpoints.close()
+    return checkpoints.directory / "0"
 
 
 @dataclasses.dataclass(frozen=True)
