@@ -72,7 +72,6 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
         "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
-        "attention": Option("auto", "attention implementation", choices=("auto", "reference")),
         "scan_unroll": Option(0, "layers unrolled in the scan over depth; 0 = all of them", minimum=0),
         "remat": Option("none", "what the backward pass recomputes", choices=("none", "dots", "full")),
     },
@@ -135,7 +134,6 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "sentence_reorder": _probability("documents whose sentences are shuffled"),
     },
     "objective": {
-        "name": Option("language_modeling", "training objective", choices=("language_modeling",)),
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
         "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
     },

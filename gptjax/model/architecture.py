@@ -36,7 +36,6 @@ class Architecture:
     init_std: float
     dropout: float
     compute_dtype: str
-    attention: str
     scan_unroll: int
     remat: str
 

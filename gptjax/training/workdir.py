@@ -14,7 +14,6 @@ FREE_OPTIONS = (
     "mesh.",
     "data.cache_dir",
     "data.data_dir",
-    "model.attention",
     "model.scan_unroll",
     "model.remat",
     "train.accumulation",
