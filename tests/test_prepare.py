@@ -102,20 +102,21 @@ def test_options_reach_the_store(tmp_path):
     [
         ((), "--source is missing"),
         (("--source=python_docs",), "--output is missing"),
-        (("--source=text:/nowhere/*.txt", "--output=/tmp/x"), "no file matches"),
-        (("--source=python_docs", "--output=/tmp/x", "--cleaning=wep"), "'wep' is neither a profile"),
+        (("--source=text:/nowhere/*.txt", "--output=store"), "no file matches"),
+        (("--source=python_docs", "--output=store", "--cleaning=wep"), "'wep' is neither a profile"),
         (
-            ("--source=python_docs", "--output=/tmp/x", "--cleaning_options=min"),
+            ("--source=python_docs", "--output=store", "--cleaning_options=min"),
             "expected NAME=VALUE, found 'min'",
         ),
         (
-            ("--source=python_docs", "--output=/tmp/x", "--runer=beam"),
+            ("--source=python_docs", "--output=store", "--runer=beam"),
             "unknown option --runer; did you mean runner?",
         ),
         (("--show=1", "--output=/nowhere"), "is not a token store"),
     ],
 )
-def test_wrong_requests_end_with_status_2(arguments, message, capsys):
+def test_wrong_requests_end_with_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
