@@ -1,9 +1,10 @@
 """Convert models: Hugging Face directory -> work directory, and back. GPT-2, Llama and Qwen3 layouts, without torch.
 
   python -m gptjax.convert --from=hf:models/gpt2 --to=runs/gpt2
-  python -m gptjax.convert --from=runs/mine --to=hf:models/mine
+  python -m gptjax.convert --from=runs/mine --to=hf:models/mine --dtype=bfloat16
 
-The work directory holds one checkpoint, which evaluate, generate and `--config.init_from` read like any other.
+hf:NAME is a directory, or a name on the hub where there is a cache or a network. The work directory holds one
+checkpoint, which evaluate, generate and `--config.init_from` read like any other.
 """
 
 from pathlib import Path
@@ -17,9 +18,17 @@ from gptjax.errors import UserError
 def main(argv: list[str]) -> None:
     flag_values = flags.FlagValues()
     define = {"flag_values": flag_values}
-    flags.DEFINE_string("from", None, "hf:DIR or a work directory, e.g. --from=hf:models/gpt2", **define)
+    flags.DEFINE_string("from", None, "hf:DIR_OR_NAME or a work directory, e.g. --from=hf:models/gpt2", **define)
     flags.DEFINE_string("to", None, "hf:DIR or a work directory, e.g. --to=runs/gpt2", **define)
     flags.DEFINE_string("checkpoint", "best", "to export: best, last or a step, e.g. --checkpoint=last", **define)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "to export, e.g. --dtype=bfloat16", **define)
+    flags.DEFINE_string("max_shard_size", "5GB", "of a file to export, e.g. --max_shard_size=500MB", **define)
+    flags.DEFINE_bool(
+        "allow_pickle",
+        False,
+        "import .bin files, which can run code when they are opened, e.g. --allow_pickle (needs torch)",
+        **define,
+    )
     cli.parse(flag_values, argv, __doc__)
     source, target = flag_values["from"].value, flag_values["to"].value
     for name, value in (("from", source), ("to", target)):
@@ -31,40 +40,70 @@ def main(argv: list[str]) -> None:
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"--to={target} exists; remove it or name a new directory")
     if source.startswith("hf:"):
-        import_model(Path(source.removeprefix("hf:")), place)
+        import_model(source.removeprefix("hf:"), place, allow_pickle=flag_values.allow_pickle)
     else:
-        export_model(Path(source), flag_values.checkpoint, place)
+        from gptjax.model.huggingface_files import parse_size
+
+        size = parse_size(flag_values.max_shard_size)
+        export_model(Path(source), flag_values.checkpoint, place, dtype=flag_values.dtype, max_shard_bytes=size)
 
 
-def import_model(directory: Path, workdir: Path) -> None:
-    """Writes the model and the tokenizer of a Hugging Face directory as a checkpoint of step 0."""
+def import_model(name: str, workdir: Path, *, allow_pickle: bool = False) -> None:
+    """Writes the model, the tokenizer and the chat template of a Hugging Face directory as a checkpoint of step 0."""
     from gptjax import config as config_lib
-    from gptjax.data.tokenizers import build_tokenizer
-    from gptjax.model import gpt, huggingface
+    from gptjax.data import tokenizer_files
+    from gptjax.model import gpt, huggingface, huggingface_files
+    from gptjax.model.architecture import Architecture
     from gptjax.training import checkpoints
     from gptjax.training import workdir as workdir_lib
 
-    config, params = huggingface.read_directory(directory)
-    tokenizer = build_tokenizer(config.tokenizer)
+    directory = huggingface_files.locate(name, allow_pickle=allow_pickle)
+    config = config_lib.get_default()
+    config.model.update(huggingface.read_config(directory))
+    config.tokenizer = f"hf:{name}"
+    tokenizer, template = tokenizer_files.read(directory)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.model.vocab_size}"
         )
-    path = checkpoints.write_parameters(workdir, params, config=config, tokenizer=tokenizer)
+    params = huggingface.read_parameters(
+        directory, Architecture.from_config(config.model, 0), allow_pickle=allow_pickle
+    )
+    path = checkpoints.write_parameters(
+        workdir,
+        params,
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        generation=huggingface_files.read_generation_config(directory),
+    )
     workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
     tokenizer.save(workdir / "tokenizer.json")
     print(f"{gpt.parameter_count(params):,} parameters; written: {path}")
 
 
-def export_model(workdir: Path, which: str, directory: Path) -> None:
+def export_model(workdir: Path, which: str, directory: Path, *, dtype: str, max_shard_bytes: int) -> None:
     """Writes a checkpoint in the Hugging Face layout that has all its options."""
-    from gptjax.model import gpt, huggingface
+    from gptjax.data import tokenizer_files
+    from gptjax.model import gpt, huggingface, huggingface_files
     from gptjax.training import checkpoints
 
     trained = checkpoints.load(workdir, which)
-    tokenizer = trained.tokenizer
-    huggingface.write_directory(directory, trained.architecture, trained.params, eot_id=tokenizer.eot_id)
-    tokenizer.save(directory / "tokenizer.json")
+    tokenizer, template = trained.tokenizer, trained.template
+    huggingface.write_directory(
+        directory,
+        trained.architecture,
+        trained.params,
+        eot_id=tokenizer.eot_id,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+    tokenizer_files.write(directory, tokenizer, template, context_length=trained.architecture.context_length)
+    ends = list(trained.generation.get("eos_token_ids") or [tokenizer.eot_id])
+    if template is not None and (turn := tokenizer.special_tokens[template.end_of_turn]) not in ends:
+        ends.append(turn)
+    generation = trained.generation | {"eos_token_ids": ends}
+    huggingface_files.write_generation_config(directory, generation, eot_id=tokenizer.eot_id)
     print(f"{gpt.parameter_count(trained.params):,} parameters of step {trained.step}; written: {directory}")
 
 

@@ -46,7 +46,7 @@ def test_in_and_out_again(directory, tmp_path, capsys):
     [
         (["--from=hf:a"], "--to is missing"),
         (["--from=hf:a", "--to=hf:b"], "exactly one of the two"),
-        (["--from=hf:absent", "--to=new"], "config.json is missing"),
+        (["--from=hf:./absent", "--to=new"], "hf:./absent: there is no such directory"),
     ],
 )
 def test_a_wrong_request(options, message, capsys):

@@ -72,6 +72,7 @@ class Checkpoints:
         config: config_lib.Config,
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
+        generation: dict[str, Any] | None = None,
         metrics: dict[str, float],
     ) -> None:
         """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
@@ -81,6 +82,7 @@ class Checkpoints:
             "config_sha256": config_lib.sha256(config),
             "tokenizer": {"json": tokenizer.to_str(), "eot_token": tokenizer.eot_token},
             "chat_template": template and template.to_json(),
+            "generation": generation or {},
             "metrics": metrics,
         }
         items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
@@ -132,13 +134,22 @@ class _disk_errors:
         ) from error
 
 
-def write_parameters(workdir: Path, params: gpt.Params, *, config: config_lib.Config, tokenizer: Tokenizer) -> Path:
+def write_parameters(
+    workdir: Path,
+    params: gpt.Params,
+    *,
+    config: config_lib.Config,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+    generation: dict[str, Any] | None = None,
+) -> Path:
     """Writes parameters that were trained elsewhere as the checkpoint of step 0; returns its directory."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.asarray, params), opt_state=(), ema_params=None
     )
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(0, state, config=config, tokenizer=tokenizer, metrics={})
+    about = {"config": config, "tokenizer": tokenizer, "template": template, "generation": generation}
+    checkpoints.save(0, state, **about, metrics={})
     checkpoints.wait()
     checkpoints.close()
     return checkpoints.directory / "0"
@@ -150,6 +161,8 @@ class Trained:
 
     Attributes:
       template: of the dialogues that the model was trained on; None where it was trained on text.
+      generation: what came with a pretrained model: `eos_token_ids`, each of which ends a text, and the sampling
+        that it was published with, by the names of SamplingParams.
     """
 
     path: Path
@@ -160,6 +173,7 @@ class Trained:
     graphdef: Any
     params: gpt.Params
     template: ChatTemplate | None = None
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def finished_steps(directory: Path) -> list[int]:
@@ -256,6 +270,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt
         graphdef,
         restored[item],
         read_template(metadata),
+        metadata.get("generation") or {},
     )
 
 
