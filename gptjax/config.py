@@ -54,12 +54,16 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "vocab_multiple": Option(64, "the embedding table is padded to a multiple of this", minimum=1),
         "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
         "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
+        "norm_placement": Option(
+            "pre", "before each branch of a block, or after its sum", choices=("pre", "post")
+        ),
         "activation": Option(
             "squared_relu",
             "MLP non-linearity",
             choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
         ),
-        "positions": Option("rope", "position information", choices=("rope", "learned", "none")),
+        "positions": Option("rope", "position information", choices=("rope", "learned", "alibi", "none")),
+        "sliding_window": Option(0, "a token sees this many latest tokens, itself included; 0 = all", minimum=0),
         "ngram_order": Option(1, "embeddings of the 2, 3, ... this many latest tokens are added; 1 = off", minimum=1),
         "ngram_rows": Option(8192, "rows of the hashed embedding table of each such length", minimum=1),
         "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
@@ -72,8 +76,18 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
         "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
+        "attention": Option(
+            "auto",
+            "reference | xla (blocks) | cudnn (GPU, bfloat16) | splash (TPU); auto = the best for the device",
+            choices=("auto", "reference", "xla", "cudnn", "splash"),
+        ),
         "scan_unroll": Option(0, "layers unrolled in the scan over depth; 0 = all of them", minimum=0),
-        "remat": Option("none", "what the backward pass recomputes", choices=("none", "dots", "full")),
+        "remat": Option(
+            "none",
+            "what the backward pass recomputes: all but matrix products (dots), each block (full), each block from "
+            "inputs kept in the memory of the host (offload)",
+            choices=("none", "dots", "full", "offload"),
+        ),
     },
     "tokenizer": Option(
         "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME"
@@ -135,6 +149,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     },
     "objective": {
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
+        "logits_chunk": Option(
+            0, "tokens of a row whose logits are held at once, computed again for the gradient; 0 = all", minimum=0
+        ),
         "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
     },
     "optimizer": {
@@ -199,7 +216,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
     },
     "seed": Option(0, "of initialisation, data order, dropout and samples", minimum=0),
-    "init_from": Option("", "start from the parameters of this workdir or checkpoint directory"),
+    "init_from": Option(
+        "", "hf:DIR_OR_NAME, or a workdir or checkpoint: start from that model, which replaces the model section"
+    ),
 }
 
 
@@ -236,6 +255,7 @@ def apply_arg(config: Config, arg: str) -> Config:
         config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)
         config.logging.update(every=5, samples=1, sample_tokens=16)
         config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
+        config.init_from = ""
     elif arg:
         raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes 'runlocal' or nothing")
     return config

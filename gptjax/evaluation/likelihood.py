@@ -14,14 +14,16 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Int64
 
 from gptjax.data.store import TokenSplit
 from gptjax.errors import UserError
-from gptjax.evaluation.confidence import Estimate, ratio_interval
+from gptjax.evaluation.items import Metric, ratio_metric
 from gptjax.model import gpt
-from gptjax.objectives.language_modeling import token_losses
+from gptjax.objectives.language_modeling import score_tokens
 from gptjax.parallel import partition
 
+LOGITS_CHUNK = 256  # tokens of a row whose logits are in memory at once
 MIN_DOCUMENTS = 20  # with fewer, intervals resample windows instead of documents
 
 
@@ -68,31 +70,61 @@ class Likelihood:
     def accuracy(self) -> float:
         return float(self.correct.sum() / self.tokens.sum())
 
-    def estimates(self, identity: str = "", seed: int = 0) -> dict[str, Estimate]:
+    def estimates(
+        self,
+        identity: str = "",
+        *,
+        seed: int = 0,
+        tokenizer: str = "",
+        words: Int64[np.ndarray, " documents"] | None = None,
+    ) -> dict[str, Metric]:
         """perplexity, nll, bits_per_byte and accuracy with 95 % intervals over documents (or windows, if few).
 
-        n is the number of tokens scored. `identity` names tokenizer and data in the signature.
+        n is the number of tokens scored.
+
+        Args:
+          identity: of the data, in the signature and in the ids of documents.
+          tokenizer: its identity; two models are compared per token only where it is the same.
+          words: of each document; with them there is `word_perplexity` as well.
         """
         documents = np.unique(self.document)
-        by_document = len(documents) >= MIN_DOCUMENTS
-        groups = np.searchsorted(documents, self.document) if by_document else np.arange(len(self.document))
+        if len(documents) >= MIN_DOCUMENTS:
+            unit, groups = "document", np.searchsorted(documents, self.document)
+            ids = [f"{identity}|document:{number}" for number in documents]
+        else:
+            unit, groups = "window", np.arange(len(self.document))
+            ids = [f"{identity}|{tokenizer}|{self.signature}|window:{number}" for number in groups]
         nll, tokens, correct, num_bytes = (
             np.bincount(groups, values) for values in (self.nll, self.tokens, self.correct, self.num_bytes)
         )
-        unit = "document" if by_document else "window"
-        signature = f"{identity}|{self.signature}|ci:bootstrap-{unit}-1000".lstrip("|")
-        n = int(self.tokens.sum())
 
-        def estimate(value, numerators, denominators, transform=None):
-            interval = ratio_interval(numerators, denominators, seed=seed, transform=transform)
-            return Estimate(value, list(interval), n, signature)
+        interval = f"ci:bootstrap-{unit}-1000"
 
-        return {
-            "perplexity": estimate(float(np.exp(self.loss)), nll, tokens, np.exp),
-            "nll": estimate(self.loss, nll, tokens),
-            "bits_per_byte": estimate(self.bits_per_byte, nll / np.log(2), num_bytes),
-            "accuracy": estimate(self.accuracy, correct, tokens),
+        def metric(numerators, denominators, formula="ratio", of=tokenizer, lower_is_better=True, note=""):
+            return ratio_metric(
+                ids,
+                numerators,
+                denominators,
+                signature="|".join(filter(None, [tokenizer, identity, self.signature + note, interval])),
+                formula=formula,
+                unit=of,
+                lower_is_better=lower_is_better,
+                n=int(self.tokens.sum()),
+                seed=seed,
+            )
+
+        metrics = {
+            "perplexity": metric(nll, tokens, "exp"),
+            "nll": metric(nll, tokens),
+            "bits_per_byte": metric(nll / np.log(2), num_bytes, of="bytes"),
+            "accuracy": metric(correct, tokens, lower_is_better=False),
         }
+        if words is not None:
+            share = self.tokens / np.bincount(self.document, self.tokens)[self.document]
+            counted = np.bincount(groups, words[self.document] * share)
+            note = f"|words:{int(words.sum())}"
+            metrics["word_perplexity"] = metric(nll, counted, "exp", of="words", note=note)
+        return metrics
 
 
 class Scorer:
@@ -102,7 +134,7 @@ class Scorer:
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self.context_length, self.mesh = context_length, mesh
         self.batch_size = -(-batch_size // shards) * shards
-        self._token_scores = jax.jit(partial(_token_scores, graphdef), out_shardings=partition.replicated(mesh))
+        self._token_scores = jax.jit(partial(token_scores, graphdef), out_shardings=partition.replicated(mesh))
 
     def score(
         self,
@@ -169,12 +201,12 @@ def unigram_nll(train: TokenSplit, evaluated: TokenSplit, vocab_size: int) -> fl
     return float(-(evaluated_counts * log_probabilities).sum() / evaluated_counts.sum())
 
 
-def _token_scores(graphdef: nnx.GraphDef, params: gpt.Params, batch: dict[str, jax.Array]):
+def token_scores(graphdef: nnx.GraphDef, params: gpt.Params, batch: dict[str, jax.Array]):
+    """(nats, whether the target is the most probable token), each [rows, length], of every target."""
     model = gpt.bind(graphdef, params)
     hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
-    logits = model.logits(hidden)
-    nll, _ = token_losses(logits, batch["targets"])
-    return nll, logits.argmax(-1) == batch["targets"]
+    scores = score_tokens(model, hidden, batch["targets"], chunk=LOGITS_CHUNK)
+    return scores.nll, scores.correct
 
 
 def _batches(

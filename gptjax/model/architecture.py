@@ -24,18 +24,21 @@ class Architecture:
     padded_vocab_size: int
     norm: str
     norm_epsilon: float
+    norm_placement: str
     activation: str
     positions: str
     ngram_order: int
     ngram_rows: int
     rope_theta: float
     qk_norm: bool
+    sliding_window: int
     use_bias: bool
     tie_embeddings: bool
     logit_softcap: float
     init_std: float
     dropout: float
     compute_dtype: str
+    attention: str
     scan_unroll: int
     remat: str
 
@@ -63,13 +66,15 @@ class Architecture:
 
         Convention "6N + causal attention": six per parameter of every matrix product (embedding look-ups left
         out, the head counted once), plus 6 x layers x heads x head_dim x context for the two attention
-        products, counted at half their square because of the causal mask.
+        products, counted at half their square because of the causal mask (what a sliding window leaves of it).
         """
         context_length = context_length or self.context_length
+        window = min(self.sliding_window or context_length, context_length)
+        seen = window * (2 - window / context_length)  # twice the mean number of keys that a query sees
         attention = self.embed_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         mlp = self.embed_dim * self.mlp_dim * (3 if self.activation == "swiglu" else 2)
         matrices = self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
-        return 6 * matrices + 6 * self.num_layers * self.num_heads * self.head_dim * context_length
+        return 6 * matrices + 6 * self.num_layers * self.num_heads * self.head_dim * seen
 
 
 def _round_up(value: int, multiple: int) -> int:

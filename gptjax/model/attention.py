@@ -1,4 +1,6 @@
-"""Causal attention behind one interface. `reference` defines what every other implementation must return."""
+"""Causal attention: who sees whom, the reference that every kernel must equal, rotary positions, dropout."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,41 +10,100 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives numbers and not NaN
 
 
-def causal_mask(
-    segment_ids: Int[Array, "batch length"] | None, length: int
-) -> Bool[Array, "batch_or_one length length"]:
-    """True where a query (second axis) may see a key (last axis): not later, and in the same segment."""
-    index = jnp.arange(length)
-    mask = (index[:, None] >= index[None, :])[None]
-    if segment_ids is not None:
-        mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return mask
+class Visibility(NamedTuple):
+    """Which keys a query sees, and how their distance counts.
+
+    A query sees a key whose place is not later, in the same segment, and fewer than `window` places back (0: any
+    distance). Places are indices in the row; differences within a document are those of its positions.
+
+    Attributes:
+      slopes: of each head; ALiBi adds -slope x distance to its scores (Press et al. 2022).
+    """
+
+    queries: Int[Array, "batch_or_one length"]
+    keys: Int[Array, "batch_or_one keys"]
+    segments: tuple[Int[Array, "batch length"], Int[Array, "batch keys"]] | None = None
+    window: int = 0
+    slopes: Float[Array, "heads"] | None = None
+
+    @classmethod
+    def causal(
+        cls,
+        length: int,
+        segment_ids: Int[Array, "batch length"] | None = None,
+        *,
+        window: int = 0,
+        slopes: Float[Array, "heads"] | None = None,
+    ) -> "Visibility":
+        """Of whole rows, as in training."""
+        places = jnp.arange(length)[None]
+        return cls(places, places, None if segment_ids is None else (segment_ids, segment_ids), window, slopes)
+
+    @classmethod
+    def cached(
+        cls,
+        positions: Int[Array, "batch length"],
+        capacity: int,
+        *,
+        window: int = 0,
+        slopes: Float[Array, "heads"] | None = None,
+    ) -> "Visibility":
+        """Of tokens at `positions` over a cache in which slot j holds position j."""
+        return cls(positions, jnp.arange(capacity)[None], None, window, slopes)
+
+    def mask(self) -> Bool[Array, "batch_or_one length keys"]:
+        """True where a query (second axis) sees a key (last axis)."""
+        distance = self.queries[:, :, None] - self.keys[:, None, :]
+        mask = distance >= 0
+        if self.window:
+            mask = mask & (distance < self.window)
+        if self.segments is not None:
+            mask = mask & (self.segments[0][:, :, None] == self.segments[1][:, None, :])
+        return mask
+
+    def bias(self) -> Float[Array, "batch_or_one heads length keys"] | None:
+        """What ALiBi adds to the scores, if it is on."""
+        if self.slopes is None:
+            return None
+        distance = self.queries[:, None, :, None] - self.keys[:, None, None, :]
+        return -self.slopes[:, None, None] * distance.astype(jnp.float32)
 
 
-def cache_mask(positions: Int[Array, "batch length"], capacity: int) -> Bool[Array, "batch length capacity"]:
-    """True where a query at a position may see a cache slot: slot j holds position j."""
-    return jnp.arange(capacity)[None, None, :] <= positions[:, :, None]
+def alibi_slopes(heads: int) -> Float[Array, "heads"]:
+    """2^(-8 i / n) for head i of n (Press et al. 2022, section 3), the geometric sequence for any number of heads."""
+    return 2.0 ** (-8.0 * jnp.arange(1, heads + 1, dtype=jnp.float32) / heads)
 
 
 def reference(
     q: Float[Array, "batch length heads head_dim"],
     k: Float[Array, "batch keys kv_heads head_dim"],
     v: Float[Array, "batch keys kv_heads head_dim"],
-    mask: Bool[Array, "batch_or_one length keys"],
+    visibility: Visibility,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v with a mask; softmax in float32. Heads share keys in groups.
+    """softmax(q k^T / sqrt(head_dim) + bias) v over the visible keys; softmax in float32. Heads share keys in groups.
 
     The maximum is taken out of the gradient: softmax does not depend on it, and the backward pass is cheaper
     than that of jax.nn.softmax.
     """
     batch, length, heads, head_dim = q.shape
-    groups = heads // k.shape[2]
-    q = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], groups, head_dim)
-    scores = jnp.einsum("bqkgd,bskd->bkgqs", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    kv_heads = k.shape[2]
+    q = (q * head_dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = masked_scores(q, k, visibility)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
     weights = (weights / weights.sum(-1, keepdims=True)).astype(v.dtype)
     return jnp.einsum("bkgqs,bskd->bqkgd", weights, v).reshape(batch, length, heads, head_dim)
+
+
+def masked_scores(
+    q: Float[Array, "batch length kv_heads groups head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    visibility: Visibility,
+) -> Float[Array, "batch kv_heads groups length keys"]:
+    """Scores of scaled queries in float32, with bias, MASKED where a key is not seen."""
+    scores = jnp.einsum("bqkgd,bskd->bkgqs", q, k, preferred_element_type=jnp.float32)
+    if (bias := visibility.bias()) is not None:
+        scores = scores + bias.reshape(-1, *scores.shape[1:3], *bias.shape[2:])
+    return jnp.where(visibility.mask()[:, None, None], scores, MASKED)
 
 
 def rotary_angles(

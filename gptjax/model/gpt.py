@@ -10,18 +10,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from gptjax.model import attention as attention_lib
+from gptjax.model import sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.cache import Cache
 from gptjax.model.layers import Block, ngram_rows, norm
 
 Params = dict[str, Any]
 
-REMAT_POLICIES: dict[str, Callable | None] = {
+BLOCK_INPUT = "block_input"
+REMAT_POLICIES: dict[str, Callable] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -31,17 +40,17 @@ class GPT(nnx.Module):
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
         init, dtype = nnx.initializers.normal(a.init_std), jnp.dtype(a.compute_dtype)
-        self.embedding = nnx.Embed(a.padded_vocab_size, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs)
+        # Looked up in float32 and then cast: the gradients of a token's occurrences add up in float32.
+        self.embedding = nnx.Embed(a.padded_vocab_size, a.embed_dim, embedding_init=init, rngs=rngs)
         if a.positions == "learned":
-            self.position_embedding = nnx.Embed(
-                a.context_length, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs
-            )
+            self.position_embedding = nnx.Embed(a.context_length, a.embed_dim, embedding_init=init, rngs=rngs)
         if a.ngram_order > 1:
             rows = (a.ngram_order - 1) * a.ngram_rows
-            self.ngram_embedding = nnx.Embed(rows, a.embed_dim, embedding_init=init, dtype=dtype, rngs=rngs)
+            self.ngram_embedding = nnx.Embed(rows, a.embed_dim, embedding_init=init, rngs=rngs)
         layer_rngs = nnx.Rngs(params=jax.random.split(rngs.params(), a.num_layers))
         self.blocks = nnx.vmap(lambda rngs: Block(a, rngs=rngs))(layer_rngs)
-        self.final_norm = norm(a, a.embed_dim, rngs)
+        if a.norm_placement == "pre":  # the last block of a post-norm model ends in one
+            self.final_norm = norm(a, a.embed_dim, rngs)
         if not a.tie_embeddings:
             self.head = nnx.Linear(
                 a.embed_dim, a.padded_vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
@@ -76,11 +85,14 @@ class GPT(nnx.Module):
             history = cache.tokens.at[jnp.arange(tokens.shape[0])[:, None], positions].set(tokens, mode="drop")
         if a.ngram_order > 1:
             x = x + self.ngram_embedding(ngram_rows(a, tokens, positions, history)).sum(axis=2)
+        x = sharding.constrain(x.astype(a.compute_dtype), sharding.BATCH, "context", None)
         x = attention_lib.dropout(x, a.dropout, dropout_keys, 0)
+        slopes = attention_lib.alibi_slopes(a.num_heads) if a.positions == "alibi" else None
+        sight = {"window": a.sliding_window, "slopes": slopes}
         if cache is None:
-            mask = attention_lib.causal_mask(segment_ids, tokens.shape[1])
+            visibility = attention_lib.Visibility.causal(tokens.shape[1], segment_ids, **sight)
         else:
-            mask = attention_lib.cache_mask(positions, cache.capacity)
+            visibility = attention_lib.Visibility.cached(positions, cache.capacity, **sight)
         angles = None
         if a.positions == "rope":
             angles = attention_lib.rotary_angles(positions, a.head_dim, a.rope_theta)
@@ -88,9 +100,10 @@ class GPT(nnx.Module):
 
         def body(x, layer_inputs):
             layer, params, layer_cache = layer_inputs
+            x = checkpoint_name(x, BLOCK_INPUT)
             return nnx.merge(graphdef, params)(
                 x,
-                mask=mask,
+                visibility=visibility,
                 angles=angles,
                 positions=positions,
                 layer=layer,
@@ -103,13 +116,15 @@ class GPT(nnx.Module):
         layers = jnp.arange(a.num_layers)
         layer_caches = None if cache is None else (cache.keys, cache.values)
         x, layer_caches = jax.lax.scan(body, x, (layers, stacked, layer_caches), unroll=a.scan_unroll)
-        return self.final_norm(x), None if cache is None else Cache(*layer_caches, history)
+        x = self.final_norm(x) if a.norm_placement == "pre" else x
+        return x, None if cache is None else Cache(*layer_caches, history)
 
     def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""
         a = self.architecture
         table = self.embedding.embedding[...].T if a.tie_embeddings else self.head.kernel[...]
         logits = jnp.einsum("ble,ev->blv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = sharding.constrain(logits, sharding.BATCH, "context", "tensor")
         if a.logit_softcap:
             logits = a.logit_softcap * jnp.tanh(logits / a.logit_softcap)
         if a.padded_vocab_size > a.vocab_size:

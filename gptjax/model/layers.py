@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gptjax.model import attention as attention_lib
+from gptjax.model import kernels, sharding
 from gptjax.model.architecture import Architecture
 
 
@@ -94,7 +95,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch length embed"],
         *,
-        mask: Bool[Array, "batch_or_one length keys"],
+        visibility: attention_lib.Visibility,
         angles: tuple[Array, Array] | None,
         positions: Int[Array, "batch length"],
         cache: tuple[Array, Array] | None = None,
@@ -113,7 +114,9 @@ class Attention(nnx.Module):
             cache = k, v = tuple(
                 old.at[rows, positions].set(new, mode="drop") for old, new in zip(cache, (k, v), strict=True)
             )
-        mixed = attention_lib.reference(q, k, v, mask)
+            mixed = attention_lib.reference(q, k, v, visibility)
+        else:
+            mixed = kernels.attend(q, k, v, visibility, implementation=a.attention)
         return self.out(mixed.reshape(*x.shape[:2], -1)), cache
 
     def _heads(self, x: Array, heads: int) -> Array:
@@ -132,16 +135,16 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
         activation = ACTIVATIONS[self.activation]
-        if self.activation == "swiglu":
-            return self.down(activation(self.gate(x)) * self.up(x))
-        return self.down(activation(self.up(x)))
+        hidden = activation(self.gate(x)) * self.up(x) if self.activation == "swiglu" else activation(self.up(x))
+        return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor"))
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block (Radford et al. 2019)."""
+    """Two residual branches. norm_placement: "pre" (Radford et al. 2019) x + f(norm(x)); "post" (Vaswani et al. 2017)
+    norm(x + f(x))."""
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
-        self.rate = a.dropout
+        self.rate, self.post_norm = a.dropout, a.norm_placement == "post"
         self.attention_norm = norm(a, a.embed_dim, rngs)
         self.attention = Attention(a, rngs=rngs)
         self.mlp_norm = norm(a, a.embed_dim, rngs)
@@ -156,7 +159,11 @@ class Block(nnx.Module):
         cache: tuple[Array, Array] | None,
         **attention_inputs,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array] | None]:
-        mixed, cache = self.attention(self.attention_norm(x), cache=cache, **attention_inputs)
+        inputs = x if self.post_norm else self.attention_norm(x)
+        mixed, cache = self.attention(inputs, cache=cache, **attention_inputs)
         x = x + attention_lib.dropout(mixed, self.rate, dropout_keys, 2 * layer + 1)
-        x = x + attention_lib.dropout(self.mlp(self.mlp_norm(x)), self.rate, dropout_keys, 2 * layer + 2)
-        return x, cache
+        x = self.attention_norm(x) if self.post_norm else x
+        inputs = x if self.post_norm else self.mlp_norm(x)
+        x = x + attention_lib.dropout(self.mlp(inputs), self.rate, dropout_keys, 2 * layer + 2)
+        x = self.mlp_norm(x) if self.post_norm else x
+        return sharding.constrain(x, sharding.BATCH, "context", None), cache

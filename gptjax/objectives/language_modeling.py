@@ -1,12 +1,24 @@
 """Next-token cross-entropy, weighted by token."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from gptjax.model import sharding
 from gptjax.model.gpt import GPT
 
 Batch = dict[str, jax.Array]
+
+
+class TokenScores(NamedTuple):
+    """What the logits of each position say about its target, in float32 and nats."""
+
+    nll: Float[Array, "batch length"]
+    log_partition: Float[Array, "batch length"]
+    mean_logit: Float[Array, "batch length"]
+    correct: Bool[Array, "batch length"]
 
 
 def token_losses(
@@ -18,6 +30,48 @@ def token_losses(
     return log_partition - chosen, log_partition
 
 
+def score_tokens(
+    model: GPT,
+    hidden: Float[Array, "batch length embed"],
+    targets: Int[Array, "batch length"],
+    *,
+    chunk: int = 0,
+) -> TokenScores:
+    """Scores of every token from final hidden states.
+
+    With a chunk, only the logits of that many tokens of a row exist at a time; the backward pass computes them
+    again. On a vocabulary of 50,000, whole logits are most of the memory of a small model's step.
+    """
+    shards = sharding.axis_size("context")
+    local = hidden.shape[1] // shards
+    parts = next(n for n in range(1, local + 1) if local % n == 0 and (not chunk or local // n * shards <= chunk))
+    if parts == 1:
+        return _score(model, hidden, targets)
+
+    def split(x: jax.Array) -> jax.Array:
+        """[batch, length, ...] -> [parts, batch, length / parts, ...], such that every device keeps what it has."""
+        x = x.reshape(x.shape[0], shards, parts, local // parts, *x.shape[2:])
+        x = jnp.moveaxis(x, 2, 0).reshape(parts, x.shape[0], -1, *x.shape[4:])
+        return sharding.constrain(x, None, sharding.BATCH, "context", *[None] * (x.ndim - 3))
+
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(parts, -1, shards, local // parts), 0, 2)
+        return x.reshape(targets.shape)
+
+    def body(_, piece):
+        return None, _score(model, *piece)
+
+    _, scores = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), None, (split(hidden), split(targets)))
+    return jax.tree.map(join, scores)
+
+
+def _score(model: GPT, hidden: Float[Array, "batch length embed"], targets: Int[Array, "batch length"]) -> TokenScores:
+    logits = model.logits(hidden)
+    nll, log_partition = token_losses(logits, targets)
+    mean_logit = logits[..., : model.architecture.vocab_size].mean(-1)
+    return TokenScores(nll, log_partition, mean_logit, logits.argmax(-1) == targets)
+
+
 def loss(
     model: GPT,
     batch: Batch,
@@ -26,6 +80,7 @@ def loss(
     dropout_keys: jax.Array | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    logits_chunk: int = 0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(loss to differentiate, metrics): sums over this micro-batch divided by the weight of the whole batch.
 
@@ -34,7 +89,7 @@ def loss(
     `accuracy`; they add up in the same way.
 
     z_loss adds z * log_partition^2 (Chowdhery et al. 2022). label_smoothing takes (1 - s) of the target and
-    spreads s evenly over the vocabulary (Szegedy et al. 2016).
+    spreads s evenly over the vocabulary (Szegedy et al. 2016). logits_chunk: see `score_tokens`.
     """
     hidden, _ = model.hidden(
         batch["tokens"],
@@ -42,16 +97,13 @@ def loss(
         segment_ids=batch.get("segment_ids"),
         dropout_keys=dropout_keys,
     )
-    logits = model.logits(hidden)
-    cross_entropy, log_partition = token_losses(logits, batch["targets"])
-    objective = cross_entropy
+    scores = score_tokens(model, hidden, batch["targets"], chunk=logits_chunk)
+    objective = scores.nll
     if label_smoothing:
-        vocab_size = model.architecture.vocab_size
-        uniform = log_partition - logits[..., :vocab_size].mean(-1)
-        objective = (1 - label_smoothing) * cross_entropy + label_smoothing * uniform
+        uniform = scores.log_partition - scores.mean_logit
+        objective = (1 - label_smoothing) * scores.nll + label_smoothing * uniform
     if z_loss:
-        objective = objective + z_loss * jnp.square(log_partition)
+        objective = objective + z_loss * jnp.square(scores.log_partition)
     weights = batch["weights"] / total_weight
-    correct = logits.argmax(-1) == batch["targets"]
-    metrics = {"loss": (cross_entropy * weights).sum(), "accuracy": (correct * weights).sum()}
+    metrics = {"loss": (scores.nll * weights).sum(), "accuracy": (scores.correct * weights).sum()}
     return (objective * weights).sum(), metrics

@@ -38,18 +38,21 @@ def make_train_step(
         language_modeling.loss,
         z_loss=config.objective.z_loss,
         label_smoothing=config.objective.label_smoothing,
+        logits_chunk=config.objective.logits_chunk,
     )
 
     def gradients(params: gpt.Params, batch: Batch, step: jax.Array) -> tuple[gpt.Params, Metrics]:
         total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
         keys = _dropout_keys(config.seed, step, batch["tokens"].shape[0]) if dropout else None
+        cast = _cast_kernels(params, config.model.compute_dtype)
 
         def micro_gradients(batch, keys):
             def loss(params):
                 model = gpt.bind(graphdef, params)
                 return objective(model, batch, total_weight=total_weight, dropout_keys=keys)
 
-            return jax.grad(loss, has_aux=True)(params)
+            grads, metrics = jax.grad(loss, has_aux=True)(cast)
+            return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), metrics
 
         if accumulation == 1:
             return micro_gradients(batch, keys)
@@ -66,6 +69,10 @@ def make_train_step(
         return total
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return update(state, batch)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(state.params, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -88,6 +95,18 @@ def make_train_step(
         out_shardings=(shardings, partition.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _cast_kernels(params: gpt.Params, dtype: str) -> gpt.Params:
+    """The matrices of blocks and head in the compute dtype: cast once a step, and half as much to gather from others.
+
+    Norms and embedding tables are used in float32.
+    """
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if partition.path_string(path).endswith("kernel") else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _dropout_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:

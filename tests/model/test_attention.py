@@ -14,21 +14,28 @@ def random_qkv(kv_heads: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     return tuple(random.normal(size=(BATCH, LENGTH, heads, HEAD_DIM)) for heads in (HEADS, kv_heads, kv_heads))
 
 
-def attention_by_hand(q, k, v, segments=None) -> np.ndarray:
-    """Query by query, in float64, over the keys that are not later and of the same document."""
+def attention_by_hand(q, k, v, segments=None, window=0, slopes=None) -> np.ndarray:
+    """Query by query, in float64, over the keys that are not later, of the same document and in the window."""
     out = np.zeros_like(q)
     for row, position, head in np.ndindex(q.shape[:3]):
         kv_head = head // (q.shape[2] // k.shape[2])
         seen = [j for j in range(position + 1) if segments is None or segments[row, j] == segments[row, position]]
+        seen = [j for j in seen if not window or position - j < window]
         scores = k[row, seen, kv_head] @ q[row, position, head] / np.sqrt(q.shape[3])
+        if slopes is not None:
+            scores -= slopes[head] * (position - np.array(seen))
         weights = np.exp(scores - scores.max())
         out[row, position, head] = weights / weights.sum() @ v[row, seen, kv_head]
     return out
 
 
-def reference(q, k, v, segments=None):
-    mask = attention.causal_mask(None if segments is None else jnp.asarray(segments), q.shape[1])
-    return attention.reference(q, k, v, mask)
+def sight(length, segments=None, **options) -> attention.Visibility:
+    segments = None if segments is None else jnp.asarray(segments, jnp.int32)
+    return attention.Visibility.causal(length, segments, **options)
+
+
+def reference(q, k, v, segments=None, **options):
+    return attention.reference(q, k, v, sight(q.shape[1], segments, **options))
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -37,6 +44,15 @@ def test_reference_equals_numpy(kv_heads, segments):
     q, k, v = random_qkv(kv_heads)
     found = reference(*map(jnp.float32, (q, k, v)), segments)
     np.testing.assert_allclose(found, attention_by_hand(q, k, v, segments), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["causal", "packed"])
+def test_windows_and_alibi_equal_numpy(segments):
+    q, k, v = random_qkv(2)
+    slopes = np.array([2**-2, 2**-4, 2**-6, 2**-8])  # of four heads in the paper
+    np.testing.assert_allclose(attention.alibi_slopes(4), slopes)
+    found = reference(*map(jnp.float32, (q, k, v)), segments, window=3, slopes=attention.alibi_slopes(4))
+    np.testing.assert_allclose(found, attention_by_hand(q, k, v, segments, 3, slopes), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["causal", "packed"])
@@ -73,11 +89,13 @@ def test_huge_scores_stay_finite():
 
 def test_a_row_with_nothing_to_see_gives_numbers():
     q, k, v = map(jnp.float32, random_qkv(4))
-    assert jnp.isfinite(attention.reference(q, k, v, jnp.zeros((1, LENGTH, LENGTH), bool))).all()
+    nothing = attention.Visibility(jnp.zeros((1, LENGTH), int), jnp.ones((1, LENGTH), int))
+    assert not nothing.mask().any()
+    assert jnp.isfinite(attention.reference(q, k, v, nothing)).all()
 
 
 def test_the_cache_mask_shows_slots_up_to_the_position():
-    mask = attention.cache_mask(jnp.array([[0, 2], [3, 4]]), 5)
+    mask = attention.Visibility.cached(jnp.array([[0, 2], [3, 4]]), 5).mask()
     expected = [[[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
     np.testing.assert_array_equal(mask, np.array(expected, bool))
 

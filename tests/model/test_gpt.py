@@ -22,6 +22,10 @@ VARIANTS = {
     },
     "none": {"positions": "none", "tie_embeddings": False},
     "ngram": {"ngram_order": 3, "ngram_rows": 64},
+    "alibi": {"positions": "alibi"},
+    "window": {"sliding_window": 5},
+    "post-norm": {"norm_placement": "post"},
+    "xla": {"attention": "xla", "sliding_window": 5},
 }
 
 
@@ -43,7 +47,7 @@ def _logits(architecture, params, tokens, positions, segment_ids):
 def large_params(architecture: Architecture) -> gpt.Params:
     """Weights ten times larger than at the start, so that attention is far from uniform."""
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture, jax.random.key(0))
-    return jax.tree.map(lambda a: a * 10 if a.ndim > 1 else a, params)
+    return jax.tree_util.tree_map_with_path(lambda path, a: a if "norm" in str(path) else a * 10, params)
 
 
 @pytest.fixture(params=VARIANTS)

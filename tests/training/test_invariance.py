@@ -33,7 +33,7 @@ def tiny_run(optimizer: str = "adamw", dropout: float = 0.0, **changes: int | st
     config.train.update(num_steps=STEPS, batch_size=ROWS)
     config.mesh.data = 1
     for name, value in changes.items():
-        section = next(s for s in (config.mesh, config.train, config.model) if name in s)
+        section = next(s for s in (config.mesh, config.train, config.model, config.objective) if name in s)
         section[name] = value
     validate(config)
     return config
@@ -124,6 +124,10 @@ VARIANTS = {
     "unrolled by two": {"scan_unroll": 2},
     "remat dots": {"remat": "dots"},
     "remat full, unrolled": {"remat": "full", "scan_unroll": 0},
+    "remat offload": {"remat": "offload"},
+    "context 4, attention by blocks": {"data": 2, "context": 4, "attention": "xla"},
+    "logits by chunks": {"logits_chunk": 4},
+    "logits by chunks on a mesh": {"fsdp": 2, "context": 2, "tensor": 2, "logits_chunk": 8},
 }
 
 

@@ -1,0 +1,244 @@
+"""One attention interface, four implementations. All return what `attention.reference` returns.
+
+| name | what it is | where it pays | what it cannot do |
+|---|---|---|---|
+| reference | the whole matrix of scores at once | CPU and short rows | long rows: memory grows with their square |
+| xla | blocks of keys, scores never held whole (forward and backward) | anywhere, packed documents on a GPU | |
+| cudnn | cuDNN's flash attention | GPU | float32, packed documents, ALiBi, a context axis |
+| splash | Pallas kernel for TPU; interpreted, and slow, elsewhere | TPU | ALiBi, rows that are no multiple of 128 |
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from gptjax.errors import UserError
+from gptjax.model import sharding
+from gptjax.model.attention import Visibility, masked_scores, reference
+
+Queries = Float[Array, "batch length heads head_dim"]
+Keys = Float[Array, "batch keys kv_heads head_dim"]
+
+BLOCK = 512  # tokens in a block of keys (and of queries, on a TPU)
+SHORT = 1024  # rows up to this long: their matrix of scores is small, and one product is faster than blocks
+
+
+class Task(NamedTuple):
+    """What decides which implementation can do it."""
+
+    dtype: jax.typing.DTypeLike
+    length: int
+    head_dim: int
+    packed: bool
+    alibi: bool = False
+    context: int = 1  # devices that a row is split over
+
+
+def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementation: str = "auto") -> Queries:
+    """Attention of whole rows by the named implementation; "auto" takes the best that can do this.
+
+    On a mesh with a context axis each device has its part of the queries and all keys: memory for scores and
+    activations falls with the axis, at the price of gathering keys and values once a layer.
+
+    Raises UserError where the named implementation cannot do what is asked.
+    """
+    task = Task(
+        dtype=q.dtype,
+        length=q.shape[1],
+        head_dim=q.shape[3],
+        packed=visibility.segments is not None,
+        alibi=visibility.slopes is not None,
+        context=sharding.axis_size("context"),
+    )
+    if implementation == "auto":
+        implementation = choose(task, sharding.platform())
+    elif reason := limits(implementation, task):
+        raise UserError(f"model.attention={implementation} {reason}; use xla or auto")
+    q = sharding.constrain(q, sharding.BATCH, "context", "tensor", None)
+    k, v = (sharding.constrain(x, sharding.BATCH, None, "tensor", None) for x in (k, v))
+    return IMPLEMENTATIONS[implementation](q, k, v, visibility)
+
+
+def limits(implementation: str, task: Task) -> str | None:
+    """Why an implementation cannot do this, or None if it can."""
+    if implementation == "cudnn":
+        if task.dtype not in (jnp.bfloat16, jnp.float16):
+            return f"computes in bfloat16, not {jnp.dtype(task.dtype).name} (model.compute_dtype)"
+        if task.head_dim % 8 or task.head_dim > 128:
+            return f"needs a head dimension that is a multiple of 8 and at most 128, not {task.head_dim}"
+        if task.packed:
+            return "takes no packed documents (data.isolate_documents)"
+        if task.context > 1:
+            return "takes no split rows (mesh.context)"
+    if implementation == "splash" and task.length // task.context % 128:
+        return f"needs rows that are a multiple of 128 tokens on each device, not {task.length // task.context}"
+    if implementation in ("cudnn", "splash") and task.alibi:
+        return "has no ALiBi"
+    return None
+
+
+def choose(task: Task, platform: str) -> str:
+    """The implementation that "auto" takes on cpu, gpu or tpu."""
+    best = {"gpu": "cudnn", "tpu": "splash"}.get(platform)
+    if best and limits(best, task) is None:
+        return best
+    return "reference" if task.length <= SHORT else "xla"
+
+
+# ---- xla: blocks of keys ---------------------------------------------------------------------------------------------
+
+
+def blocked(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
+    """Attention by blocks of keys with a running softmax (Dao et al. 2022; Rabe and Staats 2021), in plain XLA.
+
+    The backward pass computes the scores of each block again (Dao 2023, algorithm 2), so that neither pass
+    holds more than [batch, heads, length, block] of them.
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads, block = k.shape[2], min(BLOCK, k.shape[1])
+    padding = -k.shape[1] % block
+    if padding:  # keys that no query sees
+        k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (k, v))
+        never = jnp.iinfo(jnp.int32).max
+        keys = jnp.pad(visibility.keys, ((0, 0), (0, padding)), constant_values=never)
+        segments = visibility.segments
+        if segments is not None:
+            segments = (segments[0], jnp.pad(segments[1], ((0, 0), (0, padding))))
+        visibility = visibility._replace(keys=keys, segments=segments)
+    q = (q * head_dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    out = _blocked(q, k, v, visibility._replace(window=0), visibility.window, block)
+    return out.reshape(batch, length, heads, head_dim)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _blocked(q, k, v, visibility, window, block):
+    return _blocked_forward(q, k, v, visibility, window, block)[0]
+
+
+def _blocked_forward(q, k, v, visibility, window, block):
+    batch, length, kv_heads, groups, head_dim = q.shape
+    visibility = visibility._replace(window=window)
+
+    def add_block(carry, start):
+        top, total, mixed = carry
+        scores = masked_scores(q, _slice(k, start, block), _keys(visibility, start, block))
+        new_top = jnp.maximum(top, scores.max(-1))
+        weights, old = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
+        values = jnp.einsum("bkgqs,bskd->bkgqd", weights.astype(v.dtype), _slice(v, start, block))
+        return (new_top, total * old + weights.sum(-1), mixed * old[..., None] + values), None
+
+    rows = (batch, kv_heads, groups, length)
+    zero = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
+    (top, total, mixed), _ = lax.scan(add_block, zero, jnp.arange(0, k.shape[1], block))
+    out = jnp.moveaxis(mixed / total[..., None], 3, 1).astype(q.dtype)
+    return out, (q, k, v, visibility._replace(window=0), out, top + jnp.log(total))
+
+
+def _blocked_backward(window, block, residuals, gradient):
+    q, k, v, visibility, out, log_total = residuals
+    windowed = visibility._replace(window=window)
+    mean = jnp.einsum("bqkgd,bqkgd->bkgq", gradient, out, preferred_element_type=jnp.float32)
+
+    def add_block(dq, start):
+        keys, values = _slice(k, start, block), _slice(v, start, block)
+        weights = jnp.exp(masked_scores(q, keys, _keys(windowed, start, block)) - log_total[..., None])
+        dv = jnp.einsum("bkgqs,bqkgd->bskd", weights.astype(v.dtype), gradient)
+        dweights = jnp.einsum("bqkgd,bskd->bkgqs", gradient, values, preferred_element_type=jnp.float32)
+        dscores = (weights * (dweights - mean[..., None])).astype(q.dtype)
+        dq = dq + jnp.einsum("bkgqs,bskd->bqkgd", dscores, keys, preferred_element_type=jnp.float32)
+        return dq, (jnp.einsum("bkgqs,bqkgd->bskd", dscores, q), dv)
+
+    dq, (dk, dv) = lax.scan(add_block, jnp.zeros(q.shape, jnp.float32), jnp.arange(0, k.shape[1], block))
+    dk, dv = (jnp.moveaxis(x, 0, 1).reshape(k.shape) for x in (dk, dv))
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), jax.tree.map(_no_gradient, visibility)
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _slice(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
+
+def _keys(visibility: Visibility, start: jax.Array, size: int) -> Visibility:
+    segments = visibility.segments
+    if segments is not None:
+        segments = (segments[0], _slice(segments[1], start, size))
+    return visibility._replace(keys=_slice(visibility.keys, start, size), segments=segments)
+
+
+def _no_gradient(x: jax.typing.ArrayLike) -> np.ndarray:
+    x = jnp.asarray(x)
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jax.dtypes.float0
+    return np.zeros(x.shape, dtype)
+
+
+# ---- The kernels of vendors ------------------------------------------------------------------------------------------
+
+
+def cudnn(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
+    """cuDNN's flash attention, through JAX."""
+    window = (visibility.window - 1, 0) if visibility.window else None
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window, implementation="cudnn")
+
+
+def splash(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
+    """Splash attention: blocks that the mask leaves empty are skipped. Interpreted where there is no TPU."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+    _, length, heads, head_dim = q.shape
+    context, tensor = sharding.axis_size("context"), sharding.axis_size("tensor")
+    window = visibility.window or length
+    mask = kernels.LocalMask((length, length), (window - 1, 0), 0, shard_count=context)
+    block = next(size for size in (BLOCK, 256, 128) if (length // context) % size == 0)
+    blocks = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block,
+        block_kv_compute=block, block_kv_dkv_compute=block,
+    )  # fmt: skip
+    kernel = kernels.make_splash_mha(
+        kernels.MultiHeadMask([mask] * heads),
+        head_shards=tensor,
+        q_seq_shards=context,
+        block_sizes=blocks,
+        interpret=sharding.platform() != "tpu",
+    )
+    q = (q * head_dim**-0.5).astype(q.dtype)
+
+    def local(kernel, q, k, v, segments):
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        if segments is None:
+            out = jax.vmap(lambda *row: kernel(*row))(q, k, v)
+        else:
+            out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(*segments))
+        return jnp.swapaxes(out, 1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return local(kernel, q, k, v, visibility.segments)
+    query_spec = sharding.fitting(q.shape, (sharding.BATCH, "context", "tensor", None))
+    key_spec = sharding.fitting(k.shape, (sharding.BATCH, None, "tensor", None))
+    segment_spec = None
+    if visibility.segments is not None:
+        segment_spec = (PartitionSpec(*query_spec[:2]), PartitionSpec(*key_spec[:2]))
+    kernel_spec = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, PartitionSpec("tensor", "context")))
+    return jax.shard_map(
+        local,
+        in_specs=(kernel_spec, query_spec, key_spec, key_spec, segment_spec),
+        out_specs=query_spec,
+        check_vma=False,
+    )(kernel, q, k, v, visibility.segments)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Queries, Keys, Keys, Visibility], Queries]] = {
+    "reference": reference,
+    "xla": blocked,
+    "cudnn": cudnn,
+    "splash": splash,
+}
