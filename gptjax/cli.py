@@ -44,6 +44,11 @@ def read_config(flag_values: flags.FlagValues) -> config_lib.Config:
     return flag_values.config.lock()
 
 
+def chosen_options(flag_values: flags.FlagValues) -> frozenset[str]:
+    """The options that --config.section.option=value sets: {"section.option"}."""
+    return frozenset(config_flags.get_override_values(flag_values["config"]))
+
+
 def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
     """Parses argv; --help prints this verb's flags. Raises UserError on any mistake, with the likely name."""
     if {"--help", "-h", "-help"} & set(argv[1:]):
@@ -108,37 +113,32 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     argv = sys.argv if argv is None else argv
     try:
         main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("failed: interrupted", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, a file that went away: the machine's fault, with the path in the text
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error for memory, on every kind of device
-            reason = str(error).splitlines()[0][:200]
-            print(
-                f"failed: out of memory: {reason}. Lower --config.train.batch_size, raise --config.train.accumulation "
-                "or set --config.model.remat=full",
-                file=sys.stderr,
-            )
-            return 1
-        traceback.print_exc()
-        print(
-            f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above",
-            file=sys.stderr,
-        )
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        status, line = describe(error)
+        print(line, file=sys.stderr)
+        return status
     return 0
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """The exit status and the last line on stderr for what ended a command; of a bug also prints where it is."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 1, "failed: interrupted"
+    if isinstance(error, RunError | OSError):  # OSError: a full disk, a file that went away, with the path in the text
+        return 1, f"failed: {error}"
+    if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error for memory, on every kind of device
+        reason = str(error).splitlines()[0][:200]
+        return 1, (
+            f"failed: out of memory: {reason}. Lower --config.train.batch_size, raise --config.train.accumulation "
+            "or set --config.model.remat=full"
+        )
+    traceback.print_exception(error)
+    return 1, f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above"
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import flags
@@ -31,11 +32,14 @@ def main(argv: list[str]) -> None:
     cli.parse(flag_values, argv, __doc__)
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
-    train(cli.read_config(flag_values), Path(flag_values.workdir))
+    train(cli.read_config(flag_values), Path(flag_values.workdir), chosen=cli.chosen_options(flag_values))
 
 
-def train(config: config_lib.Config, workdir: Path) -> None:
-    """Trains to the end, or raises RunError after saving what there is."""
+def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] = ()) -> None:
+    """Trains to the end, or raises RunError after saving what there is.
+
+    `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
+    """
     # ---- Set-up: everything that can be wrong is found before anything is compiled -------------------------------
     import jax
     import optax
@@ -50,11 +54,13 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition, runtime
     from gptjax.training import checkpoints as checkpoints_lib
-    from gptjax.training import manifest, metrics, stopping, throughput
+    from gptjax.training import manifest, metrics, pretrained, stopping, throughput
     from gptjax.training import workdir as workdir_lib
     from gptjax.training.state import abstract_state, initial_state
     from gptjax.training.step import make_train_step
 
+    origin = pretrained.find(config.init_from)
+    config = pretrained.adopt(config, origin, chosen)
     rows = config.train.batch_size // config.train.accumulation
     runtime.start(config.mesh, rows=rows, cache_dir=corpus.cache_directory(config))
     mesh = mesh_lib.make_mesh(config.mesh)
@@ -68,6 +74,7 @@ def train(config: config_lib.Config, workdir: Path) -> None:
     template = corpus.chat_template(sources)
     batches = corpus.open_batches(sources, config, rows=_process_rows(config.train.batch_size))
     validation = {source.name: source.store.split("validation") for source in sources}
+    config = pretrained.with_vocabulary(config, origin, tokenizer)
     config = config_lib.resolve(config, tokenizer.vocab_size, batches.steps_per_epoch)
     num_steps = config.train.num_steps
     workdir_lib.claim(workdir, config)
@@ -91,8 +98,8 @@ def train(config: config_lib.Config, workdir: Path) -> None:
         state = checkpoints.restore(start, target)
     else:
         state = initial_state(architecture, optimizer, mesh, ema=ema, seed=config.seed)
-        if config.init_from:
-            state = _initialise_from(config.init_from, state, abstract_params, mesh, tokenizer)
+        if origin is not None:
+            state = pretrained.load(origin, state)
     if chief:
         workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
         tokenizer.save(workdir / "tokenizer.json")
@@ -263,23 +270,6 @@ def _process_rows(batch_size: int) -> slice:
 
     rows = batch_size // jax.process_count()
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-
-
-def _initialise_from(path: str, state, abstract_params, mesh, tokenizer):
-    from gptjax.parallel import partition
-    from gptjax.training import checkpoints
-
-    trained = checkpoints.load(
-        Path(path),
-        shardings=lambda abstract: partition.parameter_shardings(abstract, mesh),
-        like=abstract_params,
-    )
-    if trained.tokenizer.sha256 != tokenizer.sha256:
-        raise UserError(
-            f"init_from={path} was trained with another tokenizer; add --config.tokenizer=hf:{path} to use its own"
-        )
-    ema_params = None if state.ema_params is None else trained.params
-    return state.replace(params=trained.params, ema_params=ema_params)
 
 
 def _describe(mesh) -> str:

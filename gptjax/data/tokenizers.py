@@ -92,6 +92,15 @@ class Tokenizer:
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return type(self)(tokenizer, self.eot_token)
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this gives all texts the ids that `other` gives; it may have more special tokens."""
+        if self.sha256 == other.sha256:
+            return True
+        ours, theirs = (json.loads(tokenizer.to_str()) for tokenizer in (self, other))
+        if any(ours[part] != theirs[part] for part in ("model", "normalizer", "pre_tokenizer")):
+            return False
+        return self.eot_id == other.eot_id and other.special_tokens.items() <= self.special_tokens.items()
+
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
         """Text and id of every special token, the end-of-text token among them."""

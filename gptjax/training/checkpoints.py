@@ -24,7 +24,6 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.parallel import partition
 from gptjax.training.state import TrainState
 
 # Orbax logs every phase of a save, and every error that it raises as well.
@@ -229,22 +228,19 @@ def read_template(metadata: dict[str, Any]) -> ChatTemplate | None:
     return ChatTemplate.from_json(description) if description else None
 
 
-def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt.Params | None = None) -> Trained:
+def load(workdir: Path, which: str = "best", *, shardings: Any = None) -> Trained:
     """Reads the evaluation parameters (averaged ones if kept) of a checkpoint, without the optimizer state.
 
     Args:
       workdir: a work directory or the directory of one checkpoint.
       which: best, last or a step.
       shardings: function from abstract parameters to their shardings; default: all on one device.
-      like: abstract parameters of the model that wants them. Raises UserError listing what differs.
     """
     path = find(workdir, which)
     metadata = read_metadata(path)
     config = read_config(path)
     architecture = Architecture.from_config(config.model, 0)
     graphdef, abstract = gpt.abstract_model(architecture)
-    if like is not None:
-        _check_same_parameters(path, abstract, like)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         tree = jax.tree.map(lambda _: device, abstract)
@@ -272,16 +268,6 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, like: gpt
         read_template(metadata),
         metadata.get("generation") or {},
     )
-
-
-def _check_same_parameters(path: Path, found: gpt.Params, wanted: gpt.Params) -> None:
-    shapes = [
-        {partition.path_string(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(t)} for t in (found, wanted)
-    ]
-    names = sorted(n for n in shapes[0] | shapes[1] if shapes[0].get(n) != shapes[1].get(n))
-    if names:
-        lines = "\n".join(f"  {n}: {shapes[0].get(n, 'missing')} there, {shapes[1].get(n, 'none')} here" for n in names)
-        raise UserError(f"the checkpoint {path} is of another model:\n{lines}")
 
 
 def _validation_loss(metrics: dict[str, float]) -> float:

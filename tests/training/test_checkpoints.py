@@ -11,7 +11,6 @@ import pytest
 from gptjax import config as config_lib
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.errors import UserError
-from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
@@ -114,10 +113,6 @@ def test_the_checkpoint_of_another_model_is_refused(ema_run, change):
     other = Run(config, ema_run.workdir)
     with pytest.raises(UserError, match="checkpoints/6 is of another model or optimizer"):
         ema_run.restore(6, other.target)
-    with pytest.raises(UserError, match="is of another model") as caught:
-        checkpoints.load(ema_run.workdir, like=gpt.abstract_model(other.architecture)[1])
-    if "embed_dim" in change:
-        assert "final_norm/scale: (16,) there, (32,) here" in str(caught.value)
 
 
 def test_the_checkpoint_of_another_optimizer_is_refused(ema_run):

@@ -1,0 +1,161 @@
+"""`init_from`: the model that a run starts from, a Hugging Face directory (hf:DIR_OR_NAME) or a work directory.
+
+What the weights mean (sizes, norms, positions, vocabulary, ...) is taken from there, so that one option is enough to
+fine-tune with any config. How to train stays the config's, and so does the context length, which may be shorter than
+that of the model: rotary positions are then used in part, and a table of learned positions is cut. The vocabulary may
+grow, by the special tokens of a chat template for instance: the new rows start as those of a fresh model.
+"""
+
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax import config as config_lib
+from gptjax.data import tokenizer_files
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.errors import UserError
+from gptjax.model import huggingface, huggingface_files
+from gptjax.model.architecture import Architecture
+from gptjax.parallel import partition
+from gptjax.training import checkpoints
+from gptjax.training.state import TrainState
+
+# Options of the model that say how to train and compute. All others are taken from the model that a run starts from.
+OF_THE_RUN = (
+    "context_length",
+    "vocab_multiple",
+    "init_std",
+    "dropout",
+    "compute_dtype",
+    "attention",
+    "scan_unroll",
+    "remat",
+)
+VOCABULARY_AXIS = {"embedding/embedding": 0, "head/kernel": 1}
+
+
+class Origin(NamedTuple):
+    """A model to start from.
+
+    Attributes:
+      init_from: as the config has it.
+      model: options of the model.
+      architecture: the same, resolved.
+      tokenizer: the spec of its tokenizer; empty where there is no file of one.
+      directory: of Hugging Face, or of the checkpoint.
+    """
+
+    init_from: str
+    model: dict[str, Any]
+    architecture: Architecture
+    tokenizer: str
+    directory: Path
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return not self.init_from.startswith("hf:")
+
+
+def find(init_from: str) -> Origin | None:
+    """What `init_from` names; None where it is empty. Raises UserError where there is no model that can be read."""
+    if not init_from:
+        return None
+    model = config_lib.get_default().model
+    if init_from.startswith("hf:"):
+        directory = huggingface_files.locate(init_from.removeprefix("hf:"))
+        model.update(huggingface.read_config(directory))
+        tokenizer = init_from if tokenizer_files.has_tokenizer(directory) else ""
+    else:
+        directory = checkpoints.find(Path(init_from))
+        model.update(checkpoints.read_config(directory).model)
+        workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]
+        tokenizer = f"hf:{workdirs[0]}" if workdirs else ""
+    return Origin(init_from, model.to_dict(), Architecture.from_config(model, 0), tokenizer, directory)
+
+
+def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[str] = ()) -> config_lib.Config:
+    """The config of a run that starts from `origin`: with its model, and its tokenizer where there is one.
+
+    Args:
+      config: of the run.
+      origin: None leaves the config as it is.
+      chosen: options that were set on the command line, "model.num_layers". Raises UserError where one of them is
+        not that of the model; a chosen tokenizer is kept, and checked by `with_vocabulary`.
+    """
+    if origin is None:
+        return config
+    taken = {name: value for name, value in origin.model.items() if name not in OF_THE_RUN}
+    problems = [
+        f"  model.{name}: {getattr(origin.architecture, name)!r} there, {config.model[name]!r} here"
+        for name in taken
+        if f"model.{name}" in chosen and config.model[name] not in (taken[name], getattr(origin.architecture, name))
+    ]
+    if config.model.context_length > origin.architecture.context_length:
+        problems.append(
+            f"  model.context_length: {origin.architecture.context_length} there, {config.model.context_length} here; "
+            "it may only be shorter"
+        )
+    if problems:
+        raise UserError(
+            f"init_from={origin.init_from} is another model; leave these options out:\n" + "\n".join(problems)
+        )
+    config = config.copy_and_resolve_references().unlock()
+    config.model.update(taken)
+    if origin.tokenizer and "tokenizer" not in chosen:
+        config.tokenizer = origin.tokenizer
+    config_lib.validate(config)
+    return config.lock()
+
+
+def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer: Tokenizer) -> config_lib.Config:
+    """The config with as many ids as the tokenizer of the data has, where those are more than the model's.
+
+    Raises UserError where the tokenizer is not that of `origin`, nor that with tokens added at its end. Of a
+    Hugging Face directory without a tokenizer nothing is known, and nothing is checked.
+    """
+    if origin is None:
+        return config
+    theirs = tokenizer
+    if origin.is_checkpoint:
+        theirs = checkpoints.read_tokenizer(checkpoints.read_metadata(origin.directory))
+    elif origin.tokenizer:
+        theirs, _ = tokenizer_files.read(origin.directory)
+    if not tokenizer.extends(theirs):
+        raise UserError(
+            f"init_from={origin.init_from} was trained with another tokenizer than that of {config.data.source}; use "
+            f"its own, --config.tokenizer={origin.tokenizer or 'hf:DIR'}, or prepare the data with it"
+        )
+    config = config.copy_and_resolve_references().unlock()
+    config.model.vocab_size = max(origin.architecture.vocab_size, tokenizer.vocab_size)
+    return config.lock()
+
+
+def load(origin: Origin, state: TrainState) -> TrainState:
+    """The fresh state with the parameters of `origin` in the place of its own, sharded as those are."""
+    if origin.is_checkpoint:
+        params = jax.tree.map(np.asarray, checkpoints.load(origin.directory).params)
+    else:
+        params = huggingface.read_parameters(origin.directory, origin.architecture)
+
+    def replace(path, fresh):
+        name = partition.path_string(path)
+        return _placed(name, huggingface.lookup(params, name), fresh, origin.architecture.vocab_size)
+
+    params = jax.tree_util.tree_map_with_path(replace, state.params)
+    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema_params=ema_params)
+
+
+def _placed(name: str, values: np.ndarray, fresh: jax.Array, vocab_size: int) -> jax.Array:
+    """`values`, where those of `fresh` were: its first positions, and its rows of the vocabulary."""
+    if name in VOCABULARY_AXIS:
+        values = np.take(values, range(vocab_size), axis=VOCABULARY_AXIS[name])
+        update = partial(jax.lax.dynamic_update_slice, start_indices=(0, 0))
+        return jax.jit(update, out_shardings=fresh.sharding)(fresh, values)
+    values = values[tuple(map(slice, fresh.shape))]
+    return jax.make_array_from_callback(fresh.shape, fresh.sharding, lambda index: values[index])
