@@ -1,5 +1,6 @@
 """Import and export of Hugging Face directories, against transformers where it is installed."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.model import gpt, huggingface
+from gptjax.model import huggingface_files as files
+from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
 
 LLAMA = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "num_kv_heads": 2, "qk_norm": False}
@@ -22,7 +25,7 @@ OPTIONS = {
         "qk_norm": False,
         "use_bias": True,
     },
-    "llama": LLAMA | {"tie_embeddings": False},
+    "llama": LLAMA | {"tie_embeddings": False, "rope_theta": 500.0},
     "qwen3": LLAMA | {"qk_norm": True, "head_dim": 16},
 }
 
@@ -142,3 +145,107 @@ def test_a_model_without_a_layout_names_the_options(tmp_path):
     architecture, params = random_model(activation="squared_relu", ngram_order=3, ngram_rows=8)
     with pytest.raises(UserError, match=r"qwen3 has no ngram_order=3, activation='squared_relu'"):
         huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+
+
+@pytest.mark.parametrize("layout", OPTIONS)
+def test_shards_of_bfloat16_are_written_and_read_as_transformers_does(layout, tmp_path, tokens):
+    architecture, params = random_model(**OPTIONS[layout])
+    rounded = jax.tree.map(lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32), params)
+    huggingface.write_directory(
+        tmp_path, architecture, params, eot_id=96, dtype="bfloat16", max_shard_bytes=files.parse_size("10KB")
+    )
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2 and shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
+    again, read = read_directory(tmp_path)
+    expected = logits(architecture, rounded, tokens)
+    np.testing.assert_array_equal(logits(again, read, tokens), expected)
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    with torch.no_grad():
+        np.testing.assert_allclose(model.float()(torch.tensor(tokens)).logits.numpy(), expected, atol=1e-4)
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    architecture, params = random_model(**OPTIONS["llama"])
+    huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+    weights = load_file(tmp_path / "model.safetensors")
+    halves = {name: value.astype(np.float16) for name, value in weights.items()}
+    save_file(halves, tmp_path / "model.safetensors")
+    _, read = read_directory(tmp_path)
+    scale = halves["model.norm.weight"].astype(np.float32)
+    np.testing.assert_array_equal(read["final_norm"]["scale"], scale)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    architecture, params = random_model(**OPTIONS["llama"])
+    huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.int8)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"norm\.weight has dtype I8, expected one of F64, F32, F16, BF16"):
+        read_directory(tmp_path)
+
+
+def test_pickle_files_are_read_where_they_are_asked_for(tmp_path, tokens):
+    torch = pytest.importorskip("torch")
+    architecture, params = random_model(**OPTIONS["gpt2"])
+    huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({name: torch.tensor(value) for name, value in weights.items()}, tmp_path / "pytorch_model.bin")
+    again, read = read_directory(tmp_path, allow_pickle=True)
+    np.testing.assert_array_equal(logits(again, read, tokens), logits(architecture, params, tokens))
+    torch.save({"model": architecture}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds more than tensors, or is damaged"):
+        read_directory(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 5}, None, {"eos_token_ids": [5]}),
+        ({"eos_token_id": 5}, {"eos_token_id": [7, 8]}, {"eos_token_ids": [7, 8]}),
+        ({}, {"do_sample": True, "temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20}),
+        ({}, {"do_sample": False, "temperature": 0.6}, {}),
+    ],
+)
+def test_generation_config_is_read(tmp_path, config, generation, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert files.read_generation_config(tmp_path) == expected
+
+
+def test_generation_config_is_written_whole(tmp_path):
+    files.write_generation_config(tmp_path, {"eos_token_ids": [7, 8], "temperature": 0.6}, eot_id=7)
+    (tmp_path / "config.json").write_text("{}")
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written.keys() == {
+        *("bos_token_id", "eos_token_id", "pad_token_id", "do_sample"),
+        *("temperature", "top_k", "top_p", "repetition_penalty"),
+    }
+    assert files.read_generation_config(tmp_path)["eos_token_ids"] == [7, 8]
+
+
+def test_every_option_of_a_model_is_in_each_layout_or_needed_to_be_off(tmp_path):
+    """A new option of the architecture changes what a model computes, unless it is one of these."""
+    computing = {"padded_vocab_size", "init_std", "dropout", "compute_dtype", "attention", "scan_unroll", "remat"}
+    fields = {field.name for field in dataclasses.fields(Architecture)}
+    for name, layout in layouts.LAYOUTS.items():
+        architecture, params = random_model(**OPTIONS[name])
+        huggingface.write_directory(tmp_path / name, architecture, params, eot_id=None)
+        read = huggingface.read_config(tmp_path / name).keys()
+        assert fields - computing - read - layout.needs.keys() <= {
+            "rope_theta",
+            "ngram_rows",
+            "num_kv_heads",
+            "head_dim",
+        }
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 apples", "0MB"])
+def test_a_size_that_is_none(text):
+    with pytest.raises(UserError, match="is not a size"):
+        files.parse_size(text)
