@@ -199,7 +199,13 @@ def _write_llama(a: Architecture) -> dict[str, Any]:
 
 
 # What a model must be to be written in a layout. Options that only say how to train or to compute are not named.
-NEEDS = {"logit_softcap": (0.0,), "ngram_order": (1,), "sliding_window": (0,), "norm_placement": ("pre",)}
+NEEDS = {
+    "logit_softcap": (0.0,),
+    "ngram_order": (1,),
+    "sliding_window": (0,),
+    "norm_placement": ("pre",),
+    "num_experts": (0,),
+}
 GPT2_NEEDS = NEEDS | {
     "norm": ("layernorm",),
     "positions": ("learned",),
