@@ -62,6 +62,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "MLP non-linearity",
             choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
         ),
+        "num_experts": Option(0, "mixture of this many MLPs in every block (their width is mlp_dim); 0 = one", minimum=0),
+        "experts_per_token": Option(2, "experts that compute a token", minimum=1),
         "positions": Option("rope", "position information", choices=("rope", "learned", "alibi", "none")),
         "sliding_window": Option(0, "a token sees this many latest tokens, itself included; 0 = all", minimum=0),
         "ngram_order": Option(1, "embeddings of the 2, 3, ... this many latest tokens are added; 1 = off", minimum=1),
@@ -149,6 +151,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     },
     "objective": {
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
+        "balance_loss": Option(0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0),
         "logits_chunk": Option(
             0, "tokens of a row whose logits are held at once, computed again for the gradient; 0 = all", minimum=0
         ),
@@ -181,6 +184,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "fsdp": Option(1, "parameters, optimizer state and batch split over this axis", minimum=1),
         "context": Option(1, "sequence split over this axis", minimum=1),
         "tensor": Option(1, "heads, MLP width and vocabulary split over this axis", minimum=1),
+        "allow_replicated": Option(False, "large parameters that fsdp does not divide may be whole on every device"),
     },
     "train": {
         "num_steps": Option(1000, "optimizer steps", duration=True),
@@ -390,7 +394,14 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
                 )
     if right("model.context_length", "mesh.context") and model.context_length % mesh.context:
         yield f"model.context_length {model.context_length} is not divisible by mesh.context {mesh.context}"
-    for name in ("num_heads", "num_kv_heads"):
+    if right("model.num_experts", "model.experts_per_token") and model.num_experts:
+        if model.experts_per_token > model.num_experts:
+            yield (
+                f"model.experts_per_token {model.experts_per_token} is larger than model.num_experts {model.num_experts}"
+            )
+        if right("model.use_bias") and model.use_bias:
+            yield "model.use_bias is True; experts have no biases"
+    for name in ("num_heads", "num_kv_heads", "num_experts"):
         if right(f"model.{name}", "mesh.tensor") and model[name] % mesh.tensor:
             yield f"model.{name} {model[name]} is not divisible by mesh.tensor {mesh.tensor}"
     if right("evaluation.stride", "model.context_length") and config.evaluation.stride > model.context_length:

@@ -26,6 +26,8 @@ class Architecture:
     norm_epsilon: float
     norm_placement: str
     activation: str
+    num_experts: int
+    experts_per_token: int
     positions: str
     ngram_order: int
     ngram_rows: int
@@ -64,8 +66,8 @@ class Architecture:
     def flops_per_token(self, context_length: int | None = None) -> float:
         """Training FLOPs per token, forward and backward.
 
-        Convention "6N + causal attention": six per parameter of every matrix product (embedding look-ups left
-        out, the head counted once), plus 6 x layers x heads x head_dim x context for the two attention
+        Convention "6N + causal attention": six per parameter of every matrix product (embedding look-ups and
+        experts that a token does not use left out, the head counted once), plus 6 x layers x heads x head_dim x context for the two attention
         products, counted at half their square because of the causal mask (what a sliding window leaves of it).
         """
         context_length = context_length or self.context_length
@@ -73,6 +75,8 @@ class Architecture:
         seen = window * (2 - window / context_length)  # twice the mean number of keys that a query sees
         attention = self.embed_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         mlp = self.embed_dim * self.mlp_dim * (3 if self.activation == "swiglu" else 2)
+        if self.num_experts:
+            mlp = mlp * self.experts_per_token + self.embed_dim * self.num_experts
         matrices = self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
         return 6 * matrices + 6 * self.num_layers * self.num_heads * self.head_dim * seen
 

@@ -4,7 +4,7 @@ Outside this room a model is a static `graphdef` and a plain pytree of parameter
 leaves under "blocks" are stacked over layers. `bind` puts the two together again inside a pure function.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from gptjax.model import attention as attention_lib
 from gptjax.model import sharding
 from gptjax.model.architecture import Architecture
-from gptjax.model.cache import Cache
+from gptjax.model.cache import Cache, fold
 from gptjax.model.layers import Block, ngram_rows, norm
 
 Params = dict[str, Any]
@@ -56,7 +56,11 @@ class GPT(nnx.Module):
                 a.embed_dim, a.padded_vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
             )
 
-    def hidden(
+    def hidden(self, tokens: Int[Array, "batch length"], **inputs) -> tuple[Array, Cache | None]:
+        """`forward` without its last result."""
+        return self.forward(tokens, **inputs)[:2]
+
+    def forward(
         self,
         tokens: Int[Array, "batch length"],
         *,
@@ -64,8 +68,11 @@ class GPT(nnx.Module):
         segment_ids: Int[Array, "batch length"] | None = None,
         dropout_keys: jax.Array | None = None,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "batch length embed"], Cache | None]:
-        """Final hidden states, and the cache with these tokens added if one is given.
+        new_cache: bool = False,
+        layers: Sequence[Params] | None = None,
+    ) -> tuple[Float[Array, "batch length embed"], Cache | None, Float[Array, "batch"] | None]:
+        """Final hidden states, the cache with these tokens added if one is given or wanted, and of a mixture of
+        experts the load-balancing loss of each row, mean over layers.
 
         Args:
           tokens: token ids.
@@ -75,6 +82,8 @@ class GPT(nnx.Module):
             each other. None: one document a row. Not used with a cache.
           dropout_keys: one random key a row, or None to evaluate.
           cache: keys and values of earlier tokens.
+          new_cache: returns a cache of these tokens, in their order. Without `cache` and segments.
+          layers: the parameters of each block where they are not stacked. With a cache.
         """
         a = self.architecture
         x = self.embedding(tokens)
@@ -97,11 +106,12 @@ class GPT(nnx.Module):
         if a.positions == "rope":
             angles = attention_lib.rotary_angles(positions, a.head_dim, a.rope_theta)
         graphdef, stacked = nnx.split(self.blocks)
+        keep = new_cache or cache is not None
 
         def body(x, layer_inputs):
             layer, params, layer_cache = layer_inputs
             x = checkpoint_name(x, BLOCK_INPUT)
-            return nnx.merge(graphdef, params)(
+            x, memory, balance = nnx.merge(graphdef, params)(
                 x,
                 visibility=visibility,
                 angles=angles,
@@ -110,14 +120,23 @@ class GPT(nnx.Module):
                 dropout_keys=dropout_keys,
                 cache=layer_cache,
             )
+            return x, (memory if keep else None, balance)
 
+        if keep:  # layer after layer: a scan would copy the caches, and slices of stacked parameters
+            layers = layers or [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(a.num_layers)]
+            memories = zip(cache.keys, cache.values, strict=True) if cache else [None] * a.num_layers
+            kept = []
+            for layer, (params, memory) in enumerate(zip(layers, memories, strict=True)):
+                x, (new, _) = body(x, (jnp.int32(layer), params, memory))
+                kept.append(new if cache else tuple(map(fold, new)))
+            keys, values = zip(*kept, strict=True)
+            cache = Cache(keys, values, tokens if history is None else history)
+            return self.final_norm(x) if a.norm_placement == "pre" else x, cache, None
         if a.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[a.remat], prevent_cse=False)
-        layers = jnp.arange(a.num_layers)
-        layer_caches = None if cache is None else (cache.keys, cache.values)
-        x, layer_caches = jax.lax.scan(body, x, (layers, stacked, layer_caches), unroll=a.scan_unroll)
+        x, (_, balance) = jax.lax.scan(body, x, (jnp.arange(a.num_layers), stacked, None), unroll=a.scan_unroll)
         x = self.final_norm(x) if a.norm_placement == "pre" else x
-        return x, None if cache is None else Cache(*layer_caches, history)
+        return x, None, None if balance is None else balance.mean(0)
 
     def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""

@@ -1,29 +1,16 @@
 """One transformer block: attention and MLP, each behind a norm, each added to the residual stream."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptjax.model import attention as attention_lib
+from gptjax.model import cache as cache_lib
 from gptjax.model import kernels, sharding
+from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
-
-
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exact GELU (Hendrycks and Gimpel 2016). Through erf, which costs half of the erfc in jax.nn.gelu."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 2.0**-0.5))
-
-
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, "Primer"
-    "swiglu": jax.nn.silu,  # the gate of Shazeer 2020, "GLU variants"
-}
+from gptjax.model.experts import Experts
 
 
 def linear(a: Architecture, inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
@@ -99,8 +86,8 @@ class Attention(nnx.Module):
         angles: tuple[Array, Array] | None,
         positions: Int[Array, "batch length"],
         cache: tuple[Array, Array] | None = None,
-    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array] | None]:
-        """With a cache, keys and values are written at `positions` (out of range: not written) first."""
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
+        """(output, keys and values of `x`, or the cache with them: written first, at `positions`, if in range)."""
         a = self.architecture
         q = self._heads(self.query(x), a.num_heads)
         k = self._heads(self.key(x), a.num_kv_heads)
@@ -110,14 +97,12 @@ class Attention(nnx.Module):
         if angles is not None:
             q, k = attention_lib.rotate(q, angles), attention_lib.rotate(k, angles)
         if cache is not None:
-            rows = jnp.arange(x.shape[0])[:, None]
-            cache = k, v = tuple(
-                old.at[rows, positions].set(new, mode="drop") for old, new in zip(cache, (k, v), strict=True)
-            )
-            mixed = attention_lib.reference(q, k, v, visibility)
+            memory = tuple(cache_lib.write(old, new, positions) for old, new in zip(cache, (k, v), strict=True))
+            mixed = cache_lib.attend(q, *memory, visibility)
         else:
+            memory = k, v
             mixed = kernels.attend(q, k, v, visibility, implementation=a.attention)
-        return self.out(mixed.reshape(*x.shape[:2], -1)), cache
+        return self.out(mixed.reshape(*x.shape[:2], -1)), memory
 
     def _heads(self, x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:2], heads, self.architecture.head_dim)
@@ -133,10 +118,11 @@ class MLP(nnx.Module):
             self.gate = linear(a, a.embed_dim, a.mlp_dim, a.init_std, rngs)
         self.down = linear(a, a.mlp_dim, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
 
-    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
+    def __call__(self, x: Float[Array, "batch length embed"]) -> tuple[Float[Array, "batch length embed"], None]:
+        """(output, None): a single MLP has no load to balance."""
         activation = ACTIVATIONS[self.activation]
         hidden = activation(self.gate(x)) * self.up(x) if self.activation == "swiglu" else activation(self.up(x))
-        return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor"))
+        return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor")), None
 
 
 class Block(nnx.Module):
@@ -148,7 +134,7 @@ class Block(nnx.Module):
         self.attention_norm = norm(a, a.embed_dim, rngs)
         self.attention = Attention(a, rngs=rngs)
         self.mlp_norm = norm(a, a.embed_dim, rngs)
-        self.mlp = MLP(a, rngs=rngs)
+        self.mlp = (Experts if a.num_experts else MLP)(a, rngs=rngs)
 
     def __call__(
         self,
@@ -158,12 +144,14 @@ class Block(nnx.Module):
         dropout_keys: jax.Array | None,
         cache: tuple[Array, Array] | None,
         **attention_inputs,
-    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array] | None]:
+    ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array], Float[Array, "batch"] | None]:
+        """(output, keys and values, load-balancing loss of each row if there are experts)."""
         inputs = x if self.post_norm else self.attention_norm(x)
-        mixed, cache = self.attention(inputs, cache=cache, **attention_inputs)
+        mixed, memory = self.attention(inputs, cache=cache, **attention_inputs)
         x = x + attention_lib.dropout(mixed, self.rate, dropout_keys, 2 * layer + 1)
         x = self.attention_norm(x) if self.post_norm else x
         inputs = x if self.post_norm else self.mlp_norm(x)
-        x = x + attention_lib.dropout(self.mlp(inputs), self.rate, dropout_keys, 2 * layer + 2)
+        hidden, balance = self.mlp(inputs)
+        x = x + attention_lib.dropout(hidden, self.rate, dropout_keys, 2 * layer + 2)
         x = self.mlp_norm(x) if self.post_norm else x
-        return sharding.constrain(x, sharding.BATCH, "context", None), cache
+        return sharding.constrain(x, sharding.BATCH, "context", None), memory, balance

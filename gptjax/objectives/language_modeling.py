@@ -80,18 +80,20 @@ def loss(
     dropout_keys: jax.Array | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    balance_loss: float = 0.0,
     logits_chunk: int = 0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(loss to differentiate, metrics): sums over this micro-batch divided by the weight of the whole batch.
 
     Because the divisor is that of the global batch, losses and gradients of micro-batches add up to exactly those
-    of the batch, whatever the number of real tokens in each. Metrics: `loss` (cross-entropy alone) and
-    `accuracy`; they add up in the same way.
+    of the batch, whatever the number of real tokens in each. Metrics: `loss` (cross-entropy alone), `accuracy`
+    and, of a mixture of experts, `balance_loss` (1 = balanced); they add up in the same way.
 
     z_loss adds z * log_partition^2 (Chowdhery et al. 2022). label_smoothing takes (1 - s) of the target and
-    spreads s evenly over the vocabulary (Szegedy et al. 2016). logits_chunk: see `score_tokens`.
+    spreads s evenly over the vocabulary (Szegedy et al. 2016). balance_loss is the weight of
+    `gptjax.model.experts.balance_loss`. logits_chunk: see `score_tokens`.
     """
-    hidden, _ = model.hidden(
+    hidden, _, balance = model.forward(
         batch["tokens"],
         positions=batch["positions"],
         segment_ids=batch.get("segment_ids"),
@@ -106,4 +108,8 @@ def loss(
         objective = objective + z_loss * jnp.square(scores.log_partition)
     weights = batch["weights"] / total_weight
     metrics = {"loss": (scores.nll * weights).sum(), "accuracy": (scores.correct * weights).sum()}
-    return (objective * weights).sum(), metrics
+    total = (objective * weights).sum()
+    if balance is not None:  # a row counts as much as its tokens
+        metrics["balance_loss"] = (balance * weights.sum(1)).sum()
+        total = total + balance_loss * metrics["balance_loss"]
+    return total, metrics

@@ -5,9 +5,11 @@ have a leading axis of layers. The first pattern that matches counts, and every 
 """
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 TABLE: tuple[tuple[str, PartitionSpec], ...] = (
@@ -22,6 +24,9 @@ TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/mlp/(up|gate)/bias", PartitionSpec(None, "tensor")),
     (r"blocks/mlp/down/kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"blocks/(attention/out|mlp/down)/bias", PartitionSpec()),
+    (r"blocks/mlp/expert_(up|gate)/kernel", PartitionSpec(None, "tensor", "fsdp", None)),
+    (r"blocks/mlp/expert_down/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"blocks/mlp/router/kernel", PartitionSpec()),
     (r"(blocks/)?(.*/)?\w*norm/(scale|bias)", PartitionSpec()),
 )
 
@@ -82,9 +87,41 @@ def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedShardin
     return {name: NamedSharding(mesh, BATCH) for name in batch}
 
 
-def to_device(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch as sharded arrays; each process gives only its own rows."""
+def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The rows of a global batch that lie on devices of this process, ascending.
+
+    Processes that share the devices of a row (a context or tensor axis that spans them) read the same rows.
+    """
+    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
+
+
+def to_device(batch: dict[str, Any], mesh: Mesh, *, batch_size: int | None = None) -> dict[str, jax.Array]:
+    """The global batch as sharded arrays.
+
+    Args:
+      batch: arrays [rows, length]: in every process the whole batch or, with `batch_size`, its `process_rows`.
+      batch_size: rows of the global batch.
+    """
     sharding = NamedSharding(mesh, BATCH)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    if batch_size is None:
+        return {name: place(value, sharding) for name, value in batch.items()}
+    rows = process_rows(batch_size, mesh)
+
+    def part(array: np.ndarray, index: tuple[slice, slice]) -> np.ndarray:
+        first, last = np.searchsorted(rows, index[0].indices(batch_size)[:2])
+        return array[first:last, index[1]]
+
+    return {
+        name: jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, partial(part, value))
+        for name, value in batch.items()
+    }
+
+
+def place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, over the devices of all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(np.shape(array), sharding, np.asarray(array).__getitem__)

@@ -1,5 +1,6 @@
 """One optimizer step, compiled for a mesh."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from gptjax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+MATRICES = r"(?!.*router/).*kernel"
 
 
 def make_train_step(
@@ -38,6 +40,7 @@ def make_train_step(
         language_modeling.loss,
         z_loss=config.objective.z_loss,
         label_smoothing=config.objective.label_smoothing,
+        balance_loss=config.objective.balance_loss,
         logits_chunk=config.objective.logits_chunk,
     )
 
@@ -100,11 +103,11 @@ def make_train_step(
 def _cast_kernels(params: gpt.Params, dtype: str) -> gpt.Params:
     """The matrices of blocks and head in the compute dtype: cast once a step, and half as much to gather from others.
 
-    Norms and embedding tables are used in float32.
+    Norms, embedding tables and the router of a mixture of experts are used in float32.
     """
 
     def cast(path, leaf):
-        return leaf.astype(dtype) if partition.path_string(path).endswith("kernel") else leaf
+        return leaf.astype(dtype) if re.fullmatch(MATRICES, partition.path_string(path)) else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

@@ -15,6 +15,7 @@ VOCAB = 257
 GPT2 = {"norm": "layernorm", "positions": "learned", "activation": "gelu", "use_bias": True, "qk_norm": False}
 MODERN = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "qk_norm": True, "num_kv_heads": 2}
 
+EXPERTS = {"num_experts": 4, "experts_per_token": 2}
 ALIBI = {"positions": "alibi", "sliding_window": 6, "norm_placement": "post"}
 
 
@@ -26,7 +27,7 @@ def full_logits(graphdef, params, tokens):
     return model.logits(model.hidden(tokens, positions=positions)[0])
 
 
-@pytest.mark.parametrize("options", [GPT2, MODERN, ALIBI], ids=["gpt2", "modern", "alibi"])
+@pytest.mark.parametrize("options", [GPT2, MODERN, ALIBI, MODERN | EXPERTS], ids=["gpt2", "modern", "alibi", "experts"])
 def test_cached_logits_equal_the_full_forward_at_every_position(random_model, options):
     _, graphdef, params = random_model(**options)
     lengths, capacity, new = np.array([1, 5, 13, 16], np.int32), 32, 10

@@ -25,6 +25,7 @@ VARIANTS = {
     "alibi": {"positions": "alibi"},
     "window": {"sliding_window": 5},
     "post-norm": {"norm_placement": "post"},
+    "experts": {"num_experts": 4, "experts_per_token": 2, "activation": "swiglu"},
     "xla": {"attention": "xla", "sliding_window": 5},
 }
 

@@ -143,6 +143,15 @@ def test_dropout_falls_on_the_same_activations(variant, params, baseline):
     assert abs(without[0]["loss"] - with_dropout[0]["loss"]) > 1e-4, "dropout was not on"
 
 
+@pytest.mark.parametrize("variant", ["2x4", "all axes, accumulation"])
+def test_experts_see_all_tokens_however_they_are_split(variant):
+    mixture = {"num_experts": 4, "balance_loss": 0.1}
+    params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run(**mixture)), jax.random.key(0))
+    expected = train(tiny_run(**mixture), params)
+    assert expected[0][0]["balance_loss"] > 0.9
+    assert_same_training(train(tiny_run(**mixture, **VARIANTS[variant]), params), expected)
+
+
 @pytest.mark.parametrize("variant", ["1x8", "all axes, accumulation"])
 def test_muon_sees_whole_matrices_however_they_are_split(variant, params, baseline):
     assert_same_training(train(tiny_run("muon", **VARIANTS[variant]), params), baseline(optimizer="muon"))

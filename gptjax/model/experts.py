@@ -1,0 +1,114 @@
+"""Mixture of experts: a router sends each token to a few of many MLPs, and none is dropped."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from gptjax.model import sharding
+from gptjax.model.activations import ACTIVATIONS
+from gptjax.model.architecture import Architecture
+
+Tokens = Float[Array, "tokens embed"]
+
+
+class ExpertKernels(nnx.Module):
+    """One matrix for each expert."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, std: float, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(std)
+        self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs), jnp.float32))
+
+
+class Experts(nnx.Module):
+    """The MLP of a block as a mixture (Shazeer et al. 2017), dropless (Gale et al. 2022).
+
+    A token's gates are the softmax over its `experts_per_token` highest router scores (Jiang et al. 2024). Tokens are
+    sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), so that no capacity is set and no token lost. A
+    CPU computes every group for all tokens: use it there for small studies only.
+
+    On a mesh, the experts are split over the tensor axis: each device computes its own experts for all its tokens,
+    and the results are added.
+    """
+
+    def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
+        self.architecture = a
+        experts, down_std = a.num_experts, a.init_std * (2 * a.num_layers) ** -0.5
+        self.router = nnx.Linear(
+            a.embed_dim, experts, use_bias=False, kernel_init=nnx.initializers.normal(a.init_std), rngs=rngs
+        )
+        self.expert_up = ExpertKernels(experts, a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        if a.activation == "swiglu":
+            self.expert_gate = ExpertKernels(experts, a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        self.expert_down = ExpertKernels(experts, a.mlp_dim, a.embed_dim, down_std, rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length embed"]
+    ) -> tuple[Float[Array, "batch length embed"], Float[Array, "batch"]]:
+        """(output, load-balancing loss of each row)."""
+        a, activation = self.architecture, ACTIVATIONS[self.architecture.activation]
+        scores = self.router(x.astype(jnp.float32))
+        top, chosen = jax.lax.top_k(scores, a.experts_per_token)
+        gates = jax.nn.softmax(top, axis=-1).astype(x.dtype)
+        modules = [self.expert_up, *([self.expert_gate] if a.activation == "swiglu" else []), self.expert_down]
+        kernels = [module.kernel[...].astype(x.dtype) for module in modules]
+
+        def compute(x, gates, chosen, *kernels, axis: str | None = None):
+            flat = (y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen))
+            first = jax.lax.axis_index(axis) * kernels[0].shape[0] if axis else 0
+            out = _mixture(*flat, kernels, first, activation).reshape(x.shape)
+            return jax.lax.psum(out, axis) if axis else out
+
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return compute(x, gates, chosen, *kernels), balance_loss(scores, chosen)
+        rows = sharding.fitting(x.shape, (sharding.BATCH, "context", None))
+        split = sharding.fitting(kernels[0].shape, ("tensor", None, None))
+        out = jax.shard_map(
+            partial(compute, axis="tensor" if split[0] and "tensor" in mesh.shape else None),
+            in_specs=(rows, rows, rows, *[PartitionSpec(*split)] * len(kernels)),
+            out_specs=rows,
+            check_vma=False,
+        )(x, gates, chosen, *kernels)
+        return out, balance_loss(scores, chosen)
+
+
+def _mixture(
+    x: Tokens,
+    gates: Float[Array, "tokens chosen"],
+    chosen: Int[Array, "tokens chosen"],
+    kernels: Sequence[Float[Array, "experts _ _"]],
+    first: int | Int[Array, ""],
+    activation: Callable,
+) -> Tokens:
+    """What the experts `first`, `first + 1`, ... of `kernels` add to each token; what others add is left out."""
+    *up, down = kernels
+    experts = down.shape[0]
+    expert = chosen.reshape(-1) - first
+    expert = jnp.where((expert >= 0) & (expert < experts), expert, experts)  # those of other devices come last
+    order = jnp.argsort(expert)
+    sizes = jnp.bincount(expert, length=experts + 1)[:-1].astype(jnp.int32)
+    rows = x[order // chosen.shape[1]]
+    hidden, *gate = (jax.lax.ragged_dot(rows, kernel, sizes) for kernel in up)
+    hidden = activation(gate[0]) * hidden if gate else activation(hidden)
+    out = jax.lax.ragged_dot(hidden, down, sizes)
+    out = jnp.where((expert[order] < experts)[:, None], out, 0)  # rows beyond the groups are not defined
+    back = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
+    return jnp.einsum("tk,tke->te", gates, back)
+
+
+def balance_loss(
+    scores: Float[Array, "batch length experts"], chosen: Int[Array, "batch length chosen"]
+) -> Float[Array, "batch"]:
+    """experts x sum over experts of (share of choices) x (mean probability), in each row; 1 when balanced.
+
+    The loss of Fedus et al. 2021 (equation 4), taken in each row as DeepSeek-AI 2024 does (V3, equations 17 to 20):
+    so it does not depend on how rows are split over devices and micro-batches.
+    """
+    experts = scores.shape[-1]
+    share = jax.nn.one_hot(chosen, experts, dtype=jnp.float32).mean((1, 2))
+    return experts * (share * jax.nn.softmax(scores, axis=-1).mean(1)).sum(-1)
