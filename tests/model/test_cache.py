@@ -13,8 +13,8 @@ def written_slots(architecture, positions) -> list[list[int]]:
     positions = jnp.asarray(positions)
     tokens = jnp.arange(positions.size).reshape(positions.shape)
     _, cache = model.hidden(tokens, positions=positions, cache=empty_cache(architecture, len(positions), 6))
-    assert cache.keys.shape == cache.values.shape == (architecture.num_layers, len(positions), 6, 2, 8)
-    written = np.array([abs(tensor).sum((-1, -2)) > 0 for tensor in (cache.keys, cache.values)])
+    tensors = np.array([cache.keys, cache.values]).reshape(2, architecture.num_layers, len(positions), 2, 6, 8)
+    written = abs(tensors).sum((3, 5)) > 0
     assert (written == written[0, 0]).all(), "keys and values of all layers are written to the same slots"
     return [np.flatnonzero(row).tolist() for row in written[0, 0]]
 
@@ -26,3 +26,17 @@ def test_tokens_are_written_at_their_positions(tiny_architecture):
 def test_what_lies_beyond_the_capacity_is_not_written(tiny_architecture):
     """Padding of ragged prompts is given such positions."""
     assert written_slots(tiny_architecture, [[0, 6, 7], [4, 5, 1000]]) == [[0], [4, 5]]
+
+
+def test_a_new_cache_holds_what_decoding_would_have_written(tiny_architecture):
+    graphdef, _ = gpt.abstract_model(tiny_architecture)
+    model = gpt.bind(graphdef, gpt.initialise(tiny_architecture, jax.random.key(0)))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 97, (3, 5)), jnp.int32)
+    positions = jnp.tile(jnp.arange(5), (3, 1))
+    whole, new = model.hidden(tokens, positions=positions, new_cache=True)
+    cache, parts = empty_cache(tiny_architecture, 3, 5), []
+    for start, end in ((0, 2), (2, 3), (3, 5)):
+        hidden, cache = model.hidden(tokens[:, start:end], positions=positions[:, start:end], cache=cache)
+        parts.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new, cache)
