@@ -1,48 +1,104 @@
-"""Evaluate a checkpoint: perplexity of a whole split, BLEU and chrF from prompts with references.
+"""Evaluate a checkpoint, score what a system wrote, or compare two evaluations.
 
   python -m gptjax.evaluate --workdir=runs/quickstart
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=perplexity --stride=64 --split=test
-  python -m gptjax.evaluate --workdir=runs/quickstart --tasks=bleu --prompts=questions.jsonl --output=bleu.json
+  python -m gptjax.evaluate --workdir=runs/quickstart --data='text:wikitext/*.txt' --tasks=perplexity
+  python -m gptjax.evaluate --workdir=runs/quickstart --tasks=bleu,rouge --prompts=questions.jsonl --output=bleu.json
+  python -m gptjax.evaluate --workdir=runs/quickstart --tasks=multiple_choice:copa.jsonl,hellaswag:hellaswag_val.jsonl
+  python -m gptjax.evaluate --workdir=runs/quickstart --tasks=lm_eval:arc_easy
+  python -m gptjax.evaluate --compare runs/a runs/b
+  python -m gptjax.evaluate --hypotheses=outputs/ --references=references.txt
+
+Tasks: perplexity; on --prompts: bleu, bleu_lowercase, chrf, ter, rouge, f1, exact_match, exact_answer (GSM8K),
+diversity, variants; on FILE.jsonl after a colon: multiple_choice (query, choices, gold), hellaswag, arc, piqa, lambada;
+lm_eval:TASK where lm-eval is installed.
 
 Every value comes with a 95 % confidence interval and a signature that says how it was computed.
 """
 
 import json
+import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from gptjax import cli
 from gptjax.errors import UserError
 
-TASKS = ("perplexity", "bleu")
+if TYPE_CHECKING:
+    from gptjax.evaluation.items import Outcome
+
+_LONGEST_NAME = 120  # characters of a file's name
+_FILE_COLUMNS = 160  # of a table that is not printed to a terminal
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = dict(flag_values=flag_values)
     flags.DEFINE_string("workdir", None, "of a training run, e.g. --workdir=runs/quickstart", **define)
     flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=last", **define)
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
+    flags.DEFINE_string("data", "", "perplexity of all of another source, e.g. --data=text:notes/*.txt", **define)
     flags.DEFINE_integer("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", **define)
     flags.DEFINE_integer(
         "batch_size", None, "rows scored at once; results do not depend on it, e.g. --batch_size=32", **define
     )
-    flags.DEFINE_string("prompts", None, "JSONL with prompt and references, e.g. --prompts=questions.jsonl", **define)
+    flags.DEFINE_string(
+        "prompts",
+        None,
+        "prompts with references, e.g. --prompts=questions.jsonl or --prompts=test.csv#mr,ref",
+        **define,
+    )
     flags.DEFINE_integer("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", **define)
+    flags.DEFINE_integer("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", **define)
+    flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
+    flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
+    flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
+    flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
+    flags.DEFINE_list("references", [], "one text a line, e.g. --references=a.txt,b.txt", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
-    cli.parse(flag_values, argv, __doc__)
-    if not flag_values.workdir:
+    cli.parse(flag_values, _join_compare(argv), __doc__)
+    if flag_values.output:
+        _claim_output(Path(flag_values.output))
+    if flag_values.compare:
+        compare(flag_values)
+    elif flag_values.hypotheses:
+        score_outputs(flag_values)
+    elif flag_values.workdir:
+        evaluate(flag_values)
+    else:
         raise UserError("--workdir is missing; e.g. --workdir=runs/quickstart")
-    evaluate(flag_values)
+
+
+def _join_compare(argv: Sequence[str]) -> list[str]:
+    """`--compare A B` and `--compare=A,B` as `--compare=A --compare=B`."""
+    joined, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--compare":
+            while rest and not rest[0].startswith("-"):
+                joined.append(f"--compare={rest.pop(0)}")
+        elif argument.startswith("--compare="):
+            joined += [f"--compare={path}" for path in argument.removeprefix("--compare=").split(",")]
+        else:
+            joined.append(argument)
+    return joined
+
+
+# ---- A checkpoint ----------------------------------------------------------------------------------------
 
 
 def evaluate(options: flags.FlagValues) -> None:
     """Runs the tasks, prints a table, writes WORKDIR/evaluation/TASKS-SPLIT-STEP.json and --output."""
+    import jax
+
     from gptjax import config as config_lib
     from gptjax.data import corpus
+    from gptjax.evaluation import tasks
     from gptjax.evaluation.report import write_report
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition, runtime
@@ -51,47 +107,136 @@ def evaluate(options: flags.FlagValues) -> None:
     path = checkpoints.find(Path(options.workdir), options.checkpoint)
     config = checkpoints.read_config(path).unlock()
     evaluation = config.evaluation
-    evaluation.tasks = evaluation.tasks if options.tasks is None else options.tasks
-    evaluation.stride = evaluation.stride if options.stride is None else options.stride
-    evaluation.prompts = evaluation.prompts if options.prompts is None else options.prompts
-    evaluation.max_prompts = evaluation.max_prompts if options.max_prompts is None else options.max_prompts
+    for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens"):
+        if options[name].value is not None:
+            evaluation[name] = options[name].value
     evaluation.batch_size = options.batch_size or evaluation.batch_size or 2 * config.train.batch_size
     config_lib.validate(config)
-    if options.output:
-        _claim_output(Path(options.output))
-    tasks = _choose_tasks(config, explicit=options.tasks is not None)
+    requests = tasks.parse(evaluation.tasks)
+    if options.tasks is None and not evaluation.prompts and not config.data.source.startswith("python_docs"):
+        requests = [request for request in requests if not tasks.need_prompts(request)] or tasks.parse("perplexity")
+    task_options = tasks.Options(options.split, options.data, options.examples, options.delimiter.replace("\\n", "\n"))
+    materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
     config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
     runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=corpus.cache_directory(config))
     mesh = mesh_lib.make_mesh(config.mesh)
     trained = checkpoints.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
-    results = {}
-    if "perplexity" in tasks:
-        results["perplexity"] = _perplexity(config, trained, mesh, options.split)
-    if "bleu" in tasks:
-        results["bleu"] = _bleu(config, trained, options.split)
-
+    context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), _progress)
+    outcomes = {
+        request.name: tasks.TASKS[request.kind].run(context, request, material)
+        for request, material in zip(requests, materials, strict=True)
+    }
+    if jax.process_index():
+        return
     answer = {
         "checkpoint": {
             "path": str(path),
             "step": trained.step,
             "config_sha256": config_lib.sha256(trained.config),
         },
-        "results": {task: {name: e.to_json() for name, e in metrics.items()} for task, metrics in results.items()},
+        "results": _results(outcomes),
     }
-    text = json.dumps(answer, indent=1) + "\n"
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    places = [workdir / "evaluation" / f"{'-'.join(tasks)}-{options.split}-{trained.step}.json"]
+    name = "-".join([*outcomes, options.data or options.split, str(trained.step)])
+    places = [workdir / "evaluation" / f"{_file_name(name)}.json"]
     places += [Path(options.output)] if options.output else []
     for place in places:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(place.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(place)
+        _write(place, answer, outcomes)
     if (workdir / "metrics.jsonl").exists():
         write_report(workdir)
-    _print_table(results, f"{path}, {options.split} split")
+    _print_results(outcomes, f"{path}, {options.data or f'{options.split} split'}")
     print(f"written: {', '.join(map(str, places))}")
+
+
+def _generator(trained, mesh):
+    """What completes texts, or token ids; made when it is first called."""
+    generators = []
+
+    def generate(prompts: Sequence, **sampling) -> list[str]:
+        from gptjax.generation.engine import Generator
+        from gptjax.generation.params import SamplingParams
+
+        if not generators:
+            generators.append(Generator.from_trained(trained, mesh=mesh))
+        texts = all(isinstance(prompt, str) for prompt in prompts)
+        complete = generators[0].complete if texts else generators[0].complete_tokens
+        completions = complete(prompts, SamplingParams(**sampling))
+        _warn_of_empty("completions", [completion.text for completion in completions])
+        return [completion.text for completion in completions]
+
+    return generate
+
+
+# ---- What a system wrote ---------------------------------------------------------------------------------
+
+
+def score_outputs(options: flags.FlagValues) -> None:
+    """Scores a file of texts, or every file of a folder, against references. No checkpoint is needed."""
+    from gptjax.evaluation import scoring
+
+    chosen = scoring.choose_tasks(options.tasks)
+    outputs = scoring.read_outputs(Path(options.hypotheses), options.references)
+    systems = {}
+    for output in outputs:
+        _warn_of_empty(f"hypotheses of {output.path}", output.hypotheses)
+        systems[output.path.name] = {
+            task: scoring.score_texts(task, (), output.hypotheses, output.references) for task in chosen
+        }
+        _print_results(systems[output.path.name], str(output.path))
+    if options.output and len(outputs) == 1:
+        (outcomes,) = systems.values()
+        _write(Path(options.output), {"hypotheses": str(outputs[0].path), "results": _results(outcomes)}, outcomes)
+    elif options.output:
+        _write(Path(options.output), {"systems": {name: _results(outcomes) for name, outcomes in systems.items()}}, {})
+
+
+def _warn_of_empty(what: str, texts: Sequence[str]) -> None:
+    if count := sum(not text.strip() for text in texts):
+        print(f"warning: {count} of {len(texts)} {what} are empty; they are scored as they are", file=sys.stderr)
+
+
+# ---- Two evaluations -------------------------------------------------------------------------------------
+
+
+def compare(options: flags.FlagValues) -> None:
+    """Prints the paired differences between two evaluations, and says which metrics differ."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gptjax.evaluation import compare as compare_lib
+
+    if len(options.compare) != 2:
+        raise UserError(f"--compare takes two work directories or results, not {len(options.compare)}: --compare A B")
+    a, b = map(Path, options.compare)
+    comparison = compare_lib.compare(a, b)
+    differences, problems = comparison.differences, comparison.problems
+    sides = [f"{side} = {' '.join(map(str, files))}" for side, files in zip("AB", comparison.files, strict=True)]
+    title = "\n".join([*sides, f"B - A over the same items, {compare_lib.SAMPLES} paired bootstrap samples"])
+    table = Table("task", "metric", "A", "B", "B - A", "95 % interval", "p", "n", "", title=title, title_justify="left")
+    for d in differences:
+        low, high = d.ci95
+        interval = f"{_number(low, '+')} .. {_number(high, '+')}"
+        numbers = [_number(d.a), _number(d.b), _number(d.difference, "+"), interval, f"{d.p:.3f}"]
+        table.add_row(d.task, d.metric, *numbers, f"{d.n:,}", d.verdict)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    console.print(table)
+    better = {side: [f"{d.task} {d.metric}" for d in differences if d.verdict.startswith(side)] for side in "AB"}
+    for side, names in better.items():
+        if names:
+            console.print(f"{side} is better: {', '.join(names)}", soft_wrap=True, highlight=False)
+    if not any(better.values()):
+        console.print("no metric differs", highlight=False)
+    for problem in problems:
+        console.print(f"not compared: {problem}", style="dim", soft_wrap=True, highlight=False)
+    if options.output:
+        found: dict[str, dict[str, Any]] = {}
+        for d in differences:
+            found.setdefault(d.task, {})[d.metric] = d.to_json()
+        _write_text(Path(options.output), _json({"a": str(a), "b": str(b), "differences": found, "problems": problems}))
+
+
+# ---- Results ---------------------------------------------------------------------------------------------
 
 
 def _claim_output(path: Path) -> None:
@@ -103,106 +248,37 @@ def _claim_output(path: Path) -> None:
         raise UserError(f"--output={path} is a directory; name a file")
 
 
-def _choose_tasks(config, *, explicit: bool) -> list[str]:
-    from gptjax.config import suggestion
-
-    tasks = [task.strip() for task in config.evaluation.tasks.split(",") if task.strip()]
-    for task in tasks:
-        if task not in TASKS:
-            raise UserError(f"unknown task {task!r}; choose from {', '.join(TASKS)}{suggestion(task, TASKS)}")
-    if not tasks:
-        raise UserError(f"--tasks is empty; choose from {', '.join(TASKS)}")
-    if "bleu" in tasks and not config.evaluation.prompts and not config.data.source.startswith("python_docs"):
-        if explicit:
-            raise UserError("the task bleu needs prompts with references: --prompts=FILE.jsonl")
-        tasks.remove("bleu")
-    return tasks
-
-
-def _perplexity(config, trained, mesh, split_name: str) -> dict:
-    """Perplexity, nll, bits per byte and accuracy, and the perplexity of a unigram model beside them.
-
-    Of a mixture, of all sources together and, as METRIC/SOURCE, of each.
-    """
-    import math
-
-    from gptjax.data import corpus
-    from gptjax.evaluation.confidence import Estimate
-    from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
-
-    tokenizer = trained.tokenizer
-    sources = corpus.open_sources(config)
-    if sources[0].store.tokenizer().sha256 != tokenizer.sha256:
-        raise UserError(
-            f"{config.data.source} is not the data that {trained.path} was trained on (its tokenizer differs); "
-            "restore the data"
-        )
-    splits = {source.name: source.store.split(split_name) for source in sources}
-    scorer = Scorer(
-        trained.graphdef,
-        mesh,
-        context_length=config.model.context_length,
-        batch_size=config.evaluation.batch_size,
-    )
-    likelihoods = {
-        name: scorer.score(
-            trained.params,
-            split,
-            eot_id=tokenizer.eot_id,
-            stride=config.evaluation.stride,
-            progress=_progress("scoring"),
-        )
-        for name, split in splits.items()
-    }
-    fingerprint = corpus.identity(sources)["source_fingerprint"]
-    identity = f"tokenizer:{tokenizer.sha256[:12]}|data:{fingerprint[:12]}|split:{split_name}"
-    results = Likelihood.joined(list(likelihoods.values())).estimates(identity)
-    if len(sources) > 1:
-        for name, likelihood in likelihoods.items():
-            results |= {f"{metric}/{name}": e for metric, e in likelihood.estimates(identity).items()}
-    elif not (split := splits[sources[0].name]).has_mask:  # whose frequencies are of all tokens, prompts too
-        unigram = math.exp(unigram_nll(sources[0].store.split("train"), split, tokenizer.vocab_size))
-        results["unigram_perplexity"] = Estimate(
-            unigram, [math.nan, math.nan], split.num_tokens, f"{identity}|model:unigram-add1"
-        )
-    return results
-
-
-def _bleu(config, trained, split_name: str) -> dict:
-    """BLEU and chrF of greedy completions."""
-    from gptjax.evaluation import references
-    from gptjax.generation.engine import Generator
-    from gptjax.generation.sampling import SamplingParams
-
-    evaluation = config.evaluation
-    if evaluation.prompts:
-        prompts = references.read_prompts(evaluation.prompts)
-    else:
-        prompts = _held_out_questions(config, split_name)
-    prompts = prompts[: evaluation.max_prompts or None]
-    generator = Generator.from_trained(trained)
-    sampling = SamplingParams(max_new_tokens=evaluation.max_new_tokens, temperature=0.0)
-    completions = generator.complete([prompt["prompt"] for prompt in prompts], sampling)
-    hypotheses = [completion.text.strip() for completion in completions]
-    answers = [prompt["references"] for prompt in prompts]
-    tokenize = references.choose_tokenizer(text for texts in answers for text in texts)
+def _results(outcomes: "dict[str, Outcome]") -> dict[str, dict[str, Any]]:
     return {
-        "bleu": references.bleu(hypotheses, answers, tokenize),
-        "chrf": references.chrf(hypotheses, answers),
+        task: {name: estimate.to_json() for name, estimate in outcome.metrics.items()}
+        for task, outcome in outcomes.items()
     }
 
 
-def _held_out_questions(config, split_name: str) -> list[dict]:
-    """Questions on docstrings of the given split, spread over the library, so that none was trained on."""
-    from gptjax.data.python_docs import question_answer_pairs
-    from gptjax.data.splits import Fractions, hashed_split
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", name)[-_LONGEST_NAME:].strip("-.")
 
-    fractions = Fractions(config.data.validation_fraction, config.data.test_fraction)
-    pairs = [p for p in question_answer_pairs() if hashed_split(p["split_key"], fractions) == split_name]
-    if not pairs:
-        raise UserError(f"the {split_name} split has no questions; raise data.{split_name}_fraction")
-    wanted = config.evaluation.max_prompts or len(pairs)
-    return pairs[:: max(len(pairs) // wanted, 1)]
+
+def _write(place: Path, answer: dict[str, Any], outcomes: "dict[str, Outcome]") -> None:
+    """The results, and beside them the items that --compare reads."""
+    from gptjax.evaluation import items
+    from gptjax.evaluation.compare import ITEMS_SUFFIX
+
+    if outcomes:
+        _write_text(place.with_suffix(ITEMS_SUFFIX), items.lines(outcomes))
+    _write_text(place, _json(answer))
+
+
+def _write_text(place: Path, lines: Iterable[str]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(place.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(lines)
+    temporary.replace(place)
+
+
+def _json(answer: dict[str, Any]) -> str:
+    return json.dumps(answer, indent=1) + "\n"
 
 
 def _progress(what: str):
@@ -217,19 +293,23 @@ def _progress(what: str):
     return show if sys.stderr.isatty() else None
 
 
-def _print_table(results: dict, title: str) -> None:
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.4g}"
+
+
+def _print_results(outcomes: "dict[str, Outcome]", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("task", "metric", "value", "95 % interval", "n", title=title, title_justify="left")
-    for task, metrics in results.items():
-        for name, estimate in metrics.items():
+    for task, outcome in outcomes.items():
+        for name, estimate in outcome.metrics.items():
             low, high = estimate.ci95
-            interval = f"{low:.4f} .. {high:.4f}" if low == low else ""  # NaN: no interval
-            table.add_row(task, name, f"{estimate.value:.4f}", interval, f"{estimate.n:,}")
-    console = Console()
+            interval = f"{_number(low)} .. {_number(high)}" if low == low else ""  # NaN: no interval
+            table.add_row(task, name, _number(estimate.value), interval, f"{estimate.n:,}")
+    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
     console.print(table)
-    for signature in dict.fromkeys(e.signature for metrics in results.values() for e in metrics.values()):
+    for signature in dict.fromkeys(e.signature for outcome in outcomes.values() for e in outcome.metrics.values()):
         console.print(f"  {signature}", style="dim", soft_wrap=True, highlight=False)
 
 

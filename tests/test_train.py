@@ -114,7 +114,7 @@ def test_evaluate_writes_the_contract(workdir, tmp_path):
     assert low < scores["nll"]["value"] < high
     # Training evaluated the same parameters on the same text.
     assert scores["nll"]["value"] == pytest.approx(metrics(workdir, "validation")[-1]["loss"], rel=1e-6)
-    assert [json.loads(path.read_text()) for path in (workdir / "evaluation").iterdir()] == [answer]
+    assert [json.loads(path.read_text()) for path in (workdir / "evaluation").glob("*.json")] == [answer]
 
 
 def test_continues_from_the_parameters_of_another_run(config_file, workdir, tmp_path):

@@ -1,64 +1,26 @@
-"""Text compared with references: sacrebleu's corpus BLEU and chrF, with their signatures."""
+"""Text compared with references by sacrebleu: corpus BLEU, chrF and TER, with their signatures."""
 
 import itertools
 import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-from sacrebleu.metrics.base import Metric
+import numpy as np
+from jaxtyping import Float
+from sacrebleu.metrics.base import Metric as Scorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 from gptjax.errors import UserError
-from gptjax.evaluation.confidence import Estimate
+from gptjax.evaluation.items import Metric, item_ids
 
 BOOTSTRAP_SAMPLES = 1000  # the default of sacrebleu --confidence
 
 # CJK unified ideographs with their extensions and compatibility forms
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-
-
-def read_prompts(path: str | Path) -> list[dict[str, Any]]:
-    """Prompts of a JSONL file as {"prompt": text, "references": [text, ...]}.
-
-    A line has `prompt` and either `references` (a list) or `reference` (one text); blank lines are skipped.
-    Raises UserError naming file and line.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected JSONL with prompts and references") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file first") from None
-    prompts = [_prompt(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise UserError(f'{path} has no prompts; a line is {{"prompt": "...", "references": ["...", "..."]}}')
-    return prompts
-
-
-def _prompt(line: str, where: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(entry, dict):
-        raise UserError(f'{where}: expected {{"prompt": ..., "references": [...]}}, not {line.strip()[:60]}')
-    prompt = entry.get("prompt")
-    if not isinstance(prompt, str):
-        raise UserError(f'{where}: "prompt" must be a text, not {json.dumps(prompt)[:60]}')
-    if "references" in entry and "reference" in entry:
-        raise UserError(f'{where}: has both "references" and "reference"; keep one of them')
-    references = entry.get("references", entry.get("reference"))
-    if isinstance(references, str):
-        references = [references]
-    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
-        found = json.dumps(references, ensure_ascii=False)[:60]
-        raise UserError(f'{where}: "references" must be a list of one text or more, not {found}')
-    return {"prompt": prompt, "references": references}
+HAN = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_HAN = re.compile(HAN)
 
 
 def choose_tokenizer(texts: Iterable[str]) -> str:
@@ -70,38 +32,62 @@ def choose_tokenizer(texts: Iterable[str]) -> str:
     return "zh" if 2 * han > letters else "13a"
 
 
-def bleu(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], tokenize: str = "13a") -> Estimate:
+def bleu(
+    hypotheses: Sequence[str],
+    references_list: Sequence[Sequence[str]],
+    tokenize: str = "13a",
+    *,
+    lowercase: bool = False,
+) -> Metric:
     """Corpus BLEU, 0 to 100, as `sacrebleu --confidence` prints it.
 
     Args:
       hypotheses: one text an item; may be empty.
       references_list: one reference or more an item; items may differ in how many.
       tokenize: sacrebleu's tokenizer, e.g. from `choose_tokenizer`.
+      lowercase: with tokenize="13a" and several references, this is what mteval-v13a.pl and the script of the E2E
+        challenge compute.
 
     Raises UserError where nothing can be scored. Papineni et al. 2002; Post 2018 (arXiv:1804.08771).
     """
     if tokenize not in BLEU.TOKENIZERS:
         raise UserError(f"BLEU tokenizer {tokenize!r} is unknown; choose from {', '.join(BLEU.TOKENIZERS)}")
     try:
-        metric = BLEU(tokenize=tokenize)
+        scorer = BLEU(tokenize=tokenize, lowercase=lowercase)
     except (ImportError, RuntimeError) as error:
         raise UserError(f"BLEU tokenizer {tokenize!r} needs another package: {error}") from None
-    return _corpus_estimate(metric, hypotheses, references_list)
+    return _corpus_metric("bleu", scorer, hypotheses, references_list, limit=100.0)
 
 
-def chrf(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -> Estimate:
+def chrf(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, word_order: int = 0) -> Metric:
     """Corpus chrF2 (1- to 6-grams of characters), 0 to 100, as `sacrebleu -m chrf --confidence` prints it.
 
-    Arguments and errors as `bleu`. Popović 2015 (aclanthology.org/W15-3049).
+    word_order=2 is chrF++. Arguments and errors otherwise as `bleu`. Popović 2015 (aclanthology.org/W15-3049).
     """
-    return _corpus_estimate(CHRF(), hypotheses, references_list)
+    return _corpus_metric("chrf", CHRF(word_order=word_order), hypotheses, references_list, limit=100.0)
 
 
-def _corpus_estimate(metric: Metric, hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -> Estimate:
-    """The score with sacrebleu's interval: mean of the bootstrap +- half the width of its middle 95 %.
+def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, characters: bool = False) -> Metric:
+    """Translation edit rate, edits in 100 words of a reference, as `sacrebleu -m ter --confidence` prints it.
 
-    sacrebleu holds all samples at once: about 80 KB an item for chrF, half of that for BLEU.
+    Lower is better. With `characters`, Chinese is counted by character (--ter-normalized --ter-asian-support).
+    Snover et al. 2006.
     """
+    scorer = TER(normalized=characters, asian_support=characters)
+    return _corpus_metric("ter", scorer, hypotheses, references_list, limit=math.inf, lower_is_better=True)
+
+
+_SCORERS = {"bleu": BLEU(), "chrf": CHRF(), "ter": TER()}
+
+
+def score_of_sums(formula: str, sums: Float[np.ndarray, " sums"]) -> float:
+    """The score of summed statistics, which do not depend on tokenization and case any more."""
+    scorer = CHRF(word_order=len(sums) // 3 - CHRF.CHAR_ORDER) if formula == "chrf" else _SCORERS[formula]
+    return float(scorer._compute_score_from_stats(sums.tolist()).score)
+
+
+def check(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -> None:
+    """Raises UserError where the two do not belong together or there is nothing to score."""
     if len(hypotheses) != len(references_list):
         raise UserError(
             f"there are {len(hypotheses)} hypotheses but references for {len(references_list)} items; "
@@ -112,18 +98,48 @@ def _corpus_estimate(metric: Metric, hypotheses: Sequence[str], references_list:
     for item, references in enumerate(references_list):
         if not references:
             raise UserError(f"item {item} has no reference; every hypothesis needs one or more")
+
+
+def _corpus_metric(
+    formula: str,
+    scorer: Scorer,
+    hypotheses: Sequence[str],
+    references_list: Sequence[Sequence[str]],
+    *,
+    limit: float,
+    lower_is_better: bool = False,
+) -> Metric:
+    """The score with sacrebleu's interval: mean of the bootstrap +- half the width of its middle 95 %.
+
+    sacrebleu holds all samples at once: about 80 KB an item for chrF, half of that for BLEU.
+    """
+    check(hypotheses, references_list)
+    recorded = []
+    extract = scorer._extract_corpus_statistics
+
+    def extract_and_record(*arguments):  # the statistics are not public, and TER takes minutes to compute them twice
+        recorded.extend(extract(*arguments))
+        return recorded
+
+    scorer._extract_corpus_statistics = extract_and_record
     # sacrebleu takes the k-th references of all items together, None where an item has fewer.
     streams = list(itertools.zip_longest(*references_list))
     resampled = len(hypotheses) > 1
-    score = metric.corpus_score(list(hypotheses), streams, n_bootstrap=BOOTSTRAP_SAMPLES if resampled else 1)
-    signature = metric.get_signature().format()
+    score = scorer.corpus_score(list(hypotheses), streams, n_bootstrap=BOOTSTRAP_SAMPLES if resampled else 1)
+    signature = scorer.get_signature().format()
     # The interval is public only in the printed form; ten decimals lose nothing.
     printed = json.loads(score.format(width=10, signature=signature, is_json=True))
     # sacrebleu leaves the interval out where every sample scored zero.
     mean, margin = printed.get("confidence_mean", 0.0), printed.get("confidence_var", 0.0)
-    return Estimate(
+    settings = "|".join(part for part in signature.split("|") if not part.startswith(("nrefs:", "bs:", "seed:")))
+    return Metric(
         value=float(score.score),
-        ci95=[max(mean - margin, 0.0), min(mean + margin, 100.0)] if resampled else [math.nan, math.nan],
+        ci95=[max(mean - margin, 0.0), min(mean + margin, limit)] if resampled else [math.nan, math.nan],
         n=len(hypotheses),
         signature=signature,
+        ids=item_ids([list(references) for references in references_list]),
+        sums=np.array(recorded, np.float64),
+        formula=formula,
+        unit=f"{formula}|{settings}",
+        lower_is_better=lower_is_better,
     )

@@ -1,0 +1,345 @@
+"""What `evaluate --tasks` can name. A task reads its files before the model is loaded, then scores the checkpoint."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int64
+
+from gptjax.config import Config, suggestion
+from gptjax.data import corpus
+from gptjax.data.mixture import parse_mixture
+from gptjax.data.shards import TokenSplit
+from gptjax.data.store import Store
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.errors import UserError
+from gptjax.evaluation import multiple_choice, scoring
+from gptjax.evaluation.confidence import Estimate
+from gptjax.evaluation.continuations import ContinuationScorer
+from gptjax.evaluation.items import Outcome
+from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
+from gptjax.evaluation.prompts import read_prompts
+from gptjax.evaluation.references import choose_tokenizer
+from gptjax.training.checkpoints import Trained
+
+Progress = Callable[[int, int], None]
+
+_LOSSLESS = ("char", "byte", "bpe")  # kinds of tokenizers whose decoded text has the words of the original
+_SAMPLE_CHARACTERS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What tasks read besides the config.
+
+    Attributes:
+      split: train, validation or test of the run's data.
+      data: another source whose perplexity is wanted, or "".
+      examples: the file of tasks that were named without one, or "".
+      delimiter: between a query and its choices.
+    """
+
+    split: str = "validation"
+    data: str = ""
+    examples: str = ""
+    delimiter: str = " "
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One task of the list: its kind, the file after the colon, and the name of its results."""
+
+    kind: str
+    file: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{Path(self.file).name.partition('.')[0]}" if self.file else self.kind
+
+
+@dataclasses.dataclass
+class Context:
+    """What tasks work with.
+
+    Attributes:
+      generate: completes prompts, texts or token ids, with the options of `SamplingParams`.
+      progress: makes a display for what it is given the name of, or None.
+    """
+
+    config: Config
+    options: Options
+    trained: Trained
+    mesh: Mesh
+    generate: Callable[..., list[str]]
+    progress: Callable[[str], Progress | None]
+
+    @cached_property
+    def scorer(self) -> ContinuationScorer:
+        trained = self.trained
+        return ContinuationScorer(
+            trained.graphdef,
+            trained.params,
+            self.mesh,
+            context_length=trained.architecture.context_length,
+            batch_size=self.config.evaluation.batch_size,
+        )
+
+    @property
+    def tokenizer_identity(self) -> str:
+        return f"tokenizer:{self.trained.tokenizer.sha256[:12]}"
+
+    def complete(self, prompts: Sequence[dict[str, Any]]) -> list[str]:
+        """Greedy completions; tasks on the same prompts share them."""
+        key = json.dumps([prompt["prompt"] for prompt in prompts])
+        if key not in self._completions:
+            texts = self.generate(
+                [prompt["prompt"] for prompt in prompts],
+                max_new_tokens=self.config.evaluation.max_new_tokens,
+                temperature=0.0,
+            )
+            self._completions[key] = [text.strip() for text in texts]
+        return self._completions[key]
+
+    @cached_property
+    def _completions(self) -> dict[str, list[str]]:
+        return {}
+
+
+class Task(NamedTuple):
+    """A kind of task.
+
+    Attributes:
+      read: what it scores, from files: raises UserError before anything expensive begins.
+      run: the outcome, from what `read` returned.
+      takes_file: whether it can be written KIND:FILE.
+    """
+
+    read: Callable[[Request, Config, Options], Any]
+    run: Callable[[Context, Request, Any], Outcome]
+    takes_file: bool = False
+
+
+def parse(text: str) -> list[Request]:
+    """The tasks of a list with commas. Raises UserError where one is unknown."""
+    requests = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        kind, _, file = entry.partition(":")
+        if kind not in TASKS:
+            raise UserError(f"unknown task {kind!r}; choose from {', '.join(TASKS)}{suggestion(kind, TASKS)}")
+        if file and not TASKS[kind].takes_file:
+            raise UserError(f"the task {kind} takes no file: {entry!r}; prompts come from --prompts=FILE")
+        requests.append(Request(kind, file))
+    if not requests:
+        raise UserError(f"--tasks is empty; choose from {', '.join(TASKS)}")
+    names = [request.name for request in requests]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two tasks are named {name}; give their files different names, or run evaluate twice")
+    return requests
+
+
+# ---- perplexity ------------------------------------------------------------------------------------------
+
+
+def _read_nothing(request: Request, config: Config, options: Options) -> None:
+    return None
+
+
+def _perplexity(context: Context, request: Request, _: None) -> Outcome:
+    """Perplexity, nll, bits per byte and accuracy, the perplexity of words, and that of a unigram model beside them.
+
+    Of a mixture, of all sources together and, as METRIC/SOURCE, of each.
+    """
+    trained, options = context.trained, context.options
+    stores, split_name = _open_data(context)
+    splits = {name: store.split(split_name) for name, store in stores.items()}
+    scorer = Scorer(
+        trained.graphdef,
+        context.mesh,
+        context_length=trained.architecture.context_length,
+        batch_size=context.config.evaluation.batch_size,
+    )
+    likelihoods = {
+        name: scorer.score(
+            trained.params,
+            split,
+            eot_id=trained.tokenizer.eot_id,
+            stride=context.config.evaluation.stride,
+            progress=context.progress("scoring"),
+        )
+        for name, split in splits.items()
+    }
+    words = {name: count_words(split, trained.tokenizer) for name, split in splits.items()}
+    fingerprints = [store.fingerprint for store in stores.values()]
+    joined = fingerprints[0] if len(stores) == 1 else hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+    identity = f"data:{joined[:12]}|split:{'all' if options.data else split_name}"
+    tokenizer = context.tokenizer_identity
+    known = [counts for counts in words.values() if counts is not None]
+    all_words = np.concatenate(known) if len(known) == len(words) else None
+    metrics: dict[str, Estimate] = dict(
+        Likelihood.joined(list(likelihoods.values())).estimates(identity, tokenizer=tokenizer, words=all_words)
+    )
+    if len(stores) > 1:
+        for name, likelihood in likelihoods.items():
+            own = likelihood.estimates(f"{identity}|source:{name}", tokenizer=tokenizer, words=words[name])
+            metrics |= {f"{metric}/{name}": estimate for metric, estimate in own.items()}
+    elif not options.data and not (split := next(iter(splits.values()))).has_mask:
+        # Of dialogues, the frequencies would be those of all tokens, prompts too.
+        train = next(iter(stores.values())).split("train")
+        unigram = math.exp(unigram_nll(train, split, trained.tokenizer.vocab_size))
+        signature = f"{tokenizer}|{identity}|model:unigram-add1"
+        metrics["unigram_perplexity"] = Estimate(unigram, [math.nan, math.nan], split.num_tokens, signature)
+    return Outcome(metrics)
+
+
+def _open_data(context: Context) -> tuple[dict[str, Store], str]:
+    """The stores by source, and the split of them to score: all of --data, or a split of the run's own data."""
+    trained, options = context.trained, context.options
+    config = context.config.copy_and_resolve_references().unlock()
+    if not options.data:
+        stores = {source.name: source.store for source in corpus.open_sources(config)}
+        if next(iter(stores.values())).tokenizer().sha256 != trained.tokenizer.sha256:
+            raise UserError(
+                f"{config.data.source} is not the data that {trained.path} was trained on (its tokenizer differs); "
+                "restore the data, or evaluate another source with --data=SPEC"
+            )
+        return stores, options.split
+    stores = {}
+    for name, spec, _ in parse_mixture(options.data):
+        config.data.update(source=spec, cleaning="none", deduplicate="none", decontaminate="")
+        config.data.update(validation_fraction=0.0, test_fraction=0.0)
+        stores[name] = corpus.open_corpus(config, tokenizer=trained.tokenizer)
+        if stores[name].tokenizer().sha256 != trained.tokenizer.sha256:
+            raise UserError(
+                f"--data={spec}: its token store has another tokenizer than {trained.path}; name the text itself"
+            )
+    is_prepared = all(spec.startswith(("store:", "tokens:")) for _, spec, _ in parse_mixture(options.data))
+    return stores, options.split if is_prepared else "train"
+
+
+def count_words(split: TokenSplit, tokenizer: Tokenizer) -> Int64[np.ndarray, " documents"] | None:
+    """Words between white space of each document; None where the text has none (Chinese) or cannot be written back."""
+    if split.has_mask or tokenizer.kind not in _LOSSLESS:
+        return None
+    ends = np.append(split.document_starts[1:], split.num_tokens)
+    counts = np.zeros(len(ends), np.int64)
+    sample = ""
+    for number, (start, end) in enumerate(zip(split.document_starts.tolist(), ends.tolist(), strict=True)):
+        text = tokenizer.decode(split.read(start, end - start))
+        counts[number] = len(text.split())
+        sample += text[: max(0, _SAMPLE_CHARACTERS - len(sample))]
+    return None if choose_tokenizer([sample]) == "zh" or not counts.any() else counts
+
+
+# ---- generated texts -------------------------------------------------------------------------------------
+
+
+def _read_prompts(request: Request, config: Config, options: Options) -> list[dict[str, Any]]:
+    if config.evaluation.prompts:
+        prompts = read_prompts(config.evaluation.prompts)
+    elif config.data.source.startswith("python_docs"):
+        prompts = _held_out_questions(config, options.split)
+    else:
+        raise UserError(f"the task {request.kind} needs prompts with references: --prompts=FILE.jsonl")
+    return prompts[: config.evaluation.max_prompts or None]
+
+
+def _held_out_questions(config: Config, split_name: str) -> list[dict[str, Any]]:
+    """Questions on docstrings of the given split, spread over the library, so that none was trained on."""
+    from gptjax.data.python_docs import question_answer_pairs
+    from gptjax.data.splits import Fractions, hashed_split
+
+    fractions = Fractions(config.data.validation_fraction, config.data.test_fraction)
+    pairs = [p for p in question_answer_pairs() if hashed_split(p["split_key"], fractions) == split_name]
+    if not pairs:
+        raise UserError(f"the {split_name} split has no questions; raise data.{split_name}_fraction")
+    wanted = config.evaluation.max_prompts or len(pairs)
+    return pairs[:: max(len(pairs) // wanted, 1)]
+
+
+def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]) -> Outcome:
+    texts = [prompt["prompt"] for prompt in prompts]
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+    limit = context.config.evaluation.max_new_tokens
+    return scoring.score_texts(
+        request.kind,
+        texts,
+        context.complete(prompts),
+        [prompt["references"] for prompt in prompts],
+        identity=f"prompts:{digest}|decoding:greedy|max_new_tokens:{limit}",
+    )
+
+
+# ---- likelihood of choices -------------------------------------------------------------------------------
+
+
+def _file(request: Request, options: Options) -> str:
+    file = request.file or options.examples
+    if not file:
+        raise UserError(f"the task {request.kind} needs a file: --tasks={request.kind}:FILE.jsonl or --examples=FILE")
+    return file
+
+
+def _read_questions(request: Request, config: Config, options: Options) -> list[multiple_choice.Question]:
+    return multiple_choice.read_questions(_file(request, options), request.kind)
+
+
+def _choices(context: Context, request: Request, questions: list[multiple_choice.Question]) -> Outcome:
+    return multiple_choice.choose(
+        context.scorer,
+        context.trained.tokenizer,
+        questions,
+        delimiter=context.options.delimiter,
+        progress=context.progress(request.name),
+    )
+
+
+def _read_passages(request: Request, config: Config, options: Options) -> list[multiple_choice.Question]:
+    return multiple_choice.read_passages(_file(request, options))
+
+
+def _last_words(context: Context, request: Request, passages: list[multiple_choice.Question]) -> Outcome:
+    return multiple_choice.predict_last_words(
+        context.scorer,
+        context.trained.tokenizer,
+        passages,
+        identity=context.tokenizer_identity,
+        progress=context.progress(request.name),
+    )
+
+
+# ---- lm-eval ---------------------------------------------------------------------------------------------
+
+
+def _find_harness(request: Request, config: Config, options: Options) -> None:
+    if not request.file:
+        raise UserError("the task lm_eval needs a name: --tasks=lm_eval:arc_easy, or lm_eval:FILE.yaml")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("lm_eval is not installed; pip install lm-eval, in an environment that has gptjax")
+
+
+def _harness(context: Context, request: Request, _: None) -> Outcome:
+    from gptjax.evaluation import harness
+
+    return harness.run(request.file, context.scorer, context.trained.tokenizer, context.generate)
+
+
+TASKS: dict[str, Task] = {
+    "perplexity": Task(_read_nothing, _perplexity),
+    **{kind: Task(_read_prompts, _generated) for kind in scoring.TASKS},
+    **{kind: Task(_read_questions, _choices, takes_file=True) for kind in multiple_choice.FORMS},
+    "lambada": Task(_read_passages, _last_words, takes_file=True),
+    "lm_eval": Task(_find_harness, _harness, takes_file=True),
+}
+
+
+def need_prompts(request: Request) -> bool:
+    return TASKS[request.kind].read is _read_prompts

@@ -1,0 +1,92 @@
+"""Files of prompts, references and outputs."""
+
+import gzip
+
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.evaluation.prompts import read_hypotheses, read_prompts, read_references
+
+
+def test_prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "Q: 猫?", "references": ["a", "b\u2028c"]}\n\n{"prompt": "", "reference": "c"}\r\n',
+        encoding="utf-8",
+    )
+    assert read_prompts(path) == [
+        {"prompt": "Q: 猫?", "references": ["a", "b\u2028c"]},
+        {"prompt": "", "references": ["c"]},
+    ]
+
+
+def test_rows_of_one_prompt_are_its_references(tmp_path):
+    path = tmp_path / "test.csv"
+    path.write_text('mr,ref\n"name[A], food[x]",One.\nname[B],Two.\n"name[A], food[x]","Three,\nlong."\n')
+    assert read_prompts(f"{path}#mr,ref") == [
+        {"prompt": "name[A], food[x]", "references": ["One.", "Three,\nlong."]},
+        {"prompt": "name[B]", "references": ["Two."]},
+    ]
+
+
+def test_fields_of_compressed_json_lines(tmp_path):
+    with gzip.open(tmp_path / "math.jsonl.gz", "wt") as file:
+        file.write('{"question": "1+1?", "answer": "#### 2"}\n')
+    assert read_prompts(f"{tmp_path}/math.jsonl.gz#question,answer") == [{"prompt": "1+1?", "references": ["#### 2"]}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"prompts.jsonl, line 2: not JSON"),
+        ("[1]", r'prompts.jsonl, line 2: expected an object such as {"prompt"'),
+        ('{"references": ["a"]}', r'prompts.jsonl, line 2: "prompt" must be a text, not null'),
+        ('{"question": "a"}', r"fields: question. Name others with FILE#PROMPT,REFERENCE"),
+        ('{"prompt": "a"}', r'prompts.jsonl, line 2: "references" must be a list'),
+        ('{"prompt": "a", "references": []}', r'prompts.jsonl, line 2: "references" must be a list'),
+        ('{"prompt": "a", "references": ["b", 3]}', r'prompts.jsonl, line 2: "references" must be a list'),
+        ('{"prompt": "a", "references": ["b"], "reference": "c"}', r"prompts.jsonl, line 2: has both"),
+        ('{"prompt": "\udcff"}', r"prompts.jsonl, line 2: byte 0xff at 12 of the line is not UTF-8"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "reference": "b"}\n' + line, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=message):
+        read_prompts(path)
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    with pytest.raises(UserError, match=r"prompts.jsonl: No such file"):
+        read_prompts(path)
+    path.write_text("\n \n")
+    with pytest.raises(UserError, match=r"prompts.jsonl has no prompts"):
+        read_prompts(path)
+    with pytest.raises(UserError, match=r"after # come two names, FILE#PROMPT,REFERENCE; found 'mr'"):
+        read_prompts(f"{path}#mr")
+    (tmp_path / "test.csv").write_text("mr,ref\na,b\n")
+    with pytest.raises(UserError, match=r"test.csv, line 2: no text 'text'; fields: 'mr', 'ref'"):
+        read_prompts(f"{tmp_path}/test.csv#mr,text")
+
+
+def test_references_with_blank_lines_between_items(tmp_path):
+    (tmp_path / "groups.txt").write_text("a\nb\n\nc\n \n\nd\n\n")
+    assert read_references([f"{tmp_path}/groups.txt"]) == [["a", "b"], ["c"], ["d"]]
+    (tmp_path / "lines.txt").write_text("a\r\nb\r\nc\r\n")
+    assert read_references([f"{tmp_path}/lines.txt"]) == [["a"], ["b"], ["c"]]
+    (tmp_path / "more.txt").write_text("A\n\nC\n")
+    assert read_references([f"{tmp_path}/lines.txt", f"{tmp_path}/more.txt"]) == [["a", "A"], ["b", ""], ["c", "C"]]
+    (tmp_path / "short.txt").write_text("A\n")
+    with pytest.raises(UserError, match=r"short.txt has 1 lines, .*lines.txt has 3; line k of each"):
+        read_references([f"{tmp_path}/lines.txt", f"{tmp_path}/short.txt"])
+
+
+def test_hypotheses(tmp_path):
+    (tmp_path / "out.txt").write_text("one\n\nthree\n")
+    assert read_hypotheses(tmp_path / "out.txt") == (["one", "", "three"], None)
+    (tmp_path / "out.jsonl").write_text('{"prompt": "p", "references": ["r"], "completion": "c"}\n')
+    assert read_hypotheses(tmp_path / "out.jsonl") == (["c"], [["r"]])
+    (tmp_path / "out.jsonl").write_text('{"text": "c"}\n')
+    with pytest.raises(UserError, match=r"line 1: no text completion, hypothesis or prediction"):
+        read_hypotheses(tmp_path / "out.jsonl")
