@@ -79,7 +79,9 @@ def chat_template(sources: Sequence[WeightedStore]) -> ChatTemplate | None:
     return next((ChatTemplate.from_json(description) for description in descriptions if description), None)
 
 
-def open_batches(sources: Sequence[WeightedStore], config: Config, *, rows: slice | None = None) -> BatchSource:
+def open_batches(
+    sources: Sequence[WeightedStore], config: Config, *, rows: slice | np.ndarray | None = None
+) -> BatchSource:
     """The training batches: dialogues packed whole, text in windows, several sources mixed by weight."""
     tokenizer, size = sources[0].store.tokenizer(), config.train.batch_size
     if len(sources) == 1:

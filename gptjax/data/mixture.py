@@ -79,7 +79,7 @@ class Mixture(BatchSource):
         *,
         batch_size: int,
         seed: int,
-        rows: slice | None = None,
+        rows: slice | np.ndarray | None = None,
     ):
         """`weights` are relative, above 0; `rows` are those of this process (default: all)."""
         self.sources = dict(sources)

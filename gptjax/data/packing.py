@@ -176,7 +176,7 @@ class PackedBatches(BatchSource):
         seed: int,
         isolate_documents: bool = True,
         augmentation: Augmentation | None = None,
-        rows: slice | None = None,
+        rows: slice | np.ndarray | None = None,
     ):
         """`batch_size` counts the rows of the global batch; `rows` are those of this process (default: all).
 

@@ -33,7 +33,7 @@ class BatchSource(ABC):
       rows: which of them are of this process.
     """
 
-    def __init__(self, rows_per_epoch: int, *, batch_size: int, rows: slice | None = None):
+    def __init__(self, rows_per_epoch: int, *, batch_size: int, rows: slice | np.ndarray | None = None):
         self.rows_per_epoch = rows_per_epoch
         self.batch_size = batch_size
         self.rows = np.arange(batch_size)[rows if rows is not None else slice(None)]
@@ -85,7 +85,7 @@ class Batches(BatchSource):
         seed: int,
         isolate_documents: bool = True,
         augmentation: Augmentation | None = None,
-        rows: slice | None = None,
+        rows: slice | np.ndarray | None = None,
     ):
         """`batch_size` counts the rows of the global batch; `rows` are those of this process (default: all).
 

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -14,6 +13,7 @@ from gptjax.generation.engine import Generator
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
+from gptjax.parallel import distributed
 from gptjax.training import metrics
 
 
@@ -34,7 +34,9 @@ class Sampler:
     ):
         """Drops the samples of steps after `start`, where the run continues."""
         self.config, self.path = config, workdir / "samples.jsonl"
-        metrics.drop_after(self.path, start)
+        self._writes = distributed.current().index == 0
+        if self._writes:
+            metrics.drop_after(self.path, start)
         self._generator = Generator(architecture, graphdef, None, tokenizer, template, mesh=mesh)
         self._sampling = SamplingParams(
             max_new_tokens=config.logging.sample_tokens, temperature=0.8, top_k=200, seed=config.seed
@@ -45,7 +47,7 @@ class Sampler:
         prompt = self.config.logging.sample_prompt
         self._generator.params = params
         completions = self._generator.complete([prompt] * self.config.logging.samples, self._sampling)
-        if jax.process_index():
+        if not self._writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
             for completion in completions:

@@ -1,23 +1,68 @@
-"""What is decided before JAX starts: CPU devices, memory, compiled programs kept on disk."""
+"""What is decided before JAX starts: compiler flags, CPU devices, memory, compiled programs kept on disk."""
 
 import contextlib
 import ctypes
+import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from gptjax.errors import UserError
+from gptjax.parallel import distributed
 
-def start(mesh: ConfigDict, *, rows: int, cache_dir: Path) -> None:
-    """Prepares JAX for a command that works on `rows` rows at a time. `cache_dir` holds compiled programs."""
+# Flags by platform: (environment variable, flag, value). What the user has set is left as it is. A flag is here
+# for a reason that is written down; libtpu needs none, it overlaps collectives with computation by itself.
+COMPILER_FLAGS = {
+    "gpu": (
+        # Moves the collectives of data and fsdp axes under computation. Off in XLA, on in NVIDIA's own JAX images
+        # (docs.nvidia.com/jax-toolbox/environment-variables). On a single GPU there is nothing to move.
+        ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler", "true"),
+    ),
+}
+BFLOAT16_CAPABILITY = 8.0  # NVIDIA's Ampere; earlier ones have no bfloat16 arithmetic
+
+
+def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = "float32") -> None:
+    """Prepares JAX for a command that works on `rows` rows at a time. `cache_dir` holds compiled programs.
+
+    Raises UserError where the devices cannot compute in `compute_dtype`.
+    """
+    set_compiler_flags("gpu" if _has_nvidia_gpu() else "")
     provide_cpu_devices(mesh, rows)
     if sys.platform == "linux":
         _keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if compute_dtype == "bfloat16":
+        check_bfloat16(jax.local_devices()[0])
+
+
+def set_compiler_flags(platform: str) -> None:
+    """Adds the flags of a platform to the environment that its compiler reads when it starts."""
+    for variable, flag, value in COMPILER_FLAGS.get(platform, ()):
+        given = os.environ.get(variable, "")
+        if flag not in given:
+            os.environ[variable] = f"{flag}={value} {given}".strip()
+
+
+def _has_nvidia_gpu() -> bool:
+    plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return plugin and os.environ.get("JAX_PLATFORMS") != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def check_bfloat16(device: jax.Device) -> None:
+    """Raises UserError for a GPU without bfloat16, where XLA would convert every operand and be slower than float32."""
+    capability = getattr(device, "compute_capability", None)
+    if device.platform == "gpu" and capability and float(capability) < BFLOAT16_CAPABILITY:
+        raise UserError(
+            f"model.compute_dtype is bfloat16, and {device.device_kind} (compute capability {capability}) has no "
+            f"bfloat16 arithmetic, which begins at {BFLOAT16_CAPABILITY}; use --config.model.compute_dtype=float32"
+        )
 
 
 def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
@@ -25,19 +70,29 @@ def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
 
     XLA runs one CPU device's program mostly on one core; data-parallel over virtual devices is up to twice as
     fast on two. The number is that of the mesh where it is given, else the largest number of cores that divides
-    `rows`, the rows of a micro-batch. Nothing happens where the user chose (XLA_FLAGS, JAX_NUM_CPU_DEVICES), and
-    GPU and TPU back-ends do not look at it.
+    `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and have equally many.
+    Nothing happens where the user chose (XLA_FLAGS, JAX_NUM_CPU_DEVICES), and GPU and TPU back-ends do not look
+    at it.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
+    group = distributed.current()
     fixed = mesh.fsdp * mesh.context * mesh.tensor
     if mesh.data > 0 or fixed > 1:
-        count = max(mesh.data, 1) * fixed
+        count = -(-max(mesh.data, 1) * fixed // group.size)
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = max(n for n in range(1, cores + 1) if rows % n == 0)
+        cores = min(len(cores) // sharers for cores, sharers in _cores(group))
+        count = max((n for n in range(1, cores + 1) if rows % (n * group.size) == 0), default=1)
     with contextlib.suppress(RuntimeError):  # JAX has started (a notebook, a test): its devices are what there is
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def _cores(group: distributed.Group) -> list[tuple[list[int], int]]:
+    """Of each process, the cores that it may use, and how many processes use them."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    places = group.gather([socket.gethostname(), cores])
+    return [(cores, places.count(place)) for place in places for cores in place[1:]]
 
 
 def _keep_freed_memory() -> None:

@@ -14,17 +14,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class MetricsLog:
     """Appends one JSON object a line to WORKDIR/metrics.jsonl; every plot and report is derived from it.
 
-    A run that continues at `step` first drops the lines after it, so that no step is ever told twice.
+    A run that continues at `step` first drops the lines after it, so that no step is ever told twice. Of several
+    processes the first writes, and the others have one that is not `enabled`.
     """
 
-    def __init__(self, workdir: Path, *, step: int = 0, tensorboard: bool = False):
+    def __init__(self, workdir: Path, *, step: int = 0, tensorboard: bool = False, enabled: bool = True):
         self.path = workdir / "metrics.jsonl"
-        drop_after(self.path, step)
-        self._file = self.path.open("a", buffering=1)
-        self._tensorboard = _tensorboard_writer(workdir, step) if tensorboard else None
+        self._file, self._tensorboard = None, None
+        if enabled:
+            drop_after(self.path, step)
+            self._file = self.path.open("a", buffering=1)
+            self._tensorboard = _tensorboard_writer(workdir, step) if tensorboard else None
 
     def write(self, line: dict[str, Any]) -> None:
         """Numbers are rounded to float32's seven digits at most by JSON's repr; NaN and infinity become null."""
+        if self._file is None:
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self._file.write(json.dumps(clean) + "\n")
         if self._tensorboard:
@@ -33,8 +38,9 @@ class MetricsLog:
                     self._tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk, which `write` has reported
-            self._file.close()
+        if self._file:
+            with contextlib.suppress(OSError):  # a full disk, which `write` has reported
+                self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 
@@ -58,6 +64,23 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def history(path: Path) -> dict[str, Any]:
+    """What a run that continues must know of its past: JSON values, so that processes can pass it on.
+
+    Returns:
+      lowest: the lowest training loss, or None. validation: the lines of the validation split, with `split` and
+      `loss` alone. seconds: by activity, of the last line (see `throughput.Meter`).
+    """
+    lines = read(path)
+    finite = [line["loss"] for line in lines if line["split"] == "train" and line["loss"] is not None]
+    last = lines[-1] if lines else {}
+    return {
+        "lowest": min(finite, default=None),
+        "validation": [{"split": "validation", "loss": x["loss"]} for x in lines if x["split"] == "validation"],
+        "seconds": {k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/")},
+    }
 
 
 def _tensorboard_writer(workdir: Path, step: int):

@@ -12,7 +12,7 @@ class EarlyStopping:
     def __init__(self, patience: int, history: list[dict]):
         self.patience, self.best, self.since = patience, math.inf, 0
         for line in history:
-            if line["split"] == "validation":
+            if line["split"] == "validation" and line["loss"] is not None:
                 self.update(line["loss"])
 
     def update(self, loss: float) -> bool:
@@ -29,9 +29,10 @@ class EarlyStopping:
 class DivergenceGuard:
     """Raises RunError on NaN, or when the loss stays `threshold` nats above its lowest for `patience` lines."""
 
-    def __init__(self, threshold: float, patience: int = 5):
+    def __init__(self, threshold: float, patience: int = 5, lowest: float | None = None):
+        """`lowest`: that of an earlier part of the run, if any."""
         self.threshold, self.patience = threshold, patience
-        self.lowest, self.above = math.inf, 0
+        self.lowest, self.above = math.inf if lowest is None else lowest, 0
 
     def check(self, step: int, loss: float, advice: str) -> None:
         if not math.isfinite(loss):

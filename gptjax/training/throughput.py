@@ -1,6 +1,8 @@
-"""How fast a run goes: tokens per second, and the share of the hardware's peak it uses (MFU)."""
+"""How fast a run goes: tokens per second, the share of the hardware's peak it uses (MFU), where its time goes."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -41,23 +43,72 @@ def _measured_cpu_flops(size: int = 1024, repeats: int = 3) -> float:
     return 2 * size**3 / best
 
 
-class Meter:
-    """Times the steps between two readings, leaving out what `pause` covers (evaluation, checkpoints)."""
+ACTIVITIES = ("start", "compile", "data", "step", "eval", "checkpoint", "idle")
+_compiled = [0.0]  # seconds in the compiler since this process started
 
-    def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float | None):
+
+def _note_compilation(event: str, duration: float, **_: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled[0] += duration
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+class Meter:
+    """Times the steps between two readings, and says where the time of the run goes.
+
+    Seconds are those of this process, which runs ahead of the device by at most two steps: "data" is waiting for a
+    batch, "step" is waiting for the device, "idle" what is left (metrics, the loop itself). Only "step" is
+    productive. A run that continues goes on counting from the last line before; work that was lost is in no line.
+    """
+
+    def __init__(
+        self,
+        tokens_per_step: int,
+        flops_per_token: float,
+        peak: float | None,
+        *,
+        started: float | None = None,
+        before: dict[str, float] | None = None,
+    ):
+        """`started`: when the set-up began (time.perf_counter); `before`: seconds of an earlier part of the run."""
         self.tokens_per_step, self.flops_per_token, self.peak = tokens_per_step, flops_per_token, peak
         self.begin = time.perf_counter()
+        self._seconds = dict.fromkeys(ACTIVITIES, 0.0) | (before or {})
+        self._seconds["start"] += self.begin - (self.begin if started is None else started)
+        self._before = sum(self._seconds.values())
         self._reset()
+
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """Counts the body as `activity`; what it compiles counts as "compile". Does not nest."""
+        start, compiled = time.perf_counter(), _compiled[0]
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - start
+            compiled = 0.0 if activity == "compile" else min(_compiled[0] - compiled, took)
+            self._seconds[activity] += took - compiled
+            self._seconds["compile"] += compiled
+            if activity == "data":
+                self._waited += took
+            elif activity != "step":
+                self._paused += took
+
+    def goodput(self) -> dict[str, float]:
+        """`seconds/ACTIVITY` since the run began, and `goodput`: the share of them that were steps."""
+        total = self._before + time.perf_counter() - self.begin
+        idle = max(total - sum(self._seconds.values()), 0.0)
+        seconds = self._seconds | {"idle": self._seconds["idle"] + idle}
+        figures = {f"seconds/{name}": round(value, 3) for name, value in seconds.items()}
+        return figures | {"goodput": round(seconds["step"] / max(total, 1e-9), 4)}
 
     def _reset(self) -> None:
         self._start, self._paused, self._waited, self._steps = time.perf_counter(), 0.0, 0.0, 0
 
-    def step(self, data_wait: float) -> None:
+    def step(self) -> None:
         self._steps += 1
-        self._waited += data_wait
-
-    def pause(self, seconds: float) -> None:
-        self._paused += seconds
 
     def read(self) -> dict[str, float | str]:
         """Per-step figures since the last reading. `data_wait_s` and `step_time_s` are seconds a step."""

@@ -1,0 +1,417 @@
+"""Several processes as one run: start together, agree, end together.
+
+Every process holds a connection to process 0 for as long as the run lasts, beside JAX's own. It carries the roll
+call at the start, small values that all must know, requests to stop, and the last words of a process. When a
+process dies its connection breaks at once, where a collective of JAX would wait or abort without a reason.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from absl import flags
+
+from gptjax.errors import RunError, UserError
+from gptjax.parallel import cluster as cluster_lib
+from gptjax.parallel.cluster import Cluster
+
+GRACE = 10.0  # seconds that a process has to end by itself after another one ended
+LEADER_GRACE = 1.0  # JAX aborts soon after process 0 is gone, and its noise should come first
+
+Describe = Callable[[BaseException], tuple[int, str]]
+Message = dict[str, Any]
+
+
+class Group:
+    """The processes of a run. This class is a run of one process; `_Members` has the rest.
+
+    Attributes:
+      index: of this process.
+      size: how many there are.
+      advice: what a person should know when the run is ended from outside: where it can be continued.
+    """
+
+    index, size = 0, 1
+    advice: Callable[[], str] = staticmethod(lambda: "")
+
+    def gather(self, value: Any = None) -> list[Any]:
+        """What each process gave, in their order. All call it, equally often; also a barrier. JSON values."""
+        return [value]
+
+    def first(self, make: Callable[[], Any] = lambda: None) -> Any:
+        """make() of process 0, given to all."""
+        return self.gather(make() if self.index == 0 else None)[0]
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The others run the body after process 0 has: what it leaves on a shared disk they find there."""
+        if self.index:
+            self.gather()
+        yield
+        if not self.index:
+            self.gather()
+
+    def same(self, name: str, value: str) -> None:
+        """Raises UserError unless all processes have the same value."""
+        values = self.gather(value)
+        for process, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(f"process {process} has another {name} than process 0: {other} and {values[0]}")
+
+    def stops_at(self, step: int, received: str) -> str:
+        """The signal at which to stop before `step`: the same answer in every process.
+
+        Call it once before each step, with the signal that this process has received or "".
+        """
+        return received
+
+
+_current = Group()
+
+
+def current() -> Group:
+    """The group that this process belongs to."""
+    return _current
+
+
+@contextmanager
+def join(options: flags.FlagValues, describe: Describe) -> Iterator[Group]:
+    """Joins the other processes of the run, if flags, Slurm or Cloud TPU say that there are any.
+
+    An error in the body ends all of them. With several processes it does not leave this function: the process
+    ends, since a peer that waits in a collective, or JAX waiting for such a peer, could keep it forever.
+
+    Args:
+      describe: (exit status, last line) of an error.
+
+    Raises:
+      UserError: flags that do not fit, a port that is taken.
+      RunError: a process did not show up, and which.
+    """
+    global _current
+    cluster = cluster_lib.find(options)
+    if cluster is None:
+        yield _current
+        return
+    _current = group = _Members(cluster, _roll_call(cluster, options.join_timeout))
+    try:
+        _start_jax(cluster, options.join_timeout)
+        yield group
+        group.part()
+    except BaseException as error:
+        group.fail(error, describe)
+    finally:
+        _current = Group()
+
+
+def _start_jax(cluster: Cluster, timeout: float) -> None:
+    import jax
+
+    # Its handler of SIGTERM would keep the signal from us; the processes agree on where to stop by themselves.
+    jax.config.update("jax_enable_preemption_service", False)
+    host, _, port = cluster.address.rpartition(":")
+    jax.distributed.initialize(
+        f"{host}:{int(port) + 1}",
+        cluster.num_processes,
+        cluster.process_id,
+        local_device_ids=cluster.local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(int(timeout), 1),
+        shutdown_timeout_seconds=60,
+    )
+
+
+class _Connection:
+    """JSON messages, one a line, over TCP. The kernel notices within 30 s when the other machine is gone."""
+
+    def __init__(self, sock: socket.socket):
+        sock.settimeout(None)
+        options = ("TCP_NODELAY", 1), ("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (*options, ("TCP_USER_TIMEOUT", 30_000)):
+            with suppress(AttributeError, OSError):  # not on every system
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self.socket = sock
+        self._reader = sock.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        with self._lock, suppress(OSError):  # a broken connection shows in `receive`
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message; None where the connection has ended or speaks something else."""
+        self.socket.settimeout(timeout)
+        try:
+            message = json.loads(self._reader.readline())
+        except (OSError, ValueError):
+            return None
+        return message if isinstance(message, dict) else None
+
+
+# ---- The roll call -----------------------------------------------------------------------------------------------
+
+
+def _roll_call(cluster: Cluster, timeout: float) -> dict[int, _Connection]:
+    """Connections to all others (process 0) or to process 0 (the others), once every process is there."""
+    call = _call_members if cluster.process_id == 0 else _answer
+    return call(cluster, timeout, time.monotonic() + timeout)
+
+
+def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int, _Connection]:
+    port = int(cluster.address.rpartition(":")[2])
+    there: dict[int, _Connection] = {}
+    problem = ""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(_listen(port))
+        except OSError as error:
+            raise UserError(f"process 0 cannot listen on port {port}: {error.strerror}; use another port") from None
+        while len(there) < cluster.num_processes - 1 and not problem:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection = _Connection(server.accept()[0])
+            except TimeoutError:
+                break
+            hello = connection.receive(timeout=5)
+            if not hello or "process" not in hello:
+                continue  # somebody else
+            process = hello["process"]
+            if process in there or hello["size"] != cluster.num_processes or not 0 < process < hello["size"]:
+                problem = (
+                    f"a process says that it is {process} of {hello['size']}, and this run has "
+                    f"{cluster.num_processes}, each once; check --num_processes and --process_id"
+                )
+            there[process] = connection
+    absent = [process for process in range(1, cluster.num_processes) if process not in there]
+    if absent and not problem:
+        names = ", ".join(cluster.describe(process) for process in absent[:16])
+        problem = (
+            f"{len(absent)} of {cluster.num_processes} processes did not show up within {timeout:g} s: {names}"
+            f"{', ...' if len(absent) > 16 else ''}. See what they printed, and whether they reach {cluster.address}"
+        )
+    for connection in there.values():
+        connection.send({"problem": problem})
+    if problem:
+        raise RunError(problem)
+    return there
+
+
+def _listen(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # compiled in, and not there
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    return socket.create_server(("", port), backlog=1024)
+
+
+def _answer(cluster: Cluster, timeout: float, deadline: float) -> dict[int, _Connection]:
+    host, _, port = cluster.address.rpartition(":")
+    while True:
+        try:
+            connection = _Connection(socket.create_connection((host.strip("[]"), int(port)), timeout=5))
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"process 0 did not answer at {cluster.address} within {timeout:g} s ({error}). See what it "
+                    f"printed, and whether this machine reaches it"
+                ) from None
+            time.sleep(0.2)
+    connection.send({"process": cluster.process_id, "size": cluster.num_processes})
+    reply = connection.receive(timeout=timeout + 5)
+    if reply is None:
+        raise RunError(f"process 0 at {cluster.address} ended before all processes were there; see what it printed")
+    if reply["problem"]:
+        raise RunError(reply["problem"])
+    return {0: connection}
+
+
+# ---- The run -----------------------------------------------------------------------------------------------------
+
+
+class _Members(Group):
+    """Several processes. Process 0 collects and passes on; every connection has a thread that listens."""
+
+    def __init__(self, cluster: Cluster, connections: dict[int, _Connection]):
+        self.index, self.size = cluster.process_id, cluster.num_processes
+        self._cluster, self._connections = cluster, connections
+        self._changed = threading.Condition()
+        self._round = 0
+        self._gathered: dict[int, list[Any]] = {}
+        self._parts: dict[tuple[str, int], dict[int, Any]] = {}  # process 0: what has come of each question
+        self._ended: Message | None = None  # the first process that ended
+        self._finished = False
+        self._step, self._signal, self._stop_step = -1, "", None
+        for process, connection in connections.items():
+            threading.Thread(target=self._listen, args=(process, connection), daemon=True).start()
+        self._catch_abort()
+
+    def gather(self, value: Any = None) -> list[Any]:
+        self._round += 1
+        self._tell({"kind": "gather", "round": self._round, "value": value})
+        with self._changed:
+            self._changed.wait_for(lambda: self._round in self._gathered or self._ended)
+            if self._round not in self._gathered:
+                raise RunError("another process ended")
+            return self._gathered.pop(self._round)
+
+    def stops_at(self, step: int, received: str) -> str:
+        """A process that hears of a signal answers with the step it comes to next; all stop at the last of these.
+
+        Nothing is exchanged while there is no signal, and no process waits for another one's step to end: it
+        waits only where it could stop, after it has answered.
+        """
+        with self._changed:
+            self._step = step
+            ask = received and not self._signal
+        if ask:
+            self._tell({"kind": "signal", "signal": received})
+        with self._changed:
+            if self._signal:
+                self._changed.wait_for(lambda: self._stop_step is not None or self._ended)
+            return self._signal if self._signal and step >= (self._stop_step or 0) else ""
+
+    def part(self) -> None:
+        """The ordinary end: all are done, and none takes another's leaving for a death."""
+        import jax
+
+        self.gather()
+        with self._changed:
+            self._finished = True
+        jax.distributed.shutdown()
+
+    def fail(self, error: BaseException, describe: Describe) -> None:
+        """Tells the others why, prints it, and ends this process. What ended another one first is the reason."""
+        with self._changed:
+            if not isinstance(error, UserError):  # a collective may have failed because a process is gone
+                wait = 1.0 if isinstance(error, RunError) else 5.0
+                self._changed.wait_for(lambda: self._ended, timeout=wait)
+            ended = self._ended
+        if ended and not (ended["line"] and isinstance(error, RunError | UserError)):
+            self._end(ended)
+        status, line = describe(error)
+        self._tell({"kind": "ended", "process": self.index, "status": status, "line": line})
+        time.sleep(0.1)  # the message leaves before the connection breaks
+        _exit(status, line)
+
+    def _tell(self, message: Message) -> None:
+        if self.index == 0:
+            self._receive(0, message)
+        else:
+            self._connections[0].send(message)
+
+    def _tell_all(self, message: Message) -> None:
+        """From process 0 to every process, itself included."""
+        for connection in self._connections.values():
+            connection.send(message)
+        self._receive(0, message)
+
+    def _listen(self, process: int, connection: _Connection) -> None:
+        while message := connection.receive():
+            self._receive(process, message)
+        self._receive(process, {"kind": "ended", "process": process, "status": 1, "line": ""})
+
+    def _receive(self, sender: int, message: Message) -> None:
+        getattr(self, f"_on_{message['kind']}")(sender, message)
+
+    def _on_gather(self, sender: int, message: Message) -> None:
+        if values := self._collect("gather", message["round"], sender, message["value"]):
+            self._tell_all({"kind": "gathered", "round": message["round"], "values": values})
+
+    def _on_gathered(self, sender: int, message: Message) -> None:
+        with self._changed:
+            self._gathered[message["round"]] = message["values"]
+            self._changed.notify_all()
+
+    def _on_signal(self, sender: int, message: Message) -> None:
+        """Process 0 has heard of a signal: the first one counts."""
+        with self._changed:
+            known, self._signal = self._signal, self._signal or message["signal"]
+        if not known:
+            self._tell_all({"kind": "asked", "signal": message["signal"]})
+
+    def _on_asked(self, sender: int, message: Message) -> None:
+        with self._changed:
+            self._signal = message["signal"]
+            coming = self._step + 1
+        self._tell({"kind": "coming", "step": coming})
+
+    def _on_coming(self, sender: int, message: Message) -> None:
+        if steps := self._collect("coming", 0, sender, message["step"]):
+            self._tell_all({"kind": "stop", "step": max(steps)})
+
+    def _on_stop(self, sender: int, message: Message) -> None:
+        with self._changed:
+            self._stop_step = message["step"]
+            self._changed.notify_all()
+
+    def _on_ended(self, sender: int, message: Message) -> None:
+        with self._changed:
+            if self._ended or self._finished or message["process"] == self.index:
+                known = True
+            else:
+                known, self._ended = False, message
+                self._changed.notify_all()
+        if self.index == 0 and sender == message["process"]:
+            for process, connection in self._connections.items():
+                if process != sender:
+                    connection.send(message)
+        if not known:
+            wait = LEADER_GRACE if message["process"] == 0 and not message["line"] else GRACE
+            threading.Thread(target=lambda: (time.sleep(wait), self._end(message)), daemon=True).start()
+
+    def _collect(self, question: str, number: int, sender: int, value: Any) -> list[Any] | None:
+        """All answers to a question, once the last one is there."""
+        with self._changed:
+            answers = self._parts.setdefault((question, number), {})
+            answers[sender] = value
+            if len(answers) < self.size:
+                return None
+            del self._parts[question, number]
+            return [answers[process] for process in range(self.size)]
+
+    def _end(self, ended: Message) -> None:
+        """Ends this process because another one has ended."""
+        name = self._cluster.describe(ended["process"])
+        if ended["line"]:
+            _exit(ended["status"], f"{ended['line']} (said by {name})")
+        advice = self.advice()
+        _exit(
+            1,
+            f"failed: {name} of {self.size} was killed or crashed, and the run cannot go on without it"
+            + (f"; {advice}" if advice else ""),
+        )
+
+    def _catch_abort(self) -> None:
+        """JAX aborts a process whose coordinator is gone. Python's own handlers would come too late for a last line."""
+
+        def handler(_: int) -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended, timeout=2)
+            if self._ended:
+                self._end(self._ended)
+            _exit(1, f"failed: JAX aborted this process; the lines above say why. {self.advice()}".strip())
+
+        self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # kept alive as long as the group
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).signal(int(signal.SIGABRT), self._abort_handler)
+
+
+_exiting = threading.Lock()
+
+
+def _exit(status: int, line: str) -> None:
+    """Ends the process at once, with `line` as its last words; only one thread has them."""
+    _exiting.acquire()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+    os._exit(status)

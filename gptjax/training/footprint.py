@@ -1,0 +1,96 @@
+"""Bytes that the training state takes on each device, and whether they are there, before anything is compiled."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gptjax.errors import UserError
+from gptjax.parallel import partition
+from gptjax.training.state import TrainState
+
+LARGE = 2**20  # bytes: a smaller parameter may be on every device
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of a tree of arrays, or shapes, with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def describe(state: TrainState, mesh: Mesh) -> str:
+    """ "mesh data 2 x fsdp 4; a device holds 1.2 GiB of parameters and 2.5 GiB of optimizer state"."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
+    parts = {"parameters": state.params, "optimizer state": state.opt_state, "their average": state.ema_params}
+    held = [f"{readable(size)} of {name}" for name, tree in parts.items() if (size := bytes_per_device(tree))]
+    return f"mesh {axes}; a device holds " + ", ".join(held[:-1]) + f" and {held[-1]}" * bool(held)
+
+
+def check_sharded(params: Any, mesh: Mesh, *, allow_replicated: bool) -> None:
+    """Raises UserError for a large parameter of which every device of the fsdp axis has a copy."""
+    size = mesh.shape["fsdp"]
+    if size == 1 or allow_replicated:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = partition.path_string(path)
+        wanted = next(spec for pattern, spec in partition.TABLE if re.fullmatch(pattern, name))
+        num_bytes = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if "fsdp" not in wanted or num_bytes <= LARGE:
+            continue
+        if "fsdp" not in partition.partition_spec(name, leaf.shape, mesh):
+            dimension = leaf.shape[list(wanted).index("fsdp")]
+            raise UserError(
+                f"the parameter {name} {list(leaf.shape)} ({readable(num_bytes)}) would be whole on each of the "
+                f"{size} devices of mesh.fsdp, since its dimension {dimension} is not divisible by {size}. Change "
+                "mesh.fsdp or that dimension, or allow it with --config.mesh.allow_replicated=True"
+            )
+
+
+def check_fits(state: TrainState, mesh: Mesh, *, checkpoint: Path | None = None) -> None:
+    """Raises UserError where the memory of a device is smaller than what the state alone needs.
+
+    Activations, gradients and temporary arrays come on top: what passes here may still not fit.
+    """
+    device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
+    there = device_memory(device, sum(d.process_index == device.process_index for d in mesh.devices.flat))
+    needed = bytes_per_device((state.params, state.opt_state, state.ema_params))
+    if there is None or needed <= there:
+        return
+    what = "the training state"
+    if checkpoint:
+        what += f" of {checkpoint}{_saved_on(checkpoint)}"
+    raise UserError(
+        f"{what} needs {readable(needed)} on each of {mesh.devices.size} device(s), and {device.device_kind} has "
+        f"{readable(there)}: use more devices with --config.mesh.fsdp, or a smaller model"
+    )
+
+
+def device_memory(device: jax.Device, sharers: int) -> int | None:
+    """Bytes that JAX may use on a device; `sharers` virtual devices divide the memory of a CPU. None: not known."""
+    if device.platform == "cpu":
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // sharers
+        except (OSError, ValueError):
+            return None
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _saved_on(checkpoint: Path) -> str:
+    try:
+        count = json.loads((checkpoint.parent.parent / "manifest.json").read_text())["devices"]["count"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return f", saved on {count} device(s),"
+
+
+def readable(num_bytes: float) -> str:
+    """ "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"

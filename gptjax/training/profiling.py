@@ -1,0 +1,101 @@
+"""--profile=STEP:COUNT: a trace of some steps, and the operations that took the most time."""
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from gptjax.errors import UserError
+
+
+class Operation(NamedTuple):
+    """One operation of a compiled program: seconds and calls over all devices and steps."""
+
+    name: str
+    seconds: float
+    calls: int
+    share: float
+
+
+class Profile:
+    """Traces `count` steps from `step` on into WORKDIR/profile; for TensorBoard, XProf and Perfetto as well."""
+
+    def __init__(self, step: int, count: int, directory: Path):
+        self.step, self.count, self.directory = step, count, directory
+        self._tracing = False
+
+    @classmethod
+    def parse(cls, text: str, workdir: Path, *, start: int, num_steps: int) -> "Profile":
+        """From "STEP:COUNT". Raises UserError where this run does not come through these steps."""
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if not match or int(match[2]) < 1:
+            raise UserError(f"--profile={text}: expected STEP:COUNT, such as 100:5 for five steps from step 100 on")
+        step, count = int(match[1]), int(match[2])
+        if not start <= step or step + count > num_steps:
+            raise UserError(f"--profile={text}: this run makes the steps {start} to {num_steps - 1}")
+        return cls(step, count, workdir / "profile")
+
+    def before(self, step: int, previous: Any) -> None:
+        """To be called before each step; `previous` is something that the step before it computes."""
+        if step == self.step:
+            jax.block_until_ready(previous)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # calls of Python functions would be most of the trace
+            jax.profiler.start_trace(str(self.directory), profiler_options=options)
+            self._tracing = True
+
+    def after(self, step: int, result: Any) -> str | None:
+        """To be called after each step: the table, after the last one of the trace."""
+        if not self._tracing or step < self.step + self.count - 1:
+            return None
+        jax.block_until_ready(result)
+        self.stop()
+        trace = max(self.directory.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+        return f"{table(operations(trace), self.count)}\ntrace: {trace.parent}"
+
+    def stop(self) -> None:
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()
+
+
+def operations(trace: Path) -> list[Operation]:
+    """The operations of a trace, the most expensive first, by the time that they themselves took.
+
+    A loop's or a call's own time is without that of the operations in it.
+    """
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+        for line in plane.lines:
+            events = [(event.start_ns, event.end_ns, event) for event in line.events if event.duration_ns > 0]
+            open_events: list[tuple[float, str]] = []  # (end, name) of those around the present one
+            for start, end, event in sorted(events, key=lambda e: (e[0], -e[1])):
+                stats = dict(event.stats)
+                if "hlo_op" not in stats:
+                    continue
+                while open_events and open_events[-1][0] <= start:
+                    open_events.pop()
+                if open_events:
+                    seconds[open_events[-1][1]] -= (min(end, open_events[-1][0]) - start) / 1e9
+                name = str(stats["hlo_op"])
+                seconds[name] += (end - start) / 1e9
+                calls[name] += 1
+                open_events.append((end, name))
+    total = sum(seconds.values()) or 1.0
+    return [Operation(name, spent, calls[name], spent / total) for name, spent in seconds.most_common()]
+
+
+def table(found: list[Operation], steps: int, most: int = 10) -> str:
+    """The most expensive operations as text, and below them the kinds of operation: fusion.12 is a fusion."""
+    if not found:
+        return "the trace has no operations of a compiled program"
+    lines = [f"{'ms a step':>10} {'share':>6} {'calls':>6}  operation"]
+    lines += [f"{o.seconds / steps * 1e3:10.2f} {o.share:6.1%} {o.calls:6}  {o.name}" for o in found[:most]]
+    kinds: defaultdict[str, float] = defaultdict(float)
+    for operation in found:
+        kinds[re.sub(r"[.\d]+$", "", operation.name)] += operation.share
+    largest = sorted(kinds.items(), key=lambda item: -item[1])[:6]
+    return "\n".join([*lines, "by kind: " + ", ".join(f"{kind} {share:.0%}" for kind, share in largest)])
