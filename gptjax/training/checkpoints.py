@@ -63,6 +63,12 @@ class Checkpoints:
         """Steps that can be restored, ascending."""
         return sorted(self._manager.all_steps())
 
+    def advice(self) -> str:
+        """How a run that ended goes on, from what is on disk."""
+        good = finished_steps(self.directory)
+        where = f"step {good[-1]} ({self.directory / str(good[-1])})" if good else "the beginning: nothing is saved yet"
+        return f"the same command continues from {where}"
+
     def save(
         self,
         step: int,
