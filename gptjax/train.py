@@ -2,8 +2,10 @@
 
   python -m gptjax.train --config=configs/quickstart.py --workdir=runs/quickstart
   python -m gptjax.train --config=configs/quickstart.py:runlocal --workdir=runs/try --config.train.num_steps=9
+  python -m gptjax.train --config=configs/ladder.py:d6 --describe
 
-The same command on the same work directory continues where it stopped. Ctrl-C or SIGTERM saves first.
+The same command on the same work directory continues where it stopped. Ctrl-C or SIGTERM saves first. On several
+machines, start it once on each: `srun` and Cloud TPU need no flags (tools/launch.py writes the job).
 """
 
 import json
@@ -18,6 +20,7 @@ from absl import flags
 from gptjax import cli
 from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
+from gptjax.parallel import cluster, distributed
 
 
 def main(argv: list[str]) -> None:
@@ -29,16 +32,43 @@ def main(argv: list[str]) -> None:
         "where everything of the run is written, e.g. --workdir=runs/first",
         flag_values=flag_values,
     )
+    flags.DEFINE_string(
+        "profile",
+        None,
+        "trace COUNT steps from STEP on and print what takes the time, e.g. --profile=100:5",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "describe",
+        False,
+        "print parameters, FLOPs, tokens and memory, and train nothing, e.g. --describe",
+        flag_values=flag_values,
+    )
+    cluster.define_flags(flag_values)
     cli.parse(flag_values, argv, __doc__)
+    if flag_values.describe:
+        return describe(cli.read_config(flag_values), chosen=cli.chosen_options(flag_values))
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
-    train(cli.read_config(flag_values), Path(flag_values.workdir), chosen=cli.chosen_options(flag_values))
+    config, workdir = cli.read_config(flag_values), Path(flag_values.workdir)
+    with distributed.join(flag_values, cli.describe):
+        train(config, workdir, chosen=cli.chosen_options(flag_values), profile=flag_values.profile)
 
 
-def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] = ()) -> None:
-    """Trains to the end, or raises RunError after saving what there is.
+def describe(config: config_lib.Config, *, chosen: Collection[str] = ()) -> None:
+    """Prints what the config is, without training it."""
+    from gptjax.training import description, pretrained
+
+    description.show(pretrained.adopt(config, pretrained.find(config.init_from), chosen))
+
+
+def train(
+    config: config_lib.Config, workdir: Path, *, chosen: Collection[str] = (), profile: str | None = None
+) -> None:
+    """Trains to the end, or raises RunError after saving what there is. Every process of a run calls it.
 
     `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
+    `profile`: STEP:COUNT, steps of which a trace is made.
     """
     # ---- Set-up: everything that can be wrong is found before anything is compiled -------------------------------
     import jax
@@ -54,30 +84,38 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition, runtime
     from gptjax.training import checkpoints as checkpoints_lib
-    from gptjax.training import manifest, metrics, pretrained, stopping, throughput
+    from gptjax.training import footprint, manifest, metrics, pretrained, profiling, stopping, throughput
     from gptjax.training import workdir as workdir_lib
     from gptjax.training.state import abstract_state, initial_state
     from gptjax.training.step import make_train_step
 
+    started = time.perf_counter()
+    group = distributed.current()
+    chief = group.index == 0
     origin = pretrained.find(config.init_from)
     config = pretrained.adopt(config, origin, chosen)
     rows = config.train.batch_size // config.train.accumulation
-    runtime.start(config.mesh, rows=rows, cache_dir=corpus.cache_directory(config))
+    runtime.start(
+        config.mesh, rows=rows, cache_dir=corpus.cache_directory(config), compute_dtype=config.model.compute_dtype
+    )
     mesh = mesh_lib.make_mesh(config.mesh)
     with_devices = config.copy_and_resolve_references()
     with_devices.mesh.data = mesh.shape["data"]
     config_lib.validate(with_devices)
-    chief = jax.process_index() == 0
 
-    sources = corpus.open_sources(config, progress=cli.data_progress if chief and sys.stderr.isatty() else None)
+    with group.first_goes_first():  # it builds the token store, if there is none
+        sources = corpus.open_sources(config, progress=cli.data_progress if chief and sys.stderr.isatty() else None)
     tokenizer = sources[0].store.tokenizer()
     template = corpus.chat_template(sources)
-    batches = corpus.open_batches(sources, config, rows=_process_rows(config.train.batch_size))
+    batches = corpus.open_batches(sources, config, rows=partition.process_rows(config.train.batch_size, mesh))
     validation = {source.name: source.store.split("validation") for source in sources}
     config = pretrained.with_vocabulary(config, origin, tokenizer)
     config = config_lib.resolve(config, tokenizer.vocab_size, batches.steps_per_epoch)
     num_steps = config.train.num_steps
-    workdir_lib.claim(workdir, config)
+    data_identity = {"source": config.data.source, **corpus.identity(sources)}
+    group.same("config", config_lib.sha256(config))
+    group.same("text in data.source", data_identity["source_fingerprint"])
+    group.first(lambda: workdir_lib.claim(workdir, config))
 
     architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
     graphdef, abstract_params = gpt.abstract_model(architecture)
@@ -90,11 +128,14 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
     )
     ema = config.train.ema_decay > 0
     target = abstract_state(architecture, optimizer, mesh, ema=ema)
+    footprint.check_sharded(abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
     checkpoints = checkpoints_lib.Checkpoints(workdir, keep=config.train.keep_checkpoints)
-    start = max(checkpoints.steps(), default=0)
-    data_identity = {"source": config.data.source, **corpus.identity(sources)}
+    start = group.first(lambda: max(checkpoints.steps(), default=0))
+    trace = profile and profiling.Profile.parse(profile, workdir, start=start, num_steps=num_steps)
+    footprint.check_fits(target, mesh, checkpoint=checkpoints.directory / str(start) if start else None)
+    group.advice = checkpoints.advice
     if start:
-        workdir_lib.check_data(workdir, data_identity)
+        group.first(lambda: workdir_lib.check_data(workdir, data_identity))
         state = checkpoints.restore(start, target)
     else:
         state = initial_state(architecture, optimizer, mesh, ema=ema, seed=config.seed)
@@ -118,19 +159,25 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
         sampler = Sampler(config, workdir, mesh, architecture, graphdef, tokenizer, template, start=start)
     tokens_per_step = config.train.batch_size * config.model.context_length
     peak = throughput.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
-    meter = throughput.Meter(tokens_per_step, architecture.flops_per_token(), peak and peak * mesh.devices.size)
-    log = metrics.MetricsLog(workdir, step=start, tensorboard=config.logging.tensorboard and chief)
-    history = metrics.read(log.path)
-    guard = stopping.DivergenceGuard(config.train.divergence_threshold)
-    guard.lowest = min((x["loss"] for x in history if x["split"] == "train"), default=math.inf)
-    stopper = stopping.EarlyStopping(config.train.early_stopping_patience, history)
+    log = metrics.MetricsLog(workdir, step=start, tensorboard=config.logging.tensorboard, enabled=chief)
+    history = group.first(lambda: metrics.history(log.path))
+    meter = throughput.Meter(
+        tokens_per_step,
+        architecture.flops_per_token(),
+        peak and peak * mesh.devices.size,
+        started=started,
+        before=history["seconds"],
+    )
+    guard = stopping.DivergenceGuard(config.train.divergence_threshold, lowest=history["lowest"])
+    stopper = stopping.EarlyStopping(config.train.early_stopping_patience, history["validation"])
     display = metrics.Display(num_steps, start=start, enabled=chief)
     training_tokens = sum(source.store.split("train").num_tokens for source in sources)
     display.print(
         f"{gpt.parameter_count(abstract_params):,} parameters, {training_tokens:,} training tokens, "
         f"vocabulary {tokenizer.vocab_size}, {num_steps} steps of {tokens_per_step:,} tokens "
-        f"({num_steps / batches.steps_per_epoch:.2f} epochs), mesh {_describe(mesh)}"
+        f"({num_steps / batches.steps_per_epoch:.2f} epochs)"
     )
+    display.print(footprint.describe(target, mesh) + (f"; {group.size} processes" if group.size > 1 else ""))
     if start:
         display.print(f"continuing at step {start} from {checkpoints.directory / str(start)}")
 
@@ -149,15 +196,18 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
             return
         step, device_metrics = pending
         pending = None
-        values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        with meter.doing("step"):
+            values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         line = {"step": step, "split": "train", **values, **meter.read()}
         line |= {"tokens_seen": step * tokens_per_step, "epoch": batches.epoch(step)}
         line |= {f"epoch/{name}": epoch for name, epoch in batches.epochs(step).items()}
+        line |= meter.goodput()
         log.write(line)
         display.train(line)
         guard.check(step, values["loss"], advice())
 
-    def evaluate(step: int) -> float:
+    def evaluate(step: int) -> dict:
+        """The validation line of metrics.jsonl; also samples."""
         likelihoods = {
             name: scorer.score(
                 state.evaluation_params,
@@ -181,11 +231,9 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
         }
         if len(likelihoods) > 1:
             line |= {f"loss/{name}": part.loss for name, part in likelihoods.items()}
-        log.write(line)
-        display.validation(line)
         if sampler:
             sampler.sample(step, state.evaluation_params)
-        return likelihood.loss
+        return line
 
     def save(step: int, validation_loss: float | None) -> None:
         if not math.isfinite(parameter_norm(state.params)):  # or it would push a good checkpoint out
@@ -203,47 +251,51 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
                 last = step == num_steps
                 if step > start and (last or step % config.evaluation.every == 0):
                     flush()
-                    paused = time.perf_counter()
-                    loss = evaluate(step)
-                    improved = stopper.update(loss)
+                    with meter.doing("eval"):
+                        line = evaluate(step)
+                    log.write(line | meter.goodput())
+                    display.validation(line)
+                    improved = stopper.update(line["loss"])
                     if improved or last or stopper.exhausted or step % config.train.checkpoint_every == 0:
-                        save(step, loss)
-                    meter.pause(time.perf_counter() - paused)
+                        with meter.doing("checkpoint"):
+                            save(step, line["loss"])
                 elif step > start and step % config.train.checkpoint_every == 0:
                     flush()
-                    paused = time.perf_counter()
-                    save(step, None)
-                    meter.pause(time.perf_counter() - paused)
+                    with meter.doing("checkpoint"):
+                        save(step, None)
                 if last or stopper.exhausted:
                     break
-                if stop.received:
+                if signal := group.stops_at(step, stop.received):
                     flush()
                     if step not in checkpoints.steps():
                         save(step, None)
                     checkpoints.wait()
                     raise RunError(
-                        f"stopped by {stop.received} at step {step}; saved in {checkpoints.directory / str(step)}. "
+                        f"stopped by {signal} at step {step}; saved in {checkpoints.directory / str(step)}. "
                         "The same command continues"
                     )
 
-                waited = time.perf_counter()
-                _, batch = next(stream)
-                waited = time.perf_counter() - waited
-                batch = partition.to_device(batch, mesh)
-                dispatched = time.perf_counter()
-                with jax.transfer_guard("disallow"):
+                if trace and chief:
+                    trace.before(step, previous)
+                with meter.doing("data"):
+                    _, batch = next(stream)
+                batch = partition.to_device(batch, mesh, batch_size=config.train.batch_size)
+                with meter.doing("compile" if step == start else "step"), jax.transfer_guard("disallow"):
                     state, step_metrics = train_step(state, batch)
+                    if step == start:
+                        jax.block_until_ready(step_metrics)
                 if step == start:
-                    jax.block_until_ready(step_metrics)
                     display.print(f"first step after {time.perf_counter() - meter.begin:.1f} s")
-                    meter.pause(time.perf_counter() - dispatched)  # compilation
-                meter.step(waited)
+                meter.step()
                 flush()  # of the step before: the device already works on this one
                 if (step + 1) % config.logging.every == 0 or step + 1 == num_steps:
                     pending = (step + 1, step_metrics)
                 # At most two steps are in flight, so that memory stays bounded and Ctrl-C acts at once.
-                jax.block_until_ready(previous)
+                with meter.doing("step"):
+                    jax.block_until_ready(previous)
                 previous = step_metrics["loss"]
+                if trace and chief and (text := trace.after(step, state)):
+                    display.print(text)
         checkpoints.wait()
     except OSError as error:
         saved = checkpoints.steps() or "none"
@@ -251,6 +303,8 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
         raise RunError(f"{error}. {where}; the same command continues") from error
     finally:
         stop.restore()
+        if trace:
+            trace.stop()
         stream.close()
         display.close()
         log.close()
@@ -263,17 +317,6 @@ def train(config: config_lib.Config, workdir: Path, *, chosen: Collection[str] =
 
     if chief:
         _summary(workdir, stopper)
-
-
-def _process_rows(batch_size: int) -> slice:
-    import jax
-
-    rows = batch_size // jax.process_count()
-    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-
-
-def _describe(mesh) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
 
 
 def _summary(workdir: Path, stopper) -> None:
