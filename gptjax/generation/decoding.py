@@ -1,140 +1,312 @@
-"""The two compiled programs of generation: read the prompts, then decode token after token on the device."""
+"""The compiled programs of generation: prompts into slots, then token after token in all slots on the device.
+
+A slot is a row of the state. Prompts are read into free slots while the others wait; one decode loop serves all, each
+with its own settings. With a draft model the loop is speculative: the draft proposes a few tokens, the model reads
+them all at once, and what it would have drawn itself is kept. Both draw with the same random key at a position, so
+that the tokens are exactly those without a draft, sampled or greedy, and equal distributions give equal draws
+(Daliri, Musco and Suresh 2024, "Coupling without communication and drafter-invariant speculative decoding").
+"""
 
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key, UInt
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gptjax.generation import sampling
-from gptjax.model import gpt
+from gptjax.model import gpt, sharding
+from gptjax.model.architecture import Architecture
+from gptjax.model.attention import MASKED
 from gptjax.model.cache import Cache, empty_cache
-from gptjax.parallel import partition
 
-DECODE_STEPS = 16  # tokens between two looks of the host at the text
+ROUNDS = 16  # of one call of `decode`; a round is a token, or with a draft up to 1 + draft_tokens
+MAX_END_IDS = 8
 NO_TOKEN = -1
 
-CACHE = PartitionSpec(None, ("data", "fsdp"), None, "tensor", None)
+Graphdefs = tuple[nnx.GraphDef, ...]  # of the model, and of the draft if there is one
+AllParams = tuple[gpt.Params, ...]  # likewise; each from `prepare`
+Rows = Int[Array, "slots"]
 
 
 class State(NamedTuple):
-    """A batch of texts in the middle of being written.
+    """Slots with texts in the middle of being written.
 
     Attributes:
-      cache: keys and values of all tokens so far.
+      caches: keys and values of all tokens so far, of the model and of the draft if there is one.
       logits: scores of the next token.
       positions: the position that the next token will have.
       seen: tokens that are in the text so far.
-      keys: a random key for each row; folded with the position, it is that of one draw.
+      keys: a random key for each slot; folded with the position, it is that of one draw.
+      controls: how each slot draws.
+      end_ids: tokens that end a slot's text; NO_TOKEN fills up.
     """
 
-    cache: Cache
-    logits: Float[Array, "batch vocab"]
-    positions: Int[Array, "batch"]
-    seen: Bool[Array, "batch vocab"]
-    keys: Key[Array, "batch"]
+    caches: tuple[Cache, ...]
+    logits: Float[Array, "slots vocab"]
+    positions: Rows
+    seen: Bool[Array, "slots vocab"]
+    keys: Key[Array, "slots"]
+    controls: sampling.Controls
+    end_ids: Int[Array, "slots ends"]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "capacity", "mesh"))
-def prefill(
-    graphdef: nnx.GraphDef,
-    params: gpt.Params,
-    tokens: Int[Array, "batch length"],
-    lengths: Int[Array, "batch"],
-    indices: Int[Array, "batch"],
-    seed: UInt[Array, ""],
-    *,
-    capacity: int,
-    mesh: Mesh | None = None,
-) -> State:
-    """Reads prompts of different lengths, padded on the right; scores only what follows their last tokens.
+class Prompts(NamedTuple):
+    """Texts to begin with, padded on the right.
 
-    Args:
-      tokens: prompts; what a row has beyond its length is padding.
-      lengths: tokens in each prompt.
-      indices: together with `seed`, they decide the random key of each row.
-      capacity: tokens that prompt and completion may have together.
+    Attributes:
+      slots: where they go; the number of slots for a row that is all padding.
+      seeds, indices: together they decide the random key of a text.
     """
-    model = gpt.bind(graphdef, params)
+
+    tokens: Int[np.ndarray, "batch length"]
+    lengths: Int[np.ndarray, "batch"]
+    slots: Int[np.ndarray, "batch"]
+    seeds: np.ndarray
+    indices: Int[np.ndarray, "batch"]
+    controls: sampling.Controls
+    end_ids: Int[np.ndarray, "batch ends"]
+
+
+class Written(NamedTuple):
+    """What a call of `decode` has written.
+
+    Attributes:
+      tokens: in each slot, its new tokens, then NO_TOKEN.
+      log_probabilities: of these tokens, in nats.
+      rounds: in which the slot was active.
+    """
+
+    tokens: Int[Array, "slots width"]
+    log_probabilities: Float[Array, "slots width"]
+    rounds: Rows
+
+
+@partial(jax.jit, static_argnames="architecture")
+def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
+    """Parameters as decoding reads them: one tree a layer, matrices in the compute dtype.
+
+    Decoding reads every parameter for every token. Slices of stacked layers would be copied each time, and a matrix
+    that is converted each time is read at its full size. The router of experts and the norms compute in float32.
+    """
+
+    def cast(path, leaf):
+        names = {key.key for key in path}
+        matrix = names & {"kernel", "embedding"} and "router" not in names
+        return leaf.astype(architecture.compute_dtype) if matrix else leaf
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    layers = range(architecture.num_layers)
+    return {**params, "blocks": tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in layers)}
+
+
+@partial(jax.jit, static_argnames=("architectures", "slots", "capacity"))
+def new_state(*, architectures: tuple[Architecture, ...], slots: int, capacity: int) -> State:
+    """Free slots. `capacity`: tokens that prompt and completion may have together."""
+    zeros, vocab = jnp.zeros(slots, jnp.int32), architectures[0].padded_vocab_size
+    return _split(
+        State(
+            caches=tuple(empty_cache(architecture, slots, capacity) for architecture in architectures),
+            logits=jnp.zeros((slots, vocab)),
+            positions=zeros,
+            seen=jnp.zeros((slots, vocab), bool),
+            keys=jax.vmap(jax.random.key)(zeros),
+            controls=sampling.only(zeros > 0, sampling.Controls(*[zeros] * len(sampling.OFF))),
+            end_ids=jnp.full((slots, MAX_END_IDS), NO_TOKEN),
+        )
+    )
+
+
+@partial(jax.jit, static_argnames="capacity", donate_argnames="state")
+def resize(state: State, *, capacity: int) -> State:
+    """The same texts in caches of another capacity, which must hold them."""
+
+    def cut_or_pad(x: Array) -> Array:
+        x = x[:, :capacity]
+        return jnp.pad(x, [(0, 0), (0, capacity - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+
+    return state._replace(caches=jax.tree.map(cut_or_pad, state.caches))
+
+
+@partial(jax.jit, static_argnames="graphdefs", donate_argnames="state")
+def insert(graphdefs: Graphdefs, params: AllParams, state: State, prompts: Prompts) -> State:
+    """Reads prompts into slots; scores only what follows their last tokens."""
+    tokens, lengths, slots = map(jnp.asarray, (prompts.tokens, prompts.lengths, prompts.slots))
     batch, length = tokens.shape
-    rows, columns = jnp.arange(batch)[:, None], jnp.arange(length)[None, :]
-    real = columns < lengths[:, None]
-    cache = empty_cache(model.architecture, batch, capacity)
-    hidden, cache = model.hidden(tokens, positions=jnp.where(real, columns, capacity), cache=cache)
-    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-    logits = model.logits(last)[:, 0]
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    caches = []
+    for graphdef, own, cache in zip(graphdefs, params, state.caches, strict=True):
+        model, layers = _bind(graphdef, own)
+        hidden, new = model.hidden(tokens, positions=positions, new_cache=True, layers=layers)
+        if not caches:  # the model's own scores, not the draft's
+            last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
+            logits = model.logits(last)[:, 0]
+        caches.append(_insert_cache(cache, new, slots))
     vocab = logits.shape[-1]
-    seen = jnp.zeros((batch, vocab), bool).at[rows, jnp.where(real, tokens, vocab)].set(True, mode="drop")
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
-    keys_and_values = _constrain((cache.keys, cache.values), mesh, CACHE)
-    cache = Cache(*keys_and_values, _constrain(cache.tokens, mesh, partition.ROWS))
-    return State(cache, logits, lengths, seen, keys)
+    seen = jnp.zeros((batch, vocab), bool)
+    seen = seen.at[jnp.arange(batch)[:, None], jnp.where(positions < lengths[:, None], tokens, vocab)].set(
+        True, mode="drop"
+    )
+    keys = jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
+        prompts.seeds, prompts.indices
+    )
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[slots].set(new, mode="drop")
+
+    rows = (logits, lengths, seen, keys, prompts.controls, prompts.end_ids)
+    return _split(State(tuple(caches), *jax.tree.map(put, tuple(state[1:]), rows)))
 
 
-@partial(jax.jit, static_argnames=("graphdef", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("graphdefs", "draft_tokens"), donate_argnames="state")
 def decode(
-    graphdef: nnx.GraphDef,
-    params: gpt.Params,
+    graphdefs: Graphdefs,
+    params: AllParams,
     state: State,
-    controls: sampling.Controls,
-    remaining: Int[Array, "batch"],
-    eot_id: Int[Array, ""],
-    num_steps: Int[Array, ""],
+    remaining: Rows | np.ndarray,
+    num_rounds: Int[Array, ""] | int,
+    until_one_ends: Bool[Array, ""] | bool,
     *,
-    mesh: Mesh | None = None,
-) -> tuple[State, Int[Array, "batch steps"], Float[Array, "batch steps"]]:
-    """Generates until every row has ended, or for `num_steps` tokens.
+    draft_tokens: int = 0,
+) -> tuple[State, Written]:
+    """Generates in all slots until every text has ended, or for `num_rounds`.
 
     Args:
       state: its buffers are given to the new state.
-      remaining: tokens that each row may still get; 0 for a row that has ended.
-      eot_id: the token that ends a row (it is part of it), or -1.
-      num_steps: at most DECODE_STEPS.
-
-    Returns:
-      The new state, the tokens, -1 where a row had ended, and their log-probabilities in nats.
+      remaining: tokens that each slot may still get; 0 for a free slot.
+      num_rounds: at most ROUNDS.
+      until_one_ends: returns when any text has ended, to make room for a prompt that waits.
+      draft_tokens: proposals of the draft model in a round.
     """
-    rows = jnp.arange(remaining.shape[0])
+    remaining = jnp.asarray(remaining)
+    slots, width = remaining.shape[0], ROUNDS * (1 + draft_tokens)
+    began = remaining > 0
+    written = Written(
+        jnp.full((slots, width), NO_TOKEN), jnp.zeros((slots, width)), jnp.zeros(slots, jnp.int32)
+    )
 
     def unfinished(carry):
-        step, _, remaining, _, _ = carry
-        return (step < num_steps) & jnp.any(remaining > 0)
+        round_, _, remaining, _, _ = carry
+        ended = began & (remaining == 0)
+        return (round_ < num_rounds) & jnp.any(remaining > 0) & ~(until_one_ends & jnp.any(ended))
 
-    def write_token(carry):
-        step, state, remaining, tokens, log_probabilities = carry
+    def write_tokens(carry):
+        round_, state, remaining, count, written = carry
         active = remaining > 0
-        keys = jax.vmap(jax.random.fold_in)(state.keys, state.positions)
-        token, log_probability = sampling.sample(state.logits, state.seen, controls, keys)
-        # A row that has ended computes on, in a slot that no other token reads.
-        model = gpt.bind(graphdef, params)
-        hidden, cache = model.hidden(token[:, None], positions=state.positions[:, None], cache=state.cache)
-        state = State(
-            cache=cache,
-            logits=model.logits(hidden)[:, 0],
-            positions=state.positions + active,
-            seen=state.seen.at[rows, token].set(True),
-            keys=state.keys,
+        state, tokens, log_probabilities = _round(graphdefs, params, state, active, draft_tokens)
+        # A text takes the tokens up to the first that ends it.
+        places = jnp.arange(1 + draft_tokens)
+        ends = (tokens[:, :, None] == state.end_ids[:, None, :]).any(-1) & (tokens != NO_TOKEN)
+        after_end = jnp.cumsum(ends, axis=1) - ends > 0
+        taken = (tokens != NO_TOKEN) & ~after_end & (places < remaining[:, None])
+        new = taken.sum(1)
+        ended = (ends & taken).any(1)
+        at = jnp.arange(slots)[:, None], jnp.where(taken, count[:, None] + places, width)
+        written = Written(
+            written.tokens.at[at].set(tokens, mode="drop"),
+            written.log_probabilities.at[at].set(log_probabilities, mode="drop"),
+            written.rounds + active,
         )
-        tokens = tokens.at[:, step].set(jnp.where(active, token, NO_TOKEN))
-        log_probabilities = log_probabilities.at[:, step].set(log_probability)
-        remaining = jnp.where(active & (token != eot_id), remaining - 1, 0)
-        return step + 1, state, remaining, tokens, log_probabilities
+        return round_ + 1, state, jnp.where(ended, 0, remaining - new), count + new, written
 
-    tokens = jnp.full((remaining.shape[0], DECODE_STEPS), NO_TOKEN)
-    log_probabilities = jnp.zeros(tokens.shape)
-    _, state, _, tokens, log_probabilities = jax.lax.while_loop(
-        unfinished, write_token, (0, state, remaining, tokens, log_probabilities)
+    carry = 0, state, remaining, jnp.zeros(slots, jnp.int32), written
+    _, state, _, _, written = jax.lax.while_loop(unfinished, write_tokens, carry)
+    return _split(state), Written(*map(_replicate, written))
+
+
+def _round(
+    graphdefs: Graphdefs, params: AllParams, state: State, active: Bool[Array, "slots"], draft_tokens: int
+) -> tuple[State, Int[Array, "slots tokens"], Float[Array, "slots tokens"]]:
+    """One pass of the model: the next token of each slot, and the proposals that it would have drawn as well.
+
+    Returns the new state, tokens (NO_TOKEN after those that stand) and their log-probabilities. A slot that is not
+    active computes on, in a place of the cache that no other token reads.
+    """
+    rows, positions = jnp.arange(active.shape[0]), state.positions
+    controls = sampling.only(active, state.controls)
+
+    def draw(logits, seen, ahead):
+        keys = jax.vmap(jax.random.fold_in)(state.keys, positions + ahead)
+        return sampling.sample(logits, seen, controls, keys)
+
+    token, log_probability = draw(state.logits, state.seen, 0)
+    proposals, seens = [token], [state.seen.at[rows, token].set(True)]
+    caches = list(state.caches)
+    for ahead in range(draft_tokens):
+        block, at = proposals[-1][:, None], positions[:, None] + ahead
+        if ahead == 0:  # what the draft proposed last, and the model took, is not in its cache yet
+            before = jnp.maximum(positions - 1, 0)[:, None]
+            block = jnp.concatenate([jnp.take_along_axis(state.caches[0].tokens, before, axis=1), block], axis=1)
+            at = jnp.concatenate([before, at], axis=1)
+        logits, caches[1] = _extend(graphdefs[1], params[1], block, at, caches[1])
+        proposal, _ = draw(_fit(logits[:, -1], state.logits.shape[1]), seens[-1], ahead + 1)
+        proposals.append(proposal)
+        seens.append(seens[-1].at[rows, proposal].set(True))
+
+    block, ahead = jnp.stack(proposals, axis=1), jnp.arange(1 + draft_tokens)
+    logits, caches[0] = _extend(graphdefs[0], params[0], block, positions[:, None] + ahead, caches[0])
+    log_probabilities, agreed = [log_probability], [active]
+    for i in range(draft_tokens):
+        token, log_probability = draw(logits[:, i], seens[i], i + 1)
+        log_probabilities.append(log_probability)
+        agreed.append(agreed[-1] & (token == proposals[i + 1]))
+    agreed = jnp.stack(agreed, axis=1)
+    last = jnp.maximum(agreed.sum(1) - 1, 0)
+    seen = jnp.stack(seens, axis=0)[last, rows] if draft_tokens else seens[0]
+    state = state._replace(
+        caches=tuple(caches),
+        logits=jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0] if draft_tokens else logits[:, 0],
+        positions=positions + agreed.sum(1),
+        seen=seen,
     )
-    return state, *_constrain((tokens, log_probabilities), mesh, PartitionSpec())
+    return state, jnp.where(agreed, block, NO_TOKEN), jnp.stack(log_probabilities, axis=1)
 
 
-def place(rows: dict[str, jax.typing.ArrayLike], mesh: Mesh | None) -> dict[str, jax.Array]:
-    """Arrays whose first axis is the batch, on the device or split over the mesh."""
-    return jax.device_put(rows, NamedSharding(mesh, partition.ROWS) if mesh else None)
+def _extend(
+    graphdef: nnx.GraphDef, params: gpt.Params, tokens: Array, positions: Array, cache: Cache
+) -> tuple[Float[Array, "slots length vocab"], Cache]:
+    """Scores of what follows each of the tokens, and the cache with them."""
+    model, layers = _bind(graphdef, params)
+    hidden, cache = model.hidden(tokens, positions=positions, cache=cache, layers=layers)
+    return model.logits(hidden), cache
 
 
-def _constrain(tree, mesh: Mesh | None, spec: PartitionSpec):
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+def _fit(logits: Float[Array, "slots vocab"], vocab: int) -> Float[Array, "slots padded_vocab"]:
+    """Scores with the padding that another model's vocabulary has."""
+    return jnp.pad(logits[:, :vocab], [(0, 0), (0, max(vocab - logits.shape[1], 0))], constant_values=MASKED)
+
+
+def _bind(graphdef: nnx.GraphDef, params: gpt.Params) -> tuple[gpt.GPT, tuple[gpt.Params, ...]]:
+    layers = params["blocks"]
+    return gpt.bind(graphdef, {**params, "blocks": layers[0]}), layers
+
+
+def _insert_cache(cache: Cache, new: Cache, slots: Int[Array, "batch"]) -> Cache:
+    """`cache` with the rows of `new` in the given slots."""
+    total, batch = cache.tokens.shape[0], new.tokens.shape[0]
+
+    def put(old: Array, new: Array) -> Array:
+        by_slot = old.reshape(total, -1, *old.shape[1:])
+        rows = new.reshape(batch, -1, *new.shape[1:])[:, :, : old.shape[1]]
+        return by_slot.at[slots, :, : rows.shape[2]].set(rows, mode="drop").reshape(old.shape)
+
+    return jax.tree.map(put, cache, new)
+
+
+def _split(state: State) -> State:
+    """`state` with its slots split over the mesh, if there is one; caches split themselves."""
+
+    def constrain(x: Array) -> Array:
+        return sharding.constrain(x, sharding.BATCH, *[None] * (x.ndim - 1))
+
+    logits = sharding.constrain(state.logits, sharding.BATCH, "tensor")
+    rows = jax.tree.map(constrain, tuple(state[2:]))
+    return State(state.caches, logits, *rows)
+
+
+def _replicate(x: Array) -> Array:
+    """The same on every device of the mesh, so that every process can read it."""
+    return sharding.constrain(x, *[None] * x.ndim)

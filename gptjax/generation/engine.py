@@ -1,9 +1,8 @@
-"""Prompts to completions: batching, stop texts, streaming."""
+"""Prompts to completions with a trained model, all at once or streaming."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -11,8 +10,8 @@ from jax.sharding import Mesh
 from gptjax.data.templates import ChatTemplate
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import UserError
-from gptjax.generation import decoding, sampling
-from gptjax.generation.detokenizer import Detokenizer
+from gptjax.generation import decoding
+from gptjax.generation.batching import Engine, Event, Model, Statistics, check_prompt
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -21,10 +20,7 @@ from gptjax.training.checkpoints import Trained
 OnText = Callable[[int, str], None]
 
 BATCH_SIZE = 32
-STREAMING_STEPS = 4  # tokens between two pieces of text shown to a person
-# The smallest compiled lengths: shorter ones would save less time than they take to compile.
-MIN_PREFILL_LENGTH = 16
-MIN_CAPACITY = 64
+STREAMING_ROUNDS = 4  # tokens between two pieces of text shown to a person
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +47,9 @@ class Completion:
 class Generator:
     """Completes prompts with a model.
 
-    Compiled programs are shared by all generators of the same model shape. There is one for each power of two
-    that bounds the number of rows, the prompt length, and the length of prompt and completion together.
-
     Attributes:
-      params: may be replaced, by those of a later training step for instance.
+      params: may be replaced, by those of a later training step for instance, or by None to free what is prepared.
+      statistics: of the last prompts, or None before them.
     """
 
     def __init__(
@@ -67,25 +61,73 @@ class Generator:
         template: ChatTemplate | None = None,
         mesh: Mesh | None = None,
         batch_size: int = BATCH_SIZE,
+        draft: Model | None = None,
+        draft_tokens: int = 4,
+        name: str = "the model",
     ):
         """With a template, a text is a user's message, and a completion the assistant's turn.
 
-        With a mesh, rows are split over its data and fsdp axes; `params` are expected on it.
+        With a mesh, rows are split over its data and fsdp axes; `params` are expected on it. With a draft, a small
+        model of the same vocabulary, decoding is speculative; the completions are the same.
         """
         self.architecture = architecture
         self.params = params
         self.tokenizer = tokenizer
         self.template = template
-        self._end_id = tokenizer.special_tokens[template.end_of_turn] if template else tokenizer.eot_id
+        self.statistics: Statistics | None = None
+        end_of_turn = [tokenizer.special_tokens[template.end_of_turn]] if template else []
+        self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn]))
         self._graphdef = graphdef
         self._mesh = mesh
         self._batch_size = batch_size
+        self._draft, self._draft_tokens = draft, draft_tokens
+        self._name = name
 
     @classmethod
-    def from_trained(cls, trained: Trained, **options) -> "Generator":
-        """A generator for a checkpoint."""
+    def from_trained(cls, trained: Trained, *, draft: Trained | None = None, **options) -> "Generator":
+        """A generator for a checkpoint, with another one as its draft.
+
+        Raises:
+          UserError: the draft has another tokenizer.
+        """
+        if draft is not None:
+            if draft.tokenizer.to_str() != trained.tokenizer.to_str():
+                raise UserError(
+                    f"the draft {draft.path} has another tokenizer ({draft.tokenizer.vocab_size} tokens) than "
+                    f"{trained.path} ({trained.tokenizer.vocab_size} tokens); a draft needs the same"
+                )
+            options["draft"] = _prepared(draft.architecture, draft.graphdef, draft.params, f"the draft {draft.path}")
         return cls(
-            trained.architecture, trained.graphdef, trained.params, trained.tokenizer, trained.template, **options
+            trained.architecture,
+            trained.graphdef,
+            trained.params,
+            trained.tokenizer,
+            trained.template,
+            name=str(trained.path),
+            **options,
+        )
+
+    @property
+    def params(self) -> gpt.Params | None:
+        return self._params
+
+    @params.setter
+    def params(self, params: gpt.Params | None) -> None:
+        self._params, self._model = params, None
+
+    def engine(self, *, slots: int, **options) -> Engine:
+        """An engine for the same model, for requests that come one by one. Options: see `Engine`."""
+        if self._model is None:
+            self._model = _prepared(self.architecture, self._graphdef, self._params, self._name)
+        return Engine(
+            self._model,
+            self.tokenizer,
+            end_ids=self.end_ids,
+            slots=slots,
+            mesh=self._mesh,
+            draft=self._draft,
+            draft_tokens=self._draft_tokens,
+            **options,
         )
 
     def complete(
@@ -130,137 +172,38 @@ class Generator:
             is not in the vocabulary.
         """
         params.validate()
-        self._check(prompts)
-        if not len(prompts):
-            return []
+        for place, prompt in enumerate(prompts):
+            check_prompt(f"prompt {place}", np.asarray(prompt), self.architecture)
         indices = range(len(prompts)) if indices is None else indices
-        rows = [
-            _Row(place, index, np.asarray(prompt), params, self.tokenizer, self.architecture.context_length)
-            for place, (index, prompt) in enumerate(zip(indices, prompts, strict=True))
-        ]
-        batch_size = self._rows_of_a_batch(len(rows))
-        capacity = max(len(row.prompt) + row.remaining for row in rows)
-        capacity = min(_bucket(capacity, MIN_CAPACITY), self.architecture.context_length)
-        # Neighbours of similar length waste little padding; the longest first, so that what does not fit in
-        # memory fails at once.
-        by_length = sorted(rows, key=lambda row: -len(row.prompt))
-        for start in range(0, len(rows), batch_size):
-            self._complete_batch(by_length[start : start + batch_size], batch_size, capacity, params, on_text)
-        return [row.completion() for row in rows]
-
-    def _complete_batch(
-        self,
-        rows: list["_Row"],
-        batch_size: int,
-        capacity: int,
-        params: SamplingParams,
-        on_text: OnText | None,
-    ) -> None:
-        state = self._prefill(rows, batch_size, capacity, params.seed)
-        controls = sampling.controls(params)
-        end_id = decoding.NO_TOKEN if params.ignore_eos else self._end_id
-        num_steps = STREAMING_STEPS if on_text else decoding.DECODE_STEPS
-        remaining = np.zeros(batch_size, np.int32)
-        while any(row.remaining for row in rows):
-            remaining[: len(rows)] = [row.remaining for row in rows]
-            placed = decoding.place({"remaining": remaining}, self._mesh)
-            state, tokens, log_probabilities = decoding.decode(
-                self._graphdef,
-                self.params,
-                state,
-                controls,
-                placed["remaining"],
-                end_id,
-                num_steps,
-                mesh=self._mesh,
-            )
-            tokens, log_probabilities = jax.device_get((tokens, log_probabilities))
-            for i, row in enumerate(rows):
-                if row.remaining:
-                    new = tokens[i] != decoding.NO_TOKEN
-                    text = row.extend(tokens[i][new], log_probabilities[i][new], end_id)
-                    if on_text and text:
-                        on_text(row.place, text)
-
-    def _prefill(self, rows: list["_Row"], batch_size: int, capacity: int, seed: int) -> decoding.State:
-        length = min(_bucket(max(len(row.prompt) for row in rows), MIN_PREFILL_LENGTH), capacity)
-        inputs = {
-            "tokens": np.zeros((batch_size, length), np.int32),
-            "lengths": np.zeros(batch_size, np.int32),
-            "indices": np.zeros(batch_size, np.int32),
-        }
-        for i, row in enumerate(rows):
-            inputs["tokens"][i, : len(row.prompt)] = row.prompt
-            inputs["lengths"][i] = len(row.prompt)
-            inputs["indices"][i] = row.index
-        return decoding.prefill(
-            self._graphdef,
-            self.params,
-            **decoding.place(inputs, self._mesh),
-            seed=np.uint32(seed),
-            capacity=capacity,
-            mesh=self._mesh,
+        engine = self.engine(
+            slots=min(1 << max(len(prompts) - 1, 0).bit_length(), self._batch_size),
+            max_waiting=len(prompts),
+            rounds=STREAMING_ROUNDS if on_text else decoding.ROUNDS,
         )
-
-    def _rows_of_a_batch(self, num_prompts: int) -> int:
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
-        rows = min(_bucket(num_prompts, 1), self._batch_size)
-        return -(-rows // shards) * shards
-
-    def _check(self, prompts: Sequence[np.ndarray]) -> None:
-        context, vocab = self.architecture.context_length, self.architecture.vocab_size
-        for i, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise UserError(f"prompt {i} is empty; a document begins with token {self.tokenizer.eot_id}")
-            if len(prompt) > context:
-                raise UserError(
-                    f"prompt {i} has {len(prompt)} tokens, more than the model's context_length {context}; shorten it"
-                )
-            if np.min(prompt) < 0 or np.max(prompt) >= vocab:
-                raise UserError(f"prompt {i} has a token id outside 0 to {vocab - 1}, the model's vocabulary")
+        # Neighbours of similar length are read together; the longest first, so that what does not fit in memory
+        # fails at once, and no cache has to grow.
+        requests = sorted(enumerate(zip(prompts, indices, strict=True)), key=lambda request: -len(request[1][0]))
+        places = {engine.submit(prompt, params, index=index): place for place, (prompt, index) in requests}
+        events: list[list[Event]] = [[] for _ in prompts]
+        while engine.busy:
+            for event in engine.step():
+                place = places[event.handle]
+                events[place].append(event)
+                if on_text and event.text:
+                    on_text(place, event.text)
+        self.statistics = engine.statistics
+        return [_joined(own) for own in events]
 
 
-class _Row:
-    """One prompt and what has been generated for it. `remaining` is 0 when it has ended."""
-
-    def __init__(
-        self,
-        place: int,
-        index: int,
-        prompt: np.ndarray,
-        params: SamplingParams,
-        tokenizer: Tokenizer,
-        context_length: int,
-    ):
-        self.place, self.index, self.prompt = place, index, prompt
-        self.remaining = min(params.max_new_tokens, context_length - len(prompt))
-        self._detokenizer = Detokenizer(tokenizer, prompt, params.stop)
-        self._log_probabilities: list[float] = []
-        self._finish_reason = "length"
-
-    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray, end_id: int) -> str:
-        """Adds generated tokens; returns the text that is new and final."""
-        text = self._detokenizer.push(tokens)
-        self._log_probabilities += log_probabilities.tolist()
-        self.remaining -= len(tokens)
-        ended = self._detokenizer.stop is not None or tokens[-1] == end_id
-        if ended:
-            self._finish_reason, self.remaining = "stop", 0
-        if not self.remaining:
-            text += self._detokenizer.finish(cut=not ended)
-        return text
-
-    def completion(self) -> Completion:
-        tokens = self._detokenizer.tokens
-        return Completion(
-            text=self._detokenizer.text,
-            tokens=np.array(tokens, np.int32),
-            log_probabilities=np.array(self._log_probabilities[: len(tokens)], np.float32),
-            finish_reason=self._finish_reason,
-            stop=self._detokenizer.stop,
-        )
+def _prepared(architecture: Architecture, graphdef: nnx.GraphDef, params: gpt.Params, name: str) -> Model:
+    return Model(architecture, graphdef, decoding.prepare(params, architecture=architecture), name)
 
 
-def _bucket(size: int, smallest: int) -> int:
-    """The smallest power of two that is at least `size` and `smallest`."""
-    return max(smallest, 1 << (size - 1).bit_length())
+def _joined(events: list[Event]) -> Completion:
+    return Completion(
+        text="".join(event.text for event in events),
+        tokens=np.array([token for event in events for token in event.tokens], np.int32),
+        log_probabilities=np.array([value for event in events for value in event.log_probabilities], np.float32),
+        finish_reason=events[-1].finish_reason,
+        stop=events[-1].stop,
+    )

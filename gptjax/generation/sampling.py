@@ -1,9 +1,10 @@
 """From the scores of the next token to a token. Pure functions, in the order in which `sample` applies them.
 
-Every control is a traced scalar: one compiled program serves all settings, and what is off costs a branch.
+Every row has controls of its own, traced: one compiled program serves all settings, and what is off in all rows costs
+a branch. What a row gets does not depend on the controls of other rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gptjax.generation.params import SamplingParams
 
 Logits = Float[Array, "batch vocab"]
-Scalar = Float[Array, ""] | float | np.floating
-Count = Int[Array, ""] | int | np.integer
+Number = Float[Array, "#batch"] | Float[np.ndarray, "#batch"]
+Count = Int[Array, "#batch"] | Int[np.ndarray, "#batch"]
 
 REMOVED = -jnp.inf
 # Logits divided by less than this leave the range of float32.
@@ -23,24 +24,31 @@ GREEDY_TEMPERATURE = 1e-5
 
 
 class Controls(NamedTuple):
-    """The settings of `SamplingParams` that the device needs, as scalars."""
+    """The settings of `SamplingParams` that the device needs: one a row, or one for all."""
 
-    temperature: Scalar
+    temperature: Number
     top_k: Count
-    top_p: Scalar
-    min_p: Scalar
-    repetition_penalty: Scalar
+    top_p: Number
+    min_p: Number
+    repetition_penalty: Number
 
 
-def controls(params: SamplingParams) -> Controls:
-    """`params` with the dtypes of the compiled program."""
+OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def controls(rows: Sequence[SamplingParams]) -> Controls:
+    """The settings of each row, with the dtypes of the compiled program."""
     return Controls(
-        temperature=np.float32(params.temperature),
-        top_k=np.int32(params.top_k),
-        top_p=np.float32(params.top_p),
-        min_p=np.float32(params.min_p),
-        repetition_penalty=np.float32(params.repetition_penalty),
+        **{
+            name: np.array([getattr(params, name) for params in rows], np.int32 if name == "top_k" else np.float32)
+            for name in Controls._fields
+        }
     )
+
+
+def only(active: Bool[Array, "batch"], controls: Controls) -> Controls:
+    """`controls` switched off, and so without cost, in rows that are not active."""
+    return Controls(*(jnp.where(active, value, OFF[name]) for name, value in controls._asdict().items()))
 
 
 def sample(
@@ -58,22 +66,24 @@ def sample(
       The tokens, and their log-probabilities in nats under the unmodified softmax(logits).
     """
     scores = repetition_penalty(logits, seen, controls.repetition_penalty)
+    greedy = jnp.broadcast_to(controls.temperature < GREEDY_TEMPERATURE, logits.shape[:1])
+    best = jnp.argmax(scores, axis=-1)
 
     def draw(scores: Logits) -> Int[Array, "batch"]:
-        scores = scores / controls.temperature
+        scores = scores / _column(jnp.where(greedy, 1.0, controls.temperature))
         scores = top_k(scores, controls.top_k)
         scores = top_p(scores, controls.top_p)
         scores = min_p(scores, controls.min_p)
-        return jax.vmap(jax.random.categorical)(keys, scores)
+        return jnp.where(greedy, best, jax.vmap(jax.random.categorical)(keys, scores))
 
-    greedy = jnp.asarray(controls.temperature < GREEDY_TEMPERATURE)
-    tokens = jax.lax.cond(greedy, lambda scores: jnp.argmax(scores, axis=-1), draw, scores)
-    log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], axis=-1)[:, 0]
-    return tokens, log_probabilities
+    tokens = jax.lax.cond(greedy.all(), lambda scores: best, draw, scores)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def repetition_penalty(logits: Logits, seen: Bool[Array, "batch vocab"], penalty: Scalar) -> Logits:
+def repetition_penalty(logits: Logits, seen: Bool[Array, "batch vocab"], penalty: Number) -> Logits:
     """Scores of seen tokens: s / penalty where s > 0, s x penalty below (CTRL, Keskar et al. 2019)."""
+    penalty = _column(penalty)
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -81,12 +91,13 @@ def top_k(logits: Logits, k: Count) -> Logits:
     """Removes what scores below the k-th highest; ties with it stay (Fan et al. 2018). 0 = off."""
 
     def keep_highest(logits: Logits) -> Logits:
-        return _keep_top(logits, lambda kept: kept.sum(axis=-1) >= k)
+        kept = _keep_top(logits, lambda kept: kept.sum(axis=-1) >= k)
+        return jnp.where(_column(k > 0), kept, logits)
 
-    return jax.lax.cond(jnp.asarray(k > 0), keep_highest, lambda logits: logits, logits)
+    return jax.lax.cond(jnp.any(k > 0), keep_highest, lambda logits: logits, logits)
 
 
-def top_p(logits: Logits, p: Scalar) -> Logits:
+def top_p(logits: Logits, p: Number) -> Logits:
     """Keeps the nucleus: the smallest set of most probable tokens that has probability >= p.
 
     It has at least one token; ties with the least probable one stay (Holtzman et al. 2020). 1 = off.
@@ -94,15 +105,20 @@ def top_p(logits: Logits, p: Scalar) -> Logits:
 
     def keep_nucleus(logits: Logits) -> Logits:
         probabilities = jax.nn.softmax(logits)
-        return _keep_top(logits, lambda kept: jnp.where(kept, probabilities, 0).sum(axis=-1) >= p)
+        kept = _keep_top(logits, lambda kept: jnp.where(kept, probabilities, 0).sum(axis=-1) >= p)
+        return jnp.where(_column(p < 1), kept, logits)
 
-    return jax.lax.cond(jnp.asarray(p < 1), keep_nucleus, lambda logits: logits, logits)
+    return jax.lax.cond(jnp.any(p < 1), keep_nucleus, lambda logits: logits, logits)
 
 
-def min_p(logits: Logits, p: Scalar) -> Logits:
+def min_p(logits: Logits, p: Number) -> Logits:
     """Removes tokens less than p times as probable as the most probable (Nguyen et al. 2024). 0 = off."""
-    threshold = logits.max(axis=-1, keepdims=True) + jnp.log(p)
+    threshold = logits.max(axis=-1, keepdims=True) + jnp.log(_column(p))
     return jnp.where(logits < threshold, REMOVED, logits)
+
+
+def _column(values: Array | np.ndarray) -> Array:
+    return jnp.asarray(values)[:, None]
 
 
 def _keep_top(logits: Logits, enough: Callable[[Array], Array]) -> Logits:

@@ -178,11 +178,11 @@ def test_no_prompts_give_no_completions(generator):
 def test_settings_and_similar_sizes_share_compiled_programs(model):
     generator = Generator(*model, BYTES)
     generator.complete(["abc"] * 3, SamplingParams(max_new_tokens=20))
-    programs = decoding.prefill._cache_size(), decoding.decode._cache_size()
+    programs = decoding.insert._cache_size(), decoding.decode._cache_size()
     generator.complete(["abcdef"] * 4, SamplingParams(max_new_tokens=9, temperature=0, stop=("x",), seed=3))
     others = SamplingParams(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.1)
     Generator(*model, BYTES).complete(["x"] * 3, others)
-    assert (decoding.prefill._cache_size(), decoding.decode._cache_size()) == programs
+    assert (decoding.insert._cache_size(), decoding.decode._cache_size()) == programs
 
 
 def test_a_mesh_gives_the_same_completions(model, generator):

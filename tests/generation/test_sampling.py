@@ -28,16 +28,16 @@ def kept(logits):
 
 @pytest.mark.parametrize("k", [1, 7, VOCAB - 1, VOCAB, 10 * VOCAB])
 def test_top_k_keeps_the_k_highest(logits, k):
-    assert kept(sampling.top_k(logits, k)) == [set(np.argsort(-row)[:k]) for row in logits]
+    assert kept(sampling.top_k(logits, np.array([k]))) == [set(np.argsort(-row)[:k]) for row in logits]
 
 
 def test_top_k_keeps_ties_with_the_kth():
-    assert kept(sampling.top_k(jnp.array([[1.0, 3.0, 2.0, 2.0, -1.0]]), 2)) == [{1, 2, 3}]
+    assert kept(sampling.top_k(jnp.array([[1.0, 3.0, 2.0, 2.0, -1.0]]), np.array([2]))) == [{1, 2, 3}]
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.999])
 def test_top_p_keeps_the_smallest_set_with_that_probability(logits, p):
-    for row, nucleus in zip(logits, kept(sampling.top_p(logits, p)), strict=True):
+    for row, nucleus in zip(logits, kept(sampling.top_p(logits, np.array([p]))), strict=True):
         order, count = np.argsort(-row), 1
         while softmax(row)[order[:count]].sum() < p:
             count += 1
@@ -47,18 +47,22 @@ def test_top_p_keeps_the_smallest_set_with_that_probability(logits, p):
 @pytest.mark.parametrize("p", [0.01, 0.2, 1.0])
 def test_min_p_is_relative_to_the_most_probable(logits, p):
     expected = [set(np.flatnonzero(softmax(row) >= p * softmax(row).max() * (1 - 1e-6))) for row in logits]
-    assert kept(sampling.min_p(logits, p)) == expected
+    assert kept(sampling.min_p(logits, np.array([p]))) == expected
 
 
 def test_filters_that_are_off_change_nothing(logits):
-    for filtered in (sampling.top_k(logits, 0), sampling.top_p(logits, 1.0), sampling.min_p(logits, 0.0)):
+    for filtered in (
+        sampling.top_k(logits, np.array([0])),
+        sampling.top_p(logits, np.array([1.0])),
+        sampling.min_p(logits, np.array([0.0])),
+    ):
         np.testing.assert_array_equal(filtered, logits)
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
     logits = jnp.array([[2.0, -2.0, 2.0, -2.0]])
     seen = jnp.array([[True, True, False, False]])
-    np.testing.assert_allclose(sampling.repetition_penalty(logits, seen, 4.0), [[0.5, -8.0, 2.0, -2.0]])
+    np.testing.assert_allclose(sampling.repetition_penalty(logits, seen, np.array([4.0])), [[0.5, -8.0, 2.0, -2.0]])
 
 
 def draw(logits, params, count, seen=None):
@@ -66,7 +70,7 @@ def draw(logits, params, count, seen=None):
     rows = jnp.tile(jnp.asarray(logits), (count, 1))
     seen = jnp.zeros(rows.shape, bool) if seen is None else jnp.tile(seen, (count, 1))
     keys = jax.random.split(jax.random.key(0), count)
-    return map(np.asarray, jax.jit(sampling.sample)(rows, seen, sampling.controls(params), keys))
+    return map(np.asarray, jax.jit(sampling.sample)(rows, seen, sampling.controls([params]), keys))
 
 
 def test_draws_follow_the_processed_distribution(logits):
@@ -105,6 +109,22 @@ def test_temperature_zero_takes_the_best_after_the_penalty(logits):
         params = SamplingParams(temperature=0.0, repetition_penalty=penalty)
         tokens, _ = draw(logits[0], params, 3, np.arange(VOCAB) == best)
         assert set(tokens) == {expected}
+
+
+def test_rows_with_settings_of_their_own_draw_what_they_would_draw_alone(logits):
+    rows = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.7),
+        SamplingParams(top_k=3),
+        SamplingParams(top_p=0.6, temperature=2.0),
+        SamplingParams(min_p=0.2),
+        SamplingParams(temperature=0.0, repetition_penalty=1e6),
+    ]
+    seen, keys = logits > 0, jax.random.split(jax.random.key(1), len(rows))
+    together = sampling.sample(logits, seen, sampling.controls(rows), keys)
+    for i, params in enumerate(rows):
+        alone = sampling.sample(logits[i : i + 1], seen[i : i + 1], sampling.controls([params]), keys[i : i + 1])
+        assert [x[i] for x in together] == [x[0] for x in alone]
 
 
 def test_validate_lists_every_problem():

@@ -1,0 +1,370 @@
+"""Continuous batching: requests join and leave while others decode, each in a slot of its own."""
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.errors import RunError, UserError
+from gptjax.generation import decoding, sampling
+from gptjax.generation.detokenizer import Detokenizer
+from gptjax.generation.params import SamplingParams
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+
+SLOTS = 32
+# The smallest compiled lengths: shorter ones would save less time than they take to compile.
+MIN_PREFILL_LENGTH = 16
+MIN_CAPACITY = 64
+
+
+class Busy(RunError):
+    """The queue of an engine is full; try again later."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What decoding needs to know of a model.
+
+    Attributes:
+      params: from `decoding.prepare`.
+      name: for messages.
+    """
+
+    architecture: Architecture
+    graphdef: nnx.GraphDef
+    params: gpt.Params
+    name: str = "the model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """News of one request.
+
+    Attributes:
+      handle: what `submit` returned.
+      text: new text that is final. It is never half a character, nor the beginning of a stop text.
+      tokens: new tokens; the last event has the token that ends the text or those of the stop text, if any.
+      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
+        removed or penalised.
+      finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
+        max_new_tokens or where the context is full, "cancelled".
+      stop: the stop text that was found, or None.
+    """
+
+    handle: int
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    finish_reason: str | None = None
+    stop: str | None = None
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Counts since the engine began. With a draft, `tokens` come of `passes` of the model; each saw `proposed`."""
+
+    tokens: int = 0
+    passes: int = 0
+    proposed: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Proposals of the draft that were taken."""
+        return self.tokens - self.passes
+
+
+class Engine:
+    """Generates for many requests at once.
+
+    `submit` and `cancel` may be called from any thread; `step` from one. Compiled programs are shared by all engines
+    of the same model shape: there is one for each number of slots and power of two of the capacity, and to read
+    prompts also one for each power of two of their length, in groups of 1, 4, 16, ... or as many as there are slots.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        end_ids: Sequence[int] = (),
+        slots: int = SLOTS,
+        capacity: int | None = None,
+        max_waiting: int = 1024,
+        rounds: int = decoding.ROUNDS,
+        mesh: Mesh | None = None,
+        draft: Model | None = None,
+        draft_tokens: int = 4,
+    ):
+        """
+        Args:
+          end_ids: tokens that end a text.
+          slots: requests that decode at the same time; with a mesh, raised to a multiple of data x fsdp.
+          capacity: tokens that a prompt and its completion may have together; what needs more is refused. Default:
+            the context length, and caches no larger than the present requests need.
+          max_waiting: requests that may wait for a slot; `submit` refuses more.
+          rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less.
+          mesh: slots are split over its data and fsdp axes, heads over tensor; parameters are expected on it.
+          draft: a small model of the same vocabulary that proposes `draft_tokens` at a time. The tokens that come
+            out are the same.
+
+        Raises:
+          UserError: the draft does not fit the model.
+        """
+        if draft is not None:
+            _check_draft(model, draft, draft_tokens)
+        self.statistics = Statistics()
+        self._models = (model,) if draft is None else (model, draft)
+        self._draft_tokens = draft_tokens if draft else 0
+        self._tokenizer = tokenizer
+        self._end_ids = tuple(end_ids)
+        self._mesh = mesh
+        shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+        self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
+        self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
+        self._capacity = self._limit if capacity else 0
+        self._fixed = capacity is not None
+        self._rounds = min(rounds, decoding.ROUNDS)
+        self._state: decoding.State | None = None
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Request] = deque()
+        self._cancelled: set[int] = set()
+        self._handles = itertools.count()
+        self._changed = threading.Condition()
+
+    def submit(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        params: SamplingParams,
+        *,
+        index: int = 0,
+        end_ids: Sequence[int] | None = None,
+    ) -> int:
+        """Queues a prompt; returns the handle that its events will have.
+
+        What it gets depends on its tokens, `params` and `index`, not on other requests nor on when it comes.
+
+        Args:
+          prompt: token ids, continued exactly as given.
+          index: tells the draws of equal prompts with equal seeds apart.
+          end_ids: tokens that end this text; default: those of the engine.
+
+        Raises:
+          UserError: `params` are out of range; the prompt is empty, too long or not of this vocabulary.
+          Busy: as many wait as may.
+        """
+        params.validate()
+        prompt = np.asarray(prompt, np.int32)
+        check_prompt("the prompt", prompt, self._models[0].architecture)
+        if len(prompt) > self._limit:
+            raise UserError(f"the prompt has {len(prompt)} tokens, more than the {self._limit} of this engine")
+        ends = self._end_ids if end_ids is None else tuple(end_ids)
+        ends = () if params.ignore_eos else ends
+        if len(ends) > decoding.MAX_END_IDS:
+            raise UserError(f"{len(ends)} tokens may end a text; at most {decoding.MAX_END_IDS} can")
+        with self._changed:
+            if len(self._waiting) >= self._max_waiting:
+                raise Busy(f"{self._max_waiting} requests are waiting; try again later")
+            request = _Request(next(self._handles), index, prompt, params, ends, self._tokenizer, self._limit)
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request.handle
+
+    def cancel(self, handle: int) -> None:
+        """Ends a request at the next step. Nothing happens if it has ended."""
+        with self._changed:
+            self._cancelled.add(handle)
+            self._changed.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting or any(self._slots))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Returns when `step` has something to do, or after `timeout` seconds; whether it has."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.busy, timeout)
+
+    def step(self) -> list[Event]:
+        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it."""
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            events = self._leave()
+            events += self._join()
+            return events + self._decode() if any(self._slots) else events
+
+    def _leave(self) -> list[Event]:
+        """Ends what was cancelled."""
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, set()
+            ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
+            self._waiting = deque(r for r in self._waiting if r not in ended)
+            self._slots = [None if r in ended else r for r in self._slots]
+        return [Event(request.handle, "", (), (), "cancelled") for request in ended]
+
+    def _join(self) -> list[Event]:
+        """Prompts into free slots, as many as there are, those of similar length together."""
+        events = []
+        while free := [slot for slot, request in enumerate(self._slots) if request is None]:
+            group: list[_Request] = []
+            with self._changed:
+                while self._waiting and len(group) < len(free):
+                    request = self._waiting[0]
+                    if group and request.bucket != group[0].bucket:
+                        break
+                    self._waiting.popleft()
+                    if request.remaining:
+                        group.append(request)
+                    else:  # the prompt fills the context
+                        events.append(Event(request.handle, "", (), (), "length"))
+            if not group:
+                break
+            for slot, request in zip(free, group, strict=False):
+                self._slots[slot] = request
+            self._provide(max(r.length for r in self._slots if r))
+            self._insert(free[: len(group)], group)
+        return events
+
+    def _provide(self, length: int) -> None:
+        """Caches that hold `length` tokens."""
+        context = self._models[0].architecture.context_length
+        capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
+        if self._state is None:
+            self._state = decoding.new_state(
+                architectures=tuple(model.architecture for model in self._models),
+                slots=len(self._slots),
+                capacity=capacity,
+            )
+        elif capacity > self._capacity:
+            self._state = decoding.resize(self._state, capacity=capacity)
+        else:
+            return
+        self._capacity = capacity
+
+    def _insert(self, slots: list[int], requests: list["_Request"]) -> None:
+        batch = min(4 ** max(0, (len(requests) - 1).bit_length() + 1 >> 1), len(self._slots))
+        padding = batch - len(requests)
+        length = min(requests[0].bucket, self._capacity)
+        tokens = np.zeros((batch, length), np.int32)
+        end_ids = np.full((batch, decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
+        for i, request in enumerate(requests):
+            tokens[i, : len(request.prompt)] = request.prompt
+            end_ids[i, : len(request.end_ids)] = request.end_ids
+
+        def column(values: list[int], dtype=np.int32) -> np.ndarray:
+            return np.array(values + [0] * padding, dtype)
+
+        prompts = decoding.Prompts(
+            tokens=tokens,
+            lengths=column([len(request.prompt) for request in requests]),
+            slots=np.array(slots + [len(self._slots)] * padding, np.int32),
+            seeds=column([request.params.seed for request in requests], np.uint32),
+            indices=column([request.index for request in requests]),
+            controls=sampling.controls([r.params for r in requests] + [SamplingParams()] * padding),
+            end_ids=end_ids,
+        )
+        self._state = decoding.insert(self._graphdefs, self._params, self._state, prompts)
+
+    def _decode(self) -> list[Event]:
+        remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
+        self._state, written = decoding.decode(
+            self._graphdefs,
+            self._params,
+            self._state,
+            remaining,
+            np.int32(self._rounds),
+            np.bool_(len(self._waiting) > 0),
+            draft_tokens=self._draft_tokens,
+        )
+        tokens, log_probabilities, rounds = jax.device_get(written)
+        self.statistics.passes += int(rounds.sum())
+        self.statistics.proposed += int(rounds.sum()) * self._draft_tokens
+        self.statistics.tokens += int((tokens != decoding.NO_TOKEN).sum())
+        events = []
+        for slot, request in enumerate(self._slots):
+            if request:
+                new = tokens[slot] != decoding.NO_TOKEN
+                events.append(request.extend(tokens[slot][new], log_probabilities[slot][new]))
+                if events[-1].finish_reason:
+                    self._slots[slot] = None
+        return events
+
+    @property
+    def _graphdefs(self) -> decoding.Graphdefs:
+        return tuple(model.graphdef for model in self._models)
+
+    @property
+    def _params(self) -> decoding.AllParams:
+        return tuple(model.params for model in self._models)
+
+
+class _Request:
+    """One prompt and what has been generated for it. `remaining` is 0 when it has ended."""
+
+    def __init__(
+        self,
+        handle: int,
+        index: int,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        end_ids: tuple[int, ...],
+        tokenizer: Tokenizer,
+        limit: int,
+    ):
+        self.handle, self.index, self.prompt, self.params, self.end_ids = handle, index, prompt, params, end_ids
+        self.remaining = min(params.max_new_tokens, limit - len(prompt))
+        self.length = len(prompt) + self.remaining
+        self.bucket = _bucket(len(prompt), MIN_PREFILL_LENGTH)
+        self._detokenizer = Detokenizer(tokenizer, prompt, params.stop)
+
+    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> Event:
+        """Adds generated tokens; those after a stop text are dropped."""
+        before = len(self._detokenizer.tokens)
+        text = self._detokenizer.push(tokens)
+        kept = self._detokenizer.tokens[before:]
+        self.remaining -= len(kept)
+        stop = self._detokenizer.stop
+        ended = stop is not None or kept[-1] in self.end_ids
+        if ended:
+            self.remaining = 0
+        if not self.remaining:
+            text += self._detokenizer.finish(cut=not ended)
+        reason = None if self.remaining else "stop" if ended else "length"
+        return Event(self.handle, text, tuple(kept), tuple(log_probabilities[: len(kept)].tolist()), reason, stop)
+
+
+def check_prompt(name: str, prompt: np.ndarray, architecture: Architecture) -> None:
+    """Raises UserError for token ids that the model cannot continue."""
+    context, vocab = architecture.context_length, architecture.vocab_size
+    if not len(prompt):
+        raise UserError(f"{name} is empty; a document begins with the end-of-text token")
+    if len(prompt) > context:
+        raise UserError(f"{name} has {len(prompt)} tokens, more than the model's context_length {context}; shorten it")
+    if np.min(prompt) < 0 or np.max(prompt) >= vocab:
+        raise UserError(f"{name} has a token id outside 0 to {vocab - 1}, the model's vocabulary")
+
+
+def _check_draft(model: Model, draft: Model, draft_tokens: int) -> None:
+    if draft_tokens < 1:
+        raise UserError(f"draft_tokens is {draft_tokens}; it must be at least 1")
+    ours, theirs = model.architecture.vocab_size, draft.architecture.vocab_size
+    if theirs != ours:
+        raise UserError(
+            f"{draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}; a draft needs the same"
+        )
+    ours, theirs = model.architecture.context_length, draft.architecture.context_length
+    if theirs < ours:
+        raise UserError(f"{draft.name} has a context_length of {theirs}, less than the {ours} of {model.name}")
+
+
+def _bucket(size: int, smallest: int) -> int:
+    """The smallest power of two that is at least `size` and `smallest`."""
+    return max(smallest, 1 << (size - 1).bit_length())
