@@ -90,7 +90,7 @@ def _saved_on(checkpoint: Path) -> str:
 def readable(num_bytes: float) -> str:
     """ "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
+        if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.3g} TiB"

@@ -1,8 +1,14 @@
+import contextlib
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
+import jax
 import pytest
+
+from gptjax.errors import UserError
+from gptjax.parallel import runtime
 
 COUNT_DEVICES = """
 import sys, jax
@@ -35,3 +41,32 @@ def test_virtual_cpu_devices(sizes, rows, flags, expected):
         check=True,
     )
     assert int(result.stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "--xla_gpu_enable_latency_hiding_scheduler=true"),
+        ("--xla_dump_to=d", "--xla_gpu_enable_latency_hiding_scheduler=true --xla_dump_to=d"),
+        ("--xla_gpu_enable_latency_hiding_scheduler=false", "--xla_gpu_enable_latency_hiding_scheduler=false"),
+    ],
+)
+def test_compiler_flags_do_not_override_the_user(monkeypatch, given, expected):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    for _ in range(2):
+        runtime.set_compiler_flags("gpu")
+        assert os.environ["XLA_FLAGS"] == expected
+    runtime.set_compiler_flags("")
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "fine"),
+    [("gpu", "7.5", False), ("gpu", "8.0", True), ("gpu", "12.0", True), ("cpu", None, True)],
+)
+def test_a_gpu_without_bfloat16_is_told_before_compiling(platform, capability, fine):
+    device = Mock(spec=jax.Device, platform=platform, device_kind="Tesla T4")
+    device.compute_capability = capability
+    said = r"Tesla T4 \(compute capability 7.5\) has no bfloat16.*compute_dtype=float32"
+    with contextlib.nullcontext() if fine else pytest.raises(UserError, match=said):
+        runtime.check_bfloat16(device)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from gptjax.training.metrics import MetricsLog, read
+from gptjax.training.metrics import MetricsLog, history, read
 
 
 def write(workdir, steps, *, step=0, **values):
@@ -55,3 +55,33 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert line == {"step": 1, "split": "train", "loss": None, "gradient_norm": None, "accuracy": 0.5}
+
+
+def test_the_past_of_a_run_in_short(tmp_path):
+    assert history_of(tmp_path, []) == {"lowest": None, "validation": [], "seconds": {}}
+    lines = [
+        {"step": 1, "split": "train", "loss": 3.0, "seconds/step": 1.0},
+        {"step": 2, "split": "train", "loss": math.nan, "seconds/step": 2.0},
+        {"step": 2, "split": "validation", "loss": 4.0, "seconds/step": 2.5, "accuracy": 0.5},
+    ]
+    assert history_of(tmp_path, lines) == {
+        "lowest": 3.0,
+        "validation": [{"split": "validation", "loss": 4.0}],
+        "seconds": {"step": 2.5},
+    }
+
+
+def history_of(workdir, lines) -> dict:
+    log = MetricsLog(workdir)
+    for line in lines:
+        log.write(line)
+    log.close()
+    return history(log.path)
+
+
+def test_of_several_processes_only_one_writes(tmp_path):
+    write(tmp_path, [1, 2])
+    other = MetricsLog(tmp_path, enabled=False)
+    other.write({"step": 3, "split": "train", "loss": 0.5})
+    other.close()
+    assert steps_in(tmp_path) == [1, 2]

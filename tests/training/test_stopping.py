@@ -46,6 +46,13 @@ def test_the_message_has_the_numbers():
         guard.check(20, 5.5, "")
 
 
+def test_a_run_that_continues_remembers_its_lowest_loss():
+    guard = DivergenceGuard(3.0, patience=1, lowest=1.0)
+    with pytest.raises(RunError, match="diverged"):
+        guard.check(20, 4.5, "")
+    DivergenceGuard(3.0, patience=1, lowest=None).check(20, 4.5, "")
+
+
 def test_early_stopping_counts_from_the_best():
     stopper = EarlyStopping(2, [])
     assert [stopper.update(loss) for loss in (3.0, 2.0, 2.5)] == [True, True, False]
@@ -58,6 +65,7 @@ def test_early_stopping_remembers_an_earlier_part_of_the_run():
     history = [
         {"split": "validation", "loss": 2.0},
         {"split": "train", "loss": 1.0},
+        {"split": "validation", "loss": None},
         {"split": "validation", "loss": 2.1},
     ]
     stopper = EarlyStopping(2, history)
