@@ -78,7 +78,7 @@ def train(
     from gptjax.evaluation.likelihood import Likelihood, Scorer
     from gptjax.evaluation.report import write_report
     from gptjax.generation.samples import Sampler
-    from gptjax.model import gpt
+    from gptjax.model import gpt, kernels
     from gptjax.model.architecture import Architecture
     from gptjax.optim.optimizers import make_optimizer
     from gptjax.parallel import mesh as mesh_lib
@@ -119,6 +119,8 @@ def train(
 
     architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
     graphdef, abstract_params = gpt.abstract_model(architecture)
+    task = kernels.Task.of(architecture, packed=config.data.isolate_documents, context=mesh.shape["context"])
+    attention = kernels.resolve(architecture.attention, task, mesh.devices.flat[0].platform)
     optimizer, schedule = make_optimizer(
         config.optimizer,
         config.schedule,
@@ -177,6 +179,7 @@ def train(
         f"vocabulary {tokenizer.vocab_size}, {num_steps} steps of {tokens_per_step:,} tokens "
         f"({num_steps / batches.steps_per_epoch:.2f} epochs)"
     )
+    display.print(f"attention: {attention}")
     display.print(footprint.describe(target, mesh) + (f"; {group.size} processes" if group.size > 1 else ""))
     if start:
         display.print(f"continuing at step {start} from {checkpoints.directory / str(start)}")

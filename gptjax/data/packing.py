@@ -160,7 +160,7 @@ class PackedBatches(BatchSource):
       weights: float32 [B, T], 1 where the target bears loss, else 0.
       segment_ids: int32 [B, T], number of the document within the row, from 1; 0 where it is not filled.
       positions: int32 [B, T], from 0 at the start of each piece.
-    With `isolate_documents` off, segment_ids are 1 and positions count through the row.
+    With `isolate_documents` off there are no segment_ids and positions count through the row.
 
     Attributes:
       plan: the rows. Those in which no target bears loss are left out.
@@ -221,10 +221,7 @@ class PackedBatches(BatchSource):
         # The pieces of a row follow each other from column 0 without gaps.
         filled = np.diff(np.cumsum(lengths)[np.cumsum(counts) - 1], prepend=0)
         is_filled = np.arange(self.context_length) < filled[:, None]
-        if self.isolate_documents:
-            segment_ids, positions = np.repeat(inner + 1, lengths), _ranges(lengths)
-        else:
-            segment_ids, positions = np.ones(filled.sum(), np.int32), _ranges(filled)
+        positions = _ranges(lengths if self.isolate_documents else filled)
 
         # Of each piece, one token more than it has cells: inputs are all but its last, targets all but its first.
         read = lengths + 1
@@ -245,13 +242,15 @@ class PackedBatches(BatchSource):
             cells[is_filled] = values
             return cells
 
-        return {
+        batch = {
             "tokens": in_rows(inputs[is_input], np.int32),
             "targets": in_rows(text[is_target], np.int32),
             "weights": in_rows(trained[is_target], np.float32),
-            "segment_ids": in_rows(segment_ids, np.int32),
             "positions": in_rows(positions, np.int32),
         }
+        if self.isolate_documents:
+            batch["segment_ids"] = in_rows(np.repeat(inner + 1, lengths), np.int32)
+        return batch
 
 
 def _ranges(lengths: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " total"]:

@@ -73,7 +73,7 @@ class Batches(BatchSource):
       weights: float32 [B, T], 1: every target counts.
       segment_ids: int32 [B, T], number of the document within the row, from 1.
       positions: int32 [B, T], from 0 at the start of each row and each document.
-    With `isolate_documents` off a row is one segment: segment_ids are 1 and positions count through the row.
+    With `isolate_documents` off a row is one segment: there are no segment_ids and positions count through the row.
     """
 
     def __init__(
@@ -115,18 +115,15 @@ class Batches(BatchSource):
             places = starts[:, None] + np.arange(self.context_length + 1)
             inputs, text = self.augmentation(text, places, np.broadcast_to(epochs[:, None], text.shape))
         shape = (len(starts), self.context_length)
-        if self.isolate_documents:
-            segment_ids, positions = document_segments(self.split.document_starts, starts, self.context_length)
-        else:
-            segment_ids = np.ones(shape, np.int32)
-            positions = np.tile(np.arange(self.context_length, dtype=np.int32), (len(starts), 1))
-        return {
+        batch = {
             "tokens": np.ascontiguousarray(inputs[:, :-1]),
             "targets": np.ascontiguousarray(text[:, 1:]),
             "weights": np.ones(shape, np.float32),
-            "segment_ids": segment_ids,
-            "positions": positions,
         }
+        if self.isolate_documents:
+            segment_ids, positions = document_segments(self.split.document_starts, starts, self.context_length)
+            return batch | {"segment_ids": segment_ids, "positions": positions}
+        return batch | {"positions": np.tile(np.arange(self.context_length, dtype=np.int32), (len(starts), 1))}
 
     def windows(
         self, rows: Int64[np.ndarray, " rows"]

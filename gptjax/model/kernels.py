@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from gptjax.errors import UserError
 from gptjax.model import sharding
+from gptjax.model.architecture import Architecture
 from gptjax.model.attention import Visibility, masked_scores, reference
 
 Queries = Float[Array, "batch length heads head_dim"]
@@ -40,6 +41,12 @@ class Task(NamedTuple):
     alibi: bool = False
     context: int = 1  # devices that a row is split over
 
+    @classmethod
+    def of(cls, a: Architecture, *, packed: bool, context: int) -> "Task":
+        """Of whole rows in training."""
+        alibi = a.positions == "alibi"
+        return cls(jnp.dtype(a.compute_dtype), a.context_length, a.head_dim, packed, alibi, context)
+
 
 def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementation: str = "auto") -> Queries:
     """Attention of whole rows by the named implementation; "auto" takes the best that can do this.
@@ -57,10 +64,7 @@ def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementati
         alibi=visibility.slopes is not None,
         context=sharding.axis_size("context"),
     )
-    if implementation == "auto":
-        implementation = choose(task, sharding.platform())
-    elif reason := limits(implementation, task):
-        raise UserError(f"model.attention={implementation} {reason}; use xla or auto")
+    implementation = resolve(implementation, task, sharding.platform())
     q = sharding.constrain(q, sharding.BATCH, "context", "tensor", None)
     k, v = (sharding.constrain(x, sharding.BATCH, None, "tensor", None) for x in (k, v))
     return IMPLEMENTATIONS[implementation](q, k, v, visibility)
@@ -82,6 +86,15 @@ def limits(implementation: str, task: Task) -> str | None:
     if implementation in ("cudnn", "splash") and task.alibi:
         return "has no ALiBi"
     return None
+
+
+def resolve(implementation: str, task: Task, platform: str) -> str:
+    """The implementation that will be used. Raises UserError where the one that was asked for cannot do the task."""
+    if implementation == "auto":
+        return choose(task, platform)
+    if reason := limits(implementation, task):
+        raise UserError(f"model.attention={implementation} {reason}; use xla or auto")
+    return implementation
 
 
 def choose(task: Task, platform: str) -> str:
