@@ -18,7 +18,7 @@ from gptjax.parallel import partition
 
 SHORTEST = 16  # tokens of the smallest compiled program
 
-Tokens = Int32[np.ndarray, " tokens"]
+Tokens = Int32[np.ndarray, "_"]
 Pair = tuple[Tokens, Tokens]  # context (one token or more) and continuation (one token or more)
 
 

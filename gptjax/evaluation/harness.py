@@ -116,7 +116,7 @@ def run(task: str, scorer: ContinuationScorer, tokenizer: Tokenizer, generate: G
     for part, results in answer["results"].items():
         for key, value in results.items():
             name, _, filtered_by = key.partition(",")
-            if name.endswith("_stderr") or not isinstance(value, int | float):
+            if name.endswith("_stderr") or name == "sample_len" or not isinstance(value, int | float):
                 continue
             label = name if filtered_by in ("none", "") else f"{name},{filtered_by}"
             label = label if part == tasks[0] else f"{label}/{part}"

@@ -20,6 +20,8 @@ from gptjax.evaluation.items import Outcome, item_ids, ratio_metric
 
 Progress = Callable[[int, int], None]
 
+Fields = tuple[Any, Any, Any]  # query, choices and gold, as a file has them
+
 _BRACKETS = re.compile(r"\[.*?\]")
 
 
@@ -77,11 +79,11 @@ def _check(place: str, query: Any, choices: Any, gold: Any) -> None:
         )
 
 
-def _plain(entry: dict[str, Any]) -> tuple[str, list[str], Any]:
+def _plain(entry: dict[str, Any]) -> Fields:
     return entry["query"], entry["choices"], entry["gold"]
 
 
-def _hellaswag(entry: dict[str, Any]) -> tuple[str, list[str], Any]:
+def _hellaswag(entry: dict[str, Any]) -> Fields:
     """Zellers et al. 2019; the clean-up of WikiHow's brackets is lm-eval's."""
 
     def clean(text: str) -> str:
@@ -91,7 +93,7 @@ def _hellaswag(entry: dict[str, Any]) -> tuple[str, list[str], Any]:
     return clean(f"{entry['activity_label']}: {context}"), [clean(e) for e in entry["endings"]], int(entry["label"])
 
 
-def _arc(entry: dict[str, Any]) -> tuple[str, list[str], Any]:
+def _arc(entry: dict[str, Any]) -> Fields:
     """Clark et al. 2018; AI2's own JSONL, or that of the Hugging Face hub."""
     if isinstance(entry["question"], dict):
         stem, options = entry["question"]["stem"], entry["question"]["choices"]
@@ -103,12 +105,12 @@ def _arc(entry: dict[str, Any]) -> tuple[str, list[str], Any]:
     return f"Question: {stem}\nAnswer:", texts, labels.index(entry["answerKey"])
 
 
-def _piqa(entry: dict[str, Any]) -> tuple[str, list[str], Any]:
+def _piqa(entry: dict[str, Any]) -> Fields:
     """Bisk et al. 2020; `label` from the record or from the FILE-labels.lst beside FILE.jsonl."""
     return f"Question: {entry['goal']}\nAnswer:", [entry["sol1"], entry["sol2"]], int(entry["label"])
 
 
-FORMS: dict[str, Callable[[dict[str, Any]], tuple[str, list[str], Any]]] = {
+FORMS: dict[str, Callable[[dict[str, Any]], Fields]] = {
     "multiple_choice": _plain,
     "hellaswag": _hellaswag,
     "arc": _arc,

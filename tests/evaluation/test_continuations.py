@@ -1,0 +1,89 @@
+"""The likelihood of a continuation is that of the full forward pass alone, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax import config as config_lib
+from gptjax.data.tokenizers import build_tokenizer
+from gptjax.errors import UserError
+from gptjax.evaluation.continuations import ContinuationScorer, encode_pair
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.parallel.mesh import make_mesh
+
+CONTEXT = 40  # no power of two
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = config_lib.get_default()
+    config.model.update(num_layers=2, num_heads=2, embed_dim=16, context_length=CONTEXT, vocab_multiple=1, init_std=0.3)
+    architecture = Architecture.from_config(config.model, 97)
+    graphdef, _ = gpt.abstract_model(architecture)
+    return graphdef, gpt.initialise(architecture, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    lengths = [(1, 1), (3, 5), (15, 2), (16, 1), (17, 3), (30, 11), (35, 9), (90, 4), (1, 40), (2, 2)]
+    return [tuple(rng.integers(0, 97, size, np.int32) for size in both) for both in lengths]
+
+
+def scorer(model, batch_size, devices=None):
+    mesh = make_mesh(config_lib.get_default().mesh, devices=devices)
+    return ContinuationScorer(*model, mesh, context_length=CONTEXT, batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def log_probabilities(model):
+    """The next-token log-probabilities of a text alone; padding after it cannot change them."""
+
+    @jax.jit
+    def forward(params, tokens):
+        bound = gpt.bind(model[0], params)
+        hidden, _ = bound.hidden(tokens, positions=jnp.arange(CONTEXT)[None])
+        return jax.nn.log_softmax(bound.logits(hidden)[0])
+
+    return lambda tokens: np.asarray(forward(model[1], np.pad(tokens, (0, CONTEXT - len(tokens)))[None]))[: len(tokens)]
+
+
+def test_equals_the_forward_pass_alone(model, pairs, log_probabilities):
+    context = pairs[0][0]
+    best = log_probabilities(context)[-1:].argmax(-1).astype(np.int32)
+    pairs = [*pairs, (context, best)]
+    scores = scorer(model, 2).score(pairs)
+    for i, (context, continuation) in enumerate(pairs):
+        tokens = np.concatenate([context, continuation])[-(CONTEXT + 1) :]
+        rows = log_probabilities(tokens[:-1])[-len(continuation) :]
+        chosen = rows[np.arange(len(continuation)), continuation]
+        assert scores.log_likelihood[i] == pytest.approx(chosen.sum(), rel=1e-5)
+        assert scores.is_greedy[i] == (rows.argmax(-1) == continuation).all()
+    assert scores.is_greedy[-1]
+    assert scores.num_tokens.tolist() == [len(continuation) for _, continuation in pairs]
+    assert scores.truncated.tolist() == [len(a) + len(b) > CONTEXT + 1 for a, b in pairs]
+
+
+def test_does_not_depend_on_the_batch_or_the_mesh(model, pairs):
+    one = scorer(model, 1, jax.devices()[:1]).score(pairs)
+    for batch_size, devices in ((3, jax.devices()[:1]), (16, None)):
+        other = scorer(model, batch_size, devices).score(list(reversed(pairs)))
+        np.testing.assert_allclose(other.log_likelihood[::-1], one.log_likelihood, rtol=1e-5)
+
+
+def test_limits(model, pairs):
+    assert len(scorer(model, 1).score([]).log_likelihood) == 0
+    with pytest.raises(UserError, match="continuation 1 has 41 tokens, more than the model's context_length 40"):
+        scorer(model, 1).score([pairs[0], (pairs[0][0], np.zeros(41, np.int32))])
+
+
+def test_white_space_before_a_continuation_belongs_to_it():
+    tokenizer = build_tokenizer("byte")
+    for context, continuation in (("ab", " cd"), ("ab ", "cd"), ("ab  \n", "c")):
+        first, second = encode_pair(tokenizer, context, continuation)
+        assert first.tolist() == [tokenizer.eot_id, *b"ab"]
+        assert bytes(second.tolist()).decode() == (context + continuation)[2:]
+    first, second = encode_pair(tokenizer, "", " cd")
+    assert (first.tolist(), bytes(second.tolist())) == ([tokenizer.eot_id], b" cd")
