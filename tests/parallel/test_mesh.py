@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import pytest
 
 from gptjax.config import get_default
 from gptjax.errors import UserError
+from gptjax.parallel import mesh as mesh_lib
 from gptjax.parallel.mesh import make_mesh
 
 
@@ -42,3 +45,39 @@ def test_a_mesh_that_does_not_fit_is_told_with_its_sizes(sizes):
 def test_only_the_given_devices_are_used():
     devices = jax.devices()[4:6]
     assert list(make_mesh(mesh_config(), devices).devices.flat) == devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the arrangement looks at in a TPU device."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+
+
+def two_slices() -> list[Chip]:
+    """Of 2 x 2 chips, interleaved as no program would want them."""
+    places = [(x, y, 0) for x in range(2) for y in range(2)]
+    return [Chip(2 * i + s, s, place) for i, place in enumerate(places) for s in range(2)]
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}, {"data": 8}], ids=str)
+def test_slices_lie_along_the_data_axis(sizes):
+    devices = make_mesh_devices(two_slices(), **sizes)
+    per_slice = devices.shape[0] // 2
+    for i, part in enumerate((devices[:per_slice], devices[per_slice:])):
+        assert {chip.slice_index for chip in part.flat} == {i}
+
+
+def test_other_axes_do_not_cross_slices():
+    with pytest.raises(UserError, match="mesh.data is 1, which 2 slices do not divide"):
+        make_mesh_devices(two_slices(), data=1, fsdp=8)
+
+
+def make_mesh_devices(devices, **sizes):
+    return mesh_lib.arrange(devices, {axis: sizes.get(axis, 1) for axis in mesh_lib.AXES})
