@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "MLP non-linearity",
             choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
         ),
-        "num_experts": Option(0, "mixture of this many MLPs in every block (their width is mlp_dim); 0 = one", minimum=0),
+        "num_experts": Option(0, "MLPs of width mlp_dim in every block, mixture of experts; 0 = one MLP", minimum=0),
         "experts_per_token": Option(2, "experts that compute a token", minimum=1),
         "positions": Option("rope", "position information", choices=("rope", "learned", "alibi", "none")),
         "sliding_window": Option(0, "a token sees this many latest tokens, itself included; 0 = all", minimum=0),
@@ -77,6 +77,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             0.02, "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)", minimum=0
         ),
         "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
+        "lora_rank": Option(0, "rank of low-rank adapters, which alone are then trained; 0 = none", minimum=0),
+        "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", minimum=0),
+        "lora_dropout": Option(0.0, "rate on the inputs of adapters", minimum=0, maximum=0.99),
+        "lora_targets": Option(
+            "attention/(query|value)",
+            "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
+        ),
         "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
         "attention": Option(
             "auto",
@@ -265,6 +272,17 @@ def apply_arg(config: Config, arg: str) -> Config:
     return config
 
 
+# Linear layers of a block that an adapter may be put beside; experts have none.
+LORA_PATHS = (
+    "attention/query",
+    "attention/key",
+    "attention/value",
+    "attention/out",
+    "mlp/up",
+    "mlp/gate",
+    "mlp/down",
+)
+
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -360,6 +378,17 @@ def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
                 yield path, f"{path} is not an option" + suggestion(path, flat)
 
 
+def _lora_problem(model: Config) -> str | None:
+    """What is wrong with the pattern of adapted layers, or None."""
+    there = [path for path in LORA_PATHS if path.startswith("attention") or not model.num_experts]
+    there = [path for path in there if model.activation == "swiglu" or path != "mlp/gate"]
+    try:
+        matched = [path for path in there if re.fullmatch(model.lora_targets, path)]
+    except re.error as error:
+        return f"model.lora_targets {model.lora_targets!r} is not a regular expression: {error}"
+    return None if matched else f"model.lora_targets {model.lora_targets!r} matches none of {', '.join(there)}"
+
+
 def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     """What is wrong between options, where none of them is already known to be wrong."""
 
@@ -379,6 +408,9 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             yield f"the head dimension is {head_dim}; rotary positions need an even one"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+    adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
+    if adapted and model.lora_rank and (problem := _lora_problem(model)):
+        yield problem
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"
         wrong = wrong | {"mesh.data"}
@@ -396,9 +428,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         yield f"model.context_length {model.context_length} is not divisible by mesh.context {mesh.context}"
     if right("model.num_experts", "model.experts_per_token") and model.num_experts:
         if model.experts_per_token > model.num_experts:
-            yield (
-                f"model.experts_per_token {model.experts_per_token} is larger than model.num_experts {model.num_experts}"
-            )
+            yield f"model.experts_per_token {model.experts_per_token} is more than model.num_experts {model.num_experts}"
         if right("model.use_bias") and model.use_bias:
             yield "model.use_bias is True; experts have no biases"
     for name in ("num_heads", "num_kv_heads", "num_experts"):

@@ -45,7 +45,7 @@ def test_in_and_out_again(directory, tmp_path, capsys):
     ("options", "message"),
     [
         (["--from=hf:a"], "--to is missing"),
-        (["--from=hf:a", "--to=hf:b"], "exactly one of the two"),
+        (["--from=hf:a", "--to=hf:b"], "exactly one of the two is a work directory"),
         (["--from=hf:./absent", "--to=new"], "hf:./absent: there is no such directory"),
     ],
 )

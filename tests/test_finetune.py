@@ -1,6 +1,7 @@
 """Fine-tuning from pretrained models: in, train, out again, in each layout; with and without torch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from gptjax import cli, convert, train
 from gptjax import config as config_lib
 from gptjax.data import tokenizer_files
 from gptjax.data.tokenizers import build_tokenizer
-from gptjax.model import gpt, huggingface
+from gptjax.model import gpt, huggingface, lora
 from gptjax.model.architecture import Architecture
 from gptjax.training import checkpoints
 
@@ -182,6 +183,64 @@ def test_a_chat_template_adds_its_tokens_to_the_vocabulary(config_file, tmp_path
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [256, 258]
     run(convert, f"--from=hf:{tmp_path / 'out'}", f"--to={tmp_path / 'again'}")
     assert checkpoints.load(tmp_path / "again").template.to_json() == trained.template.to_json()
+
+
+LORA = ("--config.model.lora_rank=2", "--config.model.lora_targets=.*", "--config.model.lora_dropout=0.1")
+
+
+@pytest.fixture(scope="module")
+def lora_run(config_file, tmp_path_factory) -> tuple[Path, Path]:
+    """(Hugging Face directory, work directory of adapters trained on it)."""
+    directory = tmp_path_factory.mktemp("lora")
+    base = write_model(directory / "hf", "gpt2")
+    options = [f"--config.init_from=hf:{base}", "--config.optimizer.weight_decay=0.5", *LORA]
+    run(train, f"--config={config_file}", f"--workdir={directory / 'run'}", *options)
+    return base, directory / "run"
+
+
+def test_adapters_learn_and_the_rest_stays(lora_run, tmp_path):
+    base, workdir = lora_run
+    before, *_, after = losses(workdir, "train")
+    assert after < before
+    run(convert, f"--from=hf:{base}", f"--to={tmp_path / 'in'}")
+    trained = checkpoints.load(workdir, "last", merge=False)
+    _, frozen = lora.split(trained.params)
+    theirs = checkpoints.load(tmp_path / "in").params
+    frozen["position_embedding"]["embedding"] = np.concatenate(
+        [frozen["position_embedding"]["embedding"], theirs["position_embedding"]["embedding"][16:]]
+    )
+    vocabulary = frozen["embedding"]["embedding"], theirs["embedding"]["embedding"]
+    frozen["embedding"]["embedding"], theirs["embedding"]["embedding"] = (table[:257] for table in vocabulary)
+    for (path, ours), value in zip(jax.tree_util.tree_leaves_with_path(frozen), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(ours, value, err_msg=str(path))
+
+
+def test_adapters_resume_exactly(lora_run, config_file, tmp_path):
+    base, workdir = lora_run
+    shutil.copytree(workdir, tmp_path / "run")
+    for step in (path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name == "20"):
+        shutil.rmtree(step)
+    options = [f"--config.init_from=hf:{base}", "--config.optimizer.weight_decay=0.5", *LORA]
+    run(train, f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *options)
+    ours, theirs = (checkpoints.load(place, "last", merge=False) for place in (tmp_path / "run", workdir))
+    assert ours.step == theirs.step == 20
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+def test_adapters_are_merged_for_use_and_for_export(lora_run, tmp_path, tokens):
+    base, workdir = lora_run
+    apart = checkpoints.load(workdir, "last", merge=False)
+    model = gpt.bind(apart.graphdef, apart.params)
+    positions = jnp.tile(jnp.arange(16), (2, 1))
+    expected = np.asarray(model.logits(model.hidden(jnp.asarray(tokens), positions=positions)[0])[..., :257])
+    np.testing.assert_allclose(logits(workdir, tokens), expected, atol=1e-5)
+    run(convert, f"--from={workdir}", f"--to=hf:{tmp_path / 'out'}", "--checkpoint=last")
+    run(convert, f"--from=hf:{tmp_path / 'out'}", f"--to={tmp_path / 'again'}")
+    np.testing.assert_allclose(logits(tmp_path / "again", tokens), expected, atol=1e-5)
+    run(convert, f"--from={workdir}", f"--to=peft:{tmp_path / 'peft'}", "--checkpoint=last")
+    run(convert, f"--from=hf:{base}", f"--adapter={tmp_path / 'peft'}", f"--to={tmp_path / 'both'}")
+    np.testing.assert_allclose(logits(tmp_path / "both", tokens), expected, atol=1e-4)
+    assert checkpoints.load(tmp_path / "both", merge=False).architecture.lora_rank == 6  # query, key and value in one
 
 
 @pytest.mark.parametrize(

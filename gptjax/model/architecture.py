@@ -39,6 +39,10 @@ class Architecture:
     logit_softcap: float
     init_std: float
     dropout: float
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: str
     compute_dtype: str
     attention: str
     scan_unroll: int
@@ -67,8 +71,10 @@ class Architecture:
         """Training FLOPs per token, forward and backward.
 
         Convention "6N + causal attention": six per parameter of every matrix product (embedding look-ups and
-        experts that a token does not use left out, the head counted once), plus 6 x layers x heads x head_dim x context for the two attention
-        products, counted at half their square because of the causal mask (what a sliding window leaves of it).
+        experts that a token does not use left out, the head counted once), plus 6 x layers x heads x head_dim x
+        context for the two attention products, counted at half their square because of the causal mask (what a
+        sliding window leaves of it). Where adapters alone are trained, four per parameter: the gradients of the
+        matrices themselves are not computed. Adapters are not counted.
         """
         context_length = context_length or self.context_length
         window = min(self.sliding_window or context_length, context_length)
@@ -78,7 +84,7 @@ class Architecture:
         if self.num_experts:
             mlp = mlp * self.experts_per_token + self.embed_dim * self.num_experts
         matrices = self.num_layers * (attention + mlp) + self.embed_dim * self.vocab_size
-        return 6 * matrices + 6 * self.num_layers * self.num_heads * self.head_dim * seen
+        return (4 if self.lora_rank else 6) * matrices + 6 * self.num_layers * self.num_heads * self.head_dim * seen
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from gptjax.model import sharding
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
+from gptjax.model.lora import Dropout
 
 Tokens = Float[Array, "tokens embed"]
 
@@ -47,9 +48,9 @@ class Experts(nnx.Module):
         self.expert_down = ExpertKernels(experts, a.mlp_dim, a.embed_dim, down_std, rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length embed"]
+        self, x: Float[Array, "batch length embed"], drop: Dropout | None = None
     ) -> tuple[Float[Array, "batch length embed"], Float[Array, "batch"]]:
-        """(output, load-balancing loss of each row)."""
+        """(output, load-balancing loss of each row). `drop` is that of adapters, which experts do not have."""
         a, activation = self.architecture, ACTIVATIONS[self.architecture.activation]
         scores = self.router(x.astype(jnp.float32))
         top, chosen = jax.lax.top_k(scores, a.experts_per_token)

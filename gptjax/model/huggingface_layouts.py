@@ -205,6 +205,7 @@ NEEDS = {
     "sliding_window": (0,),
     "norm_placement": ("pre",),
     "num_experts": (0,),
+    "lora_rank": (0,),  # adapters are merged first
 }
 GPT2_NEEDS = NEEDS | {
     "norm": ("layernorm",),

@@ -11,17 +11,7 @@ from gptjax.model import kernels, sharding
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
 from gptjax.model.experts import Experts
-
-
-def linear(a: Architecture, inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=a.use_bias,
-        dtype=jnp.dtype(a.compute_dtype),
-        kernel_init=nnx.initializers.normal(std),
-        rngs=rngs,
-    )
+from gptjax.model.lora import Dropout, Linear
 
 
 def norm(a: Architecture, features: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -69,10 +59,10 @@ class Attention(nnx.Module):
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
         heads, kv_heads = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        self.query = linear(a, a.embed_dim, heads, a.init_std, rngs)
-        self.key = linear(a, a.embed_dim, kv_heads, a.init_std, rngs)
-        self.value = linear(a, a.embed_dim, kv_heads, a.init_std, rngs)
-        self.out = linear(a, heads, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
+        self.query = Linear(a, "attention/query", a.embed_dim, heads, a.init_std, rngs)
+        self.key = Linear(a, "attention/key", a.embed_dim, kv_heads, a.init_std, rngs)
+        self.value = Linear(a, "attention/value", a.embed_dim, kv_heads, a.init_std, rngs)
+        self.out = Linear(a, "attention/out", heads, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
         if a.qk_norm:
             dtype = jnp.dtype(a.compute_dtype)
             self.query_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
@@ -86,12 +76,13 @@ class Attention(nnx.Module):
         angles: tuple[Array, Array] | None,
         positions: Int[Array, "batch length"],
         cache: tuple[Array, Array] | None = None,
+        drop: Dropout | None = None,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
         """(output, keys and values of `x`, or the cache with them: written first, at `positions`, if in range)."""
         a = self.architecture
-        q = self._heads(self.query(x), a.num_heads)
-        k = self._heads(self.key(x), a.num_kv_heads)
-        v = self._heads(self.value(x), a.num_kv_heads)
+        q = self._heads(self.query(x, drop), a.num_heads)
+        k = self._heads(self.key(x, drop), a.num_kv_heads)
+        v = self._heads(self.value(x, drop), a.num_kv_heads)
         if a.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:
@@ -102,7 +93,7 @@ class Attention(nnx.Module):
         else:
             memory = k, v
             mixed = kernels.attend(q, k, v, visibility, implementation=a.attention)
-        return self.out(mixed.reshape(*x.shape[:2], -1)), memory
+        return self.out(mixed.reshape(*x.shape[:2], -1), drop), memory
 
     def _heads(self, x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:2], heads, self.architecture.head_dim)
@@ -113,16 +104,18 @@ class MLP(nnx.Module):
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.activation = a.activation
-        self.up = linear(a, a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        self.up = Linear(a, "mlp/up", a.embed_dim, a.mlp_dim, a.init_std, rngs)
         if a.activation == "swiglu":
-            self.gate = linear(a, a.embed_dim, a.mlp_dim, a.init_std, rngs)
-        self.down = linear(a, a.mlp_dim, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
+            self.gate = Linear(a, "mlp/gate", a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        self.down = Linear(a, "mlp/down", a.mlp_dim, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
 
-    def __call__(self, x: Float[Array, "batch length embed"]) -> tuple[Float[Array, "batch length embed"], None]:
+    def __call__(
+        self, x: Float[Array, "batch length embed"], drop: Dropout | None = None
+    ) -> tuple[Float[Array, "batch length embed"], None]:
         """(output, None): a single MLP has no load to balance."""
-        activation = ACTIVATIONS[self.activation]
-        hidden = activation(self.gate(x)) * self.up(x) if self.activation == "swiglu" else activation(self.up(x))
-        return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor")), None
+        up, activation = self.up(x, drop), ACTIVATIONS[self.activation]
+        hidden = activation(self.gate(x, drop)) * up if self.activation == "swiglu" else activation(up)
+        return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor"), drop), None
 
 
 class Block(nnx.Module):
@@ -146,12 +139,13 @@ class Block(nnx.Module):
         **attention_inputs,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array], Float[Array, "batch"] | None]:
         """(output, keys and values, load-balancing loss of each row if there are experts)."""
+        drop = Dropout(dropout_keys, layer)
         inputs = x if self.post_norm else self.attention_norm(x)
-        mixed, memory = self.attention(inputs, cache=cache, **attention_inputs)
+        mixed, memory = self.attention(inputs, cache=cache, drop=drop, **attention_inputs)
         x = x + attention_lib.dropout(mixed, self.rate, dropout_keys, 2 * layer + 1)
         x = self.attention_norm(x) if self.post_norm else x
         inputs = x if self.post_norm else self.mlp_norm(x)
-        hidden, balance = self.mlp(inputs)
+        hidden, balance = self.mlp(inputs, drop)
         x = x + attention_lib.dropout(hidden, self.rate, dropout_keys, 2 * layer + 2)
         x = self.mlp_norm(x) if self.post_norm else x
         return sharding.constrain(x, sharding.BATCH, "context", None), memory, balance

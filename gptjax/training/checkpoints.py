@@ -22,7 +22,7 @@ from gptjax import config as config_lib
 from gptjax.data.templates import ChatTemplate
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import RunError, UserError
-from gptjax.model import gpt
+from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
 from gptjax.training.state import TrainState
 
@@ -234,13 +234,14 @@ def read_template(metadata: dict[str, Any]) -> ChatTemplate | None:
     return ChatTemplate.from_json(description) if description else None
 
 
-def load(workdir: Path, which: str = "best", *, shardings: Any = None) -> Trained:
+def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bool = True) -> Trained:
     """Reads the evaluation parameters (averaged ones if kept) of a checkpoint, without the optimizer state.
 
     Args:
       workdir: a work directory or the directory of one checkpoint.
       which: best, last or a step.
       shardings: function from abstract parameters to their shardings; default: all on one device.
+      merge: adapters become a part of the kernels beside them, and the model one without adapters.
     """
     path = find(workdir, which)
     metadata = read_metadata(path)
@@ -263,6 +264,13 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None) -> Traine
                 partial_restore=True,
             ),
         )
+    params = restored[item]
+    if merge and architecture.lora_rank:
+        params, architecture = lora.merge(params, architecture)
+        graphdef, _ = gpt.abstract_model(architecture)
+        config = config.copy_and_resolve_references().unlock()
+        config.model.lora_rank = 0
+        config.lock()
     return Trained(
         path,
         metadata["step"],
@@ -270,7 +278,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None) -> Traine
         read_tokenizer(metadata),
         architecture,
         graphdef,
-        restored[item],
+        params,
         read_template(metadata),
         metadata.get("generation") or {},
     )

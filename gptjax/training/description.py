@@ -10,7 +10,7 @@ from gptjax import config as config_lib
 from gptjax.config import Config
 from gptjax.data import corpus
 from gptjax.data.tokenizers import build_tokenizer
-from gptjax.model import gpt
+from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
@@ -109,15 +109,15 @@ def _known_vocab_size(config: Config) -> int:
 
 def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
     """A row a parameter, with the FLOPs of its matrix product, and one for the products of attention."""
-    rows = []
+    rows, per_parameter = [], 4 if a.lora_rank else 6
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = partition.path_string(path)
         flops = 0
         if name == "head/kernel" or (name == "embedding/embedding" and a.tie_embeddings):
-            flops = 6 * a.vocab_size * a.embed_dim
+            flops = per_parameter * a.vocab_size * a.embed_dim
         elif name.endswith("kernel"):
             used = a.experts_per_token / a.num_experts if "/expert_" in name else 1
-            flops = round(6 * math.prod(leaf.shape) * used)
+            flops = round(per_parameter * math.prod(leaf.shape) * used)
         rows.append({"module": name, "shape": leaf.shape, "parameters": math.prod(leaf.shape), "flops": flops})
     rows.sort(key=lambda row: ORDER.index(row["module"].partition("/")[0]))
     attention = a.flops_per_token() - sum(row["flops"] for row in rows)
@@ -135,7 +135,7 @@ def _memory(config: Config, params: gpt.Params) -> dict[str, int]:
 
     return {
         "parameters": size(state.params),
-        "gradients": size(state.params),
+        "gradients": size(lora.split(state.params)[0]),
         "optimizer": size(state.opt_state),
         "average": size(state.ema_params),
     }

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from gptjax import __version__
 from gptjax.config import Config, sha256
+from gptjax.model import lora
 from gptjax.optim import optimizers
 from gptjax.parallel import partition
 
@@ -58,6 +59,7 @@ def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict
 
 def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, Any]]:
     """One row a parameter: path, shape, sharding, whether it is decayed, and which optimizer updates it."""
+    trained = {partition.path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(lora.split(params)[0])}
     decayed = jax.tree.leaves(optimizers.decay_mask(params))
     labels = jax.tree.leaves(optimizers.muon_labels(params))
     rows = []
@@ -65,14 +67,15 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
         jax.tree_util.tree_flatten_with_path(params)[0], decayed, labels, strict=True
     ):
         name = partition.path_string(path)
+        updater = label if config.optimizer.name == "muon" else config.optimizer.name
         rows.append(
             {
                 "path": name,
                 "shape": list(leaf.shape),
                 "sharding": str(partition.partition_spec(name, leaf.shape, mesh)),
                 "init": initialisation(config, name),
-                "decay": decay,
-                "optimizer": label if config.optimizer.name == "muon" else config.optimizer.name,
+                "decay": decay and name in trained,
+                "optimizer": updater if name in trained else "none",
             }
         )
     return rows
@@ -82,8 +85,10 @@ def initialisation(config: Config, path: str) -> str:
     """How a parameter starts, in words."""
     if path.endswith("scale"):
         return "ones"
-    if path.endswith("bias"):
+    if path.endswith(("bias", "lora_b")):
         return "zeros"
+    if path.endswith("lora_a"):
+        return "uniform(1 / sqrt(inputs))"
     if path.startswith(("blocks/attention/out", "blocks/mlp/down")):
         return f"normal({config.model.init_std} / sqrt(2 x {config.model.num_layers}))"
     return f"normal({config.model.init_std})"

@@ -31,6 +31,10 @@ OF_THE_RUN = (
     "vocab_multiple",
     "init_std",
     "dropout",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
     "compute_dtype",
     "attention",
     "scan_unroll",
@@ -73,6 +77,7 @@ def find(init_from: str) -> Origin | None:
     else:
         directory = checkpoints.find(Path(init_from))
         model.update(checkpoints.read_config(directory).model)
+        model.lora_rank = 0  # `load` reads the adapters as a part of the kernels
         workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]
         tokenizer = f"hf:{workdirs[0]}" if workdirs else ""
     return Origin(init_from, model.to_dict(), Architecture.from_config(model, 0), tokenizer, directory)
@@ -144,6 +149,8 @@ def load(origin: Origin, state: TrainState) -> TrainState:
 
     def replace(path, fresh):
         name = partition.path_string(path)
+        if name.endswith(("lora_a", "lora_b")):
+            return fresh
         return _placed(name, huggingface.lookup(params, name), fresh, origin.architecture.vocab_size)
 
     params = jax.tree_util.tree_map_with_path(replace, state.params)

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from gptjax.model import gpt
+from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
 
@@ -36,7 +36,7 @@ def create_state(params: gpt.Params, optimizer: optax.GradientTransformation, *,
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(lora.split(params)[0]),
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
     )
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from gptjax.config import Config
-from gptjax.model import gpt
+from gptjax.model import gpt, lora
 from gptjax.objectives import language_modeling
 from gptjax.parallel import partition
 from gptjax.training.state import TrainState
@@ -35,7 +35,7 @@ def make_train_step(
     (seed, step, row in the global batch) only.
     """
     accumulation, ema_decay = config.train.accumulation, config.train.ema_decay
-    dropout = config.model.dropout > 0
+    dropout = config.model.dropout > 0 or (config.model.lora_rank > 0 and config.model.lora_dropout > 0)
     objective = partial(
         language_modeling.loss,
         z_loss=config.objective.z_loss,
@@ -44,18 +44,18 @@ def make_train_step(
         logits_chunk=config.objective.logits_chunk,
     )
 
-    def gradients(params: gpt.Params, batch: Batch, step: jax.Array) -> tuple[gpt.Params, Metrics]:
+    def gradients(trained: gpt.Params, frozen: gpt.Params, batch: Batch, step: jax.Array) -> tuple[gpt.Params, Metrics]:
         total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
         keys = _dropout_keys(config.seed, step, batch["tokens"].shape[0]) if dropout else None
-        cast = _cast_kernels(params, config.model.compute_dtype)
+        cast, fixed = (_cast_kernels(part, config.model.compute_dtype) for part in (trained, frozen))
 
         def micro_gradients(batch, keys):
-            def loss(params):
-                model = gpt.bind(graphdef, params)
+            def loss(trained):
+                model = gpt.bind(graphdef, lora.join(trained, fixed))
                 return objective(model, batch, total_weight=total_weight, dropout_keys=keys)
 
             grads, metrics = jax.grad(loss, has_aux=True)(cast)
-            return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), metrics
+            return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained), metrics
 
         if accumulation == 1:
             return micro_gradients(batch, keys)
@@ -76,20 +76,23 @@ def make_train_step(
             return update(state, batch)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradients(state.params, batch, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = lora.split(state.params)
+        grads, metrics = gradients(trained, frozen, batch, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         ema_params = state.ema_params
         if ema_params is not None:
             # The warm-up of the average (1 + n) / (10 + n) forgets the initial parameters quickly.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            ema_params = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema_params, params)
+            average, _ = lora.split(ema_params)
+            average = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, trained)
+            ema_params = lora.join(average, frozen)
         metrics |= {
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(state.params),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+        return TrainState(state.step + 1, lora.join(trained, frozen), opt_state, ema_params), metrics
 
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state)
     return jax.jit(

@@ -43,6 +43,19 @@ def test_experts_count_where_they_compute(tiny_config):
     assert up["flops"] == 6 * up["parameters"] / 2
 
 
+def test_adapters_alone_have_gradients_and_moments(gpt2):
+    whole = describe(gpt2)
+    gpt2.model.update(lora_rank=8, lora_targets="attention/query")
+    about = describe(gpt2)
+    adapters = 12 * 8 * 2 * 768
+    assert about["parameters"] == whole["parameters"] + adapters
+    assert about["memory"]["gradients"] == 4 * adapters
+    assert about["memory"]["optimizer"] == pytest.approx(8 * adapters, rel=1e-3)
+    attention = 6 * 12 * 768 * 1024
+    assert about["flops_per_token"] - attention == pytest.approx((whole["flops_per_token"] - attention) * 4 / 6)
+    assert sum(row["flops"] for row in about["rows"]) == pytest.approx(about["flops_per_token"])
+
+
 @pytest.mark.parametrize(("tokenizer", "size"), [("byte", 257), ("bpe:1000", 1000)])
 def test_a_vocabulary_that_is_known_needs_no_data(tiny_config, tokenizer, size):
     tiny_config.model.vocab_size = 0

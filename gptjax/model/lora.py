@@ -1,0 +1,106 @@
+"""Low-rank adapters of linear layers (Hu et al. 2021, "LoRA"): W + (alpha / rank) A B, with A and B alone trained.
+
+A model with adapters has `lora_a` [in, rank] and `lora_b` [rank, out] beside the kernels that `model.lora_targets`
+names. Everything else in it is frozen: `split` says what is trained, `merge` makes a model without adapters.
+"""
+
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gptjax.config import LORA_PATHS
+from gptjax.model.architecture import Architecture
+from gptjax.model.attention import dropout
+
+Params = dict[str, Any]
+
+
+class Dropout(NamedTuple):
+    """What an adapter needs to drop its inputs: one key a row (None to evaluate), and the layer it is in."""
+
+    keys: jax.Array | None
+    layer: Int[Array, ""]
+
+
+class Linear(nnx.Linear):
+    """x W + b, and with an adapter (alpha / rank) dropout(x) A B beside it.
+
+    A starts uniform within 1 / sqrt(in), as PEFT's does, and B at zero, so that training starts at the model itself.
+    """
+
+    def __init__(self, a: Architecture, path: str, inputs: int, outputs: int, std: float, rngs: nnx.Rngs):
+        """`path` is that of the layer in a block, "attention/query"."""
+        super().__init__(
+            inputs,
+            outputs,
+            use_bias=a.use_bias,
+            dtype=jnp.dtype(a.compute_dtype),
+            kernel_init=nnx.initializers.normal(std),
+            rngs=rngs,
+        )
+        self.adapted = a.lora_rank > 0 and re.fullmatch(a.lora_targets, path) is not None
+        if self.adapted:
+            uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            self.lora_a = nnx.Param(uniform(rngs.params(), (inputs, a.lora_rank), jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros((a.lora_rank, outputs), jnp.float32))
+            self.scale, self.rate = a.lora_alpha / a.lora_rank, a.lora_dropout
+            # Sites 0 to 2 num_layers are those of the dropout outside adapters.
+            self.sites = 2 * a.num_layers + 1 + LORA_PATHS.index(path), len(LORA_PATHS)
+
+    def __call__(
+        self, x: Float[Array, "batch length inputs"], drop: Dropout | None = None
+    ) -> Float[Array, "batch length outputs"]:
+        y = super().__call__(x)
+        if not self.adapted:
+            return y
+        if drop is not None and self.rate:
+            first, stride = self.sites
+            x = dropout(x, self.rate, drop.keys, first + stride * drop.layer)
+        x = x.astype(self.dtype)
+        return y + self.scale * (x @ self.lora_a[...].astype(self.dtype) @ self.lora_b[...].astype(self.dtype))
+
+
+def split(params: Params) -> tuple[Params, Params]:
+    """(trained, frozen): adapters and the rest; without adapters all and nothing. `join` puts them together again."""
+    trained = _select(params, adapters=True)
+    return (trained, _select(params, adapters=False)) if trained else (params, {})
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """The whole tree of the two parts of `split`."""
+    merged = dict(frozen)
+    for name, value in trained.items():
+        merged[name] = join(value, merged.get(name, {})) if isinstance(value, dict) else value
+    return merged
+
+
+def merge(params: Params, a: Architecture) -> tuple[Params, Architecture]:
+    """The same model without adapters: W + (alpha / rank) A B in their place."""
+
+    def visit(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if "lora_a" not in node:
+            return {name: visit(value) for name, value in node.items()}
+        update = jnp.einsum("lir,lro->lio", node["lora_a"], node["lora_b"], precision=jax.lax.Precision.HIGHEST)
+        rest = {name: value for name, value in node.items() if not name.startswith("lora_")}
+        return rest | {"kernel": node["kernel"] + (a.lora_alpha / a.lora_rank) * update}
+
+    return visit(params) if a.lora_rank else params, dataclasses.replace(a, lora_rank=0)
+
+
+def _select(params: Params, *, adapters: bool) -> Params:
+    """The leaves whose names begin with lora_, or the others; branches without any are left out."""
+    selected = {}
+    for name, value in params.items():
+        if not isinstance(value, dict):
+            if name.startswith("lora_") == adapters:
+                selected[name] = value
+        elif branch := _select(value, adapters=adapters):
+            selected[name] = branch
+    return selected
