@@ -244,7 +244,7 @@ class Engine:
                 capacity=capacity,
             )
         elif capacity > self._capacity:
-            self._state = decoding.resize(self._state, capacity=capacity)
+            self._state = self._state._replace(caches=decoding.grow(self._state.caches, capacity=capacity))
         else:
             return
         self._capacity = capacity

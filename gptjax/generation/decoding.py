@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gptjax.generation import sampling
@@ -120,15 +119,10 @@ def new_state(*, architectures: tuple[Architecture, ...], slots: int, capacity: 
     )
 
 
-@partial(jax.jit, static_argnames="capacity", donate_argnames="state")
-def resize(state: State, *, capacity: int) -> State:
-    """The same texts in caches of another capacity, which must hold them."""
-
-    def cut_or_pad(x: Array) -> Array:
-        x = x[:, :capacity]
-        return jnp.pad(x, [(0, 0), (0, capacity - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
-
-    return state._replace(caches=jax.tree.map(cut_or_pad, state.caches))
+@partial(jax.jit, static_argnames="capacity")
+def grow(caches: tuple[Cache, ...], *, capacity: int) -> tuple[Cache, ...]:
+    """The same texts in larger caches."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, capacity - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]), caches)
 
 
 @partial(jax.jit, static_argnames="graphdefs", donate_argnames="state")
@@ -150,9 +144,7 @@ def insert(graphdefs: Graphdefs, params: AllParams, state: State, prompts: Promp
     seen = seen.at[jnp.arange(batch)[:, None], jnp.where(positions < lengths[:, None], tokens, vocab)].set(
         True, mode="drop"
     )
-    keys = jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
-        prompts.seeds, prompts.indices
-    )
+    keys = jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(prompts.seeds, prompts.indices)
 
     def put(old: Array, new: Array) -> Array:
         return old.at[slots].set(new, mode="drop")
@@ -184,9 +176,7 @@ def decode(
     remaining = jnp.asarray(remaining)
     slots, width = remaining.shape[0], ROUNDS * (1 + draft_tokens)
     began = remaining > 0
-    written = Written(
-        jnp.full((slots, width), NO_TOKEN), jnp.zeros((slots, width)), jnp.zeros(slots, jnp.int32)
-    )
+    written = Written(jnp.full((slots, width), NO_TOKEN), jnp.zeros((slots, width)), jnp.zeros(slots, jnp.int32))
 
     def unfinished(carry):
         round_, _, remaining, _, _ = carry

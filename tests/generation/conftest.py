@@ -1,10 +1,14 @@
 from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.generation import sampling
+from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 
@@ -27,3 +31,40 @@ def random_model() -> Callable:
         return architecture, graphdef, jax.device_put(params)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def check() -> Callable:
+    return check_against_the_full_forward_pass
+
+
+def check_against_the_full_forward_pass(
+    model, prompt, params: SamplingParams, index: int, tokens, log_probabilities
+) -> None:
+    """Every token is what is drawn, with the key of its position, from the logits of the text before it.
+
+    No cache, no batch, no buckets.
+    """
+    architecture, graphdef, parameters = model
+    text = np.concatenate([prompt, tokens]).astype(np.int32)
+    padded = np.zeros(architecture.context_length, np.int32)
+    padded[: len(text)] = text
+    seen = np.zeros((len(padded), architecture.padded_vocab_size), bool)
+    for position in range(1, len(text)):
+        seen[position:, text[position - 1]] = True
+    rows = sampling.controls([params] * len(padded))
+    drawn, scores = _draw(graphdef, parameters, padded, seen, rows, np.uint32(params.seed), np.int32(index))
+    own = slice(len(prompt), len(text))
+    np.testing.assert_array_equal(drawn[own], tokens)
+    np.testing.assert_allclose(scores[own], log_probabilities, atol=2e-4)
+
+
+@partial(jax.jit, static_argnums=0)
+def _draw(graphdef, params, text, seen, controls, seed, index):
+    """For each position, the token drawn there given all before, and its log-probability."""
+    positions = jnp.arange(len(text))
+    model = gpt.bind(graphdef, params)
+    logits = model.logits(model.hidden(text[None], positions=positions[None])[0])[0]
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(positions)
+    return sampling.sample(jnp.roll(logits, 1, axis=0), seen, controls, keys)
