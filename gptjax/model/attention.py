@@ -100,7 +100,13 @@ def masked_scores(
     visibility: Visibility,
 ) -> Float[Array, "batch kv_heads groups length keys"]:
     """Scores of scaled queries in float32, with bias, MASKED where a key is not seen."""
-    scores = jnp.einsum("bqkgd,bskd->bkgqs", q, k, preferred_element_type=jnp.float32)
+    return mask_scores(jnp.einsum("bqkgd,bskd->bkgqs", q, k, preferred_element_type=jnp.float32), visibility)
+
+
+def mask_scores(
+    scores: Float[Array, "batch kv_heads groups length keys"], visibility: Visibility
+) -> Float[Array, "batch kv_heads groups length keys"]:
+    """`scores` with bias, MASKED where a key is not seen."""
     if (bias := visibility.bias()) is not None:
         scores = scores + bias.reshape(-1, *scores.shape[1:3], *bias.shape[2:])
     return jnp.where(visibility.mask()[:, None, None], scores, MASKED)
