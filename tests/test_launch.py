@@ -1,0 +1,138 @@
+"""tools/launch.py: what it would do."""
+
+import importlib.util
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOOL = Path(__file__).parent.parent / "tools" / "launch.py"
+
+
+@pytest.fixture(scope="module")
+def launch():
+    spec = importlib.util.spec_from_file_location("launch", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def dry_run(launch, capsys, monkeypatch):
+    """Runs the tool with --dry_run: (status, output, errors). Nothing may be started."""
+
+    def forbidden(*arguments, **options):
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(launch.subprocess, "run", forbidden)
+    monkeypatch.setattr(launch.subprocess, "Popen", forbidden)
+
+    def run(text: str):
+        status = launch.main([*shlex.split(text)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+# (topology, chips, hosts, chips a host, accelerator type): from the tables of Google's "TPU versions" pages.
+SLICES = [
+    ("v4:2x2x1", 4, 1, 4, "v4-8"),
+    ("v4:4x4x4", 64, 16, 4, "v4-128"),
+    ("v5e:1x1", 1, 1, 1, "v5litepod-1"),
+    ("v5e:2x4", 8, 1, 8, "v5litepod-8"),
+    ("v5e:4x4", 16, 4, 4, "v5litepod-16"),
+    ("v5e:16x16", 256, 64, 4, "v5litepod-256"),
+    ("v5p:2x2x2", 8, 2, 4, "v5p-16"),
+    ("v5p:8x8x8", 512, 128, 4, "v5p-1024"),
+    ("v6e:2x4", 8, 1, 8, "v6e-8"),
+    ("v6e:16x16", 256, 64, 4, "v6e-256"),
+]
+
+
+@pytest.mark.parametrize(("text", "chips", "hosts", "chips_per_host", "accelerator_type"), SLICES)
+def test_slices(launch, text, chips, hosts, chips_per_host, accelerator_type):
+    found = launch.Slice.parse(text)
+    assert (found.chips, found.hosts, found.chips_per_host) == (chips, hosts, chips_per_host)
+    assert found.generation.accelerator_type(chips) == accelerator_type
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("v3:2x2", "v4, v5e, v5p, v6e"), ("v5e:4x4x4", "2 dimensions"), ("v5p:4x4", "v5p:4x4x4"), ("v5e:3x3", "9 chips")],
+)
+def test_a_topology_that_does_not_exist(dry_run, text, said):
+    status, _, errors = dry_run(f"tpu create --name=a --zone=z --topology={text} --dry_run")
+    assert status == 2 and said in errors
+
+
+def test_slurm_script(dry_run):
+    status, text, _ = dry_run(
+        "slurm --nodes=4 --gpus_per_node=8 --time=2:00:00 --config=c.py:x --workdir='/shared/my run' --python=python "
+        "--dry_run -- --config.train.num_steps=5"
+    )
+    assert status == 0
+    lines = text.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    for setting in ("nodes=4", "ntasks-per-node=1", "gpus-per-node=8", "time=2:00:00", "signal=TERM@120"):
+        assert f"#SBATCH --{setting}" in lines
+    assert not any("partition" in line for line in lines)
+    command = shlex.split(lines[-1])
+    assert command[:2] == ["exec", "srun"]
+    train = ["python", "-m", "gptjax.train", "--config=c.py:x", "--workdir=/shared/my run"]
+    assert command[-6:] == [*train, "--config.train.num_steps=5"]
+
+
+def test_tpu_machines(dry_run):
+    where = "--name=a --zone=us-west4-a --topology=v5e:4x4 --dry_run"
+    _, text, _ = dry_run(f"tpu create {where} --spot")
+    assert text == (
+        "gcloud compute tpus queued-resources create a --zone=us-west4-a --node-id=a "
+        "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot\n"
+    )
+    _, text, _ = dry_run(f"tpu describe {where}")
+    assert text == "gcloud compute tpus queued-resources describe a --zone=us-west4-a\n"
+    _, text, _ = dry_run(f"tpu delete {where} --project=p")
+    assert text == "gcloud compute tpus queued-resources delete a --zone=us-west4-a --project=p --force --quiet\n"
+
+
+def test_tpu_training_runs_on_all_workers_of_all_slices(dry_run):
+    where = "--name=a --zone=z --topology=v6e:16x16 --slices=2 --bucket=b --dry_run"
+    _, text, _ = dry_run(f"tpu create {where}")
+    assert "--node-count=2 --node-prefix=a" in text and "--node-id" not in text
+    status, text, _ = dry_run(f"tpu train {where} --config=c.py --workdir=runs/a -- --config.train.num_steps=5")
+    commands = [shlex.split(line) for line in text.splitlines()]
+    assert status == 0 and [command[5] for command in commands] == ["a-0", "a-1"]
+    for command in commands:
+        assert "--worker=all" in command
+        remote = command[-1].removeprefix("--command=")
+        assert remote.endswith(
+            ".venv/bin/python -m gptjax.train --config=c.py --workdir=/mnt/gptjax/runs/a --config.train.num_steps=5"
+        )
+        assert "gcsfuse --implicit-dirs b /mnt/gptjax" in remote
+    assert dry_run(f"tpu setup {where}")[1].count("--worker=all") == 4
+    status, _, errors = dry_run("tpu train --name=a --zone=z --topology=v5e:4x4 --dry_run")
+    assert status == 2 and "--bucket" in errors
+
+
+@pytest.mark.parametrize(("topology", "chips", "hosts", "chips_per_host", "_"), SLICES)
+def test_jobset(dry_run, launch, topology, chips, hosts, chips_per_host, _):
+    where = f"--name=a --topology={topology} --slices=3 --image=i --bucket=b --config=c.py --workdir=runs/a --dry_run"
+    status, text, _ = dry_run(f"""gke {where} -- "--config.logging.sample_prompt=it's" """)
+    assert status == 0
+    manifest = yaml.safe_load(text)
+    assert manifest["kind"] == "JobSet"
+    (job,) = manifest["spec"]["replicatedJobs"]
+    assert job["replicas"] == 3
+    spec = job["template"]["spec"]
+    assert spec["completions"] == spec["parallelism"] == hosts
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": launch.GENERATIONS[topology.partition(":")[0]].gke_accelerator,
+        "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": chips_per_host}
+    train = ["python", "-m", "gptjax.train", "--config=c.py", "--workdir=/mnt/gptjax/runs/a"]
+    assert container["command"] == [*train, "--config.logging.sample_prompt=it's"]

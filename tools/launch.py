@@ -1,0 +1,340 @@
+"""Starts a training run on several machines: Slurm, Cloud TPU VMs, or GKE.
+
+  python tools/launch.py slurm --nodes=2 --gpus_per_node=8 --config=configs/gpt2_124m.py --workdir=/shared/runs/a
+  python tools/launch.py tpu create --name=a --zone=us-west4-a --topology=v5e:4x4      (setup, describe, delete)
+  python tools/launch.py tpu train --name=a --zone=us-west4-a --topology=v5e:4x4 --bucket=B --config=C --workdir=runs/a
+  python tools/launch.py gke --name=a --topology=v5e:4x4 --image=IMAGE --bucket=B --config=C --workdir=runs/a
+
+What follows `--` goes to `gptjax train` as it is: `... -- --config.train.num_steps=500`. With --dry_run the script,
+the commands or the manifest are printed and nothing is done. All processes of a run share one work directory, so it
+must be on a file system that every machine has; on Cloud TPU that is a bucket (with hierarchical namespace, whose
+renames are atomic), mounted by Cloud Storage FUSE. The same command again continues the run.
+"""
+
+import argparse
+import dataclasses
+import math
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+
+MOUNT = "/mnt/gptjax"  # where the bucket is on Cloud TPU machines
+SAVE_SECONDS = 120  # before a time limit, for a last checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A TPU generation, as gcloud and GKE call it.
+
+    Attributes:
+      accelerator_type: for a number of chips; v4 and v5p count cores, of which a chip has two.
+      dimensions: of a topology.
+      largest_host: chips of the largest machine that is a slice by itself. Machines of larger slices have four.
+    """
+
+    accelerator_type: Callable[[int], str]
+    runtime_version: str
+    gke_accelerator: str
+    dimensions: int
+    largest_host: int
+
+
+GENERATIONS = {
+    "v4": Generation(lambda chips: f"v4-{2 * chips}", "tpu-ubuntu2204-base", "tpu-v4-podslice", 3, 4),
+    "v5e": Generation(lambda chips: f"v5litepod-{chips}", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", 2, 8),
+    "v5p": Generation(lambda chips: f"v5p-{2 * chips}", "v2-alpha-tpuv5", "tpu-v5p-slice", 3, 4),
+    "v6e": Generation(lambda chips: f"v6e-{chips}", "v2-alpha-tpuv6e", "tpu-v6e-slice", 2, 8),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice of TPU chips: "v5e:4x4" has 16 chips on 4 hosts."""
+
+    generation: Generation
+    topology: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Slice":
+        name, _, topology = text.partition(":")
+        if name not in GENERATIONS:
+            raise ValueError(f"--topology={text}: the generations are {', '.join(GENERATIONS)}, as in v5e:4x4")
+        dimensions = GENERATIONS[name].dimensions
+        if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), topology):
+            example = "4x4x4" if dimensions == 3 else "4x4"
+            raise ValueError(f"--topology={text}: one of {name} has {dimensions} dimensions, as in {name}:{example}")
+        found = cls(GENERATIONS[name], topology)
+        if found.chips > found.generation.largest_host and found.chips % 4:
+            raise ValueError(f"--topology={text}: {found.chips} chips are no whole number of machines with 4 each")
+        return found
+
+    @property
+    def chips(self) -> int:
+        return math.prod(map(int, self.topology.split("x")))
+
+    @property
+    def hosts(self) -> int:
+        return 1 if self.chips <= self.generation.largest_host else self.chips // 4
+
+    @property
+    def chips_per_host(self) -> int:
+        return self.chips // self.hosts
+
+
+def train_command(options: argparse.Namespace, workdir: str, python: str) -> str:
+    return shlex.join(
+        [python, "-m", "gptjax.train", f"--config={options.config}", f"--workdir={workdir}", *options.arguments]
+    )
+
+
+# ---- Slurm -------------------------------------------------------------------------------------------------------
+
+
+def slurm_script(options: argparse.Namespace) -> str:
+    """One process a node, which has all GPUs of it."""
+    settings = {
+        "job-name": options.name,
+        "nodes": options.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": options.gpus_per_node or None,
+        "cpus-per-task": options.cpus_per_node or None,
+        "partition": options.partition,
+        "account": options.account,
+        "time": options.time,
+        "output": options.log or f"{options.workdir}/slurm-%j.log",
+        "open-mode": "append",
+        "signal": f"TERM@{SAVE_SECONDS}",
+    }
+    header = [f"#SBATCH --{name}={value}" for name, value in settings.items() if value is not None]
+    command = train_command(options, options.workdir, options.python)
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *header,
+            "set -eu",
+            # The processes end each other and say why; srun ends what is left a minute later.
+            f"exec srun --label --wait=60 {command}",
+            "",
+        ]
+    )
+
+
+def slurm(options: argparse.Namespace) -> None:
+    script = slurm_script(options)
+    if options.dry_run:
+        print(script, end="")
+        return
+    if not options.log:
+        subprocess.run(["mkdir", "-p", options.workdir], check=True)
+    subprocess.run(["sbatch"], input=script, text=True, check=True)
+
+
+# ---- Cloud TPU VMs -----------------------------------------------------------------------------------------------
+
+
+def tpu_commands(options: argparse.Namespace) -> list[list[str]]:
+    """The gcloud commands of an action."""
+    tpu = Slice.parse(options.topology)
+    place = [f"--zone={options.zone}", *([f"--project={options.project}"] if options.project else [])]
+    queued = ["gcloud", "compute", "tpus", "queued-resources"]
+    nodes = [options.name] if options.slices == 1 else [f"{options.name}-{i}" for i in range(options.slices)]
+    if options.action == "create":
+        accelerator = tpu.generation.accelerator_type(tpu.chips)
+        named = [f"--node-id={options.name}"]
+        if options.slices > 1:
+            named = [f"--node-count={options.slices}", f"--node-prefix={options.name}"]
+        return [
+            [
+                *(*queued, "create", options.name, *place, *named),
+                *(f"--accelerator-type={accelerator}", f"--runtime-version={tpu.generation.runtime_version}"),
+                *(["--spot"] if options.spot else []),
+            ]
+        ]
+    if options.action == "describe":
+        return [[*queued, "describe", options.name, *place]]
+    if options.action == "delete":
+        return [[*queued, "delete", options.name, *place, "--force", "--quiet"]]
+
+    def on_all(command: str) -> list[list[str]]:
+        ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
+        return [[*ssh, node, *place, "--worker=all", f"--command={command}"] for node in nodes]
+
+    if options.action == "setup":
+        scp = ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse"]
+        copies = [[*scp, ".", f"{node}:gptjax", *place, "--worker=all"] for node in nodes]
+        install = (
+            "curl -LsSf https://astral.sh/uv/install.sh | sh && cd gptjax && ~/.local/bin/uv venv --python=3.11 "
+            "&& ~/.local/bin/uv pip install '.[tpu]'"
+        )
+        return [*copies, *on_all(install)]
+    mount = (
+        f"sudo mkdir -p {MOUNT} && sudo chmod 777 {MOUNT} && "
+        f"(mountpoint -q {MOUNT} || gcsfuse --implicit-dirs {shlex.quote(options.bucket)} {MOUNT})"
+    )
+    return on_all(f"{mount} && cd gptjax && {train_command(options, f'{MOUNT}/{options.workdir}', '.venv/bin/python')}")
+
+
+def tpu(options: argparse.Namespace) -> None:
+    if options.action == "train" and not (options.config and options.workdir and options.bucket):
+        raise ValueError("tpu train needs --config, --workdir and --bucket")
+    commands = tpu_commands(options)
+    if options.dry_run:
+        print("\n".join(shlex.join(command) for command in commands))
+        return
+    if options.action != "train":
+        for command in commands:
+            subprocess.run(command, check=True)
+        return
+    running = [subprocess.Popen(command) for command in commands]  # every slice at the same time
+    statuses = [process.wait() for process in running]
+    if any(statuses):
+        raise subprocess.SubprocessError("a slice failed; what its processes printed last says why")
+
+
+# ---- GKE ---------------------------------------------------------------------------------------------------------
+
+# GKE gives every pod TPU_WORKER_ID, TPU_WORKER_HOSTNAMES and, with several slices, the MEGASCALE variables.
+JOBSET = """\
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: {name}
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: {restarts}
+  replicatedJobs:
+  - name: slice
+    replicas: {slices}
+    template:
+      spec:
+        parallelism: {hosts}
+        completions: {hosts}
+        backoffLimit: 0
+        template:
+          metadata:
+            annotations:
+              gke-gcsfuse/volumes: "true"
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: {grace}
+            serviceAccountName: {service_account}
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: {accelerator}
+              cloud.google.com/gke-tpu-topology: {topology}
+            containers:
+            - name: gptjax
+              image: {image}
+              command: {command}
+              resources:
+                requests:
+                  google.com/tpu: {chips}
+                limits:
+                  google.com/tpu: {chips}
+              volumeMounts:
+              - name: bucket
+                mountPath: {mount}
+            volumes:
+            - name: bucket
+              csi:
+                driver: gcsfuse.csi.storage.gke.io
+                volumeAttributes:
+                  bucketName: {bucket}
+                  mountOptions: implicit-dirs
+"""
+
+
+def jobset(options: argparse.Namespace) -> str:
+    """The manifest: one job a slice, one pod a host. A failed pod restarts all of them, and they continue."""
+    tpu = Slice.parse(options.topology)
+    command = shlex.split(train_command(options, f"{MOUNT}/{options.workdir}", "python"))
+    return JOBSET.format(
+        name=options.name,
+        restarts=options.restarts,
+        slices=options.slices,
+        hosts=tpu.hosts,
+        chips=tpu.chips_per_host,
+        accelerator=tpu.generation.gke_accelerator,
+        topology=tpu.topology,
+        grace=SAVE_SECONDS,
+        service_account=options.service_account,
+        image=options.image,
+        command="[" + ", ".join("'" + word.replace("'", "''") + "'" for word in command) + "]",
+        mount=MOUNT,
+        bucket=options.bucket,
+    )
+
+
+def gke(options: argparse.Namespace) -> None:
+    manifest = jobset(options)
+    if options.dry_run:
+        print(manifest, end="")
+        return
+    subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True, check=True)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    places = parser.add_subparsers(dest="place", required=True)
+
+    def place(name: str, run: Callable[[argparse.Namespace], None], *, required: bool) -> argparse.ArgumentParser:
+        one = places.add_parser(name)
+        one.set_defaults(run=run)
+        one.add_argument("--config", required=required, help="e.g. --config=configs/gpt2_124m.py")
+        one.add_argument("--workdir", required=required, help="on a file system that every machine has")
+        one.add_argument("--dry_run", action="store_true", help="print what would be done")
+        return one
+
+    one = place("slurm", slurm, required=True)
+    one.add_argument("--name", default="gptjax")
+    one.add_argument("--nodes", type=int, default=1)
+    one.add_argument("--gpus_per_node", type=int, default=0)
+    one.add_argument("--cpus_per_node", type=int, default=0)
+    one.add_argument("--partition")
+    one.add_argument("--account")
+    one.add_argument("--time", help="e.g. --time=24:00:00")
+    one.add_argument("--log", help="default: WORKDIR/slurm-JOB.log")
+    one.add_argument("--python", default=sys.executable)
+
+    one = place("tpu", tpu, required=False)
+    one.add_argument("action", choices=["create", "describe", "setup", "train", "delete"])
+    one.add_argument("--zone", required=True)
+    one.add_argument("--project")
+    one.add_argument("--spot", action="store_true")
+
+    two = place("gke", gke, required=True)
+    two.add_argument("--image", required=True, help="with gptjax[tpu] and the checkout as working directory")
+    two.add_argument("--restarts", type=int, default=10)
+    two.add_argument("--service_account", default="default", help="that may write to the bucket")
+    two.add_argument("--bucket", required=True)
+    one.add_argument("--bucket")
+    for both in (one, two):
+        both.add_argument("--name", required=True)
+        both.add_argument("--topology", required=True, help="e.g. --topology=v5e:4x4")
+        both.add_argument("--slices", type=int, default=1)
+    own, rest = arguments, []
+    if "--" in arguments:
+        own, rest = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
+    options = parser.parse_args(own)
+    options.arguments = rest
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    try:
+        options.run(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, subprocess.SubprocessError) as error:  # no sbatch, gcloud or kubectl here, or it failed
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
