@@ -224,6 +224,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "samples": Option(3, "texts sampled at each evaluation", minimum=0),
         "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
         "sample_tokens": Option(100, "tokens in a sample", minimum=1),
+        "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = not said", minimum=0),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
     },
     "seed": Option(0, "of initialisation, data order, dropout and samples", minimum=0),

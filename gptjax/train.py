@@ -148,6 +148,8 @@ def train(
         tokenizer.save(workdir / "tokenizer.json")
         about = manifest.build(config, mesh, abstract_params, data_identity)
         workdir_lib.write_whole(workdir / "manifest.json", json.dumps(about, indent=1) + "\n")
+        if card := corpus.data_card(sources):
+            workdir_lib.write_whole(workdir / "data_card.md", card)
 
     train_step = make_train_step(config, graphdef, optimizer, schedule, mesh, target)
     scorer = Scorer(
@@ -242,7 +244,8 @@ def train(
         if not math.isfinite(parameter_norm(state.params)):  # or it would push a good checkpoint out
             raise RunError(f"the parameters are not finite after step {step}. {advice()}")
         scores = {} if validation_loss is None else {"validation_loss": validation_loss}
-        checkpoints.save(step, state, config=config, tokenizer=tokenizer, template=template, metrics=scores)
+        about = {"config": config, "tokenizer": tokenizer, "template": template}
+        checkpoints.save(step, state, **about, generation=origin and origin.generation, metrics=scores)
 
     # ---- The loop: evaluate and save the state as it is, and only then advance -----------------------------------
     stop = stopping.StopSignals()

@@ -73,6 +73,12 @@ def identity(sources: Sequence[WeightedStore]) -> dict[str, Any]:
     }
 
 
+def data_card(sources: Sequence[WeightedStore]) -> str:
+    """The cards of all stores that have one, as Markdown."""
+    cards = [source.store.directory / "card.md" for source in sources]
+    return "\n\n".join(card.read_text(encoding="utf-8") for card in cards if card.exists())
+
+
 def chat_template(sources: Sequence[WeightedStore]) -> ChatTemplate | None:
     """The template of the dialogues, where there are any."""
     descriptions = (source.store.manifest.get("chat_template") for source in sources)

@@ -27,6 +27,7 @@ CSS = """
 .chart .axis, .chart .cursor { stroke: var(--muted); }
 .chart .mark { stroke: var(--muted); stroke-dasharray: 3 3; }
 .chart .halo { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; stroke-linejoin: round; }
+.chart .band { fill: var(--series-1); opacity: 0.18; stroke: none; }
 .chart .series { fill: none; stroke-width: 1.75; stroke-linecap: round; stroke-linejoin: round; }
 .chart .dots { stroke-width: 6; }
 .chart .series-0 { stroke: var(--series-0); } .chart .series-1 { stroke: var(--series-1); }
@@ -76,6 +77,16 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
+class Area:
+    """What lies between `low` and `high`, finite and of the same length as `x`; drawn behind the lines."""
+
+    name: str
+    x: Sequence[float] | np.ndarray
+    low: Sequence[float] | np.ndarray
+    high: Sequence[float] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Mark:
     """A dashed vertical line at `x` with a label."""
 
@@ -109,11 +120,13 @@ def line_chart(
     y_label: str,
     log_y: bool = False,
     marks: Sequence[Mark] = (),
+    area: Area | None = None,
 ) -> str:
     """An <svg> element of 640 x 320 units for use inside an HTML page.
 
-    Series are thinned to MAX_POINTS points. With `log_y`, values of zero and below leave gaps. Marks outside
-    the data are left out. A chart without data says so. Raises ValueError where x and y differ in length.
+    Series are thinned to MAX_POINTS points. With `log_y`, values of zero and below leave gaps. The axes are those
+    of the series: marks outside are left out, and areas cut. A chart without data says so. Raises ValueError where
+    x and y differ in length.
     """
     runs = [_Runs.of(one, log_y) for one in series]
     body = [f'<text class="title" x="0" y="16">{html.escape(title)}</text>']
@@ -124,7 +137,8 @@ def line_chart(
         y_axis, y_ticks = _y_axis(drawn, log_y)
         axes = f" data-axes='{json.dumps({'x': x_axis.to_json(), 'y': y_axis.to_json()})}'"
         body += _grid(x_axis, y_axis, y_ticks, x_label, y_label)
-        body += _legend([one.name for one in series]) if len(series) > 1 else []
+        body += [_area(area, x_axis, y_axis)] if area else []
+        body += _legend([one.name for one in series], area) if len(series) > 1 or area else []
         body += [_path(run, index, x_axis, y_axis) for index, run in enumerate(runs) if len(run.x)]
         body += [_mark(mark, x_axis) for mark in marks if x_axis.low <= mark.x <= x_axis.high]
         body.append(f'<line class="cursor" visibility="hidden" y1="{TOP}" y2="{BOTTOM}"/>')
@@ -230,9 +244,14 @@ def _grid(x_axis: _Axis, y_axis: _Axis, y_ticks: list[float], x_label: str, y_la
     return parts
 
 
-def _legend(names: Sequence[str]) -> list[str]:
+def _legend(names: Sequence[str], area: Area | None) -> list[str]:
     """One row, right-aligned above the plot area."""
     parts, x = [], float(RIGHT)
+    if area:
+        x -= 6.5 * len(area.name)
+        parts.append(f'<text x="{x:.1f}" y="38">{html.escape(area.name)}</text>')
+        parts.append(f'<path class="band" d="M{x - 24:.1f} 28h16v12h-16Z"/>')
+        x -= 40
     for index, name in reversed(list(enumerate(names))):
         text_width = 6.5 * len(name)
         x -= text_width
@@ -240,6 +259,13 @@ def _legend(names: Sequence[str]) -> list[str]:
         parts.append(f'<path class="series {_color(index)}" d="M{x - 24:.1f} 34h16"/>')
         x -= 40
     return parts
+
+
+def _area(area: Area, x_axis: _Axis, y_axis: _Axis) -> str:
+    x = np.clip(x_axis.pixels(area.x), LEFT, RIGHT)
+    low, high = (np.clip(y_axis.pixels(edge), TOP, BOTTOM) for edge in (area.low, area.high))
+    corners = [*zip(x, high, strict=True), *zip(x[::-1], low[::-1], strict=True)]
+    return f'<path class="band" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in corners)}Z"/>'
 
 
 def _path(run: _Runs, index: int, x_axis: _Axis, y_axis: _Axis) -> str:

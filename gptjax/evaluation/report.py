@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax.evaluation import charts
-from gptjax.evaluation.charts import Mark, Series
+from gptjax.evaluation import bands, charts, costs
+from gptjax.evaluation.charts import Area, Mark, Series
 
 Line = dict[str, Any]
 
@@ -77,14 +77,18 @@ def write_report(workdir: Path) -> Path:
 def _page(workdir: Path) -> str:
     metrics = _read_metrics(workdir / "metrics.jsonl")
     manifest = _read_object(workdir / "manifest.json")
+    config = _read_object(workdir / "config.json")
+    band = bands.find(config, _object(manifest.get("data")))
     name = html.escape(workdir.resolve().name)
     sections = [
         f"<header><h1>{name}</h1>{_subtitle(manifest)}</header>",
         _cards(metrics),
-        _curves(metrics),
+        _curves(metrics, band),
         _evaluations(sorted(workdir.glob("evaluation/*.json"))),
         _samples(_read_lines(workdir / "samples.jsonl")),
-        _settings(manifest, _read_object(workdir / "config.json")),
+        _costs(metrics["train"], manifest, config),
+        _data_card(workdir / "data_card.md"),
+        _settings(manifest, config),
     ]
     body = "\n".join(filter(None, sections))
     return f"""<!DOCTYPE html>
@@ -220,18 +224,23 @@ def _wall_time(lines: Iterable[Line]) -> float:
     return total + last
 
 
-def _curves(metrics: dict[str, list[Line]]) -> str:
+def _curves(metrics: dict[str, list[Line]], band: bands.Band | None) -> str:
+    """Of loss, learning rate, gradient norm and speed; where others have run this config, what they got."""
     train, validation = metrics["train"], metrics["validation"]
     best = _best(validation)
     marks = [Mark(best[0]["step"], f"best {_significant(best[1])} at step {best[0]['step']:,}")] if best else []
+    area = Area("expected validation", band.steps, band.low, band.high) if band else None
     figures = [
-        _curve("Loss", "loss", "nats per token", {"training": train, "validation": validation}, marks=marks),
+        _curve("Loss", "loss", "nats per token", {"training": train, "validation": validation}, marks=marks, area=area),
         _curve("Learning rate", "learning_rate", "", {"training": train}),
         _curve("Gradient norm", "gradient_norm", "before clipping, log scale", {"training": train}, log_y=True),
         _curve("Speed", "tokens_per_second", "tokens per second", {"training": train}),
     ]
     drawn = "\n".join(f'<div class="panel">{figure}</div>' for figure in figures if figure)
-    return f'<h2>Curves</h2>\n<div class="charts">\n{drawn}\n</div>' if drawn else ""
+    losses = [(line["step"], value) for line, value in _finite(validation, "loss")]
+    verdict = html.escape(band.verdict(losses)) if band else ""
+    note = f'<p class="note">Validation loss {verdict}.</p>\n' if verdict else ""
+    return f'<h2>Curves</h2>\n{note}<div class="charts">\n{drawn}\n</div>' if drawn else ""
 
 
 def _curve(title: str, key: str, y_label: str, splits: dict[str, list[Line]], **options: Any) -> str:
@@ -297,6 +306,23 @@ def _samples_of(step: float, lines: list[Line]) -> str:
         for line in lines
     )
     return f'<div class="panel samples"><h3>step {step:,}</h3>\n{texts}</div>'
+
+
+def _costs(train: list[Line], manifest: dict[str, Any], config: dict[str, Any]) -> str:
+    rows = costs.rows(train, manifest, config)
+    columns = {"what": "key", "how much": "code"}
+    return f'<h2>Cost</h2>\n<div class="panel">{_table(columns, rows)}</div>' if rows else ""
+
+
+def _data_card(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return (
+        "<h2>Data</h2>\n<details><summary>Card: what came in, what was removed, what is left</summary>"
+        f'<div class="panel"><pre>{html.escape(text)}</pre></div></details>'
+    )
 
 
 def _settings(manifest: dict[str, Any], config: dict[str, Any]) -> str:

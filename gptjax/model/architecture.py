@@ -5,6 +5,9 @@ import dataclasses
 from ml_collections import ConfigDict
 
 
+FLOPS_CONVENTION = "6N + causal attention"
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """Static description of a GPT. Hashable, so that it can be part of a compiled program's identity.

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from gptjax import __version__
 from gptjax.config import Config, sha256
 from gptjax.model import lora
+from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
 from gptjax.optim import optimizers
 from gptjax.parallel import partition
 
@@ -52,6 +53,8 @@ def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict
         "mesh": dict(mesh.shape),
         "prng": {"implementation": str(jax.random.key_impl(jax.random.key(0))), "seed": config.seed},
         "config_sha256": sha256(config),
+        "flops_per_token": Architecture.from_config(config.model, config.model.vocab_size).flops_per_token(),
+        "flops_convention": FLOPS_CONVENTION,
         "data": data,
         "parameters": parameter_table(config, mesh, params),
     }

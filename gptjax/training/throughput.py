@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
-CONVENTION = "6N + causal attention; peak: dense, compute dtype"
+from gptjax.model.architecture import FLOPS_CONVENTION
+
+CONVENTION = f"{FLOPS_CONVENTION}; peak: dense, compute dtype"
 
 # Dense peak in TFLOP/s for (bfloat16, float32), from the vendors' data sheets. Float32 on GPUs: TF32 is off.
 PEAK_TFLOPS = {

@@ -171,3 +171,16 @@ def test_ticks_cover_the_data_and_are_few(seed):
 )
 def test_tick_text(value, text):
     assert tick_text(value) == text
+
+
+def test_an_area_lies_behind_the_lines_and_inside_the_axes():
+    area = charts.Area("expected", [0, 50, 100], [0.0, 2.5, 2.5], [9.0, 3.5, 3.5])
+    svg = line_chart([Series("train", [0, 100], [2.0, 4.0])], area=area, **LABELS)
+    assert "expected" in texts(svg)
+    band = next(path for path in parse(svg).iter("path") if path.get("class") == "band" and "L" in path.get("d"))
+    assert svg.index(band.get("d")) < svg.index("series line")
+    points = [tuple(map(float, point.split())) for point in band.get("d")[1:-1].split("L")]
+    middle = (charts.LEFT + charts.RIGHT) / 2
+    quarter = (charts.BOTTOM - charts.TOP) / 4  # half a nat of the two that the axis has
+    assert points[:2] == [(charts.LEFT, charts.TOP), (middle, charts.TOP + quarter)]
+    assert points[-2:] == [(middle, charts.BOTTOM - quarter), (charts.LEFT, charts.BOTTOM)]
