@@ -115,13 +115,18 @@ def _corpus_metric(
     """
     check(hypotheses, references_list)
     recorded = []
-    extract = scorer._extract_corpus_statistics
+    extract, compute = scorer._extract_corpus_statistics, scorer._compute_score_from_stats
 
     def extract_and_record(*arguments):  # the statistics are not public, and TER takes minutes to compute them twice
         recorded.extend(extract(*arguments))
         return recorded
 
-    scorer._extract_corpus_statistics = extract_and_record
+    def compute_as_float(statistics):  # sacrebleu 2.6 cannot take the mean of numpy's numbers and Python's 0.0
+        score = compute(statistics)
+        score.score = float(score.score)
+        return score
+
+    scorer._extract_corpus_statistics, scorer._compute_score_from_stats = extract_and_record, compute_as_float
     # sacrebleu takes the k-th references of all items together, None where an item has fewer.
     streams = list(itertools.zip_longest(*references_list))
     resampled = len(hypotheses) > 1

@@ -97,6 +97,12 @@ def test_limits_of_the_scale(metric):
     assert (empty.value, empty.ci95) == (0.0, [0.0, 0.0])
 
 
+def test_resamples_without_any_match():
+    """Some of them score 0, which sacrebleu's own mean cannot add to the others."""
+    estimate = chrf(["the cat sat", "", ""], [["the cat sat"], ["x"], ["y"]])
+    assert estimate.ci95[0] < estimate.value < estimate.ci95[1]
+
+
 @pytest.mark.parametrize("metric", [bleu, chrf])
 def test_one_item_has_no_interval(metric):
     estimate = metric(["the cat sat on the mat"], [["the cat sat on a mat"]])

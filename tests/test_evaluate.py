@@ -1,0 +1,213 @@
+"""The evaluate verb from end to end: tasks on a checkpoint, files of outputs, comparisons."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptjax import cli, convert, evaluate, train
+from gptjax.data.tokenizers import build_tokenizer
+
+CONFIG = """
+from gptjax.config import get_default
+
+def get_config():
+    config = get_default()
+    config.tokenizer = "byte"
+    config.data.update(source="text:{corpus}/*.txt", split_by="document", validation_fraction=0.4)
+    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=64)
+    config.optimizer.learning_rate = 1e-2
+    config.train.update(num_steps=40, batch_size=8, checkpoint_every=10, keep_checkpoints=4)
+    config.evaluation.update(every=40, tasks="perplexity,bleu")
+    config.logging.update(samples=0, tensorboard=False)
+    return config
+"""
+QUESTIONS = [
+    {"query": f"the cat sat on {i}", "choices": ["a mat", "xqzj kwv", "and saw one red bird sing"], "gold": i % 3}
+    for i in range(24)
+]
+PROMPTS = [{"prompt": f"the cat sat {i}", "references": ["on a mat", "on the mat"]} for i in range(6)]
+
+
+def run(*options: str) -> int:
+    return cli.run(evaluate.main, ["evaluate", *options])
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_corpus, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("evaluate")
+    (directory / "config.py").write_text(CONFIG.format(corpus=tiny_corpus))
+    options = [f"--config={directory}/config.py", f"--workdir={directory}/run"]
+    assert cli.run(train.main, ["train", *options]) == 0
+    return directory / "run"
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """questions.jsonl, prompts.jsonl."""
+    for name, entries in (("questions", QUESTIONS), ("prompts", PROMPTS)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return tmp_path
+
+
+def results(path: Path) -> dict:
+    return json.loads(path.read_text())["results"]
+
+
+def test_all_kinds_of_tasks_in_one_run(workdir, files, tiny_corpus):
+    kinds = "perplexity,bleu,ter,rouge,f1,diversity,multiple_choice"
+    options = [f"--prompts={files}/prompts.jsonl", f"--examples={files}/questions.jsonl", "--max_new_tokens=10"]
+    assert run(f"--workdir={workdir}", f"--tasks={kinds}", f"--output={files}/out.json", *options) == 0
+    found = results(files / "out.json")
+    assert {task: set(metrics) for task, metrics in found.items() if task != "diversity"} == {
+        "perplexity": {"perplexity", "nll", "bits_per_byte", "accuracy", "word_perplexity", "unigram_perplexity"},
+        "bleu": {"bleu", "chrf"},
+        "ter": {"ter"},
+        "rouge": {"rouge1", "rouge2", "rougeL"},
+        "f1": {"f1", "exact_match"},
+        "multiple_choice": {"accuracy", "accuracy_normalized"},
+    }
+    for metrics in found.values():
+        for score in metrics.values():
+            assert score.keys() == {"value", "ci95", "n", "signature"} and len(score["signature"]) > 10
+    perplexity = found["perplexity"]
+    words = int(re.search(r"words:(\d+)", perplexity["word_perplexity"]["signature"])[1])
+    texts = [path.read_text() for path in tiny_corpus.glob("*.txt")]
+    assert 0 < words < sum(len(text.split()) for text in texts)
+    total = perplexity["nll"]["value"] * perplexity["nll"]["n"]
+    assert perplexity["word_perplexity"]["value"] == pytest.approx(math.exp(total / words))
+    items = [json.loads(line) for line in (files / "out.items.jsonl").read_text().splitlines()]
+    shown = next(item for item in items if item["task"] == "bleu" and "item" in item)
+    assert shown["prompt"] == "the cat sat 0" and shown["references"] == ["on a mat", "on the mat"]
+    assert "hypothesis" in shown and shown["sums"].keys() == {"bleu", "chrf"}
+
+
+def test_a_question_is_scored_the_same_in_any_batch(workdir, files):
+    found = []
+    for size in (1, 7, 64):
+        task = f"--tasks=multiple_choice:{files}/questions.jsonl"
+        assert run(f"--workdir={workdir}", task, f"--batch_size={size}", f"--output={files}/{size}.json") == 0
+        lines = [json.loads(line) for line in (files / f"{size}.items.jsonl").read_text().splitlines()]
+        found.append([line["log_likelihoods"] for line in lines if "item" in line])
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, atol=2e-4)
+    assert results(files / "1.json").keys() == {"multiple_choice:questions"}
+
+
+def test_another_source_is_scored_with_the_tokenizer_of_the_checkpoint(workdir, tiny_corpus, tmp_path):
+    for number, path in enumerate(sorted(tiny_corpus.glob("*.txt"))[:30]):
+        (tmp_path / f"{number}.txt").write_text(path.read_text())
+    options = ["--tasks=perplexity", f"--data=text:{tmp_path}/*.txt", f"--output={tmp_path}/out.json"]
+    assert run(f"--workdir={workdir}", *options) == 0
+    scores = results(tmp_path / "out.json")["perplexity"]
+    tokens = sum(len(path.read_bytes()) + 1 for path in tmp_path.glob("*.txt"))
+    assert scores["nll"]["n"] == tokens and "unigram_perplexity" not in scores
+    words = sum(len(path.read_text().split()) for path in tmp_path.glob("*.txt"))
+    assert f"|split:all|context:64|stride:64|tokens:{tokens}|" in scores["nll"]["signature"]
+    assert f"|words:{words}|" in scores["word_perplexity"]["signature"]
+
+
+@pytest.mark.parametrize("form", ["--compare {a} {b}", "--compare={a},{b}", "--compare={a} --compare={b}"])
+def test_two_checkpoints_are_compared(workdir, tmp_path, capsys, form):
+    for step in (10, 40):
+        options = [f"--checkpoint={step}", "--tasks=perplexity", f"--output={tmp_path}/{step}.json"]
+        assert run(f"--workdir={workdir}", *options) == 0
+    capsys.readouterr()
+    arguments = form.format(a=tmp_path / "10.json", b=tmp_path / "40.json").split()
+    assert run(*arguments, f"--output={tmp_path}/compared.json") == 0
+    assert "B is better: perplexity perplexity, perplexity nll, perplexity bits_per_byte" in capsys.readouterr().out
+    found = json.loads((tmp_path / "compared.json").read_text())["differences"]["perplexity"]["nll"]
+    before, after = (results(tmp_path / f"{step}.json")["perplexity"]["nll"]["value"] for step in (10, 40))
+    assert (found["a"], found["b"], found["difference"]) == pytest.approx((before, after, after - before))
+    assert found["ci95"][0] < found["difference"] < found["ci95"][1] < 0 and found["p"] < 0.01
+
+
+def test_outputs_of_systems(tmp_path, capsys):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "one.txt").write_text("The cat sat on the mat.\n\nA dog.\n")
+    (tmp_path / "outputs" / "two.txt").write_text("the Cat sat on the mat.\nIt rains.\nA dog.\n")
+    (tmp_path / "references.txt").write_text("The cat sat on the mat.\nA cat sat.\n\nIt rains.\n\nThe dog.\nA dog.\n")
+    options = [f"--references={tmp_path}/references.txt", f"--output={tmp_path}/scores.json"]
+    assert run(f"--hypotheses={tmp_path}/outputs", *options) == 0
+    printed = capsys.readouterr()
+    assert "warning: 1 of 3 hypotheses" in printed.err and "two.txt" in printed.out
+    systems = json.loads((tmp_path / "scores.json").read_text())["systems"]
+    assert systems["two.txt"]["bleu_lowercase"]["bleu_lowercase"]["value"] == pytest.approx(100)
+    assert systems["two.txt"]["bleu"]["bleu"]["value"] < 100 == pytest.approx(systems["two.txt"]["f1"]["f1"]["value"])
+    assert systems["one.txt"]["rouge"]["rouge1"]["signature"].endswith("|empty:1")
+    for name in ("one", "two"):
+        options[-1] = f"--output={tmp_path}/{name}.json"
+        assert run(f"--hypotheses={tmp_path}/outputs/{name}.txt", "--tasks=f1,ter", *options) == 0
+    assert run("--compare", f"{tmp_path}/one.json", f"{tmp_path}/two.json") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks=multiple_choise:a.jsonl"], "unknown task 'multiple_choise'; .*did you mean multiple_choice?"),
+        (["--tasks=multiple_choice:absent.jsonl"], "cannot open absent.jsonl: No such file"),
+        (["--tasks=multiple_choice"], "the task multiple_choice needs a file: --tasks=multiple_choice:FILE.jsonl"),
+        (["--tasks=bleu:a.jsonl"], "the task bleu takes no file: 'bleu:a.jsonl'; prompts come from --prompts"),
+        (["--tasks=multiple_choice:{}/bad.jsonl"], "bad.jsonl, line 2: gold is 3, but there are 3 choices; expected"),
+        (["--tasks=lm_eval"], "the task lm_eval needs a name"),
+        (["--tasks=arc:{0}/questions.jsonl,arc:{0}/questions.jsonl"], "two tasks are named arc:questions"),
+        (["--tasks=bleu", "--prompts={}/long.jsonl"], "prompt 0 has 101 tokens, more than .* context_length 64"),
+        (["--tasks=exact_answer", "--prompts={}/prompts.jsonl"], "the reference of item 0 has no answer"),
+        (["--compare", "{}/a.json"], "--compare takes two work directories or results, not 1"),
+        (["--compare", "{}/a.json", "{}/b.json"], "there is no .*a.items.jsonl"),
+        (["--hypotheses={}/two.txt", "--references={}/three.txt"], "two.txt has 2 .*three.txt has references for 3"),
+        (["--hypotheses={}/two.txt"], "two.txt has no references; name them: --references=FILE"),
+        (["--hypotheses={}/absent.txt", "--references={}/three.txt"], "cannot open .*absent.txt: No such file"),
+        (["--hypotheses={0}/two.txt", "--references={0}/two.txt", "--tasks=blue"], "unknown task 'blue'.*bleu"),
+    ],
+)
+def test_a_wrong_request(workdir, files, capsys, options, message):
+    (files / "bad.jsonl").write_text(json.dumps(QUESTIONS[0]) + "\n" + json.dumps(QUESTIONS[0] | {"gold": 3}) + "\n")
+    (files / "long.jsonl").write_text(json.dumps({"prompt": "x" * 100, "reference": "y"}) + "\n")
+    (files / "two.txt").write_text("a\nb\n")
+    (files / "three.txt").write_text("a\nb\nc\n")
+    capsys.readouterr()
+    assert run(f"--workdir={workdir}", *(option.format(files) for option in options)) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and re.search(message, last), last
+
+
+@pytest.mark.parametrize("stride", [24, 7])
+def test_strided_perplexity_is_that_of_a_loop_over_windows_in_transformers(tmp_path, stride):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    length, eot = 24, 256
+    torch.manual_seed(0)
+    shape = dict(vocab_size=257, n_positions=length, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=eot, eos_token_id=eot)).eval()
+    model.save_pretrained(tmp_path / "hf")
+    build_tokenizer("byte").save(tmp_path / "hf" / "tokenizer.json")
+    texts = ["Short.", "A text of exactly 24 b.", "A text that is longer than one window. " * 4, "x" * 25]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+
+    nll, count = 0.0, 0
+    for text in texts:
+        tokens = torch.tensor([eot, *text.encode(), eot])
+        scored = 0  # predictions of this document that an earlier window has made
+        for begin in range(0, len(tokens) - 1, stride):
+            inputs, targets = tokens[begin : begin + length], tokens[begin + 1 : begin + length + 1].clone()
+            inputs = inputs[: len(targets)]
+            targets[: scored - begin] = -100
+            with torch.no_grad():
+                logits = model(inputs[None]).logits[0]
+            nll += torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item()
+            count += int((targets != -100).sum())
+            scored = begin + len(targets)
+            if scored == len(tokens) - 1:
+                break
+    assert count == sum(len(text) + 1 for text in texts)
+
+    assert cli.run(convert.main, ["convert", f"--from=hf:{tmp_path}/hf", f"--to={tmp_path}/run"]) == 0
+    options = ["--tasks=perplexity", f"--data=text:{tmp_path}/*.txt", f"--stride={stride}"]
+    assert run(f"--workdir={tmp_path}/run", *options, f"--output={tmp_path}/out.json") == 0
+    scores = results(tmp_path / "out.json")["perplexity"]
+    assert scores["perplexity"]["n"] == count
+    assert scores["perplexity"]["value"] == pytest.approx(math.exp(nll / count), rel=1e-4)
