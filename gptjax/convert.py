@@ -86,13 +86,15 @@ def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: b
         place = huggingface_files.locate(adapter)
         options, params = huggingface_adapters.read_adapter(place, architecture, params)
         config.model.update(options)
+    generation = huggingface_files.read_generation_config(directory)
+    generation["begin_token_ids"] = tokenizer_files.begin_ids(tokenizer, template)
     path = checkpoints.write_parameters(
         workdir,
         params,
         config=config,
         tokenizer=tokenizer,
         template=template,
-        generation=huggingface_files.read_generation_config(directory),
+        generation=generation,
     )
     workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
     tokenizer.save(workdir / "tokenizer.json")

@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     cluster.define_flags(flag_values)
     cli.parse(flag_values, argv, __doc__)
     if flag_values.describe:
-        return describe(cli.read_config(flag_values), chosen=cli.chosen_options(flag_values))
+        describe(cli.read_config(flag_values), chosen=cli.chosen_options(flag_values))
+        return
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
     config, workdir = cli.read_config(flag_values), Path(flag_values.workdir)

@@ -5,12 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from safetensors.numpy import load_file
 
 from gptjax import cli, config, convert, generate
+from gptjax.data import tokenizer_files
+from gptjax.data.templates import ChatTemplate
 from gptjax.data.tokenizers import build_tokenizer
+from gptjax.generation import flags as sampling_flags
+from gptjax.generation.engine import Generator
 from gptjax.model import gpt, huggingface
 from gptjax.model.architecture import Architecture
+from gptjax.training import checkpoints
 
 
 @pytest.fixture
@@ -59,3 +65,64 @@ def test_what_exists_is_kept(directory, tmp_path, capsys):
     (tmp_path / "run" / "mine").write_text("x")
     assert cli.run(convert.main, ["convert", f"--from=hf:{directory}", f"--to={tmp_path / 'run'}"]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_what_a_model_was_published_with_is_kept(directory, tmp_path):
+    """Ends of a text, sampling and the beginning of a text, in and out again."""
+    published = {"eos_token_id": [256, 97], "do_sample": True, "temperature": 0.25, "top_k": 7}
+    (directory / "generation_config.json").write_text(json.dumps(published))
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [256], "tokens": ["<|endoftext|>"]}},
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli.run(convert.main, ["convert", f"--from=hf:{directory}", f"--to={run}"]) == 0
+    trained = checkpoints.load(run)
+    assert trained.tokenizer.prefix == (256,)
+    expected = {"eos_token_ids": [256, 97], "temperature": 0.25, "top_k": 7, "begin_token_ids": [256]}
+    assert trained.generation == expected
+    generator = Generator.from_trained(trained)
+    assert generator.end_ids == (256, 97) and generator.begin_ids == (256,)
+    assert cli.run(convert.main, ["convert", f"--from={run}", f"--to=hf:{out}"]) == 0
+    written = json.loads((out / "generation_config.json").read_text())
+    assert written.items() >= published.items()
+
+
+def test_a_chat_model_begins_with_its_template(directory, tmp_path):
+    tokenizer, _ = tokenizer_files.read(directory)
+    tokenizer = ChatTemplate().prepare_tokenizer(tokenizer)
+    model = config.get_default().model
+    model.update(huggingface.read_config(directory), vocab_size=tokenizer.vocab_size)
+    architecture = Architecture.from_config(model, 0)
+    params = gpt.initialise(architecture, jax.random.key(0))
+    huggingface.write_directory(tmp_path / "chat", architecture, params, eot_id=tokenizer.eot_id)
+    tokenizer_files.write(tmp_path / "chat", tokenizer, ChatTemplate(), context_length=32)
+    assert cli.run(convert.main, ["convert", f"--from=hf:{tmp_path / 'chat'}", f"--to={tmp_path / 'run'}"]) == 0
+    generator = Generator.from_trained(checkpoints.load(tmp_path / "run"))
+    assert generator.template.jinja is None and generator.begin_ids == ()
+    assert generator.end_ids == (256, tokenizer.special_tokens["<|im_end|>"])
+
+
+def test_flags_go_before_what_a_model_was_published_with():
+    values = flags.FlagValues()
+    sampling_flags.define(values)
+    values(["generate", "--top_k=3"])
+    params = sampling_flags.read(values)
+    generation = {"temperature": 0.25, "top_k": 7, "eos_token_ids": [1]}
+    params = sampling_flags.with_published(values, params, generation)
+    assert (params.temperature, params.top_k) == (0.25, 3)
+
+
+def test_pickle_files_need_to_be_asked_for(directory, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({name: torch.tensor(value) for name, value in weights.items()}, directory / "pytorch_model.bin")
+    arguments = ["convert", f"--from=hf:{directory}", f"--to={tmp_path / 'run'}"]
+    assert cli.run(convert.main, arguments) == 2
+    assert "add --allow_pickle to `convert`" in capsys.readouterr().err
+    assert cli.run(convert.main, [*arguments, "--allow_pickle"]) == 0

@@ -25,6 +25,12 @@ def read(directory: Path) -> tuple[Tokenizer, ChatTemplate | None]:
     return tokenizer, ChatTemplate() if template.jinja == CHATML else template
 
 
+def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    """What begins a text for a pretrained model: with a chat template nothing, which that does not write itself;
+    otherwise the tokenizer's own prefix, or an end-of-text token, which separates the documents of pretraining."""
+    return [] if template is not None else list(tokenizer.prefix) or [tokenizer.eot_id]
+
+
 def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, *, context_length: int) -> None:
     """Writes tokenizer.json and a tokenizer_config.json with which transformers' AutoTokenizer gives the same ids.
 

@@ -92,6 +92,14 @@ class Tokenizer:
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
         return type(self)(tokenizer, self.eot_token)
 
+    @functools.cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """The ids that the tokenizer.json has other programs put before a text, such as <s>; `encode` does not."""
+        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        places = [i for i in range(len(ids)) if ids[i : i + len(plain)] == plain]
+        return tuple(ids[: places[0]]) if places and plain else ()
+
     def extends(self, other: "Tokenizer") -> bool:
         """Whether this gives all texts the ids that `other` gives; it may have more special tokens."""
         if self.sha256 == other.sha256:

@@ -64,11 +64,16 @@ class Generator:
         draft: Model | None = None,
         draft_tokens: int = 4,
         name: str = "the model",
+        end_ids: Sequence[int] = (),
+        begin_ids: Sequence[int] | None = None,
     ):
         """With a template, a text is a user's message, and a completion the assistant's turn.
 
         With a mesh, rows are split over its data and fsdp axes; `params` are expected on it. With a draft, a small
         model of the same vocabulary, decoding is speculative; the completions are the same.
+
+        A text ends with an end-of-text token, the end of the assistant's turn, or one of `end_ids`. `begin_ids` are put
+        before a prompt; default: an end-of-text token, with which every document of a token store begins.
         """
         self.architecture = architecture
         self.params = params
@@ -76,7 +81,8 @@ class Generator:
         self.template = template
         self.statistics: Statistics | None = None
         end_of_turn = [tokenizer.special_tokens[template.end_of_turn]] if template else []
-        self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn]))
+        self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn, *end_ids]))
+        self.begin_ids = (tokenizer.eot_id,) if begin_ids is None else tuple(begin_ids)
         self._graphdef = graphdef
         self._mesh = mesh
         self._batch_size = batch_size
@@ -104,6 +110,8 @@ class Generator:
             trained.tokenizer,
             trained.template,
             name=str(trained.path),
+            end_ids=trained.generation.get("eos_token_ids", ()),
+            begin_ids=trained.generation.get("begin_token_ids"),
             **options,
         )
 
@@ -138,8 +146,8 @@ class Generator:
         on_text: OnText | None = None,
         indices: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """`complete_tokens` for texts, each as the beginning of a document: after an end-of-text token."""
-        begin = np.array([self.tokenizer.eot_id], np.int32)
+        """`complete_tokens` for texts, each as the beginning of a document: after `begin_ids`."""
+        begin = np.array(self.begin_ids, np.int32)
         if self.template is None:
             encoded = self.tokenizer.encode_batch(prompts)
         else:

@@ -1,5 +1,9 @@
 """The sampling flags that every verb that generates text has."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from absl import flags
 
 from gptjax.generation.params import SamplingParams
@@ -45,5 +49,16 @@ def read(flag_values: flags.FlagValues) -> SamplingParams:
         seed=flag_values.seed,
         ignore_eos=flag_values.ignore_eos,
     )
+    params.validate()
+    return params
+
+
+def with_published(
+    flag_values: flags.FlagValues, params: SamplingParams, generation: Mapping[str, Any]
+) -> SamplingParams:
+    """`params`, with the settings that a pretrained model was published with where no flag says otherwise."""
+    names = {field.name for field in dataclasses.fields(SamplingParams)}
+    settings = {name: value for name, value in generation.items() if name in names and not flag_values[name].present}
+    params = dataclasses.replace(params, **settings)
     params.validate()
     return params

@@ -166,8 +166,8 @@ class Trained:
 
     Attributes:
       template: of the dialogues that the model was trained on; None where it was trained on text.
-      generation: what came with a pretrained model: `eos_token_ids`, each of which ends a text, and the sampling
-        that it was published with, by the names of SamplingParams.
+      generation: what came with a pretrained model: `eos_token_ids`, each of which ends a text; `begin_token_ids`,
+        which begin one; and the sampling that it was published with, by the names of SamplingParams.
     """
 
     path: Path

@@ -52,6 +52,8 @@ class Origin(NamedTuple):
       architecture: the same, resolved.
       tokenizer: the spec of its tokenizer; empty where there is no file of one.
       directory: of Hugging Face, or of the checkpoint.
+      generation: what it was published with, as `Trained` has it, but for the beginning of a text: that is now the
+        one of the token store.
     """
 
     init_from: str
@@ -59,6 +61,7 @@ class Origin(NamedTuple):
     architecture: Architecture
     tokenizer: str
     directory: Path
+    generation: dict[str, Any]
 
     @property
     def is_checkpoint(self) -> bool:
@@ -74,13 +77,16 @@ def find(init_from: str) -> Origin | None:
         directory = huggingface_files.locate(init_from.removeprefix("hf:"))
         model.update(huggingface.read_config(directory))
         tokenizer = init_from if tokenizer_files.has_tokenizer(directory) else ""
+        generation = huggingface_files.read_generation_config(directory)
     else:
         directory = checkpoints.find(Path(init_from))
         model.update(checkpoints.read_config(directory).model)
         model.lora_rank = 0  # `load` reads the adapters as a part of the kernels
         workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]
         tokenizer = f"hf:{workdirs[0]}" if workdirs else ""
-    return Origin(init_from, model.to_dict(), Architecture.from_config(model, 0), tokenizer, directory)
+        generation = checkpoints.read_metadata(directory).get("generation") or {}
+    generation = {name: value for name, value in generation.items() if name != "begin_token_ids"}
+    return Origin(init_from, model.to_dict(), Architecture.from_config(model, 0), tokenizer, directory, generation)
 
 
 def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[str] = ()) -> config_lib.Config:
