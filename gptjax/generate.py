@@ -2,16 +2,18 @@
 
   python -m gptjax.generate --workdir=runs/quickstart --prompt="The with statement" --temperature=0.8
   python -m gptjax.generate --workdir=runs/quickstart --prompts=prompts.jsonl --output=completions.jsonl
+  python -m gptjax.generate --workdir=runs/large --draft=runs/small --prompt="Once upon a time"
 
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
-"length").
+"length"), and with --logprobs "tokens" and "logprobs". Many prompts are spread over all local devices.
 """
 
 import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ from gptjax.errors import RunError, UserError
 from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
-    from gptjax.generation.engine import Completion
+    from gptjax.generation.engine import Completion, Generator
+    from gptjax.training.checkpoints import Trained
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +38,9 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
     flags.DEFINE_integer("num_samples", 1, "completions of each prompt, e.g. --num_samples=3", **define)
     flags.DEFINE_integer("batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", **define)
+    flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
+    flags.DEFINE_string("draft", None, "a small model that speeds this one up, e.g. --draft=runs/small", **define)
+    flags.DEFINE_integer("draft_tokens", 4, "that the draft proposes at a time, e.g. --draft_tokens=4", **define)
     sampling_flags.define(flag_values)
     cli.parse(flag_values, argv, __doc__)
 
@@ -42,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir is missing; e.g. --workdir=runs/quickstart")
     if (flag_values.prompt is None) == (flag_values.prompts is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE.jsonl")
-    for name in ("num_samples", "batch_size"):
+    for name in ("num_samples", "batch_size", "draft_tokens"):
         if flag_values[name].value < 1:
             raise UserError(f"--{name} is {flag_values[name].value}; it must be at least 1")
     params = sampling_flags.read(flag_values)
@@ -54,34 +60,33 @@ def main(argv: Sequence[str]) -> None:
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output} is a directory, or in one that does not exist; name a file")
 
-    from gptjax.config import get_default
-    from gptjax.data import corpus
-    from gptjax.generation.engine import Generator
-    from gptjax.parallel import runtime
-    from gptjax.training import checkpoints
-
-    path = checkpoints.find(Path(flag_values.workdir), flag_values.checkpoint)
-    cache_dir = corpus.cache_directory(checkpoints.read_config(path))
-    runtime.start(get_default().mesh, rows=1, cache_dir=cache_dir)  # one device
-    trained = checkpoints.load(path)
-    generator = Generator.from_trained(trained, batch_size=flag_values.batch_size)
     requests = [request for request in requests for _ in range(flag_values.num_samples)]
-    streaming = len(requests) == 1 and flag_values.prompt is not None and not output and sys.stdout.isatty()
+    trained, generator = _load(flag_values, many=len(requests) > 1)
+    params = sampling_flags.with_published(flag_values, params, trained.generation)
+    as_lines = bool(output or flag_values.prompts or flag_values.logprobs)
+    streaming = len(requests) == 1 and not as_lines and sys.stdout.isatty()
     completions = generator.complete(
         [request["prompt"] for request in requests], params, on_text=_show if streaming else None
     )
     if streaming:
         print()
     elif output:
-        write_lines(output, _lines(requests, completions))
+        write_lines(output, _lines(requests, completions, logprobs=flag_values.logprobs))
         print(f"wrote {len(completions)} completions to {output}")
-    elif flag_values.prompts:
-        print(*_lines(requests, completions), sep="\n")
+    elif as_lines:
+        print(*_lines(requests, completions, logprobs=flag_values.logprobs), sep="\n")
     else:
         for i, completion in enumerate(completions, start=1):
             if len(completions) > 1:
                 print(f"--- {i} of {len(completions)}")
             print(completion.text)
+    if flag_values.draft:
+        counts = generator.statistics
+        print(
+            f"draft: {counts.accepted} of {counts.proposed} proposals taken; "
+            f"{counts.tokens / max(counts.passes, 1):.2f} tokens for each pass of the model",
+            file=sys.stderr,
+        )
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
@@ -124,14 +129,51 @@ def _parse_prompt(line: bytes) -> dict[str, Any]:
     return request
 
 
-def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion"]) -> list[str]:
-    return [
-        json.dumps(
-            {**request, "completion": completion.text, "finish_reason": completion.finish_reason},
-            ensure_ascii=False,
-        )
-        for request, completion in zip(requests, completions, strict=True)
-    ]
+def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator"]:
+    """The model of the command line, on all local devices if there are many prompts."""
+    import jax
+
+    from gptjax.config import get_default
+    from gptjax.data import corpus
+    from gptjax.generation.engine import Generator
+    from gptjax.parallel import mesh as mesh_lib
+    from gptjax.parallel import partition, runtime
+    from gptjax.training import checkpoints
+
+    path = checkpoints.find(Path(options.workdir), options.checkpoint)
+    draft_path = checkpoints.find(Path(options.draft)) if options.draft else None
+    config = checkpoints.read_config(path)
+    # A CPU is one device: its matrix products use all cores, and two devices would both read every parameter.
+    runtime.start(
+        get_default().mesh,
+        rows=1,
+        cache_dir=corpus.cache_directory(config),
+        compute_dtype=config.model.compute_dtype,
+    )
+    mesh = (
+        mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
+    )
+    shardings = partial(partition.parameter_shardings, mesh=mesh) if mesh else None
+    trained = checkpoints.load(path, shardings=shardings)
+    generator = Generator.from_trained(
+        trained,
+        draft=checkpoints.load(draft_path, shardings=shardings) if draft_path else None,
+        draft_tokens=options.draft_tokens,
+        batch_size=options.batch_size,
+        mesh=mesh,
+    )
+    return trained, generator
+
+
+def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion"], *, logprobs: bool) -> list[str]:
+    lines = []
+    for request, completion in zip(requests, completions, strict=True):
+        line = {**request, "completion": completion.text, "finish_reason": completion.finish_reason}
+        if logprobs:
+            line["tokens"] = completion.tokens.tolist()
+            line["logprobs"] = [round(value, 6) for value in completion.log_probabilities.tolist()]
+        lines.append(json.dumps(line, ensure_ascii=False))
+    return lines
 
 
 def _show(_: int, text: str) -> None:

@@ -116,6 +116,38 @@ def test_wrong_requests(run, arguments, message):
     assert message in err.splitlines()[-1]
 
 
+def test_logprobs_of_the_tokens(run):
+    status, out, _ = run("--prompt=ab", "--logprobs", "--num_samples=2", "--ignore_eos")
+    assert status == 0
+    first, second = map(json.loads, out.splitlines())
+    assert first["prompt"] == "ab" and first["completion"] != second["completion"]
+    for line in (first, second):
+        assert len(line["tokens"]) == len(line["logprobs"]) == 5
+        assert all(value < 0 for value in line["logprobs"])
+
+
+def test_several_stop_texts(run):
+    _, out, _ = run("--prompt=ab", "--max_new_tokens=25", "--ignore_eos")
+    text = out.removesuffix("\n")
+    stops = [text[9], text[6]]
+    _, stopped, _ = run("--prompt=ab", "--max_new_tokens=25", "--ignore_eos", *(f"--stop={stop}" for stop in stops))
+    assert stopped.removesuffix("\n") == text[: min(map(text.index, stops))]
+
+
+def test_a_draft_changes_speed_and_not_text(run, workdir):
+    plain = run("--prompt=ab", "--ignore_eos")
+    status, out, err = run("--prompt=ab", "--ignore_eos", f"--draft={workdir}", "--draft_tokens=2")
+    assert (status, out) == plain[:2]
+    assert "draft: 3 of 4 proposals taken; 2.50 tokens for each pass" in err
+
+
+def test_a_draft_with_another_tokenizer_is_refused(run, workdir, tmp_path):
+    draft = save_checkpoint(tmp_path / "draft", build_tokenizer("char", ["abc"]))
+    status, _, err = run("--prompt=ab", f"--draft={draft}")
+    assert status == 2
+    assert str(draft) in err and str(workdir) in err and "another tokenizer" in err
+
+
 def test_a_workdir_without_checkpoints(run, tmp_path):
     status, _, err = run("--prompt=a", workdir=tmp_path / "missing")
     assert status == 2 and "no checkpoint" in err
@@ -139,6 +171,7 @@ def test_help_shows_every_flag_without_importing_jax():
         "--temperature",
         "--repetition_penalty",
         "--stop",
+        "--draft_tokens",
         "e.g. --top_p=0.95",
     ):
         assert flag in result.stdout
