@@ -11,11 +11,10 @@ from gptjax.config import Config
 from gptjax.data import corpus
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.model import gpt, lora
-from gptjax.model.architecture import Architecture
+from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.training.state import create_state
-from gptjax.training.throughput import CONVENTION
 
 MIN_WIDTH = 110  # of the table
 ORDER = ("embedding", "position_embedding", "ngram_embedding", "blocks", "final_norm", "head")
@@ -50,7 +49,7 @@ def describe(config: Config) -> dict[str, Any]:
         "embedding_parameters": tables,
         "non_embedding_parameters": count - tables,
         "flops_per_token": flops,
-        "convention": CONVENTION.partition(";")[0],
+        "convention": FLOPS_CONVENTION,
         "vocab_size": vocab_size,
         "num_steps": num_steps,
         "tokens_per_step": tokens_per_step,
