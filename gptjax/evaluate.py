@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
-    flags.DEFINE_list("references", [], "one text a line, e.g. --references=a.txt,b.txt", **define)
+    flags.DEFINE_string("references", "", "one text a line, e.g. --references=a.txt,b.txt", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
     cli.parse(flag_values, _join_compare(argv), __doc__)
     if flag_values.output:
@@ -176,7 +176,7 @@ def score_outputs(options: flags.FlagValues) -> None:
     from gptjax.evaluation import scoring
 
     chosen = scoring.choose_tasks(options.tasks)
-    outputs = scoring.read_outputs(Path(options.hypotheses), options.references)
+    outputs = scoring.read_outputs(Path(options.hypotheses), _split_specs(options.references))
     systems = {}
     for output in outputs:
         _warn_of_empty(f"hypotheses of {output.path}", output.hypotheses)
@@ -189,6 +189,11 @@ def score_outputs(options: flags.FlagValues) -> None:
         _write(Path(options.output), {"hypotheses": str(outputs[0].path), "results": _results(outcomes)}, outcomes)
     elif options.output:
         _write(Path(options.output), {"systems": {name: _results(outcomes) for name, outcomes in systems.items()}}, {})
+
+
+def _split_specs(text: str) -> list[str]:
+    """The entries of a list with commas, of which FILE#PROMPT,REFERENCE is one."""
+    return re.findall(r"[^,#]+(?:#[^,]*,[^,]*)?", text)
 
 
 def _warn_of_empty(what: str, texts: Sequence[str]) -> None:

@@ -143,6 +143,14 @@ def test_outputs_of_systems(tmp_path, capsys):
     assert run("--compare", f"{tmp_path}/one.json", f"{tmp_path}/two.json") == 0
 
 
+def test_outputs_are_scored_against_the_rows_of_a_csv_file(tmp_path):
+    (tmp_path / "test.csv").write_text("mr,ref\na,The cat sat.\nb,It rains.\na,A cat sat down.\n")
+    (tmp_path / "out.txt").write_text("the cat sat\nit rains\n")
+    options = [f"--references={tmp_path}/test.csv#mr,ref", "--tasks=f1", f"--output={tmp_path}/out.json"]
+    assert run(f"--hypotheses={tmp_path}/out.txt", *options) == 0
+    assert results(tmp_path / "out.json")["f1"]["exact_match"]["value"] == 100
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

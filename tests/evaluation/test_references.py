@@ -84,6 +84,10 @@ def test_chinese_agrees_with_the_sacrebleu_command(tmp_path):
     assert round(estimate.value, 6) == printed["score"]
     assert estimate.signature == printed["signature"]
     assert "tok:zh" in estimate.signature
+    edits = ter(CHINESE, CHINESE_REFERENCES, characters=True)
+    options = ["-m", "ter", "--ter-normalized", "--ter-asian-support"]
+    printed = sacrebleu_cli(tmp_path, CHINESE, CHINESE_REFERENCES, *options)
+    assert (round(edits.value, 6), edits.signature) == (printed["score"], printed["signature"])
     assert estimate.value > bleu(CHINESE, CHINESE_REFERENCES).value  # 13a sees one word a sentence
 
 
