@@ -85,6 +85,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
         ),
         "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
+        "matmul": Option(
+            "compute_dtype",
+            "products of the linear layers in blocks; float8 = operands scaled to 8 bits (NVIDIA Hopper and later)",
+            choices=("compute_dtype", "float8"),
+        ),
         "attention": Option(
             "auto",
             "reference | xla (blocks) | cudnn (GPU, bfloat16) | splash (TPU); auto = the best for the device",

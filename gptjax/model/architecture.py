@@ -4,7 +4,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-
 FLOPS_CONVENTION = "6N + causal attention"
 
 
@@ -47,6 +46,7 @@ class Architecture:
     lora_dropout: float
     lora_targets: str
     compute_dtype: str
+    matmul: str
     attention: str
     scan_unroll: int
     remat: str

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gptjax.config import LORA_PATHS
+from gptjax.model import float8
 from gptjax.model.architecture import Architecture
 from gptjax.model.attention import dropout
 
@@ -40,6 +41,7 @@ class Linear(nnx.Linear):
             outputs,
             use_bias=a.use_bias,
             dtype=jnp.dtype(a.compute_dtype),
+            dot_general=float8.dot_general if a.matmul == "float8" else jax.lax.dot_general,
             kernel_init=nnx.initializers.normal(std),
             rngs=rngs,
         )
