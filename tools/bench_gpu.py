@@ -80,6 +80,7 @@ TRAININGS = (
     Training("G2", "gpt2_124m", 64, ("objective.logits_chunk=0",)),
     Training("G2", "gpt2_124m", 32, ("objective.logits_chunk=0",)),
     Training("G2", "gpt2_124m", 64, ("model.attention=xla",)),
+    Training("G2", "gpt2_124m", 64, ("model.matmul=float8",)),
     Training("G2", "gpt2_124m", 64, ("model.activation=squared_relu",)),
     Training("G3", "gpt2_355m", 32, (UNROLLED, "model.remat=none")),
     Training("G3", "gpt2_1558m", 16, (UNROLLED, "model.remat=dots")),
