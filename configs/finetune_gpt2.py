@@ -11,12 +11,18 @@ Expected: not measured here, where there is neither a network nor GPT-2's weight
 """
 
 from gptjax.config import apply_arg, get_default
+from gptjax.errors import UserError
 from gptjax.model import presets
 
 SIZES = {"gpt2": "gpt2-124m", "gpt2-medium": "gpt2-355m", "gpt2-large": "gpt2-774m", "gpt2-xl": "gpt2-1558m"}
 
 
 def get_config(arg: str = ""):
+    if arg not in {"", "runlocal", *SIZES}:
+        sizes = ", ".join(map(repr, SIZES))
+        raise UserError(
+            f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes {sizes}, 'runlocal' or nothing"
+        )
     name = arg if arg in SIZES else "gpt2"
     config = get_default()
     config.init_from = config.tokenizer = f"hf:{name}"

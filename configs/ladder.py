@@ -61,7 +61,8 @@ def get_config(arg: str = f"d{REFERENCE_DEPTH}"):
             rest = part
         else:
             raise UserError(
-                f"--config=configs/ladder.py:{arg}: unknown part {part!r}; e.g. d6, d6,ratio=10.5 or d6,runlocal"
+                f"--config=configs/ladder.py:{arg}: unknown argument {part!r}; this config takes a depth ('d6'), "
+                "'ratio=10.5' and 'runlocal', with commas between"
             )
     batch = batch_tokens(depth)
     growth = matrix_parameters(depth) / matrix_parameters(REFERENCE_DEPTH)

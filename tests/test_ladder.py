@@ -78,5 +78,5 @@ def test_the_argument(ladder):
     config_lib.validate(small)
     assert small.train.num_steps == 20 and small.tokenizer == "byte"
     for wrong in ("x6", "d0", "d6,fast", "ratio=-1", "d"):
-        with pytest.raises(UserError, match="unknown part"):
+        with pytest.raises(UserError, match="unknown argument"):
             ladder.get_config(wrong)
