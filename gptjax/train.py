@@ -116,12 +116,12 @@ def train(
     data_identity = {"source": config.data.source, **corpus.identity(sources)}
     group.same("config", config_lib.sha256(config))
     group.same("text in data.source", data_identity["source_fingerprint"])
-    group.first(lambda: workdir_lib.claim(workdir, config))
-
     architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
     graphdef, abstract_params = gpt.abstract_model(architecture)
     task = kernels.Task.of(architecture, packed=config.data.isolate_documents, context=mesh.shape["context"])
     attention = kernels.resolve(architecture.attention, task, mesh.devices.flat[0].platform)
+    group.first(lambda: workdir_lib.claim(workdir, config))
+
     optimizer, schedule = make_optimizer(
         config.optimizer,
         config.schedule,

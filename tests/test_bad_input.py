@@ -80,6 +80,8 @@ def refuses_to_train(refuses, config_file, tmp_path):
         ("--config.optimizer.name=adamm", ["optimizer.name is 'adamm'", "did you mean adamw?"]),
         ("--config.tokenizer=bp:300", ["unknown tokenizer 'bp:300'", "bpe:VOCAB_SIZE"]),
         ("--config.data.source=txt:a.txt", ["unknown data source", "Did you mean 'text:a.txt'?"]),
+        ("--config.model.attention=cudnn", ["cudnn computes in bfloat16, not float32", "use xla or auto"]),
+        ("--config.model.attention=splash", ["needs rows that are a multiple of 128 tokens", "not 16"]),
         ("now", ["unexpected argument 'now'", "--name=value"]),
     ],
 )
