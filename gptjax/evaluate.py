@@ -27,6 +27,7 @@ from absl import flags
 
 from gptjax import cli
 from gptjax.errors import UserError
+from gptjax.parallel import cluster, distributed
 
 if TYPE_CHECKING:
     from gptjax.evaluation.items import Outcome
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
     flags.DEFINE_string("references", "", "one text a line, e.g. --references=a.txt,b.txt", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
+    cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
     if flag_values.output:
         _claim_output(Path(flag_values.output))
@@ -69,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
     elif flag_values.hypotheses:
         score_outputs(flag_values)
     elif flag_values.workdir:
-        evaluate(flag_values)
+        with distributed.join(flag_values, cli.describe):
+            evaluate(flag_values)
     else:
         raise UserError("--workdir is missing; e.g. --workdir=runs/quickstart")
 
@@ -94,8 +97,6 @@ def _join_compare(argv: Sequence[str]) -> list[str]:
 
 def evaluate(options: flags.FlagValues) -> None:
     """Runs the tasks, prints a table, writes WORKDIR/evaluation/TASKS-SPLIT-STEP.json and --output."""
-    import jax
-
     from gptjax import config as config_lib
     from gptjax.data import corpus
     from gptjax.evaluation import tasks
@@ -127,7 +128,7 @@ def evaluate(options: flags.FlagValues) -> None:
         request.name: tasks.TASKS[request.kind].run(context, request, material)
         for request, material in zip(requests, materials, strict=True)
     }
-    if jax.process_index():
+    if distributed.current().index:
         return
     answer = {
         "checkpoint": {

@@ -86,6 +86,7 @@ def _page(workdir: Path) -> str:
         _curves(metrics, band),
         _evaluations(sorted(workdir.glob("evaluation/*.json"))),
         _samples(_read_lines(workdir / "samples.jsonl")),
+        _time(metrics["train"] + metrics["validation"]),
         _costs(metrics["train"], manifest, config),
         _data_card(workdir / "data_card.md"),
         _settings(manifest, config),
@@ -306,6 +307,27 @@ def _samples_of(step: float, lines: list[Line]) -> str:
         for line in lines
     )
     return f'<div class="panel samples"><h3>step {step:,}</h3>\n{texts}</div>'
+
+
+def _time(lines: list[Line]) -> str:
+    """Seconds by what the run did, from the line that counts the most of them."""
+    seconds = max(map(_seconds, lines), key=lambda found: sum(found.values()), default={})
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    rows = [(name, f"{spent:,.1f}", f"{spent / total:.1%}") for name, spent in seconds.items()]
+    columns = {"activity": "key", "seconds": "number", "share": "number"}
+    return (
+        f'<h2>Where the time went</h2>\n<div class="panel"><p>goodput {seconds.get("step", 0) / total:.1%}: '
+        f"the share that were steps</p>{_table(columns, rows)}</div>"
+    )
+
+
+def _seconds(line: Line) -> dict[str, float]:
+    numbers = {
+        key.removeprefix("seconds/"): _number(value) for key, value in line.items() if key.startswith("seconds/")
+    }
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _costs(train: list[Line], manifest: dict[str, Any], config: dict[str, Any]) -> str:

@@ -244,3 +244,27 @@ def test_writing_again_replaces_the_page(workdir):
     (workdir / "samples.jsonl").unlink()
     assert "Samples" not in read(workdir).text
     assert [path.name for path in workdir.iterdir() if "report" in path.name] == ["report.html"]
+
+
+def test_where_the_time_went(tmp_path):
+    """Of the line that counts the most; what is damaged is left out."""
+    lines = [
+        {"step": 10, "split": "train", "loss": 2.0, "seconds/step": 6.0, "seconds/compile": 4.0},
+        {
+            "step": 10,
+            "split": "validation",
+            "loss": 2.0,
+            "seconds/step": 15.0,
+            "seconds/compile": 5.0,
+            "seconds/x": None,
+        },
+    ]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    page = read(tmp_path)
+    assert "goodput 75.0%" in page.text
+    assert [row for row in page.rows if row[0] in ("step", "compile", "x")] == [
+        ["step", "15.0", "75.0%"],
+        ["compile", "5.0", "25.0%"],
+    ]
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "split": "train", "loss": 2.0, "seconds/step": 0.0}])
+    assert "goodput" not in read(tmp_path).text
