@@ -266,7 +266,7 @@ def apply_arg(config: Config, arg: str) -> Config:
         model.update(num_layers=2, num_heads=2, num_kv_heads=0, embed_dim=32, head_dim=0, mlp_dim=0)
         model.update(context_length=min(model.context_length, 32), compute_dtype="float32")
         if config.tokenizer.startswith(("bpe", "hf")) and not config.data.source.startswith("tokens:"):
-            config.tokenizer = "byte"
+            config.tokenizer, model.vocab_size = "byte", 0
         config.train.update(num_steps=20, batch_size=4, accumulation=1, checkpoint_every=10)
         config.schedule.update(warmup=2, decay=5)
         config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)

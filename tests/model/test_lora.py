@@ -146,6 +146,31 @@ def test_training_changes_adapters_and_nothing_else(adapted_config, optimizer, e
             assert same != path[-1].key.startswith("lora_"), partition.path_string(path)
 
 
+def test_losses_do_not_depend_on_the_mesh(adapted_config):
+    config = adapted_config
+    config.model.update(lora_targets=EVERYWHERE, lora_dropout=0.2, num_kv_heads=2)
+    config.optimizer.learning_rate = 0.05
+    architecture = Architecture.from_config(config.model, 0)
+    graphdef, _ = gpt.abstract_model(architecture)
+    transform, schedule = make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=0)
+    batch = {name: np.tile(np.arange(16, dtype=np.int32), (8, 1)) for name in ("tokens", "positions", "targets")}
+    batch["weights"] = np.ones((8, 16), np.float32)
+    traces = []
+    for devices, sizes in ((1, {}), (8, {"fsdp": 2, "tensor": 2})):
+        config.mesh.update(data=-1, **sizes)
+        mesh = make_mesh(config.mesh, jax.devices()[:devices])
+        target = abstract_state(architecture, transform, mesh, ema=False)
+        state = initial_state(architecture, transform, mesh, ema=False, seed=0)
+        step = make_train_step(config, graphdef, transform, schedule, mesh, target)
+        losses = []
+        for _ in range(4):
+            state, metrics = step(state, partition.to_device(batch, mesh))
+            losses.append(float(metrics["loss"]))
+        traces.append(losses)
+    np.testing.assert_allclose(*traces, rtol=1e-5)
+    assert abs(traces[0][0] - traces[0][-1]) > 1e-3
+
+
 def test_the_manifest_says_what_is_frozen(adapted_config):
     _, params = gpt.abstract_model(Architecture.from_config(adapted_config.model, 0))
     rows = {row["path"]: row for row in parameter_table(adapted_config, make_mesh(adapted_config.mesh), params)}
