@@ -218,6 +218,7 @@ def get_config():
     config.data.update(source="text:{corpus}/*.txt", split_by="position", validation_fraction=0.1)
     config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=16, dropout=0.1)
     config.train.update(num_steps=30, batch_size=4, checkpoint_every=5, keep_checkpoints=1)
+    config.schedule.update(name="constant", warmup=1)
     config.evaluation.update(every=10, max_tokens=300, batch_size=4)
     config.logging.update(every=1, samples=2, sample_tokens=4, tensorboard=False)
     return config
@@ -231,11 +232,15 @@ def config_file(tiny_corpus, tmp_path_factory) -> Path:
     return path
 
 
-def train(config_file: Path, workdir: Path, *options: str, processes: int = 2, devices: int = 1):
-    """The processes of a run, each with so many devices."""
+def train(config_file: Path, workdir: Path, *options: str, **numbers: int):
+    return launch("train", [f"--config={config_file}", f"--workdir={workdir}", *options], **numbers)
+
+
+def launch(verb: str, options: list[str], *, processes: int = 2, devices: int = 1) -> list[subprocess.Popen]:
+    """The processes of a command, each with so many devices."""
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
     environment = os.environ | {"XLA_FLAGS": f"{flags}={devices}"}
-    command = [sys.executable, "-m", "gptjax.train", f"--config={config_file}", f"--workdir={workdir}", *options]
+    command = [sys.executable, "-m", f"gptjax.{verb}", *options]
     port = free_port()
 
     def numbers(index: int) -> list[str]:
@@ -253,9 +258,9 @@ def train(config_file: Path, workdir: Path, *options: str, processes: int = 2, d
 
 def complete(processes, status: int = 0) -> list[str]:
     """The last line of each process, which must have ended with this status."""
-    results = finish(processes, timeout=300)
-    assert [code for code, *_ in results] == [status] * len(processes), results
-    return [line for *_, line in results]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(errors)
+    return [text.strip().splitlines()[-1] if text.strip() else "" for text in errors]
 
 
 def losses(workdir: Path) -> dict[tuple[str, int], float]:
@@ -293,16 +298,23 @@ def test_two_processes_are_one_run(config_file, alone, tmp_path):
     assert (tmp_path / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
     assert json.loads((tmp_path / "manifest.json").read_text())["devices"]["processes"] == 2
     assert "goodput" in (tmp_path / "report.html").read_text()
+    verb = ["--checkpoint=last", "--tasks=perplexity", f"--workdir={tmp_path}"]
+    complete(launch("evaluate", verb))
+    (both,) = (tmp_path / "evaluation").glob("*-30.json")
+    results = json.loads(both.read_text())["results"]["perplexity"]
+    complete(launch("evaluate", verb, processes=1, devices=2))
+    assert json.loads(both.read_text())["results"]["perplexity"] == results
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [{"context": 2}, {"fsdp": 2, "context": 2}, {"fsdp": 2}, {"tensor": 2}])
+@pytest.mark.parametrize("mesh", [{"context": 2}, {"fsdp": 2, "context": 2}, {"tensor": 2}])
 def test_any_axis_may_span_the_processes(config_file, alone, tmp_path, mesh):
     devices = int(np.prod(list(mesh.values()))) // 2
     options = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
     complete(train(config_file, tmp_path, *options, "--config.train.num_steps=10", devices=devices))
-    theirs = {key: loss for key, loss in losses(alone).items() if key[1] <= 1}
-    ours = {key: loss for key, loss in losses(tmp_path).items() if key[1] <= 1}
+    theirs = {key: loss for key, loss in losses(alone).items() if key[1] <= 10}
+    ours = losses(tmp_path)
+    assert list(ours) == list(theirs)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
 
 
@@ -321,7 +333,7 @@ def test_killed_in_one_process_it_ends_with_a_message_and_goes_on_in_one(config_
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_in_all_and_evaluate_runs_on_both(config_file, alone, tmp_path):
+def test_a_signal_to_one_process_saves_in_all(config_file, alone, tmp_path):
     processes = train(config_file, tmp_path)
     wait_for_step(tmp_path, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
