@@ -102,7 +102,9 @@ class Generator:
                     f"the draft {draft.path} has another tokenizer ({draft.tokenizer.vocab_size} tokens) than "
                     f"{trained.path} ({trained.tokenizer.vocab_size} tokens); a draft needs the same"
                 )
-            options["draft"] = _prepared(draft.architecture, draft.graphdef, draft.params, f"the draft {draft.path}")
+            options["draft"] = Model.prepare(
+                draft.architecture, draft.graphdef, draft.params, f"the draft {draft.path}"
+            )
         return cls(
             trained.architecture,
             trained.graphdef,
@@ -126,7 +128,7 @@ class Generator:
     def engine(self, *, slots: int, **options) -> Engine:
         """An engine for the same model, for requests that come one by one. Options: see `Engine`."""
         if self._model is None:
-            self._model = _prepared(self.architecture, self._graphdef, self._params, self._name)
+            self._model = Model.prepare(self.architecture, self._graphdef, self._params, self._name)
         return Engine(
             self._model,
             self.tokenizer,
@@ -201,10 +203,6 @@ class Generator:
                     on_text(place, event.text)
         self.statistics = engine.statistics
         return [_joined(own) for own in events]
-
-
-def _prepared(architecture: Architecture, graphdef: nnx.GraphDef, params: gpt.Params, name: str) -> Model:
-    return Model(architecture, graphdef, decoding.prepare(params, architecture=architecture), name)
 
 
 def _joined(events: list[Event]) -> Completion:

@@ -47,6 +47,7 @@ class Sampler:
         prompt = self.config.logging.sample_prompt
         self._generator.params = params
         completions = self._generator.complete([prompt] * self.config.logging.samples, self._sampling)
+        self._generator.params = None  # the copy that decoding reads is freed
         if not self._writes:
             return
         with self.path.open("a", encoding="utf-8") as file:

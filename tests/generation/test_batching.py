@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gptjax import config as config_lib
 from gptjax.data.tokenizers import build_tokenizer
 from gptjax.errors import UserError
-from gptjax.generation import decoding
 from gptjax.generation.batching import Busy, Engine, Model
 from gptjax.generation.params import SamplingParams
 from gptjax.parallel import mesh as mesh_lib
@@ -84,7 +83,7 @@ def draft(random_model):
 
 def as_model(model, params=None) -> Model:
     architecture, graphdef, own = model
-    return Model(architecture, graphdef, decoding.prepare(own if params is None else params, architecture=architecture))
+    return Model.prepare(architecture, graphdef, own if params is None else params)
 
 
 def run(engine: Engine, arrivals) -> dict[int, list]:
@@ -126,6 +125,12 @@ def test_a_draft_changes_nothing_in_any_schedule(check, modern, draft, arrivals)
     """Greedy and sampled: both models draw with the same noise."""
     engine = Engine(as_model(modern), BYTES, slots=3, rounds=2, draft=draft, draft_tokens=3)
     check_all(check, modern, arrivals, run(engine, arrivals))
+
+
+def test_a_cpu_computes_in_float32(check, random_model):
+    """A model of bfloat16 writes what the float32 model with the same parameters writes."""
+    model = random_model(compute_dtype="bfloat16")
+    check_all(check, random_model(), FIXED, run(Engine(as_model(model), BYTES, slots=3, rounds=4), FIXED))
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
