@@ -29,6 +29,11 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh
             f"the mesh {wanted} does not fit {len(devices)} {devices[0].platform} device(s); change mesh.* so that "
             "their product divides the number of devices"
         )
+    if idle := {device.process_index for device in devices} - {device.process_index for device in devices[:total]}:
+        raise UserError(
+            f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} none of them; start fewer "
+            "processes, or change mesh.* so that each has a part"
+        )
     return Mesh(arrange(devices[:total], sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

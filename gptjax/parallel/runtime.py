@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from gptjax.errors import UserError
 from gptjax.parallel import distributed
 
-# Flags by platform: (environment variable, flag, value). What the user has set is left as it is. A flag is here
+# Flags by hardware: (environment variable, flag, value). What the user has set is left as it is. A flag is here
 # for a reason that is written down; libtpu needs none, it overlaps collectives with computation by itself.
 COMPILER_FLAGS = {
-    "gpu": (
+    "several gpus": (
         # Moves the collectives of data and fsdp axes under computation. Off in XLA, on in NVIDIA's own JAX images
-        # (docs.nvidia.com/jax-toolbox/environment-variables). On a single GPU there is nothing to move.
+        # (docs.nvidia.com/jax-toolbox/environment-variables). A single GPU has nothing to move.
         ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler", "true"),
     ),
 }
@@ -31,7 +31,7 @@ def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = 
 
     Raises UserError where the devices cannot compute in `compute_dtype`.
     """
-    set_compiler_flags("gpu" if _has_nvidia_gpu() else "")
+    set_compiler_flags(_hardware())
     provide_cpu_devices(mesh, rows)
     if sys.platform == "linux":
         _keep_freed_memory()
@@ -42,17 +42,22 @@ def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = 
         check_bfloat16(jax.local_devices()[0])
 
 
-def set_compiler_flags(platform: str) -> None:
-    """Adds the flags of a platform to the environment that its compiler reads when it starts."""
-    for variable, flag, value in COMPILER_FLAGS.get(platform, ()):
+def set_compiler_flags(hardware: str) -> None:
+    """Adds the flags for some hardware to the environment that the compiler reads when it starts."""
+    for variable, flag, value in COMPILER_FLAGS.get(hardware, ()):
         given = os.environ.get(variable, "")
         if flag not in given:
             os.environ[variable] = f"{flag}={value} {given}".strip()
 
 
-def _has_nvidia_gpu() -> bool:
+def _hardware() -> str:
+    """The key of COMPILER_FLAGS for what JAX will find, which it is too early to ask."""
     plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    return plugin and os.environ.get("JAX_PLATFORMS") != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+    if not plugin or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(list(Path("/dev").glob("nvidia[0-9]*"))) if visible is None else len(visible.split(","))
+    return "several gpus" if count * distributed.current().size > 1 else ""
 
 
 def check_bfloat16(device: jax.Device) -> None:

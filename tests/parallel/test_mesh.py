@@ -1,4 +1,5 @@
 import dataclasses
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -81,3 +82,9 @@ def test_other_axes_do_not_cross_slices():
 
 def make_mesh_devices(devices, **sizes):
     return mesh_lib.arrange(devices, {axis: sizes.get(axis, 1) for axis in mesh_lib.AXES})
+
+
+def test_every_process_has_a_part_of_the_mesh():
+    devices = [Mock(spec=jax.Device, process_index=i // 4, platform="cpu") for i in range(8)]
+    with pytest.raises(UserError, match="4 of 8 devices, and process 1 none of them"):
+        make_mesh(mesh_config(data=4), devices)

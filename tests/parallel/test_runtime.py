@@ -54,7 +54,7 @@ def test_virtual_cpu_devices(sizes, rows, flags, expected):
 def test_compiler_flags_do_not_override_the_user(monkeypatch, given, expected):
     monkeypatch.setenv("XLA_FLAGS", given)
     for _ in range(2):
-        runtime.set_compiler_flags("gpu")
+        runtime.set_compiler_flags("several gpus")
         assert os.environ["XLA_FLAGS"] == expected
     runtime.set_compiler_flags("")
     assert os.environ["XLA_FLAGS"] == expected
