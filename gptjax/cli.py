@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "checkpoint -> metrics with confidence intervals",
     "prepare": "raw text -> token store",
     "generate": "prompts -> completions",
+    "plan": "config, hardware that is not here -> does it fit, what does it cost",
     "convert": "Hugging Face <-> gptjax",
 }
 

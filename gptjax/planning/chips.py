@@ -1,0 +1,106 @@
+"""The TPU chips and slices one can rent, and what their data sheets promise."""
+
+import dataclasses
+import math
+import re
+
+from gptjax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of accelerator, per chip.
+
+    Sources: for TPUs cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e ("key chip specifications"); for GPUs NVIDIA's
+    data sheets. Rates are peaks; what a program reaches is less.
+
+    Attributes:
+      usable_gib: what a program may have of the memory (v4 32 GiB, v5e 16, v5p 96, v6e 32), as the TPU compiler
+        itself says (libtpu 0.0.50) of a program that is too large; of a GPU, what the driver reports.
+      memory_rate: bytes per second to and from HBM.
+      link_rate: bytes per second that leave a chip over all its links to others at once (half of the bidirectional
+        figure).
+      shapes: slices that can be rented as one; others of the same kind also compile.
+    """
+
+    name: str
+    device_kind: str
+    usable_gib: float
+    memory_rate: float
+    link_rate: float
+    cores: int = 1
+    shapes: tuple[str, ...] = ()
+
+    @property
+    def usable_bytes(self) -> int:
+        return int(self.usable_gib * GIB)
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+
+TPUS = {
+    chip.name: chip
+    for chip in (
+        # Peak bfloat16 FLOP/s are in training.throughput. The v4 page gives no ICI figure per chip: six links of
+        # 50 GB/s each way (Jouppi et al. 2023, "TPU v4", table 4).
+        Chip("v4", "TPU v4", 30.75, 1.2e12, 300e9, 2, _CUBES),
+        Chip("v5e", "TPU v5 lite", 15.75, 819e9, 200e9, 1, _FLAT),
+        Chip("v5p", "TPU v5p", 95.73, 2.765e12, 600e9, 2, (*_CUBES, "16x16x24")),
+        Chip("v6e", "TPU v6 lite", 31.24, 1.6e12, 400e9, 1, _FLAT),
+    )
+}
+GPUS = (
+    # link_rate: NVLink, one direction
+    Chip("H200", "NVIDIA H200", 140.4, 4.8e12, 450e9),
+    Chip("H100", "NVIDIA H100", 79.6, 3.35e12, 450e9),
+    Chip("A100", "NVIDIA A100", 79.2, 2.0e12, 300e9),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice of a TPU pod, or several joined by the data-centre network."""
+
+    chip: Chip
+    shape: str
+    slices: int = 1
+
+    @property
+    def num_chips(self) -> int:
+        return self.slices * math.prod(map(int, self.shape.split("x")))
+
+    def __str__(self) -> str:
+        return f"{self.chip.name}:{self.shape}" + (f"*{self.slices}" if self.slices > 1 else "")
+
+
+def parse_topology(text: str) -> Topology:
+    """The slice of "v5e:4x4", or of "v5e:4x4*2" for two of them. Raises UserError with those there are."""
+    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    chip = TPUS.get(match[1]) if match else None
+    if chip is None:
+        raise UserError(f"--topology={text}: there is no such topology. Those there are:\n{listing()}")
+    sizes = [int(n) for n in match[2].split("x")]
+    # A slice is made of hosts of four chips, or is a part of one host.
+    wanted = len(chip.shapes[0].split("x"))
+    largest = math.prod(map(int, chip.shapes[-1].split("x")))
+    regular = match[2] in chip.shapes or (len(sizes) == wanted and sizes[0] % 2 == sizes[1] % 2 == 0 and all(sizes))
+    slices = int(match[3] or 1)
+    if not regular or math.prod(sizes) > largest or slices < 1:
+        raise UserError(f"--topology={text}: {chip.name} has no such slice. Those there are:\n{listing()}")
+    return Topology(chip, match[2], slices)
+
+
+def listing() -> str:
+    """Every slice by name, one line a kind of chip."""
+    lines = (f"  {chip.name}: " + " ".join(f"{chip.name}:{shape}" for shape in chip.shapes) for chip in TPUS.values())
+    return "\n".join(lines) + "\n  several slices: v5e:16x16*2\n  the devices of this machine: local"
+
+
+def find(device_kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`, if the table has it."""
+    if device_kind == "TPU v5":  # what the compiler calls a v5p
+        return TPUS["v5p"]
+    return next((c for c in (*TPUS.values(), *GPUS) if device_kind.startswith(c.device_kind)), None)

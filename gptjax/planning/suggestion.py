@@ -1,0 +1,255 @@
+"""Searches batch, accumulation, rematerialisation and mesh for the fastest step that fits.
+
+A model of memory and time orders the candidates; the compiler has the last word on each that is tried, and what it
+says corrects the model of memory for those that follow.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+from gptjax import config as config_lib
+from gptjax.errors import UserError
+from gptjax.model.architecture import Architecture
+from gptjax.model.gpt import abstract_model, parameter_count
+from gptjax.planning import chips
+from gptjax.planning.compiler import Compiler
+from gptjax.planning.facts import Facts
+from gptjax.planning.roofline import Roofline, peak_flops, roofline
+
+REMAT = ("none", "dots", "full")  # from the fastest to the smallest
+RECOMPUTED = {"none": 1.0, "dots": 1.05, "full": 4 / 3, "offload": 4 / 3}  # FLOPs run / model FLOPs
+HEADROOM = 0.97  # of the memory; the rest is for what a run keeps beside the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Values of the options that are searched."""
+
+    batch_size: int
+    accumulation: int
+    remat: str
+    data: int
+    fsdp: int
+    context: int
+    tensor: int
+
+    def apply(self, config: config_lib.Config) -> config_lib.Config:
+        """A copy of the config with these values."""
+        changed = config.copy_and_resolve_references()
+        for path, value in self._options().items():
+            section, name = path.split(".")
+            changed[section][name] = value
+        return changed.lock()
+
+    def flags(self, config: config_lib.Config) -> list[str]:
+        """What differs from the config, as flags for the command line."""
+        options = self._options().items()
+        return [f"--config.{p}={v}" for p, v in options if config[p.split(".")[0]][p.split(".")[1]] != v]
+
+    def _options(self) -> dict[str, int | str]:
+        return {
+            "train.batch_size": self.batch_size,
+            "train.accumulation": self.accumulation,
+            "model.remat": self.remat,
+            "mesh.data": self.data,
+            "mesh.fsdp": self.fsdp,
+            "mesh.context": self.context,
+            "mesh.tensor": self.tensor,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A candidate as the compiler sees it. `times` is None where it does not fit."""
+
+    candidate: Candidate
+    facts: Facts
+    times: Roofline | None
+
+
+def candidates(config: config_lib.Config, devices: int) -> Iterator[Candidate]:
+    """Every valid combination that uses all devices, at the batch size of the config, or at the multiples of the
+    number of devices next to it where the config's does not divide at all."""
+    size = config.train.batch_size
+    found = list(_combinations(config, devices, size))
+    if not found:
+        for other in sorted({max(size // devices, 1) * devices, -(-size // devices) * devices}):
+            found += _combinations(config, devices, other)
+    yield from found
+
+
+def _combinations(config: config_lib.Config, devices: int, batch_size: int) -> Iterator[Candidate]:
+    heads, kv_heads = config.model.num_heads, config.model.num_kv_heads or config.model.num_heads
+    for tensor in _divisors(devices):
+        if heads % tensor or kv_heads % tensor or tensor > 16:
+            continue
+        for context in _divisors(devices // tensor):
+            # The sequence is split only where the config does, or where there are too few rows for the devices.
+            rare = context > 1 and config.mesh.context == 1 and batch_size * tensor >= devices
+            if rare or config.model.context_length % context:
+                continue
+            shards = devices // tensor // context
+            for accumulation in _divisors(batch_size // shards) if batch_size % shards == 0 else ():
+                for fsdp in _divisors(shards):
+                    for remat in dict.fromkeys((*REMAT, config.model.remat)):
+                        yield Candidate(batch_size, accumulation, remat, shards // fsdp, fsdp, context, tensor)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+class Model:
+    """Memory and time of a candidate from its shapes: good enough to order candidates, no more.
+
+    `scale` multiplies what it says of temporaries, by what was measured.
+    """
+
+    def __init__(self, config: config_lib.Config, device_kind: str, peak: float | None = None):
+        self.config = config
+        self.architecture = Architecture.from_config(config.model, config.model.vocab_size)
+        self.parameters = parameter_count(abstract_model(self.architecture)[1])
+        self.chip = chips.find(device_kind)
+        self.peak = peak or peak_flops(device_kind, config.model.compute_dtype) or 1e12
+        self.scale = dict.fromkeys(RECOMPUTED, 1.0)
+
+    def state_bytes(self, c: Candidate) -> float:
+        """Parameters and moments in float32, and the average where there is one."""
+        copies = 3 + (self.config.train.ema_decay > 0)
+        return 4 * copies * self.parameters / (c.fsdp * c.tensor)
+
+    def temporary_bytes(self, c: Candidate) -> float:
+        """Gradients, parameters in the compute type, activations, logits."""
+        a, width = self.architecture, 2 if self.config.model.compute_dtype == "bfloat16" else 4
+        tokens = c.batch_size // c.accumulation // (c.data * c.fsdp) * a.context_length / c.context
+        heads = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
+        up = a.mlp_dim * (2 if a.activation == "swiglu" else 1)
+        products = (heads + up) / c.tensor + 2 * a.embed_dim  # results of the matrix products of a block
+        block = products + (2 * a.mlp_dim + heads) / c.tensor + 6 * a.embed_dim
+        if self.config.model.get("attention", "reference") in ("reference", "xla"):
+            block += 3 * a.num_heads / c.tensor * a.context_length
+        kept = {"none": block, "dots": products + a.embed_dim, "full": a.embed_dim, "offload": 0}[c.remat]
+        chunk = self.config.objective.get("logits_chunk", 0) or a.context_length
+        logits = 8 * tokens * min(chunk / a.context_length, 1) * a.padded_vocab_size / c.tensor
+        layer = 2 * width * self.parameters / a.num_layers / c.tensor  # gathered; the next one is under way
+        activations = width * tokens * (a.num_layers * kept + 2 * block)
+        return self.scale[c.remat] * (activations + logits + layer) + self._weight_bytes(c)
+
+    def _weight_bytes(self, c: Candidate) -> float:
+        """Gradients, their sum over micro-batches, and parameters in the compute type."""
+        width = 2 if self.config.model.compute_dtype == "bfloat16" else 4
+        return self.parameters / (c.fsdp * c.tensor) * (4 + width + 4 * (c.accumulation > 1))
+
+    def total_bytes(self, c: Candidate) -> float:
+        return self.state_bytes(c) + self.temporary_bytes(c)
+
+    def seconds(self, c: Candidate) -> float:
+        """Of a step: computation, and the links as far as they are not hidden behind it."""
+        a, devices = self.architecture, c.data * c.fsdp * c.context * c.tensor
+        tokens = c.batch_size * a.context_length
+        compute = RECOMPUTED[c.remat] * a.flops_per_token() * tokens / devices / self.peak
+
+        def ring(size: float, group: int) -> float:
+            return size * (group - 1) / group
+
+        gathers = 2 * c.accumulation  # of the weights, in bfloat16: forward and backward
+        sent = ring(2 * self.parameters / c.tensor, c.fsdp) * gathers
+        sent += ring(4 * self.parameters / c.tensor, c.fsdp) * c.accumulation  # gradients
+        sent += 2 * ring(4 * self.parameters / (c.fsdp * c.tensor), c.data)
+        local = tokens / (c.data * c.fsdp * c.context)
+        reductions = 6 if c.remat in ("full", "offload") else 4
+        sent += 2 * ring(2 * local * a.embed_dim, c.tensor) * reductions * a.num_layers
+        keys = 2 * a.num_kv_heads * a.head_dim / c.tensor
+        sent += 3 * ring(2 * local * c.context * keys, c.context) * a.num_layers
+        links = sent / (self.chip.link_rate if self.chip else 1e10)
+        return max(compute, links) + 0.2 * min(compute, links) + 1e-4 * c.accumulation
+
+    def learn(self, trial: Trial) -> None:
+        """Corrects the scale of this kind of rematerialisation by a measurement."""
+        memory, candidate = trial.facts.memory, trial.candidate
+        measured = memory.temporaries if memory else (trial.facts.needed_bytes or 0) - self.state_bytes(candidate)
+        if measured <= 0:
+            return
+        self.scale[candidate.remat] = 1.0
+        weights = self._weight_bytes(candidate)
+        ratio = (measured - weights) / (self.temporary_bytes(candidate) - weights)
+        self.scale[candidate.remat] = min(max(ratio, 0.1), 20.0)
+
+
+def search(
+    config: config_lib.Config,
+    compiler: Compiler,
+    *,
+    first: Facts | None = None,
+    compiles: int = 6,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Trial]:
+    """The trials made, fastest that fit first, then those that do not by what they need.
+
+    Args:
+      config: resolved, with its own values of what is searched.
+      first: the facts of the config itself, where it compiles at all.
+      compiles: programs compiled at most.
+      say: told one line for each.
+    """
+    model = Model(config, compiler.device_kind, compiler.peak)
+    limit = (compiler.available_bytes or math.inf) * HEADROOM
+    left = list(candidates(config, compiler.devices))
+    if not left:
+        raise UserError(
+            f"no mesh of {compiler.devices} devices divides {config.model.num_heads} heads, "
+            f"{config.model.context_length} tokens and a batch near {config.train.batch_size}; name another topology"
+        )
+    trials: list[Trial] = []
+    if first is not None:
+        own = Candidate(config.train.batch_size, config.train.accumulation, config.model.remat, **first.mesh)
+        trials.append(Trial(own, first, roofline(first, compiler.peak) if _fits(first, limit) else None))
+        model.learn(trials[0])
+        left = [c for c in left if c != own]
+    for _ in range(compiles):
+        small = [c for c in left if model.total_bytes(c) <= limit]
+        if not left:
+            break
+        chosen = min(small, key=model.seconds) if small else min(left, key=model.total_bytes)
+        left.remove(chosen)
+        fitting = [t for t in trials if t.times]
+        if fitting and (not small or model.seconds(chosen) > 1.1 * min(model.seconds(t.candidate) for t in fitting)):
+            break  # nothing that is left is expected to be faster
+        try:
+            facts = compiler.compile(chosen.apply(config))
+        except UserError as error:
+            say(f"  {' '.join(chosen.flags(config))}: {error}")
+            continue
+        trial = Trial(chosen, facts, roofline(facts, compiler.peak) if _fits(facts, limit) else None)
+        trials.append(trial)
+        model.learn(trial)
+        say(f"  {' '.join(chosen.flags(config))}: {_outcome(trial)}")
+    return sorted(trials, key=_order)
+
+
+def _fits(facts: Facts, limit: float) -> bool:
+    return facts.fits and facts.memory.peak <= limit
+
+
+def _order(trial: Trial) -> tuple[bool, float]:
+    if trial.times is not None:
+        return False, middle_seconds(trial.times)
+    return True, needed(trial.facts)
+
+
+def middle_seconds(times: Roofline) -> float:
+    """Between everything overlapped and nothing: what steps are compared by."""
+    return ((times.at_best_s or 0.0) + (times.at_worst_s or 0.0)) / 2
+
+
+def needed(facts: Facts) -> float:
+    """Bytes on a device; infinite where the compiler does not say."""
+    return facts.memory.peak if facts.memory else facts.needed_bytes or math.inf
+
+
+def _outcome(trial: Trial) -> str:
+    size = needed(trial.facts) / chips.GIB
+    if trial.times is None:
+        return f"{size:.2f} GiB, does not fit"
+    return f"{size:.2f} GiB, {1e3 * middle_seconds(trial.times):.1f} ms a step"

@@ -1,0 +1,126 @@
+"""The environment that holds the TPU compiler, and the process that compiles in it.
+
+libtpu is not installed beside JAX in the environment of the runs: with it every JAX process of a machine without TPUs
+prints warnings at its start.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import gptjax
+from gptjax import config as config_lib
+from gptjax.errors import RunError, UserError
+from gptjax.planning.facts import Facts
+
+# What a train step is made of; the rest of gptjax's dependencies is not needed to compile one.
+PACKAGES = ("absl-py", "flax", "jaxtyping", "ml-collections", "numpy", "optax")
+
+
+def environment_directory() -> Path:
+    """Where the environment is made: in $GPTJAX_CACHE or ~/.cache/gptjax."""
+    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax") / "tpu-venv"
+
+
+def install_commands(directory: Path) -> list[list[str]]:
+    """The commands that make it, with the versions that run here."""
+    version = importlib.metadata.version
+    requirements = [f"jax[tpu]=={version('jax')}", *(f"{name}=={version(name)}" for name in PACKAGES)]
+    return [
+        [sys.executable, "-m", "venv", str(directory)],
+        [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements],
+    ]
+
+
+def set_up() -> Path:
+    """Makes the environment (about 600 MB); returns its interpreter."""
+    directory = environment_directory()
+    for command in install_commands(directory):
+        print(" ".join(command), file=sys.stderr, flush=True)
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            raise RunError(f"{command[0]} ended with status {status}; the lines above say why")
+    return directory / "bin" / "python"
+
+
+def find_python() -> Path:
+    """The interpreter of the environment: $GPTJAX_TPU_PYTHON or the default place. UserError where it is missing."""
+    if given := os.environ.get("GPTJAX_TPU_PYTHON"):
+        if not Path(given).is_file():
+            raise UserError(f"$GPTJAX_TPU_PYTHON is {given}; there is no such interpreter")
+        return Path(given)
+    python = environment_directory() / "bin" / "python"
+    if not _has_libtpu(python):
+        commands = " && ".join(" ".join(_quoted(word) for word in c) for c in install_commands(python.parents[1]))
+        raise UserError(
+            f"the TPU compiler (libtpu) is not in {python.parents[1]}. `gptjax plan --setup` installs it there, or:\n"
+            f"  {commands}\nAnother environment that has it: GPTJAX_TPU_PYTHON=DIR/bin/python"
+        )
+    return python
+
+
+def _has_libtpu(python: Path) -> bool:
+    return python.is_file() and any(python.parents[1].glob("lib/python*/site-packages/libtpu/libtpu.so"))
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if "[" in word else word
+
+
+class TpuProcess:
+    """A process with the TPU compiler. It serves one request after the other.
+
+    Use as a context manager; `compile` raises UserError for what is wrong with the request and RunError where the
+    compiler fails.
+    """
+
+    def __init__(self, python: Path):
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
+        unwanted = ("XLA_FLAGS", "JAX_PLATFORMS", "PYTHONHOME", "VIRTUAL_ENV")  # of the caller's own device
+        environment = {name: value for name, value in os.environ.items() if name not in unwanted}
+        environment["PYTHONPATH"] = str(Path(gptjax.__file__).parents[1])
+        self._process = subprocess.Popen(
+            [str(python), "-m", "gptjax.planning.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> "TpuProcess":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._process.stdin.close()
+        if error[0] is not None:
+            self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def compile(self, config: config_lib.Config, topology: str) -> Facts:
+        """The facts of a resolved config on a topology such as "v5e:4x4"."""
+        request = {"config": config_lib.to_json(config), "topology": topology}
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer is missing, too
+        line = self._process.stdout.readline()
+        if not line:
+            raise RunError(f"the TPU compiler ended without an answer. Its last lines:\n{self._last_lines()}")
+        answer = json.loads(line)
+        if "user_error" in answer:
+            raise UserError(answer["user_error"])
+        if "bug" in answer:
+            raise RunError(f"the TPU compiler failed:\n{answer['bug'].strip()}")
+        return Facts.from_json(json.dumps(answer["facts"]))
+
+    def _last_lines(self, count: int = 12) -> str:
+        self._errors.seek(0)
+        return "\n".join(self._errors.read().decode(errors="replace").splitlines()[-count:])

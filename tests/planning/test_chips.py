@@ -1,0 +1,38 @@
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.planning import chips
+from gptjax.planning.roofline import peak_flops
+
+
+def test_every_listed_slice_is_one():
+    for chip in chips.TPUS.values():
+        for shape in chip.shapes:
+            topology = chips.parse_topology(f"{chip.name}:{shape}")
+            assert topology.chip is chip
+            assert str(topology) == f"{chip.name}:{shape}"
+
+
+def test_chips_of_a_slice():
+    assert chips.parse_topology("v5p:8x8x8").num_chips == 512
+    assert chips.parse_topology("v5p:4x8x12").num_chips == 384  # not listed, but made of whole hosts
+    assert chips.parse_topology("v5e:16x16*3").num_chips == 768
+
+
+@pytest.mark.parametrize("text", ["v5e:3x3", "v5e:32x32", "v5e:4x4x4", "v5p:4x4", "v9:2x2", "v5e", "v5e:4x4*0", "4x4"])
+def test_a_slice_that_does_not_exist_is_answered_with_those_that_do(text):
+    with pytest.raises(UserError, match=r"v5e:4x4 .*\n.*v5p:2x2x1 .*\n.*v6e:1x1 .*\n(.*\n)*.*local"):
+        chips.parse_topology(text)
+
+
+def test_the_kinds_that_jax_names_are_found():
+    kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+    assert {kind: chips.find(kind).name for kind in kinds} == kinds
+    assert chips.find("NVIDIA H200").name == "H200"
+    assert chips.find("cpu") is None
+
+
+def test_every_chip_has_a_peak():
+    for chip in (*chips.TPUS.values(), *chips.GPUS):
+        assert peak_flops(chip.device_kind, "bfloat16") > 1e14
+        assert chip.memory_rate > chip.link_rate > 1e11
