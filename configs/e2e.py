@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     config.model.update(num_layers=4, num_heads=4, embed_dim=192, context_length=256)
     config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
     config.schedule.update(name="wsd", warmup="2%", decay="50%", final_fraction=0.02)
-    config.train.update(num_steps="3 epochs", batch_size=16)
+    config.train.update(num_steps="2.5 epochs", batch_size=16)
     config.evaluation.update(every="20%", tasks="perplexity,bleu,bleu_lowercase,rouge,ter,diversity")
     config.evaluation.update(prompts="e2e/testset_w_refs.csv#mr,ref", max_prompts=0, max_new_tokens=90)
     config.logging.sample_prompt = "name[The Vaults], eatType[pub], priceRange[more than £30], near[Café Adriatic]"

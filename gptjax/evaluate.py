@@ -16,6 +16,7 @@ lm_eval:TASK where lm-eval is installed.
 Every value comes with a 95 % confidence interval and a signature that says how it was computed.
 """
 
+import functools
 import json
 import re
 import sys
@@ -152,16 +153,14 @@ def evaluate(options: flags.FlagValues) -> None:
 
 def _generator(trained, mesh):
     """What completes texts, or token ids; made when it is first called."""
-    generators = []
+    from gptjax.generation.engine import Generator
+    from gptjax.generation.params import SamplingParams
+
+    generator = functools.cache(lambda: Generator.from_trained(trained, mesh=mesh))
 
     def generate(prompts: Sequence, **sampling) -> list[str]:
-        from gptjax.generation.engine import Generator
-        from gptjax.generation.params import SamplingParams
-
-        if not generators:
-            generators.append(Generator.from_trained(trained, mesh=mesh))
         texts = all(isinstance(prompt, str) for prompt in prompts)
-        complete = generators[0].complete if texts else generators[0].complete_tokens
+        complete = generator().complete if texts else generator().complete_tokens
         completions = complete(prompts, SamplingParams(**sampling))
         _warn_of_empty("completions", [completion.text for completion in completions])
         return [completion.text for completion in completions]

@@ -109,17 +109,23 @@ def test_another_source_is_scored_with_the_tokenizer_of_the_checkpoint(workdir, 
     assert f"|words:{words}|" in scores["word_perplexity"]["signature"]
 
 
-@pytest.mark.parametrize("form", ["--compare {a} {b}", "--compare={a},{b}", "--compare={a} --compare={b}"])
-def test_two_checkpoints_are_compared(workdir, tmp_path, capsys, form):
+@pytest.fixture(scope="module")
+def two_checkpoints(workdir, tmp_path_factory) -> Path:
+    """A directory with 10.json and 40.json, the perplexity early in training and at its end."""
+    directory = tmp_path_factory.mktemp("two")
     for step in (10, 40):
-        options = [f"--checkpoint={step}", "--tasks=perplexity", f"--output={tmp_path}/{step}.json"]
+        options = [f"--checkpoint={step}", "--tasks=perplexity", f"--output={directory}/{step}.json"]
         assert run(f"--workdir={workdir}", *options) == 0
-    capsys.readouterr()
-    arguments = form.format(a=tmp_path / "10.json", b=tmp_path / "40.json").split()
+    return directory
+
+
+@pytest.mark.parametrize("form", ["--compare {a} {b}", "--compare={a},{b}", "--compare={a} --compare={b}"])
+def test_two_checkpoints_are_compared(two_checkpoints, tmp_path, capsys, form):
+    arguments = form.format(a=two_checkpoints / "10.json", b=two_checkpoints / "40.json").split()
     assert run(*arguments, f"--output={tmp_path}/compared.json") == 0
     assert "B is better: perplexity perplexity, perplexity nll, perplexity bits_per_byte" in capsys.readouterr().out
     found = json.loads((tmp_path / "compared.json").read_text())["differences"]["perplexity"]["nll"]
-    before, after = (results(tmp_path / f"{step}.json")["perplexity"]["nll"]["value"] for step in (10, 40))
+    before, after = (results(two_checkpoints / f"{step}.json")["perplexity"]["nll"]["value"] for step in (10, 40))
     assert (found["a"], found["b"], found["difference"]) == pytest.approx((before, after, after - before))
     assert found["ci95"][0] < found["difference"] < found["ci95"][1] < 0 and found["p"] < 0.01
 

@@ -66,10 +66,15 @@ def values(formula: str, sums: Sums) -> Float[np.ndarray, " samples"]:
     return np.array([score_of_sums(formula, row) for row in sums])
 
 
-_RATIOS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+def _exp(ratio: Any) -> Any:
+    with np.errstate(over="ignore"):  # the perplexity of words of a bad model can be infinite
+        return np.exp(ratio)
+
+
+_RATIOS: dict[str, Callable[[Any], Any]] = {
     "ratio": lambda ratio: ratio,
     "percent": lambda ratio: 100 * ratio,
-    "exp": np.exp,
+    "exp": _exp,
 }
 
 

@@ -72,6 +72,7 @@ class Context:
     Attributes:
       generate: completes prompts, texts or token ids, with the options of `SamplingParams`.
       progress: makes a display for what it is given the name of, or None.
+      completions: of prompts that a task has asked for.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class Context:
     mesh: Mesh
     generate: Callable[..., list[str]]
     progress: Callable[[str], Progress | None]
+    completions: dict[tuple[str, ...], list[str]] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def scorer(self) -> ContinuationScorer:
@@ -98,19 +100,12 @@ class Context:
 
     def complete(self, prompts: Sequence[dict[str, Any]]) -> list[str]:
         """Greedy completions; tasks on the same prompts share them."""
-        key = json.dumps([prompt["prompt"] for prompt in prompts])
-        if key not in self._completions:
-            texts = self.generate(
-                [prompt["prompt"] for prompt in prompts],
-                max_new_tokens=self.config.evaluation.max_new_tokens,
-                temperature=0.0,
-            )
-            self._completions[key] = [text.strip() for text in texts]
-        return self._completions[key]
-
-    @cached_property
-    def _completions(self) -> dict[str, list[str]]:
-        return {}
+        texts = tuple(prompt["prompt"] for prompt in prompts)
+        if texts not in self.completions:
+            limit = self.config.evaluation.max_new_tokens
+            completed = self.generate(texts, max_new_tokens=limit, temperature=0.0)
+            self.completions[texts] = [text.strip() for text in completed]
+        return self.completions[texts]
 
 
 class Task(NamedTuple):
