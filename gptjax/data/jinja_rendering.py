@@ -59,7 +59,12 @@ def render_jinja(
         text, spans = _without_marks(text, *around)
         spans = [_to_end_of_turn(text, span, special) for span in spans]
     else:
-        spans = _added_by_answers(text, protected, render, special)
+        try:
+            spans = _added_by_answers(text, protected, render, special)
+        except UserError:
+            if not add_generation_prompt:
+                raise
+            spans = []  # of a prompt nothing bears loss
     borders = [0, *itertools.chain.from_iterable(spans), len(text)]
     for number, (start, end) in enumerate(itertools.pairwise(borders)):
         trained = number % 2 == 1

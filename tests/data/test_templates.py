@@ -243,3 +243,28 @@ def test_a_tokenizer_without_the_special_tokens_is_named():
         ChatTemplate().encode(DIALOGUE, plain)
     with pytest.raises(UserError, match="lacks <s>"):
         mistral().prepare_tokenizer(plain)
+
+
+def test_a_prompt_needs_no_loss_mask():
+    """Qwen3's template shows the reasoning of the last answer only, so earlier turns look otherwise than when they
+    were last: no loss mask can be derived, but a conversation goes on."""
+    jinja = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ':' }}"
+        "{% if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
+    )
+    template = ChatTemplate(jinja)
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    pieces = template.render(messages, add_generation_prompt=True)
+    text = "".join(piece.text for piece in pieces)
+    assert text == (
+        "<|im_start|>user:a<|im_end|><|im_start|>assistant:b<|im_end|><|im_start|>user:c<|im_end|><|im_start|>assistant:"
+    )
+    assert not any(piece.trained for piece in pieces)
+    with pytest.raises(UserError, match="the loss mask cannot be derived"):
+        template.render(messages)
