@@ -112,14 +112,14 @@ def check_all(check, model, arrivals, events) -> None:
         check(model, arrival.prompt, arrival.params, index, tokens, scores)
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(arrivals=ARRIVALS)
 def test_any_schedule_equals_the_full_forward_pass(check, modern, arrivals):
     engine = Engine(as_model(modern), BYTES, slots=3, rounds=4)
     check_all(check, modern, arrivals, run(engine, arrivals))
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(arrivals=ARRIVALS)
 def test_a_draft_changes_nothing_in_any_schedule(check, modern, draft, arrivals):
     """Greedy and sampled: both models draw with the same noise."""

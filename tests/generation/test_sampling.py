@@ -26,6 +26,11 @@ def kept(logits):
     return [set(np.flatnonzero(np.isfinite(row))) for row in np.asarray(logits)]
 
 
+def test_the_highest_is_the_first_of_equal_ones():
+    scores = np.random.default_rng(0).integers(0, 4, (50, 9)).astype(np.float32)
+    np.testing.assert_array_equal(sampling.highest(jnp.asarray(scores)), scores.argmax(-1))
+
+
 @pytest.mark.parametrize("k", [1, 7, VOCAB - 1, VOCAB, 10 * VOCAB])
 def test_top_k_keeps_the_k_highest(logits, k):
     assert kept(sampling.top_k(logits, np.array([k]))) == [set(np.argsort(-row)[:k]) for row in logits]
