@@ -10,6 +10,7 @@ checkpoint, which evaluate, generate and `--config.init_from` read like any othe
 merged into hf:DIR; peft:DIR has them alone, in PEFT's format.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -75,7 +76,12 @@ def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: b
     config = config_lib.get_default()
     config.model.update(huggingface.read_config(directory))
     config.tokenizer = f"hf:{name}"
-    tokenizer, template = tokenizer_files.read(directory)
+    tokenizer = tokenizer_files.read_tokenizer(directory)
+    try:
+        template = tokenizer_files.read_template(directory, tokenizer)
+    except UserError as error:
+        template = None
+        print(f"the chat template is left out: {error}", file=sys.stderr)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.model.vocab_size}"

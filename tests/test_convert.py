@@ -93,7 +93,7 @@ def test_what_a_model_was_published_with_is_kept(directory, tmp_path):
 
 
 def test_a_chat_model_begins_with_its_template(directory, tmp_path):
-    tokenizer, _ = tokenizer_files.read(directory)
+    tokenizer = tokenizer_files.read_tokenizer(directory)
     tokenizer = ChatTemplate().prepare_tokenizer(tokenizer)
     model = config.get_default().model
     model.update(huggingface.read_config(directory), vocab_size=tokenizer.vocab_size)
@@ -105,6 +105,13 @@ def test_a_chat_model_begins_with_its_template(directory, tmp_path):
     generator = Generator.from_trained(checkpoints.load(tmp_path / "run"))
     assert generator.template.jinja is None and generator.begin_ids == ()
     assert generator.end_ids == (256, tokenizer.special_tokens["<|im_end|>"])
+
+
+def test_a_chat_template_that_cannot_be_used_is_left_out(directory, tmp_path, capsys):
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    assert cli.run(convert.main, ["convert", f"--from=hf:{directory}", f"--to={tmp_path / 'run'}"]) == 0
+    assert "the chat template is left out: the chat template does not end" in capsys.readouterr().err
+    assert checkpoints.load(tmp_path / "run").template is None
 
 
 def test_flags_go_before_what_a_model_was_published_with():

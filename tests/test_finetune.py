@@ -76,6 +76,7 @@ def write_transformers_model(directory: Path, layout: str) -> Path:
         shape |= {"intermediate_size": 32, "max_position_embeddings": 24, "vocab_size": 257, "head_dim": 8}
         kind = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[layout]
         config = kind(**shape, tie_word_embeddings=layout == "qwen3")
+        config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
     config.initializer_range = 0.2
     config.bos_token_id = config.eos_token_id = 256
     model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)

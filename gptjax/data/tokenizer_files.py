@@ -16,13 +16,17 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in _PARTS)
 
 
-def read(directory: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer and, where the directory has one, the chat template. Raises UserError."""
-    tokenizer = build_tokenizer(f"hf:{directory}")
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """Raises UserError where the directory has none that can be read."""
+    return build_tokenizer(f"hf:{directory}")
+
+
+def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a directory, if it has one. Raises UserError where no model can be trained with it."""
     template = ChatTemplate.of_tokenizer(tokenizer, directory)
     if template.jinja is None:
-        return tokenizer, None
-    return tokenizer, ChatTemplate() if template.jinja == CHATML else template
+        return None
+    return ChatTemplate() if template.jinja == CHATML else template
 
 
 def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:

@@ -6,6 +6,7 @@ that of the model: rotary positions are then used in part, and a table of learne
 grow, by the special tokens of a chat template for instance: the new rows start as those of a fresh model.
 """
 
+import sys
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -135,7 +136,7 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
     if origin.is_checkpoint:
         theirs = checkpoints.read_tokenizer(checkpoints.read_metadata(origin.directory))
     elif origin.tokenizer:
-        theirs, _ = tokenizer_files.read(origin.directory)
+        theirs = tokenizer_files.read_tokenizer(origin.directory)
     if not tokenizer.extends(theirs):
         raise UserError(
             f"init_from={origin.init_from} was trained with another tokenizer than that of {config.data.source}; use "
@@ -143,6 +144,13 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
         )
     config = config.copy_and_resolve_references().unlock()
     config.model.vocab_size = max(origin.architecture.vocab_size, tokenizer.vocab_size)
+    new = config.model.vocab_size - origin.architecture.vocab_size
+    if new and config.model.lora_rank:
+        print(
+            f"warning: {new} tokens are new to init_from={origin.init_from}, and adapters train no embeddings; "
+            "without --config.model.lora_rank they would be learned",
+            file=sys.stderr,
+        )
     return config.lock()
 
 

@@ -25,7 +25,8 @@ def tokenizer(request):
 )
 def test_round_trip(tokenizer, template, tmp_path):
     tokenizer_files.write(tmp_path, tokenizer, template, context_length=64)
-    again, template_again = tokenizer_files.read(tmp_path)
+    again = tokenizer_files.read_tokenizer(tmp_path)
+    template_again = tokenizer_files.read_template(tmp_path, again)
     assert again.sha256 == tokenizer.sha256 and again.eot_token == tokenizer.eot_token
     if template is None:
         assert template_again is None
