@@ -1,6 +1,7 @@
 """The likelihood of a continuation after a context, for many pairs, in batches of similar length."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -11,7 +12,6 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.errors import UserError
 from gptjax.evaluation.likelihood import token_scores
 from gptjax.model import gpt
 from gptjax.parallel import partition
@@ -51,28 +51,26 @@ class ContinuationScorer:
     def score(self, pairs: Sequence[Pair], progress: Callable[[int, int], None] | None = None) -> Scores:
         """The likelihood of each continuation after its context.
 
-        Of a pair that is longer than the model's context, the beginning of the context is cut off. Raises UserError
-        where a continuation alone is longer.
+        Of a pair that is longer than the model's context, the beginning of the context is cut off. A continuation
+        that alone is longer is scored in pieces of half a context, each after the tokens before it that fit.
         """
         for number, (context, continuation) in enumerate(pairs):
             if not len(context) or not len(continuation):
                 raise ValueError(f"pair {number} has {len(context)} and {len(continuation)} tokens; both need one")
-            if len(continuation) > self.context_length:
-                raise UserError(
-                    f"continuation {number} has {len(continuation)} tokens, more than the model's context_length "
-                    f"{self.context_length}; shorten it"
-                )
+        split = [_pieces(*pair, self.context_length) for pair in pairs]
+        pieces = list(itertools.chain.from_iterable(split))
+        pair_of = np.array([number for number, some in enumerate(split) for _ in some] + [-1], np.int64)
         log_likelihood, correct = np.zeros(len(pairs)), np.zeros(len(pairs))
         pending: tuple | None = None
         done = 0
-        for batch, owner in self._batches(pairs):
+        for batch, owner in self._batches(pieces):
             scores = self._token_scores(self._params, partition.to_device(batch, self._mesh))
             if pending:
                 _accumulate(log_likelihood, correct, *pending)
-            pending = scores, owner
-            done += len(np.unique(owner)) - 1
+            pending = scores, pair_of[owner]  # -1, where nothing is scored, stays -1
+            done += int((np.unique(owner) >= 0).sum())
             if progress:
-                progress(done, len(pairs))
+                progress(done, len(pieces))
         if pending:
             _accumulate(log_likelihood, correct, *pending)
         num_tokens = np.array([len(continuation) for _, continuation in pairs], np.float64)
@@ -125,6 +123,14 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     whole, known = tokenizer.encode_batch([context + continuation, stripped])
     begin = np.array([tokenizer.eot_id], np.int32)
     return np.concatenate([begin, known]), whole[len(known) :]
+
+
+def _pieces(context: Tokens, continuation: Tokens, context_length: int) -> list[Pair]:
+    if len(continuation) <= context_length:
+        return [(context, continuation)]
+    whole, step = np.concatenate([context, continuation]), max(context_length // 2, 1)
+    starts = range(len(context), len(whole), step)
+    return [(whole[:start], whole[start : start + step]) for start in starts]
 
 
 def _accumulate(

@@ -15,7 +15,7 @@ import numpy as np
 from gptjax.data.records import Damaged, read_records
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import UserError
-from gptjax.evaluation.continuations import ContinuationScorer, Pair, Scores, encode_pair
+from gptjax.evaluation.continuations import ContinuationScorer, Scores, encode_pair
 from gptjax.evaluation.items import Outcome, item_ids, ratio_metric
 
 Progress = Callable[[int, int], None]
@@ -27,14 +27,8 @@ _BRACKETS = re.compile(r"\[.*?\]")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A query with its choices.
+    """A query with its choices; `gold` is the index of the right one."""
 
-    Attributes:
-      place: file and line.
-      gold: index of the right choice.
-    """
-
-    place: str
     query: str
     choices: Sequence[str]
     gold: int
@@ -62,7 +56,7 @@ def read_questions(path: str | Path, form: str = "multiple_choice") -> list[Ques
         except (Damaged, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(f"{record.place}: not a question of the form {form}: {error}") from None
         _check(record.place, query, choices, gold)
-        questions.append(Question(record.place, query, choices, gold))
+        questions.append(Question(query, choices, gold))
     if not questions:
         raise UserError(f"{path} has no questions")
     return questions
@@ -133,7 +127,7 @@ def read_passages(path: str | Path) -> list[Question]:
                 f'{record.place}: expected {{"text": "..."}} of two words or more, not {record.value!r:.60}'
             )
         context, _, word = text.rpartition(" ")
-        passages.append(Question(record.place, context, [word], 0))
+        passages.append(Question(context, [word], 0))
     if not passages:
         raise UserError(f"{path} has no passages")
     return passages
@@ -212,16 +206,7 @@ def _score(
     delimiter: str,
     progress: Progress | None,
 ) -> Scores:
-    pairs: list[Pair] = []
-    for question in questions:
-        for choice in question.choices:
-            pair = encode_pair(tokenizer, question.query, delimiter + choice)
-            if len(pair[1]) > scorer.context_length:
-                raise UserError(
-                    f"{question.place}: the choice {choice[:40]!r} has {len(pair[1])} tokens, more than the model's "
-                    f"context_length {scorer.context_length}; leave the question out"
-                )
-            pairs.append(pair)
+    pairs = [encode_pair(tokenizer, q.query, delimiter + choice) for q in questions for choice in q.choices]
     return scorer.score(pairs, progress)
 
 

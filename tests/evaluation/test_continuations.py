@@ -7,7 +7,6 @@ import pytest
 
 from gptjax import config as config_lib
 from gptjax.data.tokenizers import build_tokenizer
-from gptjax.errors import UserError
 from gptjax.evaluation.continuations import ContinuationScorer, encode_pair
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -73,10 +72,21 @@ def test_does_not_depend_on_the_batch_or_the_mesh(model, pairs):
         np.testing.assert_allclose(other.log_likelihood[::-1], one.log_likelihood, rtol=1e-5)
 
 
-def test_limits(model, pairs):
+def test_a_continuation_longer_than_the_context(model, log_probabilities):
+    tokens = np.random.default_rng(1).integers(0, 97, 60, np.int32)
+    expected = 0.0
+    for start in (5, 25, 45):  # pieces of 20 tokens, the last one of 15
+        window = tokens[: start + 20][-(CONTEXT + 1) :]
+        new = len(tokens[start : start + 20])
+        rows = log_probabilities(window[:-1])[-new:]
+        expected += rows[np.arange(new), window[-new:]].sum()
+    scores = scorer(model, 1).score([(tokens[:3], tokens[3:9]), (tokens[:5], tokens[5:])])
+    assert scores.log_likelihood[1] == pytest.approx(expected, rel=1e-5)
+    assert scores.num_tokens.tolist() == [6, 55] and scores.truncated.tolist() == [False, True]
+
+
+def test_nothing_to_score(model):
     assert len(scorer(model, 1).score([]).log_likelihood) == 0
-    with pytest.raises(UserError, match="continuation 1 has 41 tokens, more than the model's context_length 40"):
-        scorer(model, 1).score([pairs[0], (pairs[0][0], np.zeros(41, np.int32))])
 
 
 def test_white_space_before_a_continuation_belongs_to_it():

@@ -108,7 +108,7 @@ class Given(ContinuationScorer):
 
 
 def test_choices_by_likelihood_and_by_likelihood_per_character():
-    questions = [Question("", "Q:", ["ab", "abcdefgh"], 1), Question("", "猫:", ["猫猫", "no", "maybe"], 0)]
+    questions = [Question("Q:", ["ab", "abcdefgh"], 1), Question("猫:", ["猫猫", "no", "maybe"], 0)]
     given = Given([-2.0, -3.0, -4.0, -4.5, -9.0])  # per character: -1, -0.375; -2, -2.25, -1.8
     outcome = choose(given, build_tokenizer("byte"), questions, delimiter="\nA: ")
     assert outcome.metrics["accuracy"].value == 0.5
@@ -122,14 +122,8 @@ def test_choices_by_likelihood_and_by_likelihood_per_character():
     assert (shown["query"], shown["chosen"], shown["gold"], shown["log_likelihoods"]) == ("猫:", 0, 0, [-4, -4.5, -9])
 
 
-def test_a_choice_longer_than_the_context_is_named():
-    questions = [Question("file, line 3", "Q:", ["short", "x" * 70], 1)]
-    with pytest.raises(UserError, match=r"file, line 3: the choice 'xxx.* has 71 tokens, more than .* 64"):
-        choose(Given([0.0, 0.0]), build_tokenizer("byte"), questions)
-
-
 def test_last_words():
-    passages = [Question("", "he said to her", ["friend"], 0), Question("", "a b", ["c"], 0)]
+    passages = [Question("he said to her", ["friend"], 0), Question("a b", ["c"], 0)]
     outcome = predict_last_words(Given([-0.5, -3.5]), build_tokenizer("byte"), passages, identity="tokenizer:x")
     assert outcome.metrics["accuracy"].value == 0.5
     assert outcome.metrics["perplexity"].value == pytest.approx(math.exp(2.0))
