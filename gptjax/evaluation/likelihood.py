@@ -25,6 +25,7 @@ from gptjax.parallel import partition
 
 LOGITS_CHUNK = 256  # tokens of a row whose logits are in memory at once
 MIN_DOCUMENTS = 20  # with fewer, intervals resample windows instead of documents
+MAX_UNITS = 20_000  # with more documents, intervals resample runs of them, so that cost and files stay bounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +90,10 @@ class Likelihood:
         """
         documents = np.unique(self.document)
         if len(documents) >= MIN_DOCUMENTS:
-            unit, groups = "document", np.searchsorted(documents, self.document)
-            ids = [f"{identity}|document:{number}" for number in documents]
+            size = -(-len(documents) // MAX_UNITS)
+            unit = "document" if size == 1 else f"{size}-documents"
+            groups = np.searchsorted(documents, self.document) // size
+            ids = [f"{identity}|{unit}:{number}" for number in documents[::size]]
         else:
             unit, groups = "window", np.arange(len(self.document))
             ids = [f"{identity}|{tokenizer}|{self.signature}|window:{number}" for number in groups]

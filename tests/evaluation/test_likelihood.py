@@ -13,6 +13,7 @@ from gptjax import config as config_lib
 from gptjax.data.build import build_store
 from gptjax.data.sources import open_source
 from gptjax.errors import UserError
+from gptjax.evaluation import likelihood
 from gptjax.evaluation.likelihood import Scorer, plan_windows, unigram_nll
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -128,6 +129,22 @@ def test_estimates_agree_with_their_definitions(model, mesh, store):
     low, high = estimates["nll"].ci95
     assert low < estimates["nll"].value < high
     assert "stride:16" in estimates["nll"].signature and "data:x" in estimates["nll"].signature
+
+
+def test_many_documents_are_resampled_in_runs(model, mesh, store, monkeypatch):
+    split = store.split("train")
+    result, words = score(model, mesh, split), np.arange(split.num_documents) + 1
+    monkeypatch.setattr(likelihood, "MIN_DOCUMENTS", 3)
+    single = result.estimates("data:x", words=words)
+    monkeypatch.setattr(likelihood, "MAX_UNITS", -(-len(words) // 3))
+    runs = result.estimates("data:x", words=words)
+    for name, metric in runs.items():
+        assert metric.value == pytest.approx(single[name].value)
+        firsts = range(0, len(words), 3)
+        expected = [single[name].sums[first : first + 3].sum(axis=0) for first in firsts]
+        np.testing.assert_allclose(metric.sums, expected)
+        assert metric.ids == [f"data:x|3-documents:{first}" for first in firsts]
+    assert single["word_perplexity"].value == pytest.approx(math.exp(result.nll.sum() / words.sum()))
 
 
 def test_max_tokens_scores_a_prefix(model, mesh, store):
