@@ -94,7 +94,7 @@ class GPT(nnx.Module):
             history = cache.tokens.at[jnp.arange(tokens.shape[0])[:, None], positions].set(tokens, mode="drop")
         if a.ngram_order > 1:
             x = x + self.ngram_embedding(ngram_rows(a, tokens, positions, history)).sum(axis=2)
-        x = sharding.constrain(x.astype(a.compute_dtype), sharding.BATCH, "context", None)
+        x = sharding.constrain(x.astype(a.compute_dtype), *sharding.BETWEEN)
         x = attention_lib.dropout(x, a.dropout, dropout_keys, 0)
         slopes = attention_lib.alibi_slopes(a.num_heads) if a.positions == "alibi" else None
         sight = {"window": a.sliding_window, "slopes": slopes}
@@ -111,7 +111,7 @@ class GPT(nnx.Module):
         def body(x, layer_inputs):
             layer, params, layer_cache = layer_inputs
             x = checkpoint_name(x, BLOCK_INPUT)
-            x, memory, balance = nnx.merge(graphdef, params)(
+            x, memory, balance = nnx.merge(graphdef, sharding.gather_layer(params))(
                 x,
                 visibility=visibility,
                 angles=angles,
@@ -142,7 +142,9 @@ class GPT(nnx.Module):
         """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""
         a = self.architecture
         table = self.embedding.embedding[...].T if a.tie_embeddings else self.head.kernel[...]
-        logits = jnp.einsum("ble,ev->blv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        table = sharding.gather(table.astype(hidden.dtype), ("fsdp", "tensor"), (None, "tensor"))
+        hidden = sharding.gather(hidden, sharding.BETWEEN, sharding.INSIDE)
+        logits = jnp.einsum("ble,ev->blv", hidden, table, preferred_element_type=jnp.float32)
         logits = sharding.constrain(logits, sharding.BATCH, "context", "tensor")
         if a.logit_softcap:
             logits = a.logit_softcap * jnp.tanh(logits / a.logit_softcap)

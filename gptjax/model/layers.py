@@ -140,12 +140,14 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array], Float[Array, "batch"] | None]:
         """(output, keys and values, load-balancing loss of each row if there are experts)."""
         drop = Dropout(dropout_keys, layer)
-        inputs = x if self.post_norm else self.attention_norm(x)
+        inputs = sharding.gather(x if self.post_norm else self.attention_norm(x), sharding.BETWEEN, sharding.INSIDE)
         mixed, memory = self.attention(inputs, cache=cache, drop=drop, **attention_inputs)
+        mixed = sharding.constrain(mixed, *sharding.BETWEEN)
         x = x + attention_lib.dropout(mixed, self.rate, dropout_keys, 2 * layer + 1)
         x = self.attention_norm(x) if self.post_norm else x
-        inputs = x if self.post_norm else self.mlp_norm(x)
+        inputs = sharding.gather(x if self.post_norm else self.mlp_norm(x), sharding.BETWEEN, sharding.INSIDE)
         hidden, balance = self.mlp(inputs, drop)
+        hidden = sharding.constrain(hidden, *sharding.BETWEEN)
         x = x + attention_lib.dropout(hidden, self.rate, dropout_keys, 2 * layer + 2)
         x = self.mlp_norm(x) if self.post_norm else x
-        return sharding.constrain(x, sharding.BATCH, "context", None), memory, balance
+        return sharding.constrain(x, *sharding.BETWEEN), memory, balance

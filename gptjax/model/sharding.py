@@ -4,12 +4,21 @@ Without a mesh (one device, a test of a layer) they do nothing.
 """
 
 import math
+import re
+from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-BATCH = ("data", "fsdp")  # axes that rows are split over
 Axis = str | tuple[str, ...] | None
+
+BATCH = ("data", "fsdp")  # axes that rows are split over
+# [batch, length, embed] inside a branch of a block, where the tensor axis splits heads and the width of the MLP, and
+# between branches, where it splits the sequence (Korthikanti et al. 2022, "sequence parallelism"): sums over the axis
+# become half sums, half gathers, and what a layer keeps for the backward pass is divided by the axis.
+INSIDE: tuple[Axis, ...] = (BATCH, "context", None)
+BETWEEN: tuple[Axis, ...] = (BATCH, ("context", "tensor"), None)
 
 
 def axis_size(*names: str) -> int:
@@ -45,3 +54,43 @@ def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     if axis_size(*jax.sharding.get_abstract_mesh().axis_names) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, fitting(x.shape, axes))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(x: jax.Array, split: tuple[Axis, ...], whole: tuple[Axis, ...]) -> jax.Array:
+    """`x`, which is split one way, split another way; its gradient is split as `x` is.
+
+    Where `whole` has fewer axes, x is gathered and its gradient summed and scattered; the gradient of `constrain`
+    would be summed whole on every device.
+    """
+    del split
+    return constrain(x, *whole)
+
+
+def _gather_forward(x, split, whole):
+    return gather(x, split, whole), None
+
+
+def _gather_backward(split, whole, _, gradient):
+    del whole
+    return (constrain(gradient, *split),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def gather_layer(params: Any) -> Any:
+    """The parameters of one block with its matrices whole along fsdp, as they are used.
+
+    Without it XLA multiplies by the shards and sums activations over the axis, which moves more and needs more.
+    """
+
+    def gathered(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if re.match(r"(attention/(query|key|value)|mlp/(up|gate))/kernel", name):
+            return gather(leaf, ("fsdp", "tensor"), (None, "tensor"))
+        if re.match(r"(attention/out|mlp/down)/kernel", name):
+            return gather(leaf, ("tensor", "fsdp"), ("tensor", None))
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(gathered, params)

@@ -42,7 +42,8 @@ def score_tokens(
     With a chunk, only the logits of that many tokens of a row exist at a time; the backward pass computes them
     again. On a vocabulary of 50,000, whole logits are most of the memory of a small model's step.
     """
-    shards = sharding.axis_size("context")
+    shards = sharding.axis_size("context", "tensor")
+    shards = shards if hidden.shape[1] % shards == 0 else sharding.axis_size("context")
     local = hidden.shape[1] // shards
     parts = next(n for n in range(1, local + 1) if local % n == 0 and (not chunk or local // n * shards <= chunk))
     if parts == 1:
@@ -52,7 +53,7 @@ def score_tokens(
         """[batch, length, ...] -> [parts, batch, length / parts, ...], such that every device keeps what it has."""
         x = x.reshape(x.shape[0], shards, parts, local // parts, *x.shape[2:])
         x = jnp.moveaxis(x, 2, 0).reshape(parts, x.shape[0], -1, *x.shape[4:])
-        return sharding.constrain(x, None, sharding.BATCH, "context", *[None] * (x.ndim - 3))
+        return sharding.constrain(x, None, *sharding.BETWEEN[:2], *[None] * (x.ndim - 3))
 
     def join(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x.reshape(parts, -1, shards, local // parts), 0, 2)

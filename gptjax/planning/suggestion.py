@@ -196,11 +196,6 @@ def search(
     model = Model(config, compiler.device_kind, compiler.peak)
     limit = (compiler.available_bytes or math.inf) * HEADROOM
     left = list(candidates(config, compiler.devices))
-    if not left:
-        raise UserError(
-            f"no mesh of {compiler.devices} devices divides {config.model.num_heads} heads, "
-            f"{config.model.context_length} tokens and a batch near {config.train.batch_size}; name another topology"
-        )
     trials: list[Trial] = []
     if first is not None:
         own = Candidate(config.train.batch_size, config.train.accumulation, config.model.remat, **first.mesh)

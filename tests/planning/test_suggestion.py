@@ -1,10 +1,8 @@
-import dataclasses
 import re
 
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.errors import UserError
 from gptjax.planning import suggestion
 from gptjax.planning.compiler import Compiler
 from gptjax.planning.facts import Memory
@@ -109,9 +107,3 @@ def test_a_batch_that_no_mesh_divides_is_rounded(config):
     odd.train.batch_size = 100
     sizes = {candidate.batch_size for candidate in suggestion.candidates(odd, CHIPS)}
     assert sizes == {96, 112}
-
-
-def test_a_model_that_no_mesh_divides_is_an_error(config):
-    fake = FakeCompiler(config, gib=10)
-    with pytest.raises(UserError, match="name another topology"):
-        suggestion.search(config, dataclasses.replace(fake.compiler, devices=0))
