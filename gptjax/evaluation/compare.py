@@ -8,6 +8,7 @@ BLEU, chrF and TER it is the one that `sacrebleu --paired-bs` prints, from the s
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from gptjax.errors import UserError
 from gptjax.evaluation import items
+from gptjax.evaluation.confidence import finite
 from gptjax.evaluation.items import Metric
 
 SAMPLES = 1000
@@ -30,6 +32,7 @@ class Difference:
     """B - A of one metric over the same items.
 
     Attributes:
+      ci95, p: NaN where the items are too few to say.
       n: items.
       verdict: which of the two is better, or that no difference was shown.
     """
@@ -46,7 +49,10 @@ class Difference:
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("task", "metric")}
+        """What `evaluate --compare --output` writes; JSON has no NaN."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("task", "metric")}
+        fields["ci95"] = [finite(bound) for bound in self.ci95]
+        return fields | {name: finite(fields[name]) for name in ("a", "b", "difference", "p")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +120,17 @@ def _difference(task: str, name: str, a: Metric, b: Metric) -> Difference:
     pair = a.sums, b.sums[[place[item] for item in a.ids]]
     observed = [items.values(a.formula, sums.sum(axis=0, keepdims=True))[0] for sums in pair]
     difference = float(observed[1] - observed[0])
-    if len(a.ids) < 2:
-        return Difference(
-            task, name, *map(float, observed), difference, [float("nan")] * 2, float("nan"), 1, "", "a single item"
-        )
     counted = items.resamples(len(a.ids), SAMPLES, SEED)
     drawn = [[items.values(a.formula, counts @ sums) for sums in pair] for counts in counted]
     first, second = (np.concatenate(scores) for scores in zip(*drawn, strict=True))
     differences = second - first
     differences = differences[np.isfinite(differences)]
+    signature = f"paired-bootstrap-{SAMPLES}|seed:{SEED}|p:{{}}" + (f"|{a.unit}" if a.unit else "")
+    known = task, name, float(observed[0]), float(observed[1]), difference
+    if len(a.ids) < 2 or not len(differences):
+        return Difference(
+            *known, [math.nan] * 2, math.nan, len(a.ids), signature.format("none"), "too few items to say"
+        )
     low, high = (float(bound) for bound in np.quantile(differences, [0.025, 0.975]))
     if a.formula in ("ratio", "percent", "exp"):
         distance, kind = np.abs(differences - differences.mean()) >= abs(difference), "two-sided"
@@ -132,8 +140,7 @@ def _difference(task: str, name: str, a: Metric, b: Metric) -> Difference:
     verdict = "no difference shown"
     if low > 0 or high < 0:
         verdict = "A is better" if (difference < 0) != a.lower_is_better else "B is better"
-    signature = f"paired-bootstrap-{SAMPLES}|seed:{SEED}|p:{kind}" + (f"|{a.unit}" if a.unit else "")
-    return Difference(task, name, *map(float, observed), difference, [low, high], p, len(a.ids), signature, verdict)
+    return Difference(*known, [low, high], p, len(a.ids), signature.format(kind), verdict)
 
 
 def _mismatch(what: str, a: Metric, b: Metric) -> str:

@@ -34,14 +34,15 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """What evaluation files hold. JSON has no NaN and no infinity: they become null."""
         return {
-            "value": _finite(self.value),
-            "ci95": [_finite(bound) for bound in self.ci95],
+            "value": finite(self.value),
+            "ci95": [finite(bound) for bound in self.ci95],
             "n": self.n,
             "signature": self.signature,
         }
 
 
-def _finite(number: float) -> float | None:
+def finite(number: float) -> float | None:
+    """The number, or None where it is NaN or infinite."""
     return float(number) if math.isfinite(number) else None
 
 

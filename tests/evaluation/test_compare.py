@@ -71,6 +71,9 @@ def test_pairing_finds_what_separate_intervals_cannot(tmp_path):
     assert difference.verdict == "A is better" and difference.p < 0.01
     assert difference.difference == pytest.approx(0.1, abs=0.03)
     assert difference.ci95[1] - difference.ci95[0] < 0.1 < first.ci95[1] - first.ci95[0]
+    one = write(tmp_path / "one.items.jsonl", {"perplexity": Outcome({"nll": metric(["x"], [1.0])})})
+    (alone,) = compare(one, one).differences
+    assert alone.verdict == "too few items to say" and alone.to_json()["ci95"] == [None, None]
     (same,) = compare(a, a).differences
     assert (same.difference, same.p, same.verdict) == (0, 1, "no difference shown")
 
