@@ -24,6 +24,7 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
+from gptjax.parallel import partition
 from gptjax.training.state import TrainState
 
 # Orbax logs every phase of a save, and every error that it raises as well.
@@ -102,14 +103,16 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: Any) -> TrainState:
         """The state of a step, sharded as `abstract_state` says (not necessarily as it was saved)."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        try:
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError, TypeError) as error:
+        there, here = map(_shapes, (self._manager.item_metadata(step)["state"].tree, abstract_state))
+        if names := sorted(name for name in there | here if there.get(name) != here.get(name)):
+            known = [f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here" for name in names]
+            more = f" and {len(known) - 3} more" if len(known) > 3 else ""
             raise UserError(
-                f"the checkpoint {self.directory / str(step)} is of another model or optimizer; use its own config "
-                f"or another --workdir ({_first_line(error)})"
-            ) from None
+                f"the checkpoint {self.directory / str(step)} is of another model or optimizer ("
+                f"{', '.join(known[:3])}{more}); use its own config or another --workdir"
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:
         """Waits for the last save. Raises RunError if it could not be written."""
@@ -282,6 +285,11 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
         read_template(metadata),
         metadata.get("generation") or {},
     )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a state, or of what Orbax knows about a stored one."""
+    return {partition.path_string(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _validation_loss(metrics: dict[str, float]) -> float:
