@@ -30,9 +30,8 @@ def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """What begins a text for a pretrained model: with a chat template nothing, which that does not write itself;
-    otherwise the tokenizer's own prefix, or an end-of-text token, which separates the documents of pretraining."""
-    return [] if template is not None else list(tokenizer.prefix) or [tokenizer.eot_id]
+    """What begins a text for a pretrained model: with a chat template nothing, which that does not write itself."""
+    return [] if template is not None else list(tokenizer.begin_ids)
 
 
 def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, *, context_length: int) -> None:

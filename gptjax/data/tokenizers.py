@@ -95,10 +95,17 @@ class Tokenizer:
     @functools.cached_property
     def prefix(self) -> tuple[int, ...]:
         """The ids that the tokenizer.json has other programs put before a text, such as <s>; `encode` does not."""
+        if self._tokenizer.post_processor is None:  # a vocabulary of characters may lack any that is tried
+            return ()
         ids = self._tokenizer.encode("a", add_special_tokens=True).ids
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         places = [i for i in range(len(ids)) if ids[i : i + len(plain)] == plain]
         return tuple(ids[: places[0]]) if places and plain else ()
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What begins a text that a model continues: `prefix`, or the end-of-text token where there is none."""
+        return self.prefix or (self.eot_id,)
 
     def extends(self, other: "Tokenizer") -> bool:
         """Whether this gives all texts the ids that `other` gives; it may have more special tokens."""

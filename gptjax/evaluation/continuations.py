@@ -121,7 +121,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     """
     stripped = context.rstrip()
     whole, known = tokenizer.encode_batch([context + continuation, stripped])
-    begin = np.array([tokenizer.eot_id], np.int32)
+    begin = np.array(tokenizer.begin_ids, np.int32)
     return np.concatenate([begin, known]), whole[len(known) :]
 
 

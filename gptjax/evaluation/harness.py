@@ -48,7 +48,10 @@ class CheckpointLM(LM):
         for owner, request in enumerate(requests):
             tokens = self._tokenizer.encode(request.args[0]).tolist()
             windows = utils.get_rolling_token_windows(
-                tokens, prefix_token=self._tokenizer.eot_id, max_seq_len=self._scorer.context_length, context_len=1
+                tokens,
+                prefix_token=self._tokenizer.begin_ids[-1],
+                max_seq_len=self._scorer.context_length,
+                context_len=1,
             )
             for context, continuation in map(utils.make_disjoint_window, windows):
                 pairs.append((np.array(context, np.int32), np.array(continuation, np.int32)))
@@ -71,7 +74,7 @@ class CheckpointLM(LM):
                     f"{self._scorer.context_length}; lower max_gen_toks in the task"
                 )
             encoded = self._tokenizer.encode_batch([requests[member].args[0] for member in members])
-            prompts = [np.concatenate([[self._tokenizer.eot_id], ids]).astype(np.int32)[-room:] for ids in encoded]
+            prompts = [np.concatenate([self._tokenizer.begin_ids, ids]).astype(np.int32)[-room:] for ids in encoded]
             for member, text in zip(members, self._generate(prompts, **sampling), strict=True):
                 texts[member] = text
         return texts

@@ -73,7 +73,7 @@ class Generator:
         model of the same vocabulary, decoding is speculative; the completions are the same.
 
         A text ends with an end-of-text token, the end of the assistant's turn, or one of `end_ids`. `begin_ids` are put
-        before a prompt; default: an end-of-text token, with which every document of a token store begins.
+        before a prompt; default: the tokenizer's.
         """
         self.architecture = architecture
         self.params = params
@@ -82,7 +82,7 @@ class Generator:
         self.statistics: Statistics | None = None
         end_of_turn = [tokenizer.special_tokens[template.end_of_turn]] if template else []
         self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn, *end_ids]))
-        self.begin_ids = (tokenizer.eot_id,) if begin_ids is None else tuple(begin_ids)
+        self.begin_ids = tokenizer.begin_ids if begin_ids is None else tuple(begin_ids)
         self._graphdef = graphdef
         self._mesh = mesh
         self._batch_size = batch_size

@@ -344,3 +344,20 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(spec, text):
     sizes = tokenizer.token_bytes()
     assert sizes[tokenizer.encode(text)].sum() == len(text.encode())
     assert sizes[tokenizer.eot_id] == 0
+
+
+def test_the_prefix_is_what_other_programs_put_before_a_text():
+    assert build_tokenizer("char", ["北京"]).begin_ids == (2,)
+    plain = build_tokenizer("byte")
+    assert plain.prefix == () and plain.begin_ids == (256,)
+    description = json.loads(plain.with_special_tokens(["<s>"]).to_str())
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    description["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, sequence],
+        "pair": [sequence, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}},
+    }
+    tokenizer = Tokenizer.from_str(json.dumps(description))
+    assert tokenizer.prefix == tokenizer.begin_ids == (257,)
+    assert tokenizer.encode("ab").tolist() == [97, 98]
