@@ -237,6 +237,10 @@ def _answer(cluster: Cluster, timeout: float, deadline: float) -> dict[int, _Con
 # ---- The run -----------------------------------------------------------------------------------------------------
 
 
+class _PeerEnded(Exception):
+    """What this process waits for will not come; why is in the message of the one that ended."""
+
+
 class _Members(Group):
     """Several processes. Process 0 collects and passes on; every connection has a thread that listens."""
 
@@ -260,7 +264,7 @@ class _Members(Group):
         with self._changed:
             self._changed.wait_for(lambda: self._round in self._gathered or self._ended)
             if self._round not in self._gathered:
-                raise RunError("another process ended")
+                raise _PeerEnded
             return self._gathered.pop(self._round)
 
     def stops_at(self, step: int, received: str) -> str:

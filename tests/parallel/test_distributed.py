@@ -151,13 +151,14 @@ def test_a_killed_process_ends_the_others_and_is_named(victim):
             )
 
 
+@pytest.mark.parametrize("others", ["time.sleep(60)", "group.gather()"])
 @pytest.mark.parametrize("unlucky", [0, 2])
-def test_an_error_of_one_process_is_told_by_all(unlucky):
+def test_an_error_of_one_process_is_told_by_all(unlucky, others):
     code = f"""
 distributed.GRACE = 0.5
 group.gather()
 if index == {unlucky}: raise UserError("the disk of this machine is not there")
-time.sleep(60)
+{others}
 """
     results = finish(start(code, 3, range(3)))
     for index, (status, _, line) in enumerate(results):
