@@ -150,8 +150,8 @@ def choose(
     normalized = np.array([(row / length).argmax() for row, length in zip(by_question, lengths, strict=True)])
     gold = np.array([question.gold for question in questions])
     ids = _ids(questions)
-    settings = f"delimiter:{delimiter!r}|prefix:eot"
-    signature = f"{settings}|{_context(scorer, scores)}|{{}}|ci:bootstrap-1000"
+    settings = f"delimiter:{delimiter!r}"
+    signature = f"{settings}|{_context(scorer, scores, tokenizer)}|{{}}|ci:bootstrap-1000"
 
     def accuracy(answers: np.ndarray, by: str):
         return ratio_metric(ids, answers == gold, signature=signature.format(f"highest:{by}"), unit=settings)
@@ -186,7 +186,7 @@ def predict_last_words(
     Paperno et al. 2016 (arXiv:1606.06031). `identity` is the tokenizer's.
     """
     scores = _score(scorer, tokenizer, passages, " ", progress)
-    ids, signature = _ids(passages), f"{identity}|prefix:eot|{_context(scorer, scores)}|ci:bootstrap-1000"
+    ids, signature = _ids(passages), f"{identity}|{_context(scorer, scores, tokenizer)}|ci:bootstrap-1000"
     metrics = {
         "accuracy": ratio_metric(ids, scores.is_greedy, signature=signature),
         "perplexity": ratio_metric(
@@ -210,8 +210,10 @@ def _score(
     return scorer.score(pairs, progress)
 
 
-def _context(scorer: ContinuationScorer, scores: Scores) -> str:
-    return f"context:{scorer.context_length}|left-truncated:{int(scores.truncated.sum())}/{len(scores.truncated)}"
+def _context(scorer: ContinuationScorer, scores: Scores, tokenizer: Tokenizer) -> str:
+    prefix = "eot" if tokenizer.begin_ids == (tokenizer.eot_id,) else "+".join(map(str, tokenizer.begin_ids))
+    cut = f"{int(scores.truncated.sum())}/{len(scores.truncated)}"
+    return f"prefix:{prefix}|context:{scorer.context_length}|left-truncated:{cut}"
 
 
 def _ids(questions: Sequence[Question]) -> list[str]:
