@@ -259,6 +259,13 @@ def flat_options() -> dict[str, Option]:
     return flat
 
 
+def flat_values(config: Config) -> Iterator[tuple[str, Any]]:
+    """("section.option", value) in the order of the table."""
+    for path in flat_options():
+        section, _, name = path.rpartition(".")
+        yield path, (config[section] if section else config)[name]
+
+
 def apply_arg(config: Config, arg: str) -> Config:
     """Applies what follows the colon of --config=FILE:ARG. `runlocal` shrinks a run to under a minute on a CPU."""
     if arg == "runlocal":

@@ -114,8 +114,8 @@ def train(
     config = config_lib.resolve(config, tokenizer.vocab_size, batches.steps_per_epoch)
     num_steps = config.train.num_steps
     data_identity = {"source": config.data.source, **corpus.identity(sources)}
-    group.same("config", config_lib.sha256(config))
-    group.same("text in data.source", data_identity["source_fingerprint"])
+    group.same("config", dict(config_lib.flat_values(config)))
+    group.same("data", {"source_fingerprint": data_identity["source_fingerprint"]})
     architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
     graphdef, abstract_params = gpt.abstract_model(architecture)
     task = kernels.Task.of(architecture, packed=config.data.isolate_documents, context=mesh.shape["context"])

@@ -59,12 +59,14 @@ class Group:
         if not self.index:
             self.gather()
 
-    def same(self, name: str, value: str) -> None:
-        """Raises UserError unless all processes have the same value."""
-        values = self.gather(value)
-        for process, other in enumerate(values):
-            if other != values[0]:
-                raise UserError(f"process {process} has another {name} than process 0: {other} and {values[0]}")
+    def same(self, name: str, values: dict[str, Any]) -> None:
+        """Raises UserError unless all processes have the same values, which JSON has."""
+        first, *others = self.gather(values)
+        for process, other in enumerate(others, 1):
+            differ = [key for key in first | other if first.get(key) != other.get(key)]
+            if differ:
+                pairs = ", ".join(f"{key} is {other.get(key)!r}, not {first.get(key)!r}" for key in differ)
+                raise UserError(f"process {process} has another {name} than process 0: {pairs}")
 
     def stops_at(self, step: int, received: str) -> str:
         """The signal at which to stop before `step`: the same answer in every process.

@@ -35,8 +35,7 @@ def claim(workdir: Path, config: config_lib.Config) -> None:
         return
     old = config_lib.from_json(path.read_text())
     differences = []
-    for name in config_lib.flat_options():
-        before, now = (_value(c, name) for c in (old, config))
+    for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True):
         if before != now and not name.startswith(FREE_OPTIONS):
             differences.append(f"  {name}: {before!r} there, {now!r} now")
     if differences:
@@ -51,12 +50,6 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def _value(config: config_lib.Config, path: str):
-    for key in path.split("."):
-        config = config[key]
-    return config
 
 
 def check_data(workdir: Path, identity: dict) -> None:

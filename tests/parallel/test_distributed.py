@@ -79,7 +79,7 @@ def test_one_process_agrees_with_itself():
     assert group.gather(5) == [5]
     assert group.first(lambda: "x") == "x"
     with group.first_goes_first():
-        group.same("config", "a")
+        group.same("config", {"a": 1})
     assert (group.stops_at(3, ""), group.stops_at(4, "SIGTERM")) == ("", "SIGTERM")
 
 
@@ -203,8 +203,8 @@ print(step, stopped)
 
 
 def test_different_values_are_a_mistake():
-    results = finish(start("group.same('config', 'abc' if index else 'xyz')", 2, range(2)))
-    assert all("process 1 has another config than process 0" in line for *_, line in results)
+    results = finish(start("group.same('config', {'seed': index, 'rate': 0.5})", 2, range(2)))
+    assert all("process 1 has another config than process 0: seed is 1, not 0" in line for *_, line in results)
     assert all(status == 2 for status, *_ in results)
 
 
