@@ -37,6 +37,7 @@ OF_THE_RUN = (
     "lora_dropout",
     "lora_targets",
     "compute_dtype",
+    "matmul",
     "attention",
     "scan_unroll",
     "remat",

@@ -15,6 +15,7 @@ from gptjax.model import gpt, huggingface
 from gptjax.model import huggingface_files as files
 from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
+from gptjax.training import pretrained
 
 LLAMA = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "num_kv_heads": 2, "qk_norm": False}
 OPTIONS = {
@@ -235,22 +236,14 @@ def test_generation_config_is_written_whole(tmp_path):
 
 def test_every_option_of_a_model_is_in_each_layout_or_needed_to_be_off(tmp_path):
     """A new option of the architecture changes what a model computes, unless it is one of these."""
-    computing = {"padded_vocab_size", "init_std", "dropout", "compute_dtype", "attention", "scan_unroll", "remat"}
+    of_the_run = {"padded_vocab_size", *pretrained.OF_THE_RUN}
     fields = {field.name for field in dataclasses.fields(Architecture)}
     for name, layout in layouts.LAYOUTS.items():
         architecture, params = random_model(**OPTIONS[name])
         huggingface.write_directory(tmp_path / name, architecture, params, eot_id=None)
         read = huggingface.read_config(tmp_path / name).keys()
-        adapters = {"lora_alpha", "lora_dropout", "lora_targets"}
-        assert (
-            not fields
-            - computing
-            - adapters
-            - read
-            - layout.needs.keys()
-            - {"ngram_rows", "experts_per_token"}
-            - DERIVED[name]
-        )
+        of_the_layout = read | layout.needs.keys() | {"ngram_rows", "experts_per_token"} | DERIVED[name]
+        assert fields == fields & (of_the_run | of_the_layout)
 
 
 @pytest.mark.parametrize("text", ["", "GB", "5 apples", "0MB"])
