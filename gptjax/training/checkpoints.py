@@ -271,9 +271,6 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     if merge and architecture.lora_rank:
         params, architecture = lora.merge(params, architecture)
         graphdef, _ = gpt.abstract_model(architecture)
-        config = config.copy_and_resolve_references().unlock()
-        config.model.lora_rank = 0
-        config.lock()
     return Trained(
         path,
         metadata["step"],
