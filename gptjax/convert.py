@@ -115,6 +115,7 @@ def export_model(workdir: Path, which: str, directory: Path, *, dtype: str, max_
 
     trained = checkpoints.load(workdir, which)
     tokenizer, template = trained.tokenizer, trained.template
+    tokenizer_files.check_exportable(tokenizer)
     huggingface.write_directory(
         directory,
         trained.architecture,

@@ -34,17 +34,21 @@ def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
     return [] if template is not None else list(tokenizer.begin_ids)
 
 
-def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, *, context_length: int) -> None:
-    """Writes tokenizer.json and a tokenizer_config.json with which transformers' AutoTokenizer gives the same ids.
-
-    The chat template is in it as Jinja. Raises UserError for the `jieba` kind, which cuts words before the
-    tokenizer sees them.
-    """
+def check_exportable(tokenizer: Tokenizer) -> None:
+    """Raises UserError for the `jieba` kind, which cuts words before the tokenizer sees them."""
     if tokenizer.kind == "jieba":
         raise UserError(
             "the tokenizer of the kind jieba cuts words with the library jieba, which a tokenizer.json cannot say; "
             "models with the kinds char, byte, bpe, word and hf can be exported"
         )
+
+
+def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, *, context_length: int) -> None:
+    """Writes tokenizer.json and a tokenizer_config.json with which transformers' AutoTokenizer gives the same ids.
+
+    The chat template is in it as Jinja. Raises UserError where `check_exportable` does.
+    """
+    check_exportable(tokenizer)
     (directory / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     variables = template.variables if template else {}
     config: dict[str, Any] = {

@@ -159,6 +159,8 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"{CONFIG}: rotary scaling {rope} is not supported; only plain rotary positions are")
+    for entries in (raw, rope):
+        _refuse(entries, partial_rotary_factor=1.0)
     _refuse(raw, attention_bias=False, mlp_bias=False, use_sliding_window=False, quantization_config=None)
     heads = _entry(raw, "num_attention_heads")
     return {

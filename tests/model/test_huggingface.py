@@ -133,6 +133,8 @@ def test_pickle_files_are_refused(tmp_path):
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; these are: gpt2, llama, qwen3"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
     ],
