@@ -389,12 +389,11 @@ class _Members(Group):
         name = self._cluster.describe(ended["process"])
         if ended["line"]:
             _exit(ended["status"], f"{ended['line']} (said by {name})")
+        self._end_advised(f"{name} of {self.size} was killed or crashed, and the run cannot go on without it")
+
+    def _end_advised(self, what: str) -> None:
         advice = self.advice()
-        _exit(
-            1,
-            f"failed: {name} of {self.size} was killed or crashed, and the run cannot go on without it"
-            + (f"; {advice}" if advice else ""),
-        )
+        _exit(1, f"failed: {what}; {advice}" if advice else f"failed: {what}")
 
     def _catch_abort(self) -> None:
         """JAX aborts a process whose coordinator is gone. Python's own handlers would come too late for a last line."""
@@ -404,7 +403,8 @@ class _Members(Group):
                 self._changed.wait_for(lambda: self._ended, timeout=2)
             if self._ended:
                 self._end(self._ended)
-            _exit(1, f"failed: JAX aborted this process; the lines above say why. {self.advice()}".strip())
+            # A peer that hangs but is there, for one: JAX waits 100 s for its heartbeat.
+            self._end_advised("JAX aborted this process, and the lines above say why")
 
         self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # kept alive as long as the group
         with suppress(OSError, AttributeError):
