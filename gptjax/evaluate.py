@@ -98,13 +98,17 @@ def _join_compare(argv: Sequence[str]) -> list[str]:
 
 def evaluate(options: flags.FlagValues) -> None:
     """Runs the tasks, prints a table, writes WORKDIR/evaluation/TASKS-SPLIT-STEP.json and --output."""
+    import jax
+
     from gptjax import config as config_lib
     from gptjax.data import corpus
     from gptjax.evaluation import tasks
     from gptjax.evaluation.report import write_report
+    from gptjax.model import gpt
+    from gptjax.model.architecture import Architecture
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition, runtime
-    from gptjax.training import checkpoints
+    from gptjax.training import checkpoints, footprint
 
     path = checkpoints.find(Path(options.workdir), options.checkpoint)
     config = checkpoints.read_config(path).unlock()
@@ -122,6 +126,9 @@ def evaluate(options: flags.FlagValues) -> None:
 
     config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
     runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=corpus.cache_directory(config))
+    _, params = gpt.abstract_model(Architecture.from_config(config.model, 0))
+    if not footprint.replicas_fit(params):
+        config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)
     trained = checkpoints.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
     context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), _progress)

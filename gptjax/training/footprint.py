@@ -50,6 +50,14 @@ def check_sharded(params: Any, mesh: Mesh, *, allow_replicated: bool) -> None:
             )
 
 
+def replicas_fit(params: Any) -> bool:
+    """Whether each device of this process can hold all of the parameters, and as much again for what it computes."""
+    devices = jax.local_devices()
+    memory = device_memory(devices[0], len(devices))
+    needed = 2 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return memory is None or needed <= memory
+
+
 def check_fits(state: TrainState, mesh: Mesh, *, checkpoint: Path | None = None) -> None:
     """Raises UserError where the memory of a device is smaller than what the state alone needs.
 

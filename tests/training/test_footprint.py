@@ -87,3 +87,11 @@ def test_virtual_devices_share_the_memory_of_the_machine():
     device = jax.devices()[0]
     whole = footprint.device_memory(device, 1)
     assert whole > 2**28 and footprint.device_memory(device, 8) == math.floor(whole / 8)
+
+
+def test_replicas_need_room_for_what_is_computed(tiny_config, monkeypatch):
+    _, params = gpt.abstract_model(Architecture.from_config(tiny_config.model, 0))
+    num_bytes = 4 * gpt.parameter_count(params)
+    for memory, fits in ((2 * num_bytes, True), (2 * num_bytes - 1, False), (None, True)):
+        monkeypatch.setattr(footprint, "device_memory", lambda device, sharers, memory=memory: memory)
+        assert footprint.replicas_fit(params) is fits
