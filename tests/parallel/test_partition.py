@@ -47,6 +47,8 @@ OPTIONS = {  # the first values make the fewest parameters, the last ones the mo
     "qk_norm": [False, True],
     "use_bias": [False, True],
     "tie_embeddings": [True, False],
+    "num_experts": [0, 2],
+    "lora_rank": [0, 3],
 }
 
 
@@ -55,7 +57,7 @@ def test_every_parameter_of_every_architecture_is_in_the_table():
     used = set()
     for base, (option, values) in itertools.product((0, -1), OPTIONS.items()):
         others = {name: choices[base] for name, choices in OPTIONS.items()}
-        _, params = gpt.abstract_model(architecture_of(**others | {option: values[-1 - base]}))
+        _, params = gpt.abstract_model(architecture_of(lora_targets=".*", **others | {option: values[-1 - base]}))
         for path, leaf in by_path(params).items():
             partition.partition_spec(path, leaf.shape, mesh)
             used.add(next(pattern for pattern, _ in partition.TABLE if re.fullmatch(pattern, path)))
@@ -74,7 +76,7 @@ def test_matrices_are_split_over_both_axes_and_layers_over_none():
 
 
 @pytest.mark.parametrize(
-    "path", ["blocks/mlp/router/kernel", "embedding", "my_head/kernel", "blocks/attention/query/lora"]
+    "path", ["blocks/mlp/lookup/kernel", "embedding", "my_head/kernel", "blocks/attention/query/lora"]
 )
 def test_an_unknown_parameter_is_refused_by_name(path):
     with pytest.raises(KeyError, match=path):
