@@ -13,7 +13,8 @@ from gptjax.optim.schedules import make_schedule
 # Matrices and embedding tables are decayed; norm scales and biases are not (nanoGPT's rule, by name because
 # stacking over layers gives biases two axes).
 DECAYED = r".*(kernel|embedding)"
-# Muon is for the matrices inside blocks; embeddings, head, norms, biases and routers stay with AdamW (Jordan et al. 2024).
+# Muon is for the matrices inside blocks; embeddings, head, norms, biases and routers stay with AdamW (Jordan et al.
+# 2024).
 ORTHOGONALISED = r"blocks/(?!.*router).*/kernel"
 
 
