@@ -26,7 +26,8 @@ def token_losses(
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
     """(cross-entropy in nats, log-partition) of every token, in float32."""
     log_partition = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # A masked sum, not a gather: it fuses with the other sums over the vocabulary, also where that is split.
+    chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(-1)
     return log_partition - chosen, log_partition
 
 
