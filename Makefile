@@ -9,8 +9,9 @@ CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 WORKDIR ?= runs/quickstart
 WORKERS ?= 2
+ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/test_tokenizers.py tests/data/test_tokenizer_files.py
 
-.PHONY: help quickstart setup test test-slow lint golden bench clean
+.PHONY: help quickstart setup test test-slow test-oracles lint golden bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be done
@@ -28,6 +29,10 @@ $(VENV)/.base: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.base
+
+$(VENV)/.oracles: $(VENV)/.dev
+	$(INSTALL) --editable '.[dev,oracles]'
+	@touch $@
 
 setup: $(VENV)/.dev  ## the virtual environment with everything the tests need
 
@@ -47,6 +52,9 @@ test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-oracles: $(VENV)/.oracles  ## what is checked against torch, transformers and PEFT (installs them)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow' $(ORACLES)
+
 lint: $(VENV)/.dev  ## ruff and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,8 +63,14 @@ lint: $(VENV)/.dev  ## ruff and the import contract
 golden: $(VENV)/.dev  ## write the golden files of tests/golden anew
 	$(BIN)/python -m pytest tests/test_golden.py --update-golden -q
 
-bench: $(VENV)/.base  ## the speed of this machine: training step, start-up
+bench: $(VENV)/.dev  ## the speed of this machine: training step, start-up, decoding, preparing data
 	$(BIN)/python tools/bench_cpu.py
+	$(BIN)/python tools/bench_decode.py
+	$(BIN)/python tools/bench_prepare.py
+	$(BIN)/python tools/bench_stream.py
+
+bench-scale: $(VENV)/.dev  ## how cost grows with depth, batch, context, mesh and data
+	$(BIN)/python tools/bench_scale.py
 
 clean:  ## remove the virtual environment and the runs
 	rm -rf $(VENV) runs
