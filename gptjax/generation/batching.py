@@ -24,6 +24,7 @@ SLOTS = 32
 # The smallest compiled lengths: shorter ones would save less time than they take to compile.
 MIN_PREFILL_LENGTH = 16
 MIN_CAPACITY = 64
+GROUP = 4  # prompts read at once where fewer than all slots are free
 
 
 class Busy(RunError):
@@ -102,7 +103,7 @@ class Engine:
 
     `submit` and `cancel` may be called from any thread; `step` from one. Compiled programs are shared by all engines
     of the same model shape: there is one for each number of slots and power of two of the capacity, and to read
-    prompts also one for each power of two of their length, in groups of 1, 4, 16, ... or as many as there are slots.
+    prompts also one for each power of two of their length, in groups of 1, 4, or as many as there are slots.
     """
 
     def __init__(
@@ -245,7 +246,10 @@ class Engine:
             for slot, request in zip(free, group, strict=False):
                 self._slots[slot] = request
             self._provide(max(r.length for r in self._slots if r))
-            self._insert(free[: len(group)], group)
+            while group:
+                size = max(size for size in (1, GROUP, len(self._slots)) if size <= len(group))
+                self._insert(free[:size], group[:size])
+                free, group = free[size:], group[size:]
         return events
 
     def _provide(self, length: int) -> None:
@@ -265,25 +269,19 @@ class Engine:
         self._capacity = capacity
 
     def _insert(self, slots: list[int], requests: list["_Request"]) -> None:
-        batch = min(4 ** max(0, (len(requests) - 1).bit_length() + 1 >> 1), len(self._slots))
-        padding = batch - len(requests)
         length = min(requests[0].bucket, self._capacity)
-        tokens = np.zeros((batch, length), np.int32)
-        end_ids = np.full((batch, decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
+        tokens = np.zeros((len(requests), length), np.int32)
+        end_ids = np.full((len(requests), decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
         for i, request in enumerate(requests):
             tokens[i, : len(request.prompt)] = request.prompt
             end_ids[i, : len(request.end_ids)] = request.end_ids
-
-        def column(values: list[int], dtype=np.int32) -> np.ndarray:
-            return np.array(values + [0] * padding, dtype)
-
         prompts = decoding.Prompts(
             tokens=tokens,
-            lengths=column([len(request.prompt) for request in requests]),
-            slots=np.array(slots + [len(self._slots)] * padding, np.int32),
-            seeds=column([request.params.seed for request in requests], np.uint32),
-            indices=column([request.index for request in requests]),
-            controls=sampling.controls([r.params for r in requests] + [SamplingParams()] * padding),
+            lengths=np.array([len(request.prompt) for request in requests], np.int32),
+            slots=np.array(slots, np.int32),
+            seeds=np.array([request.params.seed for request in requests], np.uint32),
+            indices=np.array([request.index for request in requests], np.int32),
+            controls=sampling.controls([request.params for request in requests]),
             end_ids=end_ids,
         )
         self._state = decoding.insert(self._graphdefs, self._params, self._state, prompts)

@@ -57,7 +57,7 @@ class Prompts(NamedTuple):
     """Texts to begin with, padded on the right.
 
     Attributes:
-      slots: where they go; the number of slots for a row that is all padding.
+      slots: where they go.
       seeds, indices: together they decide the random key of a text.
     """
 
@@ -147,7 +147,7 @@ def insert(graphdefs: Graphdefs, params: AllParams, state: State, prompts: Promp
     keys = jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(prompts.seeds, prompts.indices)
 
     def put(old: Array, new: Array) -> Array:
-        return old.at[slots].set(new, mode="drop")
+        return old.at[slots].set(new)
 
     rows = (logits, lengths, seen, keys, prompts.controls, prompts.end_ids)
     return _split(State(tuple(caches), *jax.tree.map(put, tuple(state[1:]), rows)))
@@ -281,7 +281,7 @@ def _insert_cache(cache: Cache, new: Cache, slots: Int[Array, "batch"]) -> Cache
     def put(old: Array, new: Array) -> Array:
         by_slot = old.reshape(total, -1, *old.shape[1:])
         rows = new.reshape(batch, -1, *new.shape[1:])[:, :, : old.shape[1]]
-        return by_slot.at[slots, :, : rows.shape[2]].set(rows, mode="drop").reshape(old.shape)
+        return by_slot.at[slots, :, : rows.shape[2]].set(rows).reshape(old.shape)
 
     return jax.tree.map(put, cache, new)
 
