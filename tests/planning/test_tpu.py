@@ -80,6 +80,6 @@ def test_a_step_compiles_for_a_slice_that_is_not_here(tpu_environment, monkeypat
     too_large = [*command, "--config.train.batch_size=65536", "--config.model.attention=reference"]
     assert cli.run(plan.main, too_large) == 0
     assert "DOES NOT FIT: it needs" in capsys.readouterr().out
-    assert cli.run(plan.main, [*command, "--config.mesh.fsdp=3"]) == 2
+    assert cli.run(plan.main, [*command, "--config.mesh.fsdp=8"]) == 2
     assert "does not fit 4" in capsys.readouterr().err
     assert "libtpu" not in sys.modules
