@@ -54,9 +54,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "vocab_multiple": Option(64, "the embedding table is padded to a multiple of this", minimum=1),
         "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
         "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
-        "norm_placement": Option(
-            "pre", "before each branch of a block, or after its sum", choices=("pre", "post")
-        ),
+        "norm_placement": Option("pre", "before each branch of a block, or after its sum", choices=("pre", "post")),
         "activation": Option(
             "squared_relu",
             "MLP non-linearity",
@@ -441,7 +439,8 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         yield f"model.context_length {model.context_length} is not divisible by mesh.context {mesh.context}"
     if right("model.num_experts", "model.experts_per_token") and model.num_experts:
         if model.experts_per_token > model.num_experts:
-            yield f"model.experts_per_token {model.experts_per_token} is more than model.num_experts {model.num_experts}"
+            count = model.experts_per_token
+            yield f"model.experts_per_token {count} is more than model.num_experts {model.num_experts}"
         if right("model.use_bias") and model.use_bias:
             yield "model.use_bias is True; experts have no biases"
     for name in ("num_heads", "num_kv_heads", "num_experts"):
