@@ -11,7 +11,8 @@ from gptjax.training.throughput import PEAK_TFLOPS
 class Roofline:
     """Seconds of one step, if each resource ran at its peak (Williams et al. 2009); None: the rate is not known.
 
-    `at_best` has computation, memory and links overlap fully, `at_worst` not at all. MFU counts model FLOPs only.
+    `at_best` has computation, memory and links overlap fully, `at_worst` not at all. MFU counts model FLOPs only. All
+    traffic is taken to use the links within a slice; the network between slices is slower and not in here.
     """
 
     compute_s: float | None
@@ -70,8 +71,8 @@ class Cost:
 
 
 def cost(facts: Facts, times: Roofline, tokens: float, price_per_chip_hour: float | None) -> Cost | None:
-    """What `tokens` take, without evaluation, checkpoints and restarts; None without a step time."""
-    if times.at_best_s is None or times.at_worst_s is None:
+    """What `tokens` take, without evaluation, checkpoints and restarts; None without a program or a step time."""
+    if facts.memory is None or times.at_best_s is None or times.at_worst_s is None:
         return None
     steps = tokens / facts.tokens_per_step
     hours = tuple(steps * seconds / 3600 for seconds in (times.at_best_s, times.at_worst_s))

@@ -49,6 +49,8 @@ def test_cost_is_chips_times_hours_times_price():
     assert found.chip_hours == pytest.approx((4.0, 7.0))
     assert found.price == pytest.approx((8.0, 14.0))
     assert cost(facts(), roofline(facts()), 1e6, None).price is None
+    large = facts(memory=None, memory_bytes=None, collectives=())
+    assert cost(large, roofline(large), 1e6, 2.0) is None  # what does not fit costs nothing
 
 
 def test_unknown_hardware_has_a_report_without_times():
