@@ -43,8 +43,8 @@ class Candidate:
         return changed.lock()
 
     def flags(self, config: config_lib.Config) -> list[str]:
-        """What differs from the config, as flags for the command line."""
-        options = self._options().items()
+        """What differs from the config, as flags for the command line; mesh.data=-1 is all that is left already."""
+        options = [(p, v) for p, v in self._options().items() if p != "mesh.data" or config.mesh.data != -1]
         return [f"--config.{p}={v}" for p, v in options if config[p.split(".")[0]][p.split(".")[1]] != v]
 
     def _options(self) -> dict[str, int | str]:

@@ -59,6 +59,8 @@ def test_candidates_are_valid_and_use_every_device(config):
 
 def test_flags_give_the_candidate_back(config):
     candidate = Candidate(256, 4, "full", 2, 4, 1, 2)
+    assert not any("mesh.data" in flag for flag in candidate.flags(config))  # -1: all that the others leave
+    config.unlock().mesh.data = 16
     changed = config.copy_and_resolve_references()
     for flag in candidate.flags(config):
         path, value = re.fullmatch(r"--config\.(\S+)=(\S+)", flag).groups()
