@@ -55,6 +55,8 @@ def first_losses(name: str, source: str, cache: Path, steps: int = 10) -> list[f
     """Losses of the config's small form on one device."""
     config = load_config(name, "runlocal")
     config.data.update(source=source, cache_dir=str(cache))
+    if config.data.validation_fraction < 0.05:  # of 120 documents, none would be left for it
+        config.data.validation_fraction = 0.1
     store = corpus.open_corpus(config)
     batches = pipeline.Batches(
         store.split("train"),

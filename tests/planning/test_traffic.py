@@ -24,9 +24,9 @@ def replicate(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
 def test_a_gathered_array_is_counted_in_every_turn_of_a_loop():
     weights = on_mesh((5, 64, 16), None, "x")
 
-    def gather_each(weights):
+    def gather_each(layers):
         return jax.lax.scan(
-            lambda total, w: (total + replicate(jnp.sin(w), weights), None), jnp.zeros((64, 16)), weights
+            lambda total, w: (total + replicate(jnp.sin(w), weights), None), jnp.zeros((64, 16)), layers
         )[0]
 
     [found] = traffic.collectives(compiled(gather_each, weights))
@@ -38,7 +38,7 @@ def test_a_gathered_array_is_counted_in_every_turn_of_a_loop():
 
 def test_a_sum_over_devices_sends_twice():
     x = on_mesh((64, 32), "x")
-    [found] = traffic.collectives(compiled(lambda x: replicate(x.sum(0), x), x))
+    [found] = traffic.collectives(compiled(lambda rows: replicate(rows.sum(0), x), x))
     assert (found.kind, found.count, found.payload_bytes) == ("all-reduce", 1, 32 * 4)
     assert found.sent_bytes == 2 * 32 * 4 * 7 // 8
 
@@ -46,6 +46,14 @@ def test_a_sum_over_devices_sends_twice():
 TPU = """HloModule jit_step, is_scheduled=true
 
 %chained (p.0: bf16[8,128], p.1: f32[8,8]) -> (f32[8,8], bf16[64,128]) {
+  %p.0 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = f32[8,8]{1,0:T(8,128)} parameter(1)
+  %work = f32[8,8]{1,0:T(8,128)} add(%p.1, %p.1)
+  %all-gather.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p.0), channel_id=66, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}
+  ROOT %t = (f32[8,8]{1,0:T(8,128)}, bf16[64,128]{1,0:T(8,128)(2,1)}) tuple(%work, %all-gather.1)
+}
+
+%chained.2 (p.0: bf16[8,128], p.1: f32[8,8]) -> (f32[8,8], bf16[64,128]) {
   %p.0 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
   %p.1 = f32[8,8]{1,0:T(8,128)} parameter(1)
   %work = f32[8,8]{1,0:T(8,128)} add(%p.1, %p.1)
@@ -65,7 +73,7 @@ ENTRY %main (a: bf16[8,128], b: f32[8,8], c: f32[64,128]) -> f32[8,128] {
   %b = f32[8,8]{1,0:T(8,128)} parameter(1)
   %c = f32[64,128]{1,0:T(8,128)} parameter(2)
   %first = (f32[8,8]{1,0:T(8,128)}, bf16[64,128]{1,0:T(8,128)(2,1)}) fusion(%a, %b), kind=kOutput, calls=%chained
-  %second = (f32[8,8]{1,0:T(8,128)}, bf16[64,128]{1,0:T(8,128)(2,1)}) fusion(%a, %b), kind=kOutput, calls=%chained
+  %second = (f32[8,8]{1,0:T(8,128)}, bf16[64,128]{1,0:T(8,128)(2,1)}) fusion(%a, %b), kind=kOutput, calls=%chained.2
   %moved = f32[8,128]{1,0:T(8,128)} collective-permute(%c), channel_id=3, source_target_pairs={{0,1},{1,0}}
   ROOT %out = f32[8,128]{1,0:T(8,128)} fusion(%c), kind=kCustom, calls=%all-reduce-scatter.4
 }
