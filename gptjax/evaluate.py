@@ -16,6 +16,7 @@ lm_eval:TASK where lm-eval is installed.
 Every value comes with a 95 % confidence interval and a signature that says how it was computed.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -160,9 +161,15 @@ def evaluate(options: flags.FlagValues) -> None:
 
 def _generator(trained, mesh):
     """What completes texts, or token ids; made when it is first called."""
+    import jax
+
     from gptjax.generation.engine import Generator
     from gptjax.generation.params import SamplingParams
 
+    if mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1:
+        # Decoding reads the whole model for every token; virtual devices would read it once each, from one memory.
+        trained = dataclasses.replace(trained, params=jax.device_put(trained.params, mesh.devices.flat[0]))
+        mesh = None
     generator = functools.cache(lambda: Generator.from_trained(trained, mesh=mesh))
 
     def generate(prompts: Sequence, **sampling) -> list[str]:
