@@ -8,12 +8,11 @@ import json
 import math
 import os
 import statistics
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptjax.evaluation import bands, charts, costs
+from gptjax.evaluation import bands, charts, costs, markup
 from gptjax.evaluation.charts import Area, Mark, Series
 
 Line = dict[str, Any]
@@ -78,7 +77,7 @@ def _page(workdir: Path) -> str:
     metrics = _read_metrics(workdir / "metrics.jsonl")
     manifest = _read_object(workdir / "manifest.json")
     config = _read_object(workdir / "config.json")
-    band = bands.find(config, _object(manifest.get("data")))
+    band = bands.find(config, markup.as_object(manifest.get("data")))
     name = html.escape(workdir.resolve().name)
     sections = [
         f"<header><h1>{name}</h1>{_subtitle(manifest)}</header>",
@@ -87,7 +86,7 @@ def _page(workdir: Path) -> str:
         _evaluations(sorted(workdir.glob("evaluation/*.json"))),
         _samples(_read_lines(workdir / "samples.jsonl")),
         _time(metrics["train"] + metrics["validation"]),
-        _costs(metrics["train"], manifest, config),
+        _costs(metrics, manifest, config),
         _data_card(workdir / "data_card.md"),
         _settings(manifest, config),
     ]
@@ -117,7 +116,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
         return {}
-    return _object(value)
+    return markup.as_object(value)
 
 
 def _read_lines(path: Path) -> list[Line]:
@@ -129,10 +128,10 @@ def _read_lines(path: Path) -> list[Line]:
     lines = []
     for row in text.split("\n"):
         try:
-            line = _object(json.loads(row))
+            line = markup.as_object(json.loads(row))
         except ValueError:
             continue
-        if math.isfinite(_number(line.get("step"))):
+        if math.isfinite(markup.as_number(line.get("step"))):
             lines.append(line)
     return lines
 
@@ -146,20 +145,9 @@ def _read_metrics(path: Path) -> dict[str, list[Line]]:
     return {split: [lines[step] for step in sorted(lines)] for split, lines in latest.items()}
 
 
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float:
-    """A JSON number that a float can hold, or NaN."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    return float(value) if abs(value) <= sys.float_info.max else math.nan
-
-
 def _finite(lines: Iterable[Line], key: str) -> list[tuple[Line, float]]:
     """The lines in which `key` is a finite number, each with that number."""
-    pairs = ((line, _number(line.get(key))) for line in lines)
+    pairs = ((line, markup.as_number(line.get(key))) for line in lines)
     return [(line, value) for line, value in pairs if math.isfinite(value)]
 
 
@@ -169,10 +157,10 @@ def _best(validation: list[Line]) -> tuple[Line, float] | None:
 
 
 def _subtitle(manifest: dict[str, Any]) -> str:
-    devices, packages, git = (_object(manifest.get(key)) for key in ("devices", "packages", "git"))
+    devices, packages, git = (markup.as_object(manifest.get(key)) for key in ("devices", "packages", "git"))
     parts = []
     if sizes := [_num_elements(row) for row in _parameters(manifest)]:
-        parts.append(f"{_short(sum(sizes))} parameters")
+        parts.append(f"{markup.short(sum(sizes))} parameters")
     if "kind" in devices:
         parts.append(f"{devices.get('count', 1)} × {devices['kind']}")
     if "jax" in packages:
@@ -196,15 +184,15 @@ def _cards(metrics: dict[str, list[Line]]) -> str:
         ("bits_per_byte", "bits per byte", split),
     ):
         for line, value in _finite(lines, key)[-1:]:
-            cards.append((label, _significant(value), f"{unit}, step {line['step']:,}"))
+            cards.append((label, markup.significant(value), f"{unit}, step {line['step']:,}"))
     if best:
-        cards.insert(1, ("best loss", _significant(best[1]), f"validation, step {best[0]['step']:,}"))
+        cards.insert(1, ("best loss", markup.significant(best[1]), f"validation, step {best[0]['step']:,}"))
     if seen := [value for _, value in _finite(train + validation, "tokens_seen")]:
-        cards.append(("tokens seen", _short(max(seen)), "in training"))
+        cards.append(("tokens seen", markup.short(max(seen)), "in training"))
     if speeds := [value for _, value in _finite(train, "tokens_per_second")]:
         cards.append(("tokens / second", f"{statistics.median(speeds):,.0f}", "median"))
     if seconds := _wall_time(train + validation):
-        cards.append(("wall time", _duration(seconds), "with evaluation"))
+        cards.append(("wall time", markup.duration(seconds), "with evaluation"))
     if not cards:
         return ""
     items = "\n".join(
@@ -229,7 +217,7 @@ def _curves(metrics: dict[str, list[Line]], band: bands.Band | None) -> str:
     """Of loss, learning rate, gradient norm and speed; where others have run this config, what they got."""
     train, validation = metrics["train"], metrics["validation"]
     best = _best(validation)
-    marks = [Mark(best[0]["step"], f"best {_significant(best[1])} at step {best[0]['step']:,}")] if best else []
+    marks = [Mark(best[0]["step"], f"best {markup.significant(best[1])} at step {best[0]['step']:,}")] if best else []
     area = Area("expected validation", band.steps, band.low, band.high) if band else None
     figures = [
         _curve("Loss", "loss", "nats per token", {"training": train, "validation": validation}, marks=marks, area=area),
@@ -247,7 +235,7 @@ def _curves(metrics: dict[str, list[Line]], band: bands.Band | None) -> str:
 def _curve(title: str, key: str, y_label: str, splits: dict[str, list[Line]], **options: Any) -> str:
     series = []
     for name, lines in splits.items():
-        if points := [(line["step"], _number(line[key])) for line in lines if key in line]:
+        if points := [(line["step"], markup.as_number(line[key])) for line in lines if key in line]:
             series.append(Series(name, *zip(*points, strict=True)))
     return charts.line_chart(series, title=title, x_label="step", y_label=y_label, **options) if series else ""
 
@@ -258,31 +246,31 @@ def _evaluations(paths: Iterable[Path]) -> str:
         evaluation = _read_object(path)
         rows = [
             (task, metric, *_result(entry))
-            for task, entries in _object(evaluation.get("results")).items()
-            for metric, entry in _object(entries).items()
+            for task, entries in markup.as_object(evaluation.get("results")).items()
+            for metric, entry in markup.as_object(entries).items()
         ]
         if rows:
-            step = _object(evaluation.get("checkpoint")).get("step")
+            step = markup.as_object(evaluation.get("checkpoint")).get("step")
             heading = path.stem if step is None else f"{path.stem}: checkpoint of step {step}"
             columns = {
                 "task": "key", "metric": "key", "value": "number", "95 % interval": "number", "n": "number",
                 "signature": "code",
             }  # fmt: skip
-            panels.append(f'<div class="panel"><h3>{html.escape(heading)}</h3>{_table(columns, rows)}</div>')
+            panels.append(f'<div class="panel"><h3>{html.escape(heading)}</h3>{markup.table(columns, rows)}</div>')
     return "<h2>Evaluation</h2>\n" + "\n".join(panels) if panels else ""
 
 
 def _result(entry: Any) -> tuple[str, str, str, str]:
     """Value, interval, n and signature of a metric as text; a bare number is a value without the rest."""
     entry = entry if isinstance(entry, dict) else {"value": entry}
-    value, bounds = _number(entry.get("value")), entry.get("ci95")
-    bounds = [_number(bound) for bound in bounds] if isinstance(bounds, list) else []
+    value, bounds = markup.as_number(entry.get("value")), entry.get("ci95")
+    bounds = [markup.as_number(bound) for bound in bounds] if isinstance(bounds, list) else []
     known = len(bounds) == 2 and all(map(math.isfinite, bounds))
     return (
-        _significant(value) if math.isfinite(value) else "",
-        " – ".join(map(_significant, bounds)) if known else "",
-        f"{entry['n']:,}" if math.isfinite(_number(entry.get("n"))) else "",
-        _cell(entry.get("signature")),
+        markup.significant(value) if math.isfinite(value) else "",
+        " – ".join(map(markup.significant, bounds)) if known else "",
+        f"{entry['n']:,}" if math.isfinite(markup.as_number(entry.get("n"))) else "",
+        markup.cell(entry.get("signature")),
     )
 
 
@@ -303,7 +291,7 @@ def _samples(lines: list[Line]) -> str:
 
 def _samples_of(step: float, lines: list[Line]) -> str:
     texts = "\n".join(
-        f"<pre><b>{html.escape(_cell(line.get('prompt')))}</b>{html.escape(_cell(line.get('text')))}</pre>"
+        f"<pre><b>{html.escape(markup.cell(line.get('prompt')))}</b>{html.escape(markup.cell(line.get('text')))}</pre>"
         for line in lines
     )
     return f'<div class="panel samples"><h3>step {step:,}</h3>\n{texts}</div>'
@@ -319,21 +307,21 @@ def _time(lines: list[Line]) -> str:
     columns = {"activity": "key", "seconds": "number", "share": "number"}
     return (
         f'<h2>Where the time went</h2>\n<div class="panel"><p>goodput {seconds.get("step", 0) / total:.1%}: '
-        f"the share that were steps</p>{_table(columns, rows)}</div>"
+        f"the share that were steps</p>{markup.table(columns, rows)}</div>"
     )
 
 
 def _seconds(line: Line) -> dict[str, float]:
-    numbers = {
-        key.removeprefix("seconds/"): _number(value) for key, value in line.items() if key.startswith("seconds/")
-    }
+    named = ((key.removeprefix("seconds/"), value) for key, value in line.items() if key.startswith("seconds/"))
+    numbers = {name: markup.as_number(value) for name, value in named}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _costs(train: list[Line], manifest: dict[str, Any], config: dict[str, Any]) -> str:
-    rows = costs.rows(train, manifest, config)
+def _costs(metrics: dict[str, list[Line]], manifest: dict[str, Any], config: dict[str, Any]) -> str:
+    seconds = max((sum(_seconds(line).values()) for lines in metrics.values() for line in lines), default=0.0)
+    rows = costs.rows(metrics["train"], seconds, manifest, config)
     columns = {"what": "key", "how much": "code"}
-    return f'<h2>Cost</h2>\n<div class="panel">{_table(columns, rows)}</div>' if rows else ""
+    return f'<h2>Cost</h2>\n<div class="panel">{markup.table(columns, rows)}</div>' if rows else ""
 
 
 def _data_card(path: Path) -> str:
@@ -354,16 +342,17 @@ def _settings(manifest: dict[str, Any], config: dict[str, Any]) -> str:
     columns = dict.fromkeys(dict.fromkeys(key for row in parameters for key in row), "code")
     total = sum(map(_num_elements, parameters))
     folded = (
-        ("Manifest: what produced this run", pairs, list(_flat(provenance))),
-        ("Config", pairs, list(_flat(config))),
+        ("Manifest: what produced this run", pairs, list(markup.flat(provenance))),
+        ("Config", pairs, list(markup.flat(config))),
         (
             f"Parameters: {total:,} in {len(parameters)} arrays",
             columns,
-            [[_cell(row.get(column)) for column in columns] for row in parameters],
+            [[markup.cell(row.get(column)) for column in columns] for row in parameters],
         ),
     )
     details = "\n".join(
-        f'<details><summary>{html.escape(title)}</summary><div class="panel">{_table(columns, rows)}</div></details>'
+        f"<details><summary>{html.escape(title)}</summary>"
+        f'<div class="panel">{markup.table(columns, rows)}</div></details>'
         for title, columns, rows in folded
         if rows
     )
@@ -379,51 +368,3 @@ def _num_elements(row: dict[str, Any]) -> int:
     shape = row.get("shape")
     valid = isinstance(shape, list) and all(isinstance(size, int) for size in shape)
     return math.prod(shape) if valid else 0
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """("section.option", text) of a nested object."""
-    for key, entry in value.items():
-        if isinstance(entry, dict) and entry:
-            yield from _flat(entry, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _cell(entry)
-
-
-def _table(columns: dict[str, str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts; `columns` maps the heading of a column to its class."""
-    classes = list(columns.values())
-    head = "".join(f'<th class="{kind}">{html.escape(heading)}</th>' for heading, kind in columns.items())
-    body = "\n".join(
-        "<tr>"
-        + "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(classes, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
-
-
-def _cell(value: Any) -> str:
-    """A JSON value as text: a text as it is, null as nothing."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _significant(value: float) -> str:
-    """Five significant digits with their zeros: 14.300, 0.41230, 123,457."""
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.5g}"
-
-
-def _short(count: float) -> str:
-    """Four significant digits and a suffix: 18.2M."""
-    return charts.tick_text(float(f"{count:.4g}"))
-
-
-def _duration(seconds: float) -> str:
-    """1h 02m, 3m 20s or 12s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,}h {minutes:02}m"
-    return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
