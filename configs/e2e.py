@@ -8,7 +8,7 @@ DATA is the folder of the data set (trainset.csv or trainset.csv.gz, testset_w_r
 
 The second command writes the 630 descriptions of the test set, greedily, and scores each against all of its
 references. `bleu_lowercase` is what the challenge's own script prints: 65 to 70 for pretrained GPT-2 models with beam
-search. About 10 minutes of training on two CPU cores; the figure is in experiments/RESULTS.md.
+search. Seed 0: 65.6. About 10 minutes of training on two CPU cores (12,000 tokens a second).
 """
 
 from gptjax.config import apply_arg, get_default
