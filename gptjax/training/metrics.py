@@ -84,10 +84,16 @@ def history(path: Path) -> dict[str, Any]:
 
 
 def _tensorboard_writer(workdir: Path, step: int):
+    # tensorboardX imports torch where it is installed (1 s), for tensors that are never given to it.
+    hidden = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
+    finally:
+        for name in hidden:
+            del sys.modules[name]
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
 

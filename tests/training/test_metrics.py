@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +88,19 @@ def test_of_several_processes_only_one_writes(tmp_path):
     other.write({"step": 3, "split": "train", "loss": 0.5})
     other.close()
     assert steps_in(tmp_path) == [1, 2]
+
+
+def test_tensorboard_does_not_bring_torch(tmp_path):
+    """Which takes a second to import, where it is installed."""
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    program = (
+        "import sys; from pathlib import Path; from gptjax.training.metrics import MetricsLog\n"
+        f"log = MetricsLog(Path({str(tmp_path)!r}), step=0, tensorboard=True)\n"
+        "log.write({'step': 1, 'split': 'train', 'loss': 1.0}); log.close()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "tensorboard").iterdir())
