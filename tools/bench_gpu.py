@@ -31,7 +31,17 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 TOKENS_A_STEP = 524_288
-TINY = ["num_layers=2", "num_heads=2", "embed_dim=64", "context_length=128", "vocab_size=512", "compute_dtype=float32"]
+TINY = [
+    "num_layers=2",
+    "num_heads=2",
+    "num_kv_heads=0",
+    "head_dim=0",
+    "mlp_dim=0",
+    "embed_dim=64",
+    "context_length=128",
+    "vocab_size=512",
+    "compute_dtype=float32",
+]
 
 # Runs in an interpreter with torch: prints tokens a second of blocks of steps.
 PEER = """
