@@ -8,6 +8,7 @@ of 64 rows suit one GPU of 80 GB; on eight devices add --config.train.accumulati
 --config.model.scan_unroll=1 --config.model.remat=full:
   python -m gptjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x4 --config.train.accumulation=2 \\
       --config.model.scan_unroll=1 --config.model.remat=full
+says 5.8 of 15.75 GiB a chip, 0.61 to 0.93 s a step by the roofline, 26 to 39 chip-hours. Not trained here.
 """
 
 from gptjax.config import apply_arg, get_default

@@ -1,8 +1,10 @@
 """GPT-3 at 6.7B (the default) and 175B parameters (Brown et al. 2020, table 2.1), dense attention in every layer.
 
-  gptjax prepare --source='text:gs://BUCKET/corpus/*.txt.zst' --tokenizer=hf:gpt2 --output=gs://BUCKET/stores/corpus
-  python -m gptjax.train --config=configs/gpt3.py:6.7b --workdir=gs://BUCKET/runs/gpt3_6.7b
-  python -m gptjax.train --config=configs/gpt3.py:175b --workdir=gs://BUCKET/runs/gpt3_175b
+  gptjax prepare --source='text:/shared/corpus/*.txt.zst' --tokenizer=hf:gpt2 --output=stores/corpus
+  python -m gptjax.train --config=configs/gpt3.py:6.7b --workdir=/shared/runs/gpt3_6.7b
+  python -m gptjax.train --config=configs/gpt3.py:175b --workdir=/shared/runs/gpt3_175b
+
+/shared is a disk that every machine mounts: work directories are not written to buckets.
 
 6.7b: 64 chips, parameters and optimizer state split over all of them. 175b: 512 chips, split over 64 and each layer
 over 8. What they take, before renting anything:
