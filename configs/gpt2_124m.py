@@ -4,7 +4,7 @@
   python -m gptjax.train --config=configs/gpt2_124m.py --workdir=runs/gpt2_124m
 
 Meant for one to eight GPUs or a v5e slice of eight chips: copies of the model, the batch split over them. Micro-batches
-of 64 rows suit one GPU of 80 GB; on eight devices add --config.train.accumulation=1. For a TPU add
+of 64 rows are meant for one GPU of 80 GB (not tried); on eight devices add --config.train.accumulation=1. For a TPU add
 --config.model.scan_unroll=1 --config.model.remat=full:
   python -m gptjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x4 --config.train.accumulation=2 \\
       --config.model.scan_unroll=1 --config.model.remat=full

@@ -4,7 +4,7 @@
   python -m gptjax.train --config=configs/gpt2_355m.py --workdir=runs/gpt2_355m
 
 Meant for one to eight GPUs or a v5e slice of sixteen chips: copies of the model, the batch split over them.
-Micro-batches of 32 rows suit one GPU of 80 GB; on sixteen chips:
+Micro-batches of 32 rows are meant for one GPU of 80 GB (not tried); on sixteen chips:
   python -m gptjax.plan --config=configs/gpt2_355m.py --topology=v5e:4x4 --config.train.accumulation=1 \\
       --config.model.scan_unroll=1 --config.model.remat=full
 """
