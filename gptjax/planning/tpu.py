@@ -4,6 +4,7 @@ libtpu is not installed beside JAX in the environment of the runs: with it every
 prints warnings at its start.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -96,7 +97,8 @@ class TpuProcess:
         return self
 
     def __exit__(self, *error) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a process that died with a request in the pipe
+            self._process.stdin.close()
         if error[0] is not None:
             self._process.kill()
         self._process.wait()
