@@ -13,6 +13,7 @@ from gptjax.model import sharding
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
 from gptjax.model.lora import Dropout
+from gptjax.model.precision import products_in
 
 Tokens = Float[Array, "tokens embed"]
 
@@ -52,7 +53,8 @@ class Experts(nnx.Module):
     ) -> tuple[Float[Array, "batch length embed"], Float[Array, "batch"]]:
         """(output, load-balancing loss of each row). `drop` is that of adapters, which experts do not have."""
         a, activation = self.architecture, ACTIVATIONS[self.architecture.activation]
-        scores = self.router(x.astype(jnp.float32))
+        with products_in(jnp.float32):
+            scores = self.router(x.astype(jnp.float32))
         top, chosen = jax.lax.top_k(scores, a.experts_per_token)
         gates = jax.nn.softmax(top, axis=-1).astype(x.dtype)
         modules = [self.expert_up, *([self.expert_gate] if a.activation == "swiglu" else []), self.expert_down]

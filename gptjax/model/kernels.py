@@ -23,6 +23,7 @@ from gptjax.errors import UserError
 from gptjax.model import sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.attention import Visibility, masked_scores, reference
+from gptjax.model.precision import products_in
 
 Queries = Float[Array, "batch length heads head_dim"]
 Keys = Float[Array, "batch keys kv_heads head_dim"]
@@ -155,6 +156,11 @@ def _blocked_forward(q, k, v, visibility, window, block):
 
 
 def _blocked_backward(window, block, residuals, gradient):
+    with products_in(gradient.dtype):
+        return _blocked_gradients(window, block, residuals, gradient)
+
+
+def _blocked_gradients(window, block, residuals, gradient):
     q, k, v, visibility, out, log_total = residuals
     windowed = visibility._replace(window=window)
     mean = jnp.einsum("bqkgd,bqkgd->bkgq", gradient, out, preferred_element_type=jnp.float32)

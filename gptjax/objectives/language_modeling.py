@@ -23,12 +23,13 @@ class TokenScores(NamedTuple):
 
 def token_losses(
     logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"]
-) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-    """(cross-entropy in nats, log-partition) of every token, in float32."""
+) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"], Bool[Array, "batch length"]]:
+    """(cross-entropy in nats, log-partition, whether no other token scores higher) of every token, in float32."""
     log_partition = jax.nn.logsumexp(logits, axis=-1)
     # A masked sum, not a gather: it fuses with the other sums over the vocabulary, also where that is split.
     chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(-1)
-    return log_partition - chosen, log_partition
+    # The maximum, not argmax, which takes as long as all the other sums over the vocabulary together.
+    return log_partition - chosen, log_partition, chosen == logits.max(-1)
 
 
 def score_tokens(
@@ -69,9 +70,9 @@ def score_tokens(
 
 def _score(model: GPT, hidden: Float[Array, "batch length embed"], targets: Int[Array, "batch length"]) -> TokenScores:
     logits = model.logits(hidden)
-    nll, log_partition = token_losses(logits, targets)
+    nll, log_partition, correct = token_losses(logits, targets)
     mean_logit = logits[..., : model.architecture.vocab_size].mean(-1)
-    return TokenScores(nll, log_partition, mean_logit, logits.argmax(-1) == targets)
+    return TokenScores(nll, log_partition, mean_logit, correct)
 
 
 def loss(

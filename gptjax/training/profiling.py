@@ -81,11 +81,25 @@ def operations(trace: Path) -> list[Operation]:
                 if open_events:
                     seconds[open_events[-1][1]] -= (min(end, open_events[-1][0]) - start) / 1e9
                 name = str(stats["hlo_op"])
+                if name.startswith("command_buffer"):  # many operations in one launch: the kernel's own name
+                    name = event.name[:60]
                 seconds[name] += (end - start) / 1e9
                 calls[name] += 1
                 open_events.append((end, name))
     total = sum(seconds.values()) or 1.0
     return [Operation(name, spent, calls[name], spent / total) for name, spent in seconds.most_common()]
+
+
+# Kernels of NVIDIA's libraries say what they are somewhere in their names.
+LIBRARY_KERNELS = {"attention": r"sdpa|flash|fmha|cudnn::fusion", "matrix product": r"gemm|nvjet|cutlass|cublas"}
+
+
+def kind(name: str) -> str:
+    """What many operations have in common: fusion.12 and loop_add_fusion_3 are fusions of their kinds."""
+    for kind, pattern in LIBRARY_KERNELS.items():
+        if re.search(pattern, name):
+            return kind
+    return re.sub(r"[._\d]+$", "", name)
 
 
 def table(found: list[Operation], steps: int, most: int = 10) -> str:
@@ -96,6 +110,6 @@ def table(found: list[Operation], steps: int, most: int = 10) -> str:
     lines += [f"{o.seconds / steps * 1e3:10.2f} {o.share:6.1%} {o.calls:6}  {o.name}" for o in found[:most]]
     kinds: defaultdict[str, float] = defaultdict(float)
     for operation in found:
-        kinds[re.sub(r"[.\d]+$", "", operation.name)] += operation.share
+        kinds[kind(operation.name)] += operation.share
     largest = sorted(kinds.items(), key=lambda item: -item[1])[:6]
     return "\n".join([*lines, "by kind: " + ", ".join(f"{kind} {share:.0%}" for kind, share in largest)])

@@ -75,7 +75,7 @@ def test_packed_documents_are_as_if_alone(architecture, params):
     }
     packed = {name: np.stack(rows) for name, rows in packed.items()}
     logits = forward(architecture, params, packed["tokens"], packed["positions"], packed["segments"])
-    losses, _ = language_modeling.token_losses(logits, jnp.asarray(packed["targets"], jnp.int32))
+    losses, *_ = language_modeling.token_losses(logits, jnp.asarray(packed["targets"], jnp.int32))
     for row, texts in enumerate(documents):
         start = 0
         for document in texts:
@@ -85,7 +85,7 @@ def test_packed_documents_are_as_if_alone(architecture, params):
             padded[0, : end - start] = document[:-1]
             alone = forward(architecture, params, padded)[:, : end - start]
             np.testing.assert_allclose(logits[row, start:end], alone[0], rtol=1e-4, atol=1e-4)
-            alone_losses, _ = language_modeling.token_losses(alone, jnp.asarray(document[None, 1:], jnp.int32))
+            alone_losses, *_ = language_modeling.token_losses(alone, jnp.asarray(document[None, 1:], jnp.int32))
             np.testing.assert_allclose(losses[row, start:end], alone_losses[0], rtol=1e-4, atol=1e-4)
             start = end
 
