@@ -29,6 +29,7 @@ def test_every_row_of_training_is_measured(tmp_path, tiny_corpus):
     rows = json.loads((tmp_path / "out" / "bench_gpu.json").read_text())["rows"]
     failed = {row["what"]: row["failed"] for row in rows if "failed" in row}
     assert set(failed) <= {"peer: transformers GPT-2, torch.compile, SDPA"}, failed
-    check, *others = rows
+    check, first, second, *others = rows
+    assert first["equal arrays"] == second["equal arrays"] == "20 of 20"
     assert check["greedy tokens equal to the full forward"] == "90 of 90"
     assert all(row["tokens_per_second"] > 0 for row in others if row["row"] in ("G2", "G3") and "failed" not in row)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ from gptjax.generation.engine import Generator
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
+from gptjax.parallel import runtime
 
 VOCAB = 50257
 SHAPE = {"num_layers": 12, "num_heads": 12, "embed_dim": 768}
@@ -77,6 +79,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 8; on a GPU 1 8 32 128")
     parser.add_argument("--peer_python", default=sys.executable, help="an interpreter with torch and transformers")
     options = parser.parse_args()
+    cache = Path(os.environ.get("GPTJAX_CACHE", "/tmp/gptjax-bench"))
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache)
     device = "cpu" if jax.default_backend() == "cpu" else "gpu"
     shape, rounds = (TINY, 1) if options.tiny else (SHAPE, options.rounds)
     ours = our_model(shape, "float32" if device == "cpu" else "bfloat16")

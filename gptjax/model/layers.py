@@ -103,7 +103,7 @@ class MLP(nnx.Module):
     """down(activation(up(x))), or down(silu(gate(x)) * up(x)) for swiglu."""
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
-        self.activation = a.activation
+        self.activation, self.remat = a.activation, a.remat
         self.up = Linear(a, "mlp/up", a.embed_dim, a.mlp_dim, a.init_std, rngs)
         if a.activation == "swiglu":
             self.gate = Linear(a, "mlp/gate", a.embed_dim, a.mlp_dim, a.init_std, rngs)
@@ -114,6 +114,9 @@ class MLP(nnx.Module):
     ) -> tuple[Float[Array, "batch length embed"], None]:
         """(output, None): a single MLP has no load to balance."""
         up, activation = self.up(x, drop), ACTIVATIONS[self.activation]
+        if self.remat == "none" and sharding.platform() == "gpu":
+            # Reading `up` once more costs less than writing and reading what XLA would keep of the activation.
+            activation = jax.checkpoint(activation)
         hidden = activation(self.gate(x, drop)) * up if self.activation == "swiglu" else activation(up)
         return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor"), drop), None
 

@@ -25,11 +25,34 @@ def token_losses(
     logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"]
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"], Bool[Array, "batch length"]]:
     """(cross-entropy in nats, log-partition, whether no other token scores higher) of every token, in float32."""
-    log_partition = jax.nn.logsumexp(logits, axis=-1)
+    top = jax.lax.stop_gradient(logits.max(-1))
+    log_partition = _log_partition(logits, top)
     # A masked sum, not a gather: it fuses with the other sums over the vocabulary, also where that is split.
     chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(-1)
     # The maximum, not argmax, which takes as long as all the other sums over the vocabulary together.
-    return log_partition - chosen, log_partition, chosen == logits.max(-1)
+    return log_partition - chosen, log_partition, chosen == top
+
+
+@jax.custom_vjp
+def _log_partition(
+    logits: Float[Array, "batch length vocab"], top: Float[Array, "batch length"]
+) -> Float[Array, "batch length"]:
+    """log sum exp of the scores, the highest of which are known. Its gradient, the softmax, is computed from the
+    scores; that of `jax.nn.logsumexp` from exponentials that the forward pass has to keep."""
+    return top + jnp.log(jnp.exp(logits - top[..., None]).sum(-1))
+
+
+def _log_partition_forward(logits, top):
+    log_partition = _log_partition(logits, top)
+    return log_partition, (logits, log_partition)
+
+
+def _log_partition_backward(residuals, gradient):
+    logits, log_partition = residuals
+    return gradient[..., None] * jnp.exp(logits - log_partition[..., None]), jnp.zeros_like(gradient)
+
+
+_log_partition.defvjp(_log_partition_forward, _log_partition_backward)
 
 
 def score_tokens(

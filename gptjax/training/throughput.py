@@ -11,7 +11,7 @@ from gptjax.model.architecture import FLOPS_CONVENTION
 
 CONVENTION = f"{FLOPS_CONVENTION}; peak: dense, compute dtype"
 
-# Dense peak in TFLOP/s for (bfloat16, float32), from the vendors' data sheets. Float32 on GPUs: TF32 is off.
+# Dense peak in TFLOP/s for (bfloat16, float32), from the vendors' data sheets. Float32: without TF32.
 PEAK_TFLOPS = {
     "NVIDIA H200": (989, 67),
     "NVIDIA H100": (989, 67),

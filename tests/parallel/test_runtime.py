@@ -56,7 +56,7 @@ def test_compiler_flags_do_not_override_the_user(monkeypatch, given, expected):
     for _ in range(2):
         runtime.set_compiler_flags("several gpus")
         assert os.environ["XLA_FLAGS"] == expected
-    runtime.set_compiler_flags("")
+    runtime.set_compiler_flags("tpu")
     assert os.environ["XLA_FLAGS"] == expected
 
 

@@ -55,6 +55,18 @@ def test_operations_are_counted_and_ordered_by_their_own_time(profile):
     assert texts[6].splitlines()[-1] == f"trace: {trace.parent}"
 
 
+def test_kernels_of_libraries_are_counted_by_what_they_do():
+    """Names that a profile of a training step on an H200 has."""
+    names = {
+        "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_splitK_NTN": "matrix product",
+        "sm90_xmma_gemm_f32f32_tf32f32_f32_nt_n_tilesize128x256x32": "matrix product",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16": "attention",
+        "loop_add_fusion_72": "loop_add_fusion",
+        "fusion.12": "fusion",
+    }
+    assert {name: profiling.kind(name) for name in names} == names
+
+
 def test_ten_operations_at_most():
     many = [profiling.Operation(f"fusion.{i}", 1.0, 1, 0.05) for i in range(20)]
     lines = profiling.table(many, steps=2).splitlines()
