@@ -20,6 +20,8 @@ from gptjax.errors import UserError
 
 Config = ml_collections.ConfigDict
 
+ROW_AXES = ("data", "fsdp", "expert")  # axes of the mesh that the rows of a batch are split over
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -192,6 +194,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     "mesh": {
         "data": Option(-1, "copies of the model, batch split over them; -1 = all remaining devices"),
         "fsdp": Option(1, "parameters, optimizer state and batch split over this axis", minimum=1),
+        "expert": Option(1, "experts of a mixture and batch split over this axis", minimum=1),
         "context": Option(1, "sequence split over this axis", minimum=1),
         "tensor": Option(1, "heads, MLP width and vocabulary split over this axis", minimum=1),
         "allow_replicated": Option(False, "large parameters that fsdp does not divide may be whole on every device"),
@@ -276,7 +279,7 @@ def apply_arg(config: Config, arg: str) -> Config:
         config.schedule.update(warmup=2, decay=5)
         config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)
         config.logging.update(every=5, samples=1, sample_tokens=16)
-        config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
+        config.mesh.update(get_default().mesh)
         config.init_from = ""
     elif arg:
         raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes 'runlocal' or nothing")
@@ -428,12 +431,13 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     if right("train.batch_size", "train.accumulation"):
         if train.batch_size % train.accumulation:
             yield (f"train.batch_size {train.batch_size} is not divisible by train.accumulation {train.accumulation}")
-        elif right("mesh.data", "mesh.fsdp"):
-            micro_batch, shards = train.batch_size // train.accumulation, max(mesh.data, 1) * mesh.fsdp
+        elif right(*(f"mesh.{axis}" for axis in ROW_AXES)):
+            micro_batch = train.batch_size // train.accumulation
+            shards = math.prod(max(mesh[axis], 1) for axis in ROW_AXES)
             if micro_batch % shards:
                 yield (
                     f"a micro-batch of {micro_batch} rows (train.batch_size / train.accumulation) is not "
-                    f"divisible by mesh.data x mesh.fsdp = {shards}"
+                    f"divisible by {' x '.join(f'mesh.{axis}' for axis in ROW_AXES)} = {shards}"
                 )
     if right("model.context_length", "mesh.context") and model.context_length % mesh.context:
         yield f"model.context_length {model.context_length} is not divisible by mesh.context {mesh.context}"
@@ -443,9 +447,18 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             yield f"model.experts_per_token {count} is more than model.num_experts {model.num_experts}"
         if right("model.use_bias") and model.use_bias:
             yield "model.use_bias is True; experts have no biases"
-    for name in ("num_heads", "num_kv_heads", "num_experts"):
+    for name in ("num_heads", "num_kv_heads"):
         if right(f"model.{name}", "mesh.tensor") and model[name] % mesh.tensor:
             yield f"model.{name} {model[name]} is not divisible by mesh.tensor {mesh.tensor}"
+    if right("model.num_experts", "mesh.expert", "mesh.tensor"):
+        experts, owners = model.num_experts, mesh.expert * mesh.tensor
+        if experts % owners:
+            yield f"model.num_experts {experts} is not divisible by mesh.expert x mesh.tensor = {owners}"
+        if mesh.expert > 1 and not experts:
+            yield (
+                f"mesh.expert is {mesh.expert}, and a model without experts (model.num_experts 0) has nothing to "
+                "split over it; use mesh.data or mesh.fsdp"
+            )
     if right("evaluation.stride", "model.context_length") and config.evaluation.stride > model.context_length:
         yield (
             f"evaluation.stride {config.evaluation.stride} is larger than model.context_length "

@@ -125,7 +125,7 @@ def evaluate(options: flags.FlagValues) -> None:
     task_options = tasks.Options(options.split, options.data, options.examples, options.delimiter.replace("\\n", "\n"))
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
-    config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
+    config.mesh.update(config_lib.get_default().mesh)
     runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=corpus.cache_directory(config))
     _, params = gpt.abstract_model(Architecture.from_config(config.model, 0))
     if not footprint.replicas_fit(params):

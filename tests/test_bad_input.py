@@ -102,7 +102,7 @@ def test_every_problem_of_the_config_is_told_at_once(refuses_to_train):
 def test_batch_that_does_not_divide_over_the_devices(refuses_to_train):
     message = refuses_to_train("--config.train.batch_size=4")  # mesh.data=-1 is all eight
     assert "a micro-batch of 4 rows" in message
-    assert "mesh.data x mesh.fsdp = 8" in message
+    assert "mesh.data x mesh.fsdp x mesh.expert = 8" in message
 
 
 def test_no_config_no_workdir(refuses, config_file):

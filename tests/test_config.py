@@ -51,7 +51,7 @@ def test_the_names_that_others_rely_on_exist():
         "schedule": ["name", "warmup"],
         "train": ["num_steps", "batch_size", "accumulation", "checkpoint_every"],
         "evaluation": ["every"],
-        "mesh": ["data", "fsdp", "context", "tensor"],
+        "mesh": ["data", "fsdp", "expert", "context", "tensor"],
     }
     names = {f"{section}.{name}" for section, names in contract.items() for name in names}
     assert names | {"init_from", "seed", "tokenizer"} <= set(flat_options())
@@ -99,6 +99,7 @@ def test_runlocal_does_not_lengthen_a_short_context():
 def test_all_problems_are_told_at_once():
     config = get_default()
     config.model.update(norm="layernrom", dropout=1.5, embed_dim=130, num_kv_heads=3, context_length=255)
+    config.model.update(rope_scaling="llama3", rope_low_freq_factor=4.0, use_bias=True, qkv_bias=True)
     config.optimizer.learning_rate = -1.0
     config.schedule.warmup = "soon"
     config.train.update(batch_size=30, accumulation=4)
@@ -114,6 +115,8 @@ def test_all_problems_are_told_at_once():
         "schedule.warmup is 'soon', not a duration; use steps (500), '2%', '1 epoch' or '10M tokens'",
         "model.embed_dim 130 is not divisible by model.num_heads 4",
         "model.num_heads 4 is not divisible by model.num_kv_heads 3",
+        "model.rope_low_freq_factor 4.0 is not less than model.rope_high_freq_factor 4.0",
+        "model.qkv_bias is True beside model.use_bias, which has those biases; set one of them",
         "train.batch_size 30 is not divisible by train.accumulation 4",
         "model.context_length 255 is not divisible by mesh.context 2",
         "model.num_heads 4 is not divisible by mesh.tensor 3",
@@ -132,7 +135,8 @@ def test_all_problems_are_told_at_once():
         ("model", {"embed_dim": 12}, "the head dimension is 3; rotary positions need an even one"),
         ("mesh", {"data": 0}, "mesh.data is 0; it must be a number of devices or -1"),
         ("mesh", {"data": -2}, "mesh.data is -2; it must be a number of devices or -1"),
-        ("mesh", {"data": 5}, "a micro-batch of 32 rows .* is not divisible by mesh.data x mesh.fsdp = 5"),
+        ("mesh", {"data": 5}, "a micro-batch of 32 rows .* not divisible by mesh.data x mesh.fsdp x mesh.expert = 5"),
+        ("mesh", {"expert": 2}, r"mesh.expert is 2, and a model without experts .* use mesh.data or mesh.fsdp"),
         ("train", {"num_steps": -5}, "train.num_steps is -5; a duration is not negative"),
         ("train", {"num_steps": "50%"}, "train.num_steps is '50%', a share of itself"),
         (
@@ -150,6 +154,23 @@ def test_all_problems_are_told_at_once():
 def test_one_problem(section, changes, problem):
     config = get_default()
     config[section].update(changes)
+    (found,) = problems_of(config)
+    assert re.match(problem, found), found
+
+
+@pytest.mark.parametrize(
+    ("mesh", "problem"),
+    [
+        ({"expert": 4}, r"model.num_experts 6 is not divisible by mesh.expert x mesh.tensor = 4"),
+        ({"expert": 3, "tensor": 4}, r"model.num_experts 6 is not divisible by mesh.expert x mesh.tensor = 12"),
+        ({"expert": 6}, r"a micro-batch of 32 rows .* by mesh.data x mesh.fsdp x mesh.expert = 6"),
+    ],
+)
+def test_experts_that_do_not_divide(mesh, problem):
+    config = get_default()
+    config.model.num_experts = 6
+    config.train.batch_size = 32 if "rows" in problem else 36
+    config.mesh.update(mesh)
     (found,) = problems_of(config)
     assert re.match(problem, found), found
 

@@ -47,7 +47,7 @@ def test_a_suggestion_for_this_machine(config_file, tmp_path, capsys):
     command.append("--config.train.batch_size=48")
     assert cli.run(plan.main, [*command, "--compiles=1", "--config.mesh.data=16"]) == 0
     printed = capsys.readouterr().out
-    assert "the config as it is: the mesh data 16 x fsdp 1 x context 1 x tensor 1 does not fit 8" in printed
+    assert "the config as it is: the mesh data 16 x fsdp 1 x expert 1 x context 1 x tensor 1 does not fit 8" in printed
     assert "The fastest that fits: " in printed
     content = json.loads(output.read_text())
     assert "does not fit 8" in content["problem"]
@@ -62,7 +62,7 @@ def test_a_suggestion_for_this_machine(config_file, tmp_path, capsys):
         (["--topology=v5e:5x5"], "v5e has no such slice. Those there are:"),
         (["--topology=local", "--config.mesh.data=3", "--config.train.batch_size=9"], "does not fit 8 cpu device"),
         (["--topology=local", "--config.mesh.data=4"], "uses 4 of the 8 chips"),
-        (["--topology=local", "--config.train.batch_size=12"], "not divisible by mesh.data x mesh.fsdp = 8"),
+        (["--topology=local", "--config.train.batch_size=12"], "by mesh.data x mesh.fsdp x mesh.expert = 8"),
         (["--topology=local", "--config.mesh.data=1", "--config.mesh.tensor=8"], "num_heads 2 is not divisible"),
         (["--topology=local", "--tokens=many"], "--tokens=many is not a number"),
         (["--topology=local", "--config.model.vocab_size=0", "--config.tokenizer=hf:gpt2"], "model.vocab_size=N"),

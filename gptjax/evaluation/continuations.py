@@ -108,7 +108,7 @@ class ContinuationScorer:
         return min(max(SHORTEST, 1 << (length - 1).bit_length()), self.context_length)
 
     def _rows(self, bucket: int) -> int:
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        shards = partition.row_shards(self._mesh)
         rows = max(1, self._batch_size * self.context_length // bucket)
         return -(-rows // shards) * shards
 

@@ -134,7 +134,7 @@ class Scorer:
     """Scores splits with one compiled program for a fixed batch shape."""
 
     def __init__(self, graphdef: nnx.GraphDef, mesh: Mesh, *, context_length: int, batch_size: int):
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        shards = partition.row_shards(mesh)
         self.context_length, self.mesh = context_length, mesh
         self.batch_size = -(-batch_size // shards) * shards
         self._token_scores = jax.jit(partial(token_scores, graphdef), out_shardings=partition.replicated(mesh))

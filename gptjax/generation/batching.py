@@ -19,6 +19,7 @@ from gptjax.generation.detokenizer import Detokenizer
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
+from gptjax.parallel import partition
 
 SLOTS = 32
 # The smallest compiled lengths: shorter ones would save less time than they take to compile.
@@ -135,8 +136,8 @@ class Engine:
         """
         Args:
           end_ids: tokens that end a text.
-          slots: requests that decode at the same time; with a mesh, raised to a multiple of the devices that rows are split over, and on a
-            GPU to 8.
+          slots: requests that decode at the same time; with a mesh, raised to a multiple of the parts that rows are
+            split into, and on a GPU to 8.
           capacity: tokens that a prompt and its completion may have together; what needs more is refused. Default:
             the context length, and caches no larger than the present requests need.
           max_waiting: requests that may wait for a slot; `submit` refuses more.

@@ -69,8 +69,8 @@ class Generator:
     ):
         """With a template, a text is a user's message, and a completion the assistant's turn.
 
-        With a mesh, rows are split over its data, fsdp and expert axes; `params` are expected on it. With a draft, a small
-        model of the same vocabulary, decoding is speculative; the completions are the same.
+        With a mesh, rows are split over its data, fsdp and expert axes; `params` are expected on it. With a draft, a
+        small model of the same vocabulary, decoding is speculative; the completions are the same.
 
         A text ends with an end-of-text token, the end of the assistant's turn, or one of `end_ids`. `begin_ids` are put
         before a prompt; default: the tokenizer's.

@@ -15,6 +15,7 @@ from gptjax.model.architecture import Architecture
 from gptjax.model.lora import Dropout
 from gptjax.model.precision import products_in
 
+OWNERS = ("expert", "tensor")  # axes of the mesh that experts are split over
 Tokens = Float[Array, "tokens embed"]
 
 
@@ -33,8 +34,11 @@ class Experts(nnx.Module):
     sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), so that no capacity is set and no token lost. A
     CPU computes every group for all tokens: use it there for small studies only.
 
-    On a mesh, the experts are split over the tensor axis: each device computes its own experts for all its tokens,
-    and the results are added.
+    On a mesh, the experts are split over the expert and tensor axes, and no device ever has those of others. Along
+    expert, which splits rows too, each device gathers the tokens of its group, computes its own experts for them, and
+    the results are summed and scattered to where the tokens came from. Along tensor, where tokens are the same, they
+    are summed. All tokens may choose the experts of one device, so each has room for the tokens of its group: the
+    axis divides the memory of experts, not that of their activations.
     """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
@@ -60,19 +64,26 @@ class Experts(nnx.Module):
         modules = [self.expert_up, *([self.expert_gate] if a.activation == "swiglu" else []), self.expert_down]
         kernels = [module.kernel[...].astype(x.dtype) for module in modules]
 
-        def compute(x, gates, chosen, *kernels, axis: str | None = None):
-            flat = (y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen))
-            first = jax.lax.axis_index(axis) * kernels[0].shape[0] if axis else 0
-            out = _mixture(*flat, kernels, first, activation).reshape(x.shape)
-            return jax.lax.psum(out, axis) if axis else out
+        def compute(x, gates, chosen, *kernels, owners: tuple[str, ...] = (), gathered: tuple[str, ...] = ()):
+            tokens = [y.reshape(-1, y.shape[-1]) for y in (x, gates, chosen)]
+            first = jax.lax.axis_index(owners) * kernels[0].shape[0] if owners else 0
+            if gathered:
+                tokens = [jax.lax.all_gather(y, gathered, tiled=True) for y in tokens]
+            out = _mixture(*tokens, kernels, first, activation)
+            if gathered:
+                out = jax.lax.psum_scatter(out, gathered, tiled=True)
+            if same := tuple(axis for axis in owners if axis not in gathered):
+                out = jax.lax.psum(out, same)
+            return out.reshape(x.shape)
 
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return compute(x, gates, chosen, *kernels), balance_loss(scores, chosen)
         rows = sharding.fitting(x.shape, (sharding.BATCH, "context", None))
-        split = sharding.fitting(kernels[0].shape, ("tensor", None, None))
+        split = sharding.fitting(kernels[0].shape, (OWNERS, None, None))
+        gathered = ("expert",) if sharding.axis_size("expert") > 1 and rows[0] and split[0] else ()
         out = jax.shard_map(
-            partial(compute, axis="tensor" if split[0] and "tensor" in mesh.shape else None),
+            partial(compute, owners=split[0] or (), gathered=gathered),
             in_specs=(rows, rows, rows, *[PartitionSpec(*split)] * len(kernels)),
             out_specs=rows,
             check_vma=False,

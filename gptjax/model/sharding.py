@@ -11,9 +11,11 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from gptjax.config import ROW_AXES
+
 Axis = str | tuple[str, ...] | None
 
-BATCH = ("data", "fsdp")  # axes that rows are split over
+BATCH = ROW_AXES
 # [batch, length, embed] inside a branch of a block, where the tensor axis splits heads and the width of the MLP, and
 # between branches, where it splits the sequence (Korthikanti et al. 2022, "sequence parallelism"): sums over the axis
 # become half sums, half gathers, and what a layer keeps for the backward pass is divided by the axis.

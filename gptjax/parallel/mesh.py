@@ -1,4 +1,4 @@
-"""Devices and how they are arranged: the mesh (data, fsdp, context, tensor)."""
+"""Devices and how they are arranged: the mesh (data, fsdp, expert, context, tensor)."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gptjax.errors import UserError
 
-AXES = ("data", "fsdp", "context", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours along the last ones exchange the most
 
 
 def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:

@@ -4,6 +4,7 @@ A path is that of the parameter tree with slashes, e.g. "blocks/attention/query/
 have a leading axis of layers. The first pattern that matches counts, and every parameter must match one.
 """
 
+import math
 import re
 from functools import partial
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptjax.config import ROW_AXES
 
 TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedding/embedding", PartitionSpec("tensor", "fsdp")),
@@ -28,14 +31,14 @@ TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/(attention/(query|key|value)|mlp/(up|gate))/lora_b", PartitionSpec(None, None, "tensor")),
     (r"blocks/(attention/out|mlp/down)/lora_a", PartitionSpec(None, "tensor")),
     (r"blocks/(attention/out|mlp/down)/lora_b", PartitionSpec(None, None, "fsdp")),
-    (r"blocks/mlp/expert_(up|gate)/kernel", PartitionSpec(None, "tensor", "fsdp", None)),
-    (r"blocks/mlp/expert_down/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"blocks/mlp/expert_(up|gate)/kernel", PartitionSpec(None, ("expert", "tensor"), "fsdp", None)),
+    (r"blocks/mlp/expert_down/kernel", PartitionSpec(None, ("expert", "tensor"), None, "fsdp")),
     (r"blocks/mlp/router/kernel", PartitionSpec()),
     (r"(blocks/)?(.*/)?\w*norm/(scale|bias)", PartitionSpec()),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"), "context")  # [batch, length]
-ROWS = PartitionSpec(("data", "fsdp"))  # [batch, ...]
+BATCH = PartitionSpec(ROW_AXES, "context")  # [batch, length]
+ROWS = PartitionSpec(ROW_AXES)  # [batch, ...]
 
 
 def path_string(path: tuple) -> str:
@@ -50,10 +53,19 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     """
     for pattern, spec in TABLE:
         if re.fullmatch(pattern, path):
-            return PartitionSpec(
-                *(a if a and n % mesh.shape[a] == 0 else None for n, a in zip(shape, spec, strict=False))
-            )
+            sizes = (_devices(mesh, axes) for axes in spec)
+            return PartitionSpec(*(a if n % d == 0 else None for n, d, a in zip(shape, sizes, spec, strict=False)))
     raise KeyError(f"no pattern of gptjax.parallel.partition.TABLE matches the parameter {path}")
+
+
+def _devices(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Parts that the rows of a batch are split into."""
+    return _devices(mesh, ROW_AXES)
 
 
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
@@ -87,7 +99,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Rows over data and fsdp, sequence over context."""
+    """Rows over data, fsdp and expert, sequence over context."""
     return {name: NamedSharding(mesh, BATCH) for name in batch}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.util
+import math
 import os
 import socket
 import sys
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from gptjax.errors import UserError
 from gptjax.parallel import distributed
+from gptjax.parallel.mesh import AXES
 
 # Flags by hardware: (environment variable, flag, value). What the user has set is left as it is. A flag is here
 # for a reason that is written down; libtpu needs none, it overlaps collectives with computation by itself.

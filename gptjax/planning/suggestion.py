@@ -31,6 +31,7 @@ class Candidate:
     remat: str
     data: int
     fsdp: int
+    expert: int
     context: int
     tensor: int
 
@@ -54,6 +55,7 @@ class Candidate:
             "model.remat": self.remat,
             "mesh.data": self.data,
             "mesh.fsdp": self.fsdp,
+            "mesh.expert": self.expert,
             "mesh.context": self.context,
             "mesh.tensor": self.tensor,
         }
@@ -81,8 +83,9 @@ def candidates(config: config_lib.Config, devices: int) -> Iterator[Candidate]:
 
 def _combinations(config: config_lib.Config, devices: int, batch_size: int) -> Iterator[Candidate]:
     heads, kv_heads = config.model.num_heads, config.model.num_kv_heads or config.model.num_heads
+    experts = config.model.num_experts
     for tensor in _divisors(devices):
-        if heads % tensor or kv_heads % tensor or tensor > 16:
+        if heads % tensor or kv_heads % tensor or experts % tensor or tensor > 16:
             continue
         for context in _divisors(devices // tensor):
             # The sequence is split only where the config does, or where there are too few rows for the devices.
@@ -91,9 +94,11 @@ def _combinations(config: config_lib.Config, devices: int, batch_size: int) -> I
                 continue
             shards = devices // tensor // context
             for accumulation in _divisors(batch_size // shards) if batch_size % shards == 0 else ():
-                for fsdp in _divisors(shards):
-                    for remat in dict.fromkeys((*REMAT, config.model.remat)):
-                        yield Candidate(batch_size, accumulation, remat, shards // fsdp, fsdp, context, tensor)
+                for expert in _divisors(math.gcd(shards, experts // tensor or 1)):
+                    for fsdp in _divisors(shards // expert):
+                        data = shards // expert // fsdp
+                        for remat in dict.fromkeys((*REMAT, config.model.remat)):
+                            yield Candidate(batch_size, accumulation, remat, data, fsdp, expert, context, tensor)
 
 
 def _divisors(n: int) -> list[int]:
@@ -109,7 +114,10 @@ class Model:
     def __init__(self, config: config_lib.Config, device_kind: str, peak: float | None = None):
         self.config = config
         self.architecture = Architecture.from_config(config.model, config.model.vocab_size)
-        self.parameters = parameter_count(abstract_model(self.architecture)[1])
+        parameters = abstract_model(self.architecture)[1]
+        mlp = parameters["blocks"]["mlp"]
+        self.experts = parameter_count({name: leaf for name, leaf in mlp.items() if name.startswith("expert_")})
+        self.others = parameter_count(parameters) - self.experts
         self.chip = chips.find(device_kind)
         self.peak = peak or peak_flops(device_kind, config.model.compute_dtype) or 1e12
         self.scale = dict.fromkeys(RECOMPUTED, 1.0)
@@ -117,36 +125,42 @@ class Model:
     def state_bytes(self, c: Candidate) -> float:
         """Parameters and moments in float32, and the average where there is one."""
         copies = 3 + (self.config.train.ema_decay > 0)
-        return 4 * copies * self.parameters / (c.fsdp * c.tensor)
+        return 4 * copies * self._parameters(c) / c.fsdp
+
+    def _parameters(self, c: Candidate) -> float:
+        """Those that a group of devices along fsdp has."""
+        return (self.others + self.experts / c.expert) / c.tensor
 
     def temporary_bytes(self, c: Candidate) -> float:
         """Gradients, parameters in the compute type, activations, logits."""
         a, width = self.architecture, 2 if self.config.model.compute_dtype == "bfloat16" else 4
-        tokens = c.batch_size // c.accumulation // (c.data * c.fsdp) * a.context_length / c.context
+        tokens = c.batch_size // c.accumulation // (c.data * c.fsdp * c.expert) * a.context_length / c.context
         heads = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
         up = a.mlp_dim * (2 if a.activation == "swiglu" else 1)
-        products = (heads + up) / c.tensor + 2 * a.embed_dim  # results of the matrix products of a block
-        block = products + (2 * a.mlp_dim + heads) / c.tensor + 6 * a.embed_dim
+        # Of the width of one MLP, what a device computes for a token of its own; of experts, it has room for all.
+        share = a.experts_per_token * c.expert if a.num_experts else 1 / c.tensor
+        products = heads / c.tensor + up * share + 2 * a.embed_dim  # results of the matrix products of a block
+        block = products + 2 * a.mlp_dim * share + heads / c.tensor + 6 * a.embed_dim
         if self.config.model.get("attention", "reference") in ("reference", "xla"):
             block += 3 * a.num_heads / c.tensor * a.context_length
         kept = {"none": block, "dots": products + a.embed_dim, "full": a.embed_dim, "offload": 0}[c.remat]
         chunk = self.config.objective.get("logits_chunk", 0) or a.context_length
         logits = 8 * tokens * min(chunk / a.context_length, 1) * a.padded_vocab_size / c.tensor
-        layer = 2 * width * self.parameters / a.num_layers / c.tensor  # gathered; the next one is under way
+        layer = 2 * width * self._parameters(c) / a.num_layers  # gathered; the next one is under way
         activations = width * tokens * (a.num_layers * kept + 2 * block)
         return self.scale[c.remat] * (activations + logits + layer) + self._weight_bytes(c)
 
     def _weight_bytes(self, c: Candidate) -> float:
         """Gradients, their sum over micro-batches, and parameters in the compute type."""
         width = 2 if self.config.model.compute_dtype == "bfloat16" else 4
-        return self.parameters / (c.fsdp * c.tensor) * (4 + width + 4 * (c.accumulation > 1))
+        return self._parameters(c) / c.fsdp * (4 + width + 4 * (c.accumulation > 1))
 
     def total_bytes(self, c: Candidate) -> float:
         return self.state_bytes(c) + self.temporary_bytes(c)
 
     def seconds(self, c: Candidate) -> float:
         """Of a step: computation, and the links as far as they are not hidden behind it."""
-        a, devices = self.architecture, c.data * c.fsdp * c.context * c.tensor
+        a, devices = self.architecture, c.data * c.fsdp * c.expert * c.context * c.tensor
         tokens = c.batch_size * a.context_length
         compute = RECOMPUTED[c.remat] * a.flops_per_token() * tokens / devices / self.peak
 
@@ -154,12 +168,14 @@ class Model:
             return size * (group - 1) / group
 
         gathers = 2 * c.accumulation  # of the weights, in bfloat16: forward and backward
-        sent = ring(2 * self.parameters / c.tensor, c.fsdp) * gathers
-        sent += ring(4 * self.parameters / c.tensor, c.fsdp) * c.accumulation  # gradients
-        sent += 2 * ring(4 * self.parameters / (c.fsdp * c.tensor), c.data)
-        local = tokens / (c.data * c.fsdp * c.context)
+        sent = ring(2 * self._parameters(c), c.fsdp) * gathers
+        sent += ring(4 * self._parameters(c), c.fsdp) * c.accumulation  # gradients
+        sent += 2 * ring(4 * self.others / (c.fsdp * c.tensor), c.data * c.expert)
+        sent += 2 * ring(4 * self.experts / (c.fsdp * c.expert * c.tensor), c.data)
+        local = tokens / (c.data * c.fsdp * c.expert * c.context)
         reductions = 6 if c.remat in ("full", "offload") else 4
         sent += 2 * ring(2 * local * a.embed_dim, c.tensor) * reductions * a.num_layers
+        sent += ring(2 * local * c.expert * a.embed_dim, c.expert) * reductions * a.num_layers
         keys = 2 * a.num_kv_heads * a.head_dim / c.tensor
         sent += 3 * ring(2 * local * c.context * keys, c.context) * a.num_layers
         links = sent / (self.chip.link_rate if self.chip else 1e10)

@@ -146,14 +146,16 @@ def test_caches_grow_while_others_decode(check, random_model):
     check_all(check, model, arrivals, run(engine, arrivals))
 
 
-def test_a_mesh_gives_the_same(check, modern):
-    architecture, _, params = modern
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}], ids=str)
+def test_a_mesh_gives_the_same(check, random_model, modern, sizes):
+    model = random_model(num_experts=4, num_kv_heads=2) if "expert" in sizes else modern
+    architecture, _, params = model
     options = config_lib.get_default().mesh
-    options.update(data=2, fsdp=2, tensor=2)
+    options.update(sizes)
     mesh = mesh_lib.make_mesh(options)
     placed = jax.device_put(params, partition.parameter_shardings(params, mesh))
-    engine = Engine(as_model(modern, placed), BYTES, slots=3, rounds=4, mesh=mesh)
-    check_all(check, modern, FIXED, run(engine, FIXED))
+    engine = Engine(as_model(model, placed), BYTES, slots=3, rounds=4, mesh=mesh)
+    check_all(check, model, FIXED, run(engine, FIXED))
     keys = engine._state.caches[0].keys[0]
     assert keys.shape[0] == 4 * architecture.num_kv_heads
     assert keys.addressable_shards[0].data.shape[0] == 1, "slots and heads are split over the mesh"

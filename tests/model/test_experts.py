@@ -6,6 +6,7 @@ from flax import nnx
 
 from gptjax.config import get_default, validate
 from gptjax.errors import UserError
+from gptjax.model import sharding
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
 from gptjax.model.experts import Experts, balance_loss
@@ -75,7 +76,19 @@ def test_balance_loss_by_hand():
     np.testing.assert_allclose(balance_loss(jnp.float32(scores), jnp.asarray(chosen)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"fsdp": 2, "context": 2}, {"tensor": 4}], ids=str)
+MESHES = [
+    {"data": 2, "tensor": 2},
+    {"fsdp": 2, "context": 2},
+    {"tensor": 4},
+    {"expert": 4},
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"data": 2, "expert": 2, "context": 2},
+    {"data": 2, "expert": 4},  # does not divide the rows: experts are split, tokens are not
+    {"expert": 4, "tensor": 2},  # does not divide the experts
+]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_experts_split_over_a_mesh_give_the_same(axes):
     experts, x = layer(activation="swiglu"), inputs()
     graphdef, params = nnx.split(experts)
@@ -89,7 +102,7 @@ def test_experts_split_over_a_mesh_give_the_same(axes):
         tuple(axes.get(axis, 1) for axis in AXES), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
     )
     with jax.set_mesh(mesh):
-        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"), "context")))
+        x = jax.device_put(x, jax.NamedSharding(mesh, sharding.fitting(x.shape, sharding.INSIDE)))
         params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
         found = jax.jit(jax.grad(run, has_aux=True))(params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)

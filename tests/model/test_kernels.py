@@ -92,7 +92,7 @@ def test_on_a_mesh(name, axes, monkeypatch):
 
 
 def test_a_part_of_the_row_that_no_block_divides_is_refused():
-    mesh = jax.make_mesh((1, 1, 4, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    mesh = jax.make_mesh((1, 1, 1, 4, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
     with jax.set_mesh(mesh), pytest.raises(UserError, match="multiple of 128"):
         kernels.attend(*inputs(2)[:3], sight(), implementation="splash")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gptjax.parallel import distributed, partition
+from gptjax.parallel.mesh import AXES
 
 # A process of a group that runs the code of its first argument, with `group` and `index`.
 MEMBER = """
@@ -320,6 +321,14 @@ def test_any_axis_may_span_the_processes(config_file, alone, tmp_path, mesh):
 
 
 @pytest.mark.slow
+def test_each_process_may_have_experts_of_its_own(config_file, tmp_path):
+    options = ["--config.model.num_experts=4", "--config.train.num_steps=10"]
+    complete(train(config_file, tmp_path / "alone", *options, processes=1, devices=2))
+    complete(train(config_file, tmp_path / "both", *options, "--config.mesh.expert=2"))
+    assert_same_losses(tmp_path / "both", tmp_path / "alone")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_in_one_process_it_ends_with_a_message_and_goes_on_in_one(config_file, alone, tmp_path, victim):
     processes = train(config_file, tmp_path, "--config.train.num_steps=30")
@@ -345,5 +354,5 @@ def test_a_signal_to_one_process_saves_in_all(config_file, alone, tmp_path):
 
 
 def test_the_rows_of_one_process_are_all_rows():
-    mesh = jax.make_mesh((2, 2, 2, 1), ("data", "fsdp", "context", "tensor"))
+    mesh = jax.make_mesh((2, 1, 2, 2, 1), AXES)
     np.testing.assert_array_equal(partition.process_rows(8, mesh), np.arange(8))

@@ -19,16 +19,17 @@ def mesh_config(**sizes: int):
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
-        ({}, (8, 1, 1, 1)),
-        ({"fsdp": 4}, (2, 4, 1, 1)),
-        ({"fsdp": 2, "tensor": 2, "context": 2}, (1, 2, 2, 2)),
-        ({"data": 2}, (2, 1, 1, 1)),
-        ({"data": 1, "fsdp": 8}, (1, 8, 1, 1)),
+        ({}, (8, 1, 1, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1, 1, 1)),
+        ({"fsdp": 2, "tensor": 2, "context": 2}, (1, 2, 1, 2, 2)),
+        ({"data": 2}, (2, 1, 1, 1, 1)),
+        ({"data": 1, "fsdp": 8}, (1, 8, 1, 1, 1)),
+        ({"expert": 4}, (2, 1, 4, 1, 1)),
     ],
 )
 def test_minus_one_takes_all_remaining_devices(sizes, shape):
     mesh = make_mesh(mesh_config(**sizes))
-    assert mesh.axis_names == ("data", "fsdp", "context", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "expert", "context", "tensor")
     assert mesh.devices.shape == shape
     assert len(set(mesh.devices.flat)) == mesh.devices.size
 
@@ -67,7 +68,7 @@ def two_slices() -> list[Chip]:
     return [Chip(2 * i + s, s, place) for i, place in enumerate(places) for s in range(2)]
 
 
-@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}, {"data": 8}], ids=str)
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 2, "expert": 2, "tensor": 2}, {"data": 8}], ids=str)
 def test_slices_lie_along_the_data_axis(sizes):
     devices = make_mesh_devices(two_slices(), **sizes)
     per_slice = devices.shape[0] // 2

@@ -83,6 +83,22 @@ def test_an_unknown_parameter_is_refused_by_name(path):
         partition.partition_spec(path, (2, 4, 4), mesh_of(data=1, fsdp=2))
 
 
+def test_experts_are_split_over_their_axes_and_all_else_is_whole_along_expert():
+    sizes = {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}
+    mesh, without = mesh_of(**sizes), mesh_of(**sizes | {"expert": 1})
+    _, params = gpt.abstract_model(architecture_of(num_experts=4, activation="swiglu"))
+    specs = {path: partition.partition_spec(path, leaf.shape, mesh) for path, leaf in by_path(params).items()}
+    experts = {path for path in specs if "/expert_" in path}
+    assert experts == {f"blocks/mlp/expert_{name}/kernel" for name in ("up", "gate", "down")}
+    for path, leaf in by_path(params).items():
+        if path in experts:
+            shard = jax.NamedSharding(mesh, specs[path]).shard_shape(leaf.shape)
+            assert shard[:2] == (2, 1) and np.prod(shard) == leaf.size // 8, path
+        else:
+            assert specs[path] == partition.partition_spec(path, leaf.shape, without), path
+            assert "expert" not in str(specs[path]), path
+
+
 def test_an_axis_that_does_not_divide_is_left_out():
     mesh = mesh_of(data=1, fsdp=2, tensor=4)
     assert partition.partition_spec("embedding/embedding", (97, 16), mesh) == PartitionSpec(None, "fsdp")
@@ -147,8 +163,10 @@ def test_the_abstract_state_describes_the_first_state():
 
 
 def test_a_batch_is_split_over_rows_and_sequence():
-    mesh = mesh_of(data=2, fsdp=2, context=2)
     tokens = np.arange(8 * 16).reshape(8, 16)
-    array = partition.to_device({"tokens": tokens}, mesh)["tokens"]
-    np.testing.assert_array_equal(array, tokens)
-    assert {shard.data.shape for shard in array.addressable_shards} == {(2, 8)}
+    for sizes in ({"data": 2, "fsdp": 2, "context": 2}, {"fsdp": 2, "expert": 2, "context": 2}):
+        mesh = mesh_of(**sizes)
+        array = partition.to_device({"tokens": tokens}, mesh)["tokens"]
+        np.testing.assert_array_equal(array, tokens)
+        assert {shard.data.shape for shard in array.addressable_shards} == {(2, 8)}
+        assert partition.row_shards(mesh) == 4

@@ -25,6 +25,7 @@ print(jax.device_count())
     ("sizes", "rows", "flags", "expected"),
     [
         ({"fsdp": 2, "tensor": 2}, 8, "", 4),  # what the mesh needs
+        ({"expert": 3, "fsdp": 2}, 6, "", 6),
         ({}, 7 * 11 * 13, "", 1),  # no number of cores under 7 divides the rows
         ({}, 8, "--xla_force_host_platform_device_count=3", 3),  # the user chose
     ],

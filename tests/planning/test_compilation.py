@@ -25,7 +25,7 @@ def test_the_arguments_are_the_state_and_the_batch_of_one_device(config):
     assert state + batch <= facts.memory.arguments < 1.2 * state + batch
     assert facts.memory.aliased >= state
     assert facts.fits
-    assert facts.mesh == {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
+    assert facts.mesh == {"data": 1, "fsdp": 8, "expert": 1, "context": 1, "tensor": 1}
     assert {c.kind for c in facts.collectives} & {"all-gather", "all-reduce"}
 
 

@@ -13,7 +13,7 @@ def facts(**changes) -> Facts:
         devices=4,
         device_kind="TPU v5 lite",
         platform="tpu",
-        mesh={"data": 1, "fsdp": 4, "context": 1, "tensor": 1},
+        mesh={"data": 1, "fsdp": 4, "expert": 1, "context": 1, "tensor": 1},
         rows=10,
         context_length=100,
         accumulation=1,

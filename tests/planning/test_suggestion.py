@@ -1,8 +1,10 @@
+import math
 import re
 
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.parallel.mesh import AXES
 from gptjax.planning import suggestion
 from gptjax.planning.compiler import Compiler
 from gptjax.planning.facts import Memory
@@ -30,7 +32,7 @@ class FakeCompiler:
 
     def compile(self, config: config_lib.Config):
         config_lib.validate(config)
-        mesh = {axis: config.mesh[axis] for axis in ("data", "fsdp", "context", "tensor")}
+        mesh = {axis: config.mesh[axis] for axis in AXES}
         candidate = Candidate(config.train.batch_size, config.train.accumulation, config.model.remat, **mesh)
         self.asked.append(candidate)
         temporaries = self.factor * self.model.temporary_bytes(candidate)
@@ -53,12 +55,25 @@ def test_candidates_are_valid_and_use_every_device(config):
     found = list(suggestion.candidates(config, CHIPS))
     assert len(found) == len(set(found)) > 50
     for candidate in found:
-        assert candidate.data * candidate.fsdp * candidate.context * candidate.tensor == CHIPS
+        assert devices_of(candidate) == CHIPS and candidate.expert == 1
         config_lib.validate(candidate.apply(config))
 
 
+def test_experts_are_split_over_what_divides_them(config):
+    config.unlock().model.num_experts = 4
+    found = list(suggestion.candidates(config, CHIPS))
+    assert {candidate.expert for candidate in found} == {1, 2, 4}
+    for candidate in found:
+        assert devices_of(candidate) == CHIPS
+        config_lib.validate(candidate.apply(config))
+
+
+def devices_of(candidate: Candidate) -> int:
+    return math.prod(getattr(candidate, axis) for axis in AXES)
+
+
 def test_flags_give_the_candidate_back(config):
-    candidate = Candidate(256, 4, "full", 2, 4, 1, 2)
+    candidate = Candidate(256, 4, "full", 2, 4, 1, 1, 2)
     assert not any("mesh.data" in flag for flag in candidate.flags(config))  # -1: all that the others leave
     config.unlock().mesh.data = 16
     changed = config.copy_and_resolve_references()

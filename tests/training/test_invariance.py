@@ -1,6 +1,7 @@
 """How a batch is computed (mesh, micro-batches, unrolling, recomputation) changes nothing about training."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -128,10 +129,17 @@ VARIANTS = {
     "context 4, attention by blocks": {"data": 2, "context": 4, "attention": "xla"},
     "logits by chunks": {"logits_chunk": 4},
     "logits by chunks on a mesh": {"fsdp": 2, "context": 2, "tensor": 2, "logits_chunk": 8},
-}
+    "experts over 2": {"data": 1, "expert": 2},
+    "experts over 4": {"data": 2, "expert": 4},
+    "experts over expert and tensor": {"data": 2, "expert": 2, "tensor": 2},
+    "experts over expert, fsdp": {"data": 1, "fsdp": 2, "expert": 4},
+    "experts over expert, context, accumulation, remat": {
+        "data": 1, "expert": 2, "context": 2, "tensor": 2, "accumulation": 2, "remat": "full"
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "expert" not in name])
 def test_training_does_not_depend_on_how_the_batch_is_computed(variant, params, baseline):
     assert_same_training(train(tiny_run(**VARIANTS[variant]), params), baseline())
 
@@ -143,13 +151,27 @@ def test_dropout_falls_on_the_same_activations(variant, params, baseline):
     assert abs(without[0]["loss"] - with_dropout[0]["loss"]) > 1e-4, "dropout was not on"
 
 
-@pytest.mark.parametrize("variant", ["2x4", "all axes, accumulation"])
+@pytest.mark.parametrize("variant", ["2x4", "all axes, accumulation", *(name for name in VARIANTS if "expert" in name)])
 def test_experts_see_all_tokens_however_they_are_split(variant):
     mixture = {"num_experts": 4, "balance_loss": 0.1}
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run(**mixture)), jax.random.key(0))
     expected = train(tiny_run(**mixture), params)
     assert expected[0][0]["balance_loss"] > 0.9
     assert_same_training(train(tiny_run(**mixture, **VARIANTS[variant]), params), expected)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_no_device_gathers_the_experts_of_others(activation):
+    """In the compiled step nothing that goes between devices is as wide as experts are; sums over data are."""
+    config = tiny_run(num_experts=4, mlp_dim=88, activation=activation, data=2, expert=4)
+    params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(config), jax.random.key(0))
+    mesh, step, state = prepare(config, params)
+    with jax.set_mesh(mesh):
+        text = step.lower(state, partition.to_device(ragged_batch(0), mesh)).compile().as_text()
+    sent = re.findall(r"= (\S+|\(.*?\)) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", text)
+    assert {"all-gather", "reduce-scatter"} <= {kind for _, kind in sent}, "tokens go to experts and back"
+    wide = {(kind, shape) for shapes, kind in sent for shape in re.findall(r"\w+\[[\d,]*\b88\b[\d,]*\]", shapes)}
+    assert wide == {("all-reduce", "f32[1,16,88]"), ("all-reduce", "f32[1,88,16]")}  # gradients of one expert
 
 
 @pytest.mark.parametrize("variant", ["1x8", "all axes, accumulation"])

@@ -68,7 +68,7 @@ def test_a_manifest_is_json_and_says_what_ran(tiny_config, mesh):
     data = {"source": "text:a.txt", "source_fingerprint": "123"}
     about = json.loads(json.dumps(manifest.build(tiny_config, mesh, params, data)))
     assert about["config_sha256"] == sha256(tiny_config)
-    assert about["mesh"] == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
+    assert about["mesh"] == {"data": 2, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}
     assert about["devices"]["count"] == 8 and about["devices"]["platform"] == "cpu"
     assert about["packages"]["jax"] == jax.__version__
     assert "--xla_force_host_platform_device_count=8" in about["environment"]["XLA_FLAGS"]
