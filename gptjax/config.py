@@ -69,8 +69,20 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "ngram_order": Option(1, "embeddings of the 2, 3, ... this many latest tokens are added; 1 = off", minimum=1),
         "ngram_rows": Option(8192, "rows of the hashed embedding table of each such length", minimum=1),
         "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
+        "rope_scaling": Option(
+            "none",
+            "for contexts longer than trained on: frequencies / rope_factor, all (linear) or the low ones (llama3)",
+            choices=("none", "linear", "llama3"),
+        ),
+        "rope_factor": Option(8.0, "scaled frequencies are divided by this", minimum=1),
+        "rope_low_freq_factor": Option(
+            1.0, "llama3: frequencies with fewer turns than this in rope_original_length are scaled whole", minimum=0
+        ),
+        "rope_high_freq_factor": Option(4.0, "llama3: those with more turns than this stay as they are", minimum=0),
+        "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
         "use_bias": Option(False, "biases in linear layers and layer norms"),
+        "qkv_bias": Option(False, "biases of queries, keys and values alone"),
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
         "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0),
         "init_std": Option(
@@ -420,6 +432,12 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         head_dim = model.head_dim or model.embed_dim // model.num_heads
         if right("model.positions") and model.positions == "rope" and head_dim % 2:
             yield f"the head dimension is {head_dim}; rotary positions need an even one"
+    if right("model.rope_scaling", "model.rope_low_freq_factor", "model.rope_high_freq_factor"):
+        low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
+        if model.rope_scaling == "llama3" and low >= high:
+            yield f"model.rope_low_freq_factor {low} is not less than model.rope_high_freq_factor {high}"
+    if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
+        yield "model.qkv_bias is True beside model.use_bias, which has those biases; set one of them"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")

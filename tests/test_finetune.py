@@ -43,6 +43,19 @@ LAYOUTS = {
     "llama": LLAMA | {"qk_norm": False, "tie_embeddings": False, "rope_theta": 500.0},
     "qwen3": LLAMA | {"qk_norm": True, "head_dim": 16},
 }
+# What transformers makes; of texts of 16 tokens and more, so that a scaled context and a window are left behind.
+SCALED = {"rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 0.15, "high_freq_factor": 1.5}
+DECODERS = {
+    "llama": {"model_type": "llama"},
+    "llama 3.2": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rope_parameters": SCALED | {"original_max_position_embeddings": 10},
+    },
+    "mistral": {"model_type": "mistral", "sliding_window": 5, "head_dim": 12},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +87,15 @@ def write_transformers_model(directory: Path, layout: str) -> Path:
     else:
         shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 16}
         shape |= {"intermediate_size": 32, "max_position_embeddings": 24, "vocab_size": 257, "head_dim": 8}
-        kind = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[layout]
-        config = kind(**shape, tie_word_embeddings=layout == "qwen3")
-        config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
+        shape["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
+        config = transformers.AutoConfig.for_model(**shape | DECODERS[layout])
     config.initializer_range = 0.2
     config.bos_token_id = config.eos_token_id = 256
-    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    model = model.to(torch.bfloat16)
     model.save_pretrained(directory, max_shard_size="8KB")
     build_tokenizer("byte").save(directory / "tokenizer.json")
     return directory
@@ -116,7 +132,7 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 257, (2, 16))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["gpt2", *DECODERS])
 def test_a_model_of_transformers_comes_in_trains_and_goes_out(layout, config_file, tmp_path, tokens):
     directory = write_transformers_model(tmp_path / "hf", layout)
     assert len(list(directory.glob("model-*.safetensors"))) > 1
@@ -127,12 +143,15 @@ def test_a_model_of_transformers_comes_in_trains_and_goes_out(layout, config_fil
     before, *_, after = losses(tmp_path / "run", "train")
     assert after < before
     run(convert, f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'out'}", "--checkpoint=last")
+    configs = [json.loads((place / "config.json").read_text()) for place in (directory, tmp_path / "out")]
+    assert configs[0]["model_type"] == configs[1]["model_type"]
+    assert configs[0].get("rope_parameters") == configs[1].get("rope_parameters")
     ours = logits(tmp_path / "run", tokens)
     np.testing.assert_allclose(ours, transformers_logits(tmp_path / "out", tokens), atol=1e-4)
     assert np.abs(ours - logits(tmp_path / "in", tokens)).max() > 0.1, "nothing was trained"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["gpt2", *DECODERS])
 def test_greedy_tokens_are_those_of_transformers(layout, tmp_path):
     directory = write_transformers_model(tmp_path / "hf", layout)
     import torch

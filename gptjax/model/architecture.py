@@ -34,9 +34,15 @@ class Architecture:
     ngram_order: int
     ngram_rows: int
     rope_theta: float
+    rope_scaling: str
+    rope_factor: float
+    rope_low_freq_factor: float
+    rope_high_freq_factor: float
+    rope_original_length: int
     qk_norm: bool
     sliding_window: int
     use_bias: bool
+    qkv_bias: bool
     tie_embeddings: bool
     logit_softcap: float
     init_std: float

@@ -1,11 +1,14 @@
 """Causal attention: who sees whom, the reference that every kernel must equal, rotary positions, dropout."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+
+from gptjax.model.architecture import Architecture
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) gives numbers and not NaN
 
@@ -112,11 +115,28 @@ def mask_scores(
     return jnp.where(visibility.mask()[:, None, None], scores, MASKED)
 
 
+def rotary_frequencies(a: Architecture) -> Float[Array, "half"]:
+    """Radians a position of RoFormer's rotary embedding (Su et al. 2021, equation 15), scaled for longer contexts.
+
+    "linear" (Chen et al. 2023, "Position Interpolation") divides all of them by `rope_factor`. "llama3" (Llama 3.1)
+    does so where the original context has fewer than `rope_low_freq_factor` turns, leaves those with more than
+    `rope_high_freq_factor`, and goes from one to the other in between.
+    """
+    frequencies = a.rope_theta ** (-jnp.arange(0, a.head_dim, 2, dtype=jnp.float32) / a.head_dim)
+    if a.rope_scaling == "none":
+        return frequencies
+    kept = 0.0
+    if a.rope_scaling == "llama3":
+        low, high = a.rope_low_freq_factor, a.rope_high_freq_factor
+        turns = a.rope_original_length * frequencies / (2 * math.pi)
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / a.rope_factor)
+
+
 def rotary_angles(
-    positions: Int[Array, "batch length"], head_dim: int, theta: float
+    positions: Int[Array, "batch length"], frequencies: Float[Array, "half"]
 ) -> tuple[Float[Array, "batch length 1 half"], Float[Array, "batch length 1 half"]]:
-    """Cosines and sines of RoFormer's rotary embedding (Su et al. 2021, equation 15), in float32."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    """Cosines and sines of the rotary embedding, in float32."""
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -1,4 +1,4 @@
-"""How families of models are stored by Hugging Face: GPT-2, Llama and Qwen3.
+"""How families of models are stored by Hugging Face: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
 
 One table a layout says which tensor is which parameter; import, export and LoRA adapters all read it.
 """
@@ -64,6 +64,8 @@ def exportable(a: Architecture) -> tuple[str, Layout]:
             wrong.append(f"head_dim={a.head_dim}")
         if name == "gpt2" and a.num_kv_heads != a.num_heads:
             wrong.append(f"num_kv_heads={a.num_kv_heads}")
+        if name == "llama" and a.embed_dim % a.num_heads:  # transformers 5 refuses it, in this family only
+            wrong.append(f"embed_dim={a.embed_dim} with num_heads={a.num_heads}")
         if not wrong:
             return name, layout
         reasons.append(f"  {name} has no {', '.join(wrong)}")
@@ -136,6 +138,7 @@ def _read_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
         "positions": "learned",
         "qk_norm": False,
         "use_bias": True,
+        "qkv_bias": False,
         "tie_embeddings": raw.get("tie_word_embeddings", True),
     }
 
@@ -155,13 +158,21 @@ def _write_gpt2(a: Architecture) -> dict[str, Any]:
     }
 
 
+# What the classes of transformers assume where config.json lacks an entry.
+LLAMA_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+}
+
+
 def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"{CONFIG}: rotary scaling {rope} is not supported; only plain rotary positions are")
-    for entries in (raw, rope):
-        _refuse(entries, partial_rotary_factor=1.0)
-    _refuse(raw, attention_bias=False, mlp_bias=False, use_sliding_window=False, quantization_config=None)
+    kind = raw["model_type"]
+    raw = LLAMA_DEFAULTS[kind] | raw
+    _refuse(raw, mlp_bias=False, quantization_config=None)
+    if kind != "qwen2":  # whose class does not read it
+        _refuse(raw, attention_bias=False)
     heads = _entry(raw, "num_attention_heads")
     return {
         "num_layers": _entry(raw, "num_hidden_layers"),
@@ -176,14 +187,75 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
         "norm_epsilon": raw.get("rms_norm_eps", 1e-6),
         "activation": _choice(raw, "hidden_act", "silu", {"silu": "swiglu"}),
         "positions": "rope",
-        "rope_theta": float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-        "qk_norm": raw["model_type"] == "qwen3",
+        **_read_rope(raw),
+        "sliding_window": _read_window(raw),
+        "qk_norm": kind == "qwen3",
         "use_bias": False,
+        "qkv_bias": kind == "qwen2",
         "tie_embeddings": raw.get("tie_word_embeddings", False),
     }
 
 
-def _write_llama(a: Architecture) -> dict[str, Any]:
+def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The rotary options: transformers 5 has them in `rope_parameters`, 4 in `rope_scaling` and `rope_theta`."""
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    for entries in (raw, rope):
+        _refuse(entries, partial_rotary_factor=1.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3") or any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(
+            f"{CONFIG}: rotary scaling {rope} is not supported; these are: default, linear, llama3, one for all layers"
+        )
+    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    options = {"rope_theta": theta, "rope_scaling": "none" if kind == "default" else kind}
+    if kind != "default":
+        options["rope_factor"] = float(_entry(rope, "factor"))
+    if kind == "llama3":
+        options["rope_low_freq_factor"] = float(_entry(rope, "low_freq_factor"))
+        options["rope_high_freq_factor"] = float(_entry(rope, "high_freq_factor"))
+        options["rope_original_length"] = int(
+            raw.get("original_max_position_embeddings")  # goes first in transformers 5
+            or rope.get("original_max_position_embeddings")
+            or _entry(raw, "max_position_embeddings")
+        )
+    return options
+
+
+def _write_rope(a: Architecture) -> dict[str, Any]:
+    """For transformers 5, and for 4, which does not read `rope_parameters`."""
+    scaling: dict[str, Any] = {"rope_type": "default" if a.rope_scaling == "none" else a.rope_scaling}
+    if a.rope_scaling != "none":
+        scaling["factor"] = a.rope_factor
+    if a.rope_scaling == "llama3":
+        scaling["low_freq_factor"] = a.rope_low_freq_factor
+        scaling["high_freq_factor"] = a.rope_high_freq_factor
+        scaling["original_max_position_embeddings"] = a.rope_original_length
+    return {
+        "rope_theta": a.rope_theta,
+        "rope_scaling": None if a.rope_scaling == "none" else scaling,
+        "rope_parameters": scaling | {"rope_theta": a.rope_theta},
+    }
+
+
+def _read_window(raw: dict[str, Any]) -> int:
+    """The sliding window of all layers; 0 where they see everything. Raises UserError where only some slide."""
+    layers, window = _entry(raw, "num_hidden_layers"), raw.get("sliding_window") or 0
+    if raw["model_type"] == "llama":
+        window = 0
+    full = 0 if window else layers
+    if raw["model_type"].startswith("qwen"):
+        full = min(raw["max_window_layers"], layers) if window and raw.get("use_sliding_window") else layers
+    types = raw.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+    if set(types) not in ({"full_attention"}, {"sliding_attention"}):
+        raise UserError(
+            f"{CONFIG}: attention that differs between layers ({', '.join(sorted(set(types)))}: layer_types, or "
+            "use_sliding_window with max_window_layers) is not supported; all layers must see everything, or all the "
+            "same sliding_window"
+        )
+    return window if types[0] == "sliding_attention" else 0
+
+
+def _write_decoder(a: Architecture) -> dict[str, Any]:
     return {
         "num_hidden_layers": a.num_layers,
         "num_attention_heads": a.num_heads,
@@ -194,10 +266,21 @@ def _write_llama(a: Architecture) -> dict[str, Any]:
         "max_position_embeddings": a.context_length,
         "rms_norm_eps": a.norm_epsilon,
         "hidden_act": "silu",
-        "rope_theta": a.rope_theta,
-        "attention_bias": False,
-        "mlp_bias": False,
+        **_write_rope(a),
     }
+
+
+def _write_llama(a: Architecture) -> dict[str, Any]:
+    return _write_decoder(a) | {"attention_bias": False, "mlp_bias": False}
+
+
+def _write_mistral(a: Architecture) -> dict[str, Any]:
+    return _write_decoder(a) | {"sliding_window": a.sliding_window or None}
+
+
+def _write_qwen(a: Architecture) -> dict[str, Any]:
+    window = {"use_sliding_window": a.sliding_window > 0, "max_window_layers": 0 if a.sliding_window else a.num_layers}
+    return _write_mistral(a) | window
 
 
 # What a model must be to be written in a layout. Options that only say how to train or to compute are not named.
@@ -207,6 +290,7 @@ NEEDS = {
     "sliding_window": (0,),
     "norm_placement": ("pre",),
     "num_experts": (0,),
+    "qkv_bias": (False,),
     "lora_rank": (0,),  # adapters are merged first
 }
 GPT2_NEEDS = NEEDS | {
@@ -223,12 +307,16 @@ LLAMA_NEEDS = NEEDS | {
     "use_bias": (False,),
     "qk_norm": (False,),
 }
-QWEN3_NEEDS = LLAMA_NEEDS | {"qk_norm": (True,)}
+MISTRAL_NEEDS = {option: values for option, values in LLAMA_NEEDS.items() if option != "sliding_window"}
+QWEN2_NEEDS = MISTRAL_NEEDS | {"qkv_bias": (True,)}
+QWEN3_NEEDS = MISTRAL_NEEDS | {"qk_norm": (True,)}
 
-LAYOUTS = {
+LAYOUTS = {  # a model is written in the first that has all its options: without a window, Mistral's is Llama's
     "gpt2": Layout("GPT2LMHeadModel", "transformer.", GPT2_TENSORS, GPT2_NEEDS, _read_gpt2, _write_gpt2),
     "llama": Layout("LlamaForCausalLM", "model.", LLAMA_TENSORS, LLAMA_NEEDS, _read_llama, _write_llama),
-    "qwen3": Layout("Qwen3ForCausalLM", "model.", LLAMA_TENSORS, QWEN3_NEEDS, _read_llama, _write_llama),
+    "mistral": Layout("MistralForCausalLM", "model.", LLAMA_TENSORS, MISTRAL_NEEDS, _read_llama, _write_mistral),
+    "qwen2": Layout("Qwen2ForCausalLM", "model.", LLAMA_TENSORS, QWEN2_NEEDS, _read_llama, _write_qwen),
+    "qwen3": Layout("Qwen3ForCausalLM", "model.", LLAMA_TENSORS, QWEN3_NEEDS, _read_llama, _write_qwen),
 }
 
 

@@ -19,6 +19,7 @@ from gptjax.model.architecture import Architecture
 from gptjax.model.attention import dropout
 
 Params = dict[str, Any]
+QKV = ("attention/query", "attention/key", "attention/value")
 
 
 class Dropout(NamedTuple):
@@ -39,7 +40,7 @@ class Linear(nnx.Linear):
         super().__init__(
             inputs,
             outputs,
-            use_bias=a.use_bias,
+            use_bias=a.use_bias or (a.qkv_bias and path in QKV),
             dtype=jnp.dtype(a.compute_dtype),
             dot_general=float8.dot_general if a.matmul == "float8" else jax.lax.dot_general,
             kernel_init=nnx.initializers.normal(std),

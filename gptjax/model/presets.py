@@ -25,6 +25,22 @@ LLAMA = {  # Touvron et al. 2023, "LLaMA", section 2.2
     "qk_norm": False,
     "use_bias": False,
 }
+LLAMA3_2 = LLAMA | {  # Meta 2024; meta-llama/Llama-3.2-* (config.json)
+    "context_length": 131072,
+    "vocab_size": 128256,
+    "rope_theta": 5e5,
+    "rope_scaling": "llama3",
+    "rope_factor": 32.0,
+    "tie_embeddings": True,
+}
+QWEN2_5 = LLAMA | {  # Qwen Team 2024, "Qwen2.5 Technical Report", table 1; Qwen/Qwen2.5-* (config.json)
+    "context_length": 32768,
+    "vocab_size": 151936,
+    "norm_epsilon": 1e-6,
+    "rope_theta": 1e6,
+    "qkv_bias": True,
+    "tie_embeddings": True,
+}
 QWEN3 = LLAMA | {  # Qwen Team 2025, "Qwen3 Technical Report", section 2; Qwen/Qwen3-* (config.json)
     "context_length": 40960,
     "vocab_size": 151936,
@@ -68,6 +84,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama3-8b": LLAMA
     | {"context_length": 8192, "vocab_size": 128256, "rope_theta": 5e5, "tie_embeddings": False}
     | _size(32, 32, 8, 4096, 14336),
+    "llama3.2-1b": LLAMA3_2 | _size(16, 32, 8, 2048, 8192),
+    "llama3.2-3b": LLAMA3_2 | _size(28, 24, 8, 3072, 8192),
+    # Jiang et al. 2023, "Mistral 7B", table 1; mistralai/Mistral-7B-v0.1 (config.json)
+    "mistral-7b": LLAMA
+    | {"context_length": 32768, "vocab_size": 32000, "rope_theta": 1e4, "tie_embeddings": False, "sliding_window": 4096}
+    | _size(32, 32, 8, 4096, 14336),
+    "qwen2.5-0.5b": QWEN2_5 | _size(24, 14, 2, 896, 4864),
+    "qwen2.5-1.5b": QWEN2_5 | _size(28, 12, 2, 1536, 8960),
     "qwen3-0.6b": QWEN3 | {"tie_embeddings": True} | _size(28, 16, 8, 1024, 3072),
     "qwen3-1.7b": QWEN3 | {"tie_embeddings": True} | _size(28, 16, 8, 2048, 6144),
     "qwen3-4b": QWEN3 | {"tie_embeddings": True} | _size(36, 32, 8, 2560, 9728),
@@ -83,13 +107,32 @@ PUBLISHED_PARAMETERS = {
     "llama-1.1b": 1_100_048_384,
     "llama2-7b": 6_738_415_616,
     "llama3-8b": 8_030_261_248,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
     "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,
     "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
 }
-# What no preset has.
-OFF = {"logit_softcap": 0.0, "ngram_order": 1, "sliding_window": 0, "norm_placement": "pre", "num_experts": 0}
+# What a preset that does not name it has.
+OFF = {
+    "logit_softcap": 0.0,
+    "ngram_order": 1,
+    "sliding_window": 0,
+    "norm_placement": "pre",
+    "num_experts": 0,
+    "qkv_bias": False,
+    "rope_theta": 1e4,
+    "rope_scaling": "none",
+    "rope_factor": 8.0,
+    "rope_low_freq_factor": 1.0,
+    "rope_high_freq_factor": 4.0,
+    "rope_original_length": 8192,
+    "head_dim": 0,
+}
 
 
 def get(name: str) -> dict[str, Any]:
@@ -102,7 +145,7 @@ def get(name: str) -> dict[str, Any]:
         return modern(int(depth))
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; these are: {', '.join(PRESETS)}, modern-dDEPTH")
-    return OFF | {"rope_theta": 1e4, "head_dim": 0} | PRESETS[name]
+    return OFF | PRESETS[name]
 
 
 def modern(depth: int) -> dict[str, Any]:
@@ -111,5 +154,5 @@ def modern(depth: int) -> dict[str, Any]:
     The layout is that of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, no biases), tied; the vocabulary is the tokenizer's.
     """
     shape = _size(depth, depth, depth, 64 * depth, 0)
-    rest = {"context_length": 1024, "vocab_size": 0, "head_dim": 64, "rope_theta": 1e4, "tie_embeddings": True}
+    rest = {"context_length": 1024, "vocab_size": 0, "head_dim": 64, "tie_embeddings": True}
     return OFF | LLAMA | shape | rest | {"norm_epsilon": 1e-6, "qk_norm": True}

@@ -1,9 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.model import attention
+from gptjax import config as config_lib
+from gptjax.model import attention, presets
+from gptjax.model import huggingface_layouts as layouts
+from gptjax.model.architecture import Architecture
 
 BATCH, LENGTH, HEADS, HEAD_DIM = 2, 12, 4, 8
 SEGMENTS = np.array([[1] * 5 + [2] * 1 + [3] * 6, [1] * 12])
@@ -101,8 +106,43 @@ def test_the_cache_mask_shows_slots_up_to_the_position():
 
 
 def rotated(x: np.ndarray, positions: np.ndarray, theta: float = 100.0) -> np.ndarray:
-    angles = attention.rotary_angles(jnp.asarray(positions), x.shape[-1], theta)
+    frequencies = theta ** (-jnp.arange(0, x.shape[-1], 2) / x.shape[-1])
+    angles = attention.rotary_angles(jnp.asarray(positions), frequencies)
     return np.asarray(attention.rotate(jnp.float32(x), angles))
+
+
+def test_frequencies_are_scaled_by_their_turns_in_the_original_context(tiny_architecture):
+    """Llama 3.1's cases, by wavelength: short ones are kept, long ones divided, a line in turns between the two."""
+    a = dataclasses.replace(tiny_architecture, head_dim=16, rope_theta=1e4, rope_factor=8.0, rope_original_length=100)
+    a = dataclasses.replace(a, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0)
+    plain = 1e4 ** (-np.arange(8) / 8)
+    expected = []
+    for frequency in plain:
+        length = 2 * np.pi / frequency
+        if length < 100 / 4:
+            expected.append(frequency)
+        elif length > 100 / 1:
+            expected.append(frequency / 8)
+        else:
+            smooth = (100 / length - 1) / (4 - 1)
+            expected.append((1 - smooth) * frequency / 8 + smooth * frequency)
+    assert len({round(ratio, 6) for ratio in np.array(expected) / plain}) == 3
+    for scaling, frequencies in {"none": plain, "linear": plain / 8, "llama3": expected}.items():
+        ours = attention.rotary_frequencies(dataclasses.replace(a, rope_scaling=scaling))
+        np.testing.assert_allclose(ours, frequencies, rtol=1e-6)
+
+
+def test_frequencies_of_llama_3_2_are_those_of_transformers():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    model = config_lib.get_default().model
+    model.update(presets.get("llama3.2-1b"))
+    a = Architecture.from_config(model, 0)
+    options = layouts.LAYOUTS["llama"].write_config(a)
+    expected, factor = ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(**options), torch.device("cpu"))
+    assert factor == 1
+    np.testing.assert_allclose(attention.rotary_frequencies(a), expected.numpy(), rtol=1e-6)
 
 
 def test_pairs_are_rotated_by_their_angle():

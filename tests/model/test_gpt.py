@@ -8,7 +8,7 @@ import pytest
 
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.objectives import language_modeling
+from gptjax.objectives import cross_entropy
 
 LENGTH, VOCABULARY = 16, 97
 VARIANTS = {
@@ -24,6 +24,7 @@ VARIANTS = {
     "ngram": {"ngram_order": 3, "ngram_rows": 64},
     "alibi": {"positions": "alibi"},
     "window": {"sliding_window": 5},
+    "llama3": {"rope_scaling": "llama3", "rope_original_length": 6, "qkv_bias": True, "qk_norm": False},
     "post-norm": {"norm_placement": "post"},
     "experts": {"num_experts": 4, "experts_per_token": 2, "activation": "swiglu"},
     "xla": {"attention": "xla", "sliding_window": 5},
@@ -75,7 +76,7 @@ def test_packed_documents_are_as_if_alone(architecture, params):
     }
     packed = {name: np.stack(rows) for name, rows in packed.items()}
     logits = forward(architecture, params, packed["tokens"], packed["positions"], packed["segments"])
-    losses, *_ = language_modeling.token_losses(logits, jnp.asarray(packed["targets"], jnp.int32))
+    losses, *_ = cross_entropy.token_losses(logits, jnp.asarray(packed["targets"], jnp.int32))
     for row, texts in enumerate(documents):
         start = 0
         for document in texts:
@@ -85,7 +86,7 @@ def test_packed_documents_are_as_if_alone(architecture, params):
             padded[0, : end - start] = document[:-1]
             alone = forward(architecture, params, padded)[:, : end - start]
             np.testing.assert_allclose(logits[row, start:end], alone[0], rtol=1e-4, atol=1e-4)
-            alone_losses, *_ = language_modeling.token_losses(alone, jnp.asarray(document[None, 1:], jnp.int32))
+            alone_losses, *_ = cross_entropy.token_losses(alone, jnp.asarray(document[None, 1:], jnp.int32))
             np.testing.assert_allclose(losses[row, start:end], alone_losses[0], rtol=1e-4, atol=1e-4)
             start = end
 

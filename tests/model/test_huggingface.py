@@ -17,6 +17,9 @@ from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
 from gptjax.training import pretrained
 
+# Of four frequencies the first is kept, the last divided, and the others are in between; texts are longer than 12.
+SCALED = {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_length": 12, "rope_theta": 50.0}
+SCALED |= {"rope_low_freq_factor": 0.15, "rope_high_freq_factor": 1.5}
 LLAMA = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "num_kv_heads": 2, "qk_norm": False}
 OPTIONS = {
     "gpt2": {
@@ -27,18 +30,26 @@ OPTIONS = {
         "use_bias": True,
     },
     "llama": LLAMA | {"tie_embeddings": False, "rope_theta": 500.0},
+    "llama 3.1": LLAMA | SCALED,
+    "llama linear": LLAMA | {"rope_scaling": "linear", "rope_factor": 4.0},
+    "mistral": LLAMA | {"tie_embeddings": False, "sliding_window": 7, "head_dim": 16},
+    "mistral odd": LLAMA | {"num_heads": 6, "head_dim": 16},
+    "qwen2": LLAMA | {"qkv_bias": True, "rope_theta": 500.0},
+    "qwen2 window": LLAMA | SCALED | {"qkv_bias": True, "head_dim": 16, "sliding_window": 7, "tie_embeddings": False},
     "qwen3": LLAMA | {"qk_norm": True, "head_dim": 16},
-}
-
+    "qwen3 window": LLAMA | {"qk_norm": True, "sliding_window": 7},
+}  # the first word is the layout
+SCALES = {"rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_length"}
 
 # What a layout has no entry for, because the default is its only value.
-DERIVED = {"gpt2": {"rope_theta", "num_kv_heads", "head_dim"}, "llama": set(), "qwen3": set()}
+DERIVED = {"gpt2": {"rope_theta", "rope_scaling", "num_kv_heads", "head_dim"}}
 
 
 def random_model(**options):
     """An architecture with a padded vocabulary, and parameters in which no two tensors are alike."""
     model = config_lib.get_default().model
-    model.update(num_layers=2, num_heads=4, embed_dim=32, context_length=24, vocab_multiple=64, init_std=0.2, **options)
+    model.update(num_layers=2, num_heads=4, embed_dim=32, context_length=24, vocab_multiple=64, init_std=0.2)
+    model.update(options)
     architecture = Architecture.from_config(model, 97)
     params = gpt.initialise(architecture, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
@@ -69,7 +80,7 @@ def tokens():
 def test_round_trip_keeps_the_logits(layout, tmp_path, tokens):
     architecture, params = random_model(**OPTIONS[layout])
     huggingface.write_directory(tmp_path, architecture, params, eot_id=96)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == layout
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == layout.split()[0]
     again, read = read_directory(tmp_path)
     np.testing.assert_array_equal(logits(again, read, tokens), logits(architecture, params, tokens))
 
@@ -128,12 +139,63 @@ def test_pickle_files_are_refused(tmp_path):
         read_directory(tmp_path)
 
 
+def read_changed(directory, **changes):
+    """The options of a config.json with other entries; None removes one."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return huggingface.read_config(directory)
+
+
+def test_rotary_scaling_is_read_in_the_words_of_each_time(tmp_path):
+    architecture, params = random_model(**OPTIONS["llama 3.1"])
+    huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected = huggingface.read_config(tmp_path)
+    assert expected.items() >= SCALED.items()
+    assert read_changed(tmp_path, rope_scaling=None, rope_theta=None) == expected  # transformers 5
+    four = {"rope_parameters": None, "rope_theta": 50.0, "rope_scaling": written["rope_scaling"]}
+    assert read_changed(tmp_path, **four) == expected
+    four["rope_scaling"]["type"] = four["rope_scaling"].pop("rope_type")
+    assert read_changed(tmp_path, **four) == expected
+    del four["rope_scaling"]["original_max_position_embeddings"]
+    assert read_changed(tmp_path, **four) == expected | {"rope_original_length": 24}  # max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "window"),
+    [
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 9}, 0),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}, 0),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, 9),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["sliding_attention"] * 2}, 9),
+        ("mistral", {"sliding_window": 9}, 9),
+        ("mistral", {"sliding_window": None}, 4096),
+        ("llama", {"sliding_window": 9}, 0),
+    ],
+)
+def test_the_window_is_that_of_transformers(options, changes, window, tmp_path):
+    architecture, params = random_model(**OPTIONS[options])
+    huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+    assert read_changed(tmp_path, **changes)["sliding_window"] == window
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    slides = options == "mistral" or "sliding_attention" in (getattr(theirs, "layer_types", None) or [])
+    assert window == (theirs.sliding_window if slides else 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; these are: gpt2, llama, qwen3"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; these are: gpt2, llama, mistral, qwen2, qwen3"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling .*yarn.* these are: default, linear, llama3"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling .*dynamic"),
+        ({"rope_scaling": {"type": "linear"}}, "config.json has no factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "one for all layers"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "attention that differs between layers"),
+        ({"layer_types": ["chunked_attention"] * 2}, "attention that differs between layers .chunked_attention"),
+        ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 1}, "with max_window_layers"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
@@ -240,11 +302,14 @@ def test_every_option_of_a_model_is_in_each_layout_or_needed_to_be_off(tmp_path)
     """A new option of the architecture changes what a model computes, unless it is one of these."""
     of_the_run = {"padded_vocab_size", *pretrained.OF_THE_RUN}
     fields = {field.name for field in dataclasses.fields(Architecture)}
-    for name, layout in layouts.LAYOUTS.items():
-        architecture, params = random_model(**OPTIONS[name])
+    for name, options in OPTIONS.items():
+        layout = layouts.LAYOUTS[name.split()[0]]
+        architecture, params = random_model(**options)
         huggingface.write_directory(tmp_path / name, architecture, params, eot_id=None)
         read = huggingface.read_config(tmp_path / name).keys()
-        of_the_layout = read | layout.needs.keys() | {"ngram_rows", "experts_per_token"} | DERIVED[name]
+        scales = set() if architecture.rope_scaling == "llama3" else SCALES
+        of_what_is_off = {"ngram_rows", "experts_per_token"} | scales
+        of_the_layout = read | layout.needs.keys() | of_what_is_off | DERIVED.get(name, set())
         assert fields == fields & (of_the_run | of_the_layout)
 
 

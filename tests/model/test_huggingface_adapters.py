@@ -25,21 +25,26 @@ OPTIONS = {
         "use_bias": True,
     },
     "llama": LLAMA | {"qk_norm": False},
+    "qwen2": LLAMA | {"qk_norm": False, "qkv_bias": True},
     "qwen3": LLAMA | {"qk_norm": True, "head_dim": 16},
 }
 TARGETS = ("attention/(query|value)", ".*", "attention/out|mlp/(up|down)")
 
 
 def adapted_model(layout, targets):
-    """(architecture, parameters) whose adapters have left zero."""
+    """(architecture, parameters) whose adapters and biases have left zero."""
     model = config_lib.get_default().model
     model.update(num_layers=2, num_heads=4, embed_dim=32, context_length=24, init_std=0.2, **OPTIONS[layout])
     model.update(lora_rank=3, lora_alpha=6.0, lora_targets=targets)
     a = Architecture.from_config(model, 97)
     params = gpt.initialise(a, jax.random.key(0))
-    trained, frozen = lora.split(params)
-    trained = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), trained)
-    return a, lora.join(trained, frozen)
+
+    def moved(path, leaf):
+        name = path[-1].key
+        noise = 0.2 if name.startswith("lora_") or name == "bias" else 0.0
+        return leaf + noise * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+
+    return a, jax.tree_util.tree_map_with_path(moved, params)
 
 
 def base(a, params, directory):
@@ -92,6 +97,7 @@ def test_peft_computes_the_same(layout, targets, tmp_path, tokens):
         ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "rank_pattern": {"c_fc": 2}, "fan_in_fan_out": True}),
         ("llama", {"target_modules": ["q_proj", "v_proj"], "use_rslora": True}),
         ("qwen3", {"target_modules": "all-linear", "alpha_pattern": {"o_proj": 3}, "layers_to_transform": None}),
+        ("qwen2", {"target_modules": ["q_proj", "k_proj", "up_proj"]}),
         ("qwen3", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
     ],
 )

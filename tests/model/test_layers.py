@@ -1,12 +1,14 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from gptjax.config import OPTIONS
+from gptjax.model import gpt
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.layers import MLP, norm
 
@@ -50,6 +52,14 @@ def test_layer_norm_is_exact_far_from_zero(tiny_architecture):
     x = np.random.default_rng(0).normal(20, 1, size=(4, 16))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(layer(jnp.float32(x)), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_biases_of_queries_keys_and_values_alone(tiny_architecture):
+    _, params = gpt.abstract_model(dataclasses.replace(tiny_architecture, qkv_bias=True))
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+    assert {path for path in paths if path.endswith("bias")} == {
+        f"blocks/attention/{layer}/bias" for layer in ("query", "key", "value")
+    }
 
 
 def test_swiglu_gates_one_projection_with_the_other(tiny_architecture):

@@ -10,7 +10,16 @@ from gptjax.model import gpt, presets
 from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
 
-MODEL_TYPES = {"gpt2": "gpt2", "llama": "llama", "llama2": "llama", "llama3": "llama", "qwen3": "qwen3"}
+MODEL_TYPES = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "llama2": "llama",
+    "llama3": "llama",
+    "llama3.2": "llama",
+    "mistral": "mistral",
+    "qwen2.5": "qwen2",
+    "qwen3": "qwen3",
+}
 
 
 def architecture(name: str) -> Architecture:
@@ -58,6 +67,8 @@ def test_presets_set_every_option_of_the_architecture():
     """A config that had other options before becomes the preset."""
     changed = config_lib.get_default().model
     changed.update(logit_softcap=30.0, ngram_order=3, sliding_window=8, norm_placement="post", head_dim=7)
+    changed.update(qkv_bias=True, rope_scaling="linear", rope_factor=2.0, rope_low_freq_factor=2.0)
+    changed.update(rope_high_freq_factor=8.0, rope_original_length=64)
     for name in [*presets.PRESETS, "modern-d4"]:
         default = config_lib.get_default().model
         default.update(presets.get(name))
