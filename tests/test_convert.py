@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 from safetensors.numpy import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gptjax import cli, config, convert, generate
 from gptjax.data import tokenizer_files
@@ -133,3 +134,76 @@ def test_pickle_files_need_to_be_asked_for(directory, tmp_path, capsys):
     assert cli.run(convert.main, arguments) == 2
     assert "add --allow_pickle to `convert`" in capsys.readouterr().err
     assert cli.run(convert.main, [*arguments, "--allow_pickle"]) == 0
+
+
+CHINESE = [
+    "床前明月光,疑是地上霜。",
+    "今天天气很好,我们去公园散步吧!",
+    "学而时习之,不亦说乎?\n\n中文 and English 2024 混排。",
+]
+
+
+def write_qwen2_tokenizer(directory):
+    """A byte-level BPE as Qwen2's: NFC, digits one by one, no beginning of a text."""
+    tokenizer = Tokenizer(models.BPE())
+    pattern = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CHINESE * 5, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    written = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(written))
+
+
+def write_mistral_tokenizer(directory):
+    """A BPE as Mistral's: spaces are a letter, unknown characters are bytes, and a text begins with <s>."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CHINESE * 5, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]  # bytes are tokens like others
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    written = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    ("write_tokenizer", "options", "end"),
+    [
+        (write_qwen2_tokenizer, {"qkv_bias": True}, "<|im_end|>"),
+        (write_mistral_tokenizer, {"sliding_window": 8, "tie_embeddings": False}, "</s>"),
+    ],
+)
+def test_chinese_goes_through_the_tokenizer_of_a_model(write_tokenizer, options, end, tmp_path):
+    model = config.get_default().model
+    model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=32, vocab_multiple=1, vocab_size=400)
+    model.update(activation="swiglu", qk_norm=False, **options)
+    architecture = Architecture.from_config(model, 0)  # rows that the tokenizer does not use, as Qwen2 has
+    params = gpt.initialise(architecture, jax.random.key(0))
+    huggingface.write_directory(tmp_path / "in", architecture, params, eot_id=None)
+    write_tokenizer(tmp_path / "in")
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli.run(convert.main, ["convert", f"--from=hf:{tmp_path / 'in'}", f"--to={run}"]) == 0
+    assert cli.run(convert.main, ["convert", f"--from={run}", f"--to=hf:{out}"]) == 0
+    trained = checkpoints.load(run)
+    assert trained.architecture.vocab_size == 400 and trained.tokenizer.eot_token == end
+    again = tokenizer_files.read_tokenizer(out)
+    texts = [*CHINESE, "生僻字龘靐 never seen \U0001f600"]
+    ids = [list(map(int, trained.tokenizer.encode(text))) for text in texts]
+    assert [trained.tokenizer.decode(row) for row in ids] == texts
+    assert [list(again.encode(text)) for text in texts] == ids
+    transformers = pytest.importorskip("transformers")
+    for place in (tmp_path / "in", out):
+        theirs = transformers.AutoTokenizer.from_pretrained(place)
+        assert [theirs.encode(text, add_special_tokens=False) for text in texts] == ids
