@@ -45,9 +45,11 @@ def make_optimizer(
     transform = adamw
     if optimizer.name == "muon":
         muon = optax.chain(
-            optax.contrib.scale_by_muon(
-                weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
-                mu_dtype=jnp.float32,
+            _experts_first(
+                optax.contrib.scale_by_muon(
+                    weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
+                    mu_dtype=jnp.float32,
+                )
             ),
             optax.stateless(_scale_by_aspect_ratio),
             optax.add_decayed_weights(optimizer.weight_decay),
@@ -59,7 +61,8 @@ def make_optimizer(
     return transform, rate
 
 
-# The last two axes of a stacked kernel [layers, in, out]; the layers are orthogonalised one by one.
+# The last two axes of a stacked kernel [layers, in, out] or [layers, experts, in, out]; the matrices are orthogonalised
+# one by one.
 MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
 
@@ -71,6 +74,23 @@ def decay_mask(params: Any) -> Any:
 def muon_labels(params: Any) -> Any:
     """ "muon" or "adamw" for every parameter."""
     return jax.tree.map(lambda matrix: "muon" if matrix else "adamw", _match(ORTHOGONALISED, params))
+
+
+def _experts_first(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`muon`, computed on kernels [experts, layers, in, out].
+
+    It makes one axis of the first two. Only where experts come first is that axis split over a mesh as they are;
+    otherwise each device would gather the experts of all.
+    """
+
+    def swap(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.swapaxes(0, 1) if x.ndim == 4 else x, tree)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = muon.update(swap(updates), state._replace(mu=swap(state.mu)), params)
+        return swap(updates), state._replace(mu=swap(state.mu))
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def _scale_by_aspect_ratio(updates: Any, params: Any = None) -> Any:

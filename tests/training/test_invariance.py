@@ -151,19 +151,26 @@ def test_dropout_falls_on_the_same_activations(variant, params, baseline):
     assert abs(without[0]["loss"] - with_dropout[0]["loss"]) > 1e-4, "dropout was not on"
 
 
-@pytest.mark.parametrize("variant", ["2x4", "all axes, accumulation", *(name for name in VARIANTS if "expert" in name)])
-def test_experts_see_all_tokens_however_they_are_split(variant):
-    mixture = {"num_experts": 4, "balance_loss": 0.1}
+@pytest.mark.parametrize(
+    ("optimizer", "variant"),
+    [
+        *(("adamw", name) for name in VARIANTS if name in ("2x4", "all axes, accumulation") or "expert" in name),
+        ("muon", "experts over expert and tensor"),
+    ],
+)
+def test_experts_see_all_tokens_however_they_are_split(optimizer, variant):
+    mixture = {"optimizer": optimizer, "num_experts": 4, "balance_loss": 0.1}
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run(**mixture)), jax.random.key(0))
     expected = train(tiny_run(**mixture), params)
     assert expected[0][0]["balance_loss"] > 0.9
     assert_same_training(train(tiny_run(**mixture, **VARIANTS[variant]), params), expected)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_no_device_gathers_the_experts_of_others(activation):
+def test_no_device_gathers_the_experts_of_others(activation, optimizer):
     """In the compiled step nothing that goes between devices is as wide as experts are; sums over data are."""
-    config = tiny_run(num_experts=4, mlp_dim=88, activation=activation, data=2, expert=4)
+    config = tiny_run(optimizer, num_experts=4, mlp_dim=88, activation=activation, data=2, expert=4)
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(config), jax.random.key(0))
     mesh, step, state = prepare(config, params)
     with jax.set_mesh(mesh):
