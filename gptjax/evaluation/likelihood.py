@@ -20,7 +20,7 @@ from gptjax.data.store import TokenSplit
 from gptjax.errors import UserError
 from gptjax.evaluation.items import Metric, ratio_metric
 from gptjax.model import gpt
-from gptjax.objectives.language_modeling import score_tokens
+from gptjax.objectives.cross_entropy import score_tokens
 from gptjax.parallel import partition
 
 LOGITS_CHUNK = 256  # tokens of a row whose logits are in memory at once
@@ -208,7 +208,7 @@ def token_scores(graphdef: nnx.GraphDef, params: gpt.Params, batch: dict[str, ja
     """(nats, whether the target is the most probable token), each [rows, length], of every target."""
     model = gpt.bind(graphdef, params)
     hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
-    scores = score_tokens(model, hidden, batch["targets"], chunk=LOGITS_CHUNK)
+    scores = score_tokens(model.architecture, hidden, model.table(), batch["targets"], chunk=LOGITS_CHUNK)
     return scores.nll, scores.correct
 
 

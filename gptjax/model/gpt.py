@@ -14,11 +14,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from gptjax.model import attention as attention_lib
-from gptjax.model import sharding
+from gptjax.model import head, sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.cache import Cache, fold
 from gptjax.model.layers import Block, ngram_rows, norm
-from gptjax.model.precision import in_compute_dtype, products_in
+from gptjax.model.precision import in_compute_dtype
 
 Params = dict[str, Any]
 
@@ -106,7 +106,7 @@ class GPT(nnx.Module):
             visibility = attention_lib.Visibility.cached(positions, cache.capacity, **sight)
         angles = None
         if a.positions == "rope":
-            angles = attention_lib.rotary_angles(positions, attention_lib.rotary_frequencies(a))
+            angles = attention_lib.rotary_angles(positions, a.head_dim, a.rope_theta)
         graphdef, stacked = nnx.split(self.blocks)
         keep = new_cache or cache is not None
 
@@ -140,45 +140,15 @@ class GPT(nnx.Module):
         x = self.final_norm(x) if a.norm_placement == "pre" else x
         return x, None, None if balance is None else balance.mean(0)
 
-    @in_compute_dtype
     def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
         """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""
+        return head.scores(self.architecture, hidden, self.table())
+
+    def table(self) -> Float[Array, "embed vocab"]:
+        """What final hidden states are multiplied with, in the compute dtype."""
         a = self.architecture
         table = self.embedding.embedding[...].T if a.tie_embeddings else self.head.kernel[...]
-        table = sharding.gather(table.astype(hidden.dtype), ("fsdp", "tensor"), (None, "tensor"))
-        hidden = sharding.gather(hidden, sharding.BETWEEN, sharding.INSIDE)
-        logits = _score(hidden, table)
-        logits = sharding.constrain(logits, sharding.BATCH, "context", "tensor")
-        if a.logit_softcap:
-            logits = a.logit_softcap * jnp.tanh(logits / a.logit_softcap)
-        if a.padded_vocab_size > a.vocab_size:
-            logits = jnp.where(jnp.arange(a.padded_vocab_size) < a.vocab_size, logits, attention_lib.MASKED)
-        return logits
-
-
-@jax.custom_vjp
-def _score(hidden: Float[Array, "batch length embed"], table: Float[Array, "embed vocab"]) -> Array:
-    """The scores of the vocabulary in float32, [batch, length, vocab].
-
-    Their gradient is rounded to the compute dtype before it is multiplied, as everywhere else in the model. Otherwise
-    the two largest products of a small model's backward pass are made in float32 (TF32 on a GPU: three times the
-    time), and read twice the bytes.
-    """
-    return jnp.einsum("ble,ev->blv", hidden, table, preferred_element_type=jnp.float32)
-
-
-def _score_forward(hidden: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _score(hidden, table), (hidden, table)
-
-
-def _score_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    hidden, table = inputs
-    gradient = gradient.astype(hidden.dtype)
-    with products_in(hidden.dtype):
-        return jnp.einsum("blv,ev->ble", gradient, table), jnp.einsum("ble,blv->ev", hidden, gradient)
-
-
-_score.defvjp(_score_forward, _score_backward)
+        return sharding.gather(table.astype(a.compute_dtype), head.TABLE, (None, "tensor"))
 
 
 def initialise(architecture: Architecture, key: jax.Array) -> Params:

@@ -12,7 +12,7 @@ import pytest
 from gptjax.config import Config, get_default, validate
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.objectives import language_modeling
+from gptjax.objectives import cross_entropy
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
@@ -210,7 +210,7 @@ def test_every_token_counts_the_same_in_whatever_micro_batch(accumulation, param
     def mean_loss(params):
         model = gpt.bind(graphdef, params)
         hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
-        losses, *_ = language_modeling.token_losses(model.logits(hidden), batch["targets"])
+        losses, *_ = cross_entropy.token_losses(model.logits(hidden), batch["targets"])
         return (losses * batch["weights"]).sum() / batch["weights"].sum(), losses
 
     (expected, losses), gradient = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
