@@ -1,4 +1,6 @@
-"""Convert models: Hugging Face directory -> work directory, and back. GPT-2, Llama and Qwen3 layouts, without torch.
+"""Convert models: Hugging Face directory -> work directory, and back, without torch.
+
+The layouts are those of GPT-2, Llama, Mistral, Qwen2 and Qwen3.
 
   python -m gptjax.convert --from=hf:models/gpt2 --to=runs/gpt2
   python -m gptjax.convert --from=runs/mine --to=hf:models/mine --dtype=bfloat16

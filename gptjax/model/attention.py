@@ -38,8 +38,9 @@ class Visibility(NamedTuple):
         window: int = 0,
         slopes: Float[Array, "heads"] | None = None,
     ) -> "Visibility":
-        """Of whole rows, as in training."""
+        """Of whole rows, as in training. A window that holds a row hides nothing, and no kernel hears of it."""
         places = jnp.arange(length)[None]
+        window = window if window < length else 0
         return cls(places, places, None if segment_ids is None else (segment_ids, segment_ids), window, slopes)
 
     @classmethod

@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | _size(32, 32, 8, 4096, 14336),
     "llama3.2-1b": LLAMA3_2 | _size(16, 32, 8, 2048, 8192),
     "llama3.2-3b": LLAMA3_2 | _size(28, 24, 8, 3072, 8192),
-    # Jiang et al. 2023, "Mistral 7B", table 1; mistralai/Mistral-7B-v0.1 (config.json)
+    # Jiang et al. 2023, "Mistral 7B"; mistralai/Mistral-7B-v0.1 (config.json)
     "mistral-7b": LLAMA
     | {"context_length": 32768, "vocab_size": 32000, "rope_theta": 1e4, "tie_embeddings": False, "sliding_window": 4096}
     | _size(32, 32, 8, 4096, 14336),

@@ -99,6 +99,13 @@ def test_a_row_with_nothing_to_see_gives_numbers():
     assert jnp.isfinite(attention.reference(q, k, v, nothing)).all()
 
 
+def test_a_window_as_long_as_the_row_is_none():
+    whole, windowed, narrower = (attention.Visibility.causal(LENGTH, window=w) for w in (0, LENGTH, LENGTH - 1))
+    assert windowed.window == 0
+    np.testing.assert_array_equal(windowed.mask(), whole.mask())
+    np.testing.assert_array_equal(whole.mask()[0] & ~narrower.mask()[0], np.eye(LENGTH, k=1 - LENGTH, dtype=bool))
+
+
 def test_the_cache_mask_shows_slots_up_to_the_position():
     mask = attention.Visibility.cached(jnp.array([[0, 2], [3, 4]]), 5).mask()
     expected = [[[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]

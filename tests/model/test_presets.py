@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.model import gpt, presets
+from gptjax.model import gpt, huggingface, presets
 from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
 
@@ -48,6 +48,38 @@ def test_transformers_makes_the_same_shapes(name):
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **options))
     assert sum(p.numel() for p in model.parameters()) == presets.PUBLISHED_PARAMETERS[name]
+
+
+PUBLISHED = {  # what the config.json of the hub says of the computation
+    # Qwen/Qwen2.5-0.5B
+    "qwen2.5-0.5b": """
+        {"model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
+        "max_position_embeddings": 32768, "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+        "tie_word_embeddings": true, "use_mrope": false, "use_sliding_window": false, "vocab_size": 151936}""",
+    # meta-llama/Llama-3.2-1B
+    "llama3.2-1b": """
+        {"model_type": "llama", "attention_bias": false, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false, "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 128256}""",
+    # mistralai/Mistral-7B-v0.1
+    "mistral-7b": """
+        {"model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+        "tie_word_embeddings": false, "vocab_size": 32000}""",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_read_as_the_preset(name, tmp_path):
+    (tmp_path / "config.json").write_text(PUBLISHED[name])
+    model = config_lib.get_default().model
+    model.update(huggingface.read_config(tmp_path), vocab_multiple=1)
+    assert Architecture.from_config(model, 0) == architecture(name)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 12])
