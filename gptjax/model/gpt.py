@@ -106,7 +106,7 @@ class GPT(nnx.Module):
             visibility = attention_lib.Visibility.cached(positions, cache.capacity, **sight)
         angles = None
         if a.positions == "rope":
-            angles = attention_lib.rotary_angles(positions, a.head_dim, a.rope_theta)
+            angles = attention_lib.rotary_angles(positions, attention_lib.rotary_frequencies(a))
         graphdef, stacked = nnx.split(self.blocks)
         keep = new_cache or cache is not None
 
