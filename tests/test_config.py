@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from gptjax import config as config_lib
 from gptjax.config import (
     apply_arg,
-    duration_problem,
     flat_options,
     from_json,
     get_default,
@@ -18,6 +17,8 @@ from gptjax.config import (
     to_json,
     validate,
 )
+from gptjax.config.__main__ import main as options_main
+from gptjax.config.durations import duration_problem
 from gptjax.errors import UserError
 
 CONFIG_FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -59,7 +60,7 @@ def test_the_names_that_others_rely_on_exist():
 
 def test_the_table_is_printed_with_every_option(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    assert config_lib.main() == 0
+    assert options_main() == 0
     printed = capsys.readouterr().out
     for path, option in flat_options().items():
         assert path in printed

@@ -1,0 +1,117 @@
+"""Configs: made from defaults, changed by a file and flags, checked, and resolved for a run.
+
+A config file starts from `get_default()`, changes what it needs and is read with
+`--config=FILE[:ARG] --config.section.option=value`. `python -m gptjax.config` prints all options.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import config_dict
+
+from gptjax.config.durations import UNITS, resolve_duration
+from gptjax.config.options import LORA_PATHS, OPTIONS, ROW_AXES, Config, Option, flat_options
+from gptjax.config.validation import suggestion, validate
+from gptjax.errors import UserError
+
+__all__ = [
+    "LORA_PATHS",
+    "OPTIONS",
+    "ROW_AXES",
+    "UNITS",
+    "Config",
+    "Option",
+    "apply_arg",
+    "flat_options",
+    "flat_values",
+    "from_json",
+    "get_default",
+    "resolve",
+    "resolve_duration",
+    "sha256",
+    "suggestion",
+    "to_json",
+    "validate",
+]
+
+
+def get_default() -> Config:
+    """A ConfigDict with every option at its default."""
+
+    def value(option: Option):
+        return config_dict.FieldReference(option.default, field_type=object) if option.duration else option.default
+
+    config = Config()
+    for name, entry in OPTIONS.items():
+        config[name] = value(entry) if isinstance(entry, Option) else Config({k: value(o) for k, o in entry.items()})
+    return config
+
+
+def flat_values(config: Config) -> Iterator[tuple[str, Any]]:
+    """("section.option", value) in the order of the table."""
+    for path in flat_options():
+        section, _, name = path.rpartition(".")
+        yield path, (config[section] if section else config)[name]
+
+
+def apply_arg(config: Config, arg: str) -> Config:
+    """Applies what follows the colon of --config=FILE:ARG. `runlocal` shrinks a run to under a minute on a CPU."""
+    if arg == "runlocal":
+        model = config.model
+        model.update(num_layers=2, num_heads=2, num_kv_heads=0, embed_dim=32, head_dim=0, mlp_dim=0)
+        model.update(context_length=min(model.context_length, 32), compute_dtype="float32")
+        if config.tokenizer.startswith(("bpe", "hf")) and not config.data.source.startswith("tokens:"):
+            config.tokenizer, model.vocab_size = "byte", 0
+        config.train.update(num_steps=20, batch_size=4, accumulation=1, checkpoint_every=10)
+        config.schedule.update(warmup=2, decay=5)
+        config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)
+        config.logging.update(every=5, samples=1, sample_tokens=16)
+        config.mesh.update(get_default().mesh)
+        config.init_from = ""
+    elif arg:
+        raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes 'runlocal' or nothing")
+    return config
+
+
+def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
+    """The config with durations in steps and the vocabulary filled in: what config.json holds."""
+    config = config.copy_and_resolve_references()
+    tokens_per_step = config.train.batch_size * config.model.context_length
+
+    def steps(value, total):
+        return resolve_duration(value, total=total, tokens_per_step=tokens_per_step, steps_per_epoch=steps_per_epoch)
+
+    resolved = config.to_dict()
+    num_steps = max(steps(config.train.num_steps, None), 1)
+    for path, option in flat_options().items():
+        if option.duration:
+            section, name = path.split(".")
+            at_least = 0 if section == "schedule" else 1
+            resolved[section][name] = max(steps(resolved[section][name], num_steps), at_least)
+    resolved["model"]["vocab_size"] = resolved["model"]["vocab_size"] or vocab_size
+    if resolved["model"]["vocab_size"] < vocab_size:
+        given = resolved["model"]["vocab_size"]
+        raise UserError(f"model.vocab_size {given} is smaller than the tokenizer's {vocab_size}; leave it 0")
+    return from_json(json.dumps(resolved))
+
+
+def to_json(config: Config) -> str:
+    """Canonical text of a config: what config.json holds and what its sha256 is taken over."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """A config from `to_json`; options that came later take their defaults."""
+    config = get_default()
+    for name, entry in json.loads(text).items():
+        if isinstance(entry, dict):
+            config[name].update(entry)
+        else:
+            config[name] = entry
+    return config.lock()
+
+
+def sha256(config: Config) -> str:
+    return hashlib.sha256(to_json(config).encode()).hexdigest()

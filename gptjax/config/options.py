@@ -1,0 +1,257 @@
+"""The table of options: every option, its default, its meaning and its range."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+Config = ml_collections.ConfigDict
+
+ROW_AXES = ("data", "fsdp", "expert")  # axes of the mesh that the rows of a batch are split over
+# Linear layers of a block that an adapter may be put beside; experts have none.
+LORA_PATHS = (
+    "attention/query",
+    "attention/key",
+    "attention/value",
+    "attention/out",
+    "mlp/up",
+    "mlp/gate",
+    "mlp/down",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option. A `duration` is a number of steps (int) or text such as "2%", "1 epoch", "10M tokens"."""
+
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    duration: bool = False
+
+
+def _probability(what: str) -> Option:
+    return Option(0.0, f"augmentation: share of {what}; of dialogues only prompts", minimum=0, maximum=1)
+
+
+OPTIONS: dict[str, dict[str, Option] | Option] = {
+    "model": {
+        "num_layers": Option(4, "transformer blocks", minimum=1),
+        "num_heads": Option(4, "query heads", minimum=1),
+        "num_kv_heads": Option(0, "key/value heads (grouped-query attention); 0 = num_heads", minimum=0),
+        "embed_dim": Option(128, "width of the residual stream", minimum=1),
+        "head_dim": Option(0, "width of a head; 0 = embed_dim / num_heads", minimum=0),
+        "mlp_dim": Option(
+            0,
+            "hidden width of the MLP; 0 = 4 x embed_dim (8/3 x, to a multiple of 64, for swiglu)",
+            minimum=0,
+        ),
+        "context_length": Option(256, "tokens the model sees at once", minimum=1),
+        "vocab_size": Option(0, "0 = the tokenizer's", minimum=0),
+        "vocab_multiple": Option(64, "the embedding table is padded to a multiple of this", minimum=1),
+        "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
+        "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
+        "norm_placement": Option("pre", "before each branch of a block, or after its sum", choices=("pre", "post")),
+        "activation": Option(
+            "squared_relu",
+            "MLP non-linearity",
+            choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
+        ),
+        "num_experts": Option(0, "MLPs of width mlp_dim in every block, mixture of experts; 0 = one MLP", minimum=0),
+        "experts_per_token": Option(2, "experts that compute a token", minimum=1),
+        "positions": Option("rope", "position information", choices=("rope", "learned", "alibi", "none")),
+        "sliding_window": Option(0, "a token sees this many latest tokens, itself included; 0 = all", minimum=0),
+        "ngram_order": Option(1, "embeddings of the 2, 3, ... this many latest tokens are added; 1 = off", minimum=1),
+        "ngram_rows": Option(8192, "rows of the hashed embedding table of each such length", minimum=1),
+        "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
+        "rope_scaling": Option(
+            "none",
+            "for contexts longer than trained on: frequencies / rope_factor, all (linear) or the low ones (llama3)",
+            choices=("none", "linear", "llama3"),
+        ),
+        "rope_factor": Option(8.0, "scaled frequencies are divided by this", minimum=1),
+        "rope_low_freq_factor": Option(
+            1.0, "llama3: frequencies with fewer turns than this in rope_original_length are scaled whole", minimum=0
+        ),
+        "rope_high_freq_factor": Option(4.0, "llama3: those with more turns than this stay as they are", minimum=0),
+        "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1),
+        "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
+        "use_bias": Option(False, "biases in linear layers and layer norms"),
+        "qkv_bias": Option(False, "biases of queries, keys and values alone"),
+        "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
+        "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0),
+        "init_std": Option(
+            0.02, "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)", minimum=0
+        ),
+        "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
+        "lora_rank": Option(0, "rank of low-rank adapters, which alone are then trained; 0 = none", minimum=0),
+        "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", minimum=0),
+        "lora_dropout": Option(0.0, "rate on the inputs of adapters", minimum=0, maximum=0.99),
+        "lora_targets": Option(
+            "attention/(query|value)",
+            "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
+        ),
+        "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
+        "matmul": Option(
+            "compute_dtype",
+            "products of the linear layers in blocks; float8 = operands scaled to 8 bits (NVIDIA Hopper and later)",
+            choices=("compute_dtype", "float8"),
+        ),
+        "attention": Option(
+            "auto",
+            "reference | xla (blocks) | cudnn (GPU, bfloat16) | splash (TPU); auto = the best for the device",
+            choices=("auto", "reference", "xla", "cudnn", "splash"),
+        ),
+        "scan_unroll": Option(0, "layers unrolled in the scan over depth; 0 = all of them", minimum=0),
+        "remat": Option(
+            "none",
+            "what the backward pass recomputes: all but matrix products (dots), each block (full), each block from "
+            "inputs kept in the memory of the host (offload)",
+            choices=("none", "dots", "full", "offload"),
+        ),
+    },
+    "tokenizer": Option(
+        "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME"
+    ),
+    "data": {
+        "source": Option(
+            "python_docs",
+            "python_docs | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | parquet:GLOB#FIELD | "
+            "tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
+            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB, "
+            "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
+        ),
+        "data_dir": Option("", "where prepared TFDS datasets are"),
+        "cache_dir": Option("", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax"),
+        "cleaning": Option(
+            "none",
+            "none | plain | web | code | dialogue | chinese | guide, or steps (nfc,spaces), or PROFILE+STEP-STEP",
+        ),
+        "cleaning_options": Option(
+            "", "options of the steps, e.g. 'min_characters=200 languages=en,zh'; empty = the profile's"
+        ),
+        "deduplicate": Option(
+            "none",
+            "documents that repeat an earlier one are left out; near = also those that are nearly equal",
+            choices=("none", "exact", "near"),
+        ),
+        "near_threshold": Option(
+            0.8,
+            "share of common word 5-grams (Jaccard) from which on documents are nearly equal",
+            minimum=0.01,
+            maximum=1,
+        ),
+        "decontaminate": Option(
+            "",
+            "JSONL files of evaluation sets, GLOB,GLOB: documents that share 13 words in a row are left out",
+        ),
+        "split_by": Option(
+            "auto",
+            "document = by a hash of the text; position = first part trains, last part validates; "
+            "auto = document for 100 documents or more",
+            choices=("auto", "document", "position"),
+        ),
+        "validation_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
+        "test_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
+        "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
+        "on_error": Option(
+            "raise",
+            "what to do with documents that cannot be read; skip = count them",
+            choices=("raise", "skip"),
+        ),
+        "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one a core", minimum=0),
+        "isolate_documents": Option(True, "documents packed in one row do not see each other"),
+        "token_dropout": _probability("input tokens blanked"),
+        "token_replacement": _probability("input tokens replaced by any other"),
+        "character_noise": _probability("input tokens misspelt in one character"),
+        "word_swap": _probability("words that change places with their neighbour"),
+        "span_shuffle": _probability("spans of 8 words that are shuffled"),
+        "sentence_reorder": _probability("documents whose sentences are shuffled"),
+    },
+    "objective": {
+        "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
+        "balance_loss": Option(0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0),
+        "logits_chunk": Option(
+            0, "tokens of a row whose logits are held at once, computed again for the gradient; 0 = all", minimum=0
+        ),
+        "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
+    },
+    "optimizer": {
+        "name": Option(
+            "adamw", "muon = Muon for the matrices in blocks, AdamW for the rest", choices=("adamw", "muon")
+        ),
+        "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0),
+        "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0),
+        "beta1": Option(0.9, "AdamW first moment", minimum=0, maximum=1),
+        "beta2": Option(0.95, "AdamW second moment", minimum=0, maximum=1),
+        "epsilon": Option(1e-8, "AdamW", minimum=0),
+        "weight_decay": Option(0.1, "decoupled, on matrices and embedding tables only", minimum=0),
+        "clip_norm": Option(1.0, "global gradient norm; 0 = no clipping", minimum=0),
+    },
+    "schedule": {
+        "name": Option(
+            "cosine",
+            "learning rate over steps; wsd = warm-up, stable, linear decay",
+            choices=("cosine", "linear", "wsd", "rsqrt", "constant"),
+        ),
+        "warmup": Option("2%", "linear warm-up from zero", duration=True),
+        "decay": Option("20%", "length of the decay at the end (wsd only)", duration=True),
+        "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
+    },
+    "mesh": {
+        "data": Option(-1, "copies of the model, batch split over them; -1 = all remaining devices"),
+        "fsdp": Option(1, "parameters, optimizer state and batch split over this axis", minimum=1),
+        "expert": Option(1, "experts of a mixture and batch split over this axis", minimum=1),
+        "context": Option(1, "sequence split over this axis", minimum=1),
+        "tensor": Option(1, "heads, MLP width and vocabulary split over this axis", minimum=1),
+        "allow_replicated": Option(False, "large parameters that fsdp does not divide may be whole on every device"),
+    },
+    "train": {
+        "num_steps": Option(1000, "optimizer steps", duration=True),
+        "batch_size": Option(32, "rows in the global batch", minimum=1),
+        "accumulation": Option(1, "micro-batches in a step", minimum=1),
+        "checkpoint_every": Option(
+            "25%", "a checkpoint also follows every evaluation that is the best so far", duration=True
+        ),
+        "keep_checkpoints": Option(2, "newest checkpoints kept, beside the best", minimum=1),
+        "early_stopping_patience": Option(0, "evaluations without improvement before stopping; 0 = never", minimum=0),
+        "ema_decay": Option(0.0, "running average of parameters, used by evaluation; 0 = off", minimum=0, maximum=1),
+        "divergence_threshold": Option(
+            3.0, "stop when the training loss stays this many nats above its lowest", minimum=0
+        ),
+    },
+    "evaluation": {
+        "every": Option("10%", "steps between evaluations of the validation split", duration=True),
+        "batch_size": Option(0, "rows in an evaluation batch; 0 = twice the training batch", minimum=0),
+        "stride": Option(0, "tokens between strided windows; 0 = context_length (no overlap)", minimum=0),
+        "max_tokens": Option(0, "validation tokens scored during training; 0 = all", minimum=0),
+        "tasks": Option("perplexity,bleu", "what `evaluate` runs unless told"),
+        "prompts": Option(
+            "", "prompts with references for BLEU: FILE.jsonl; empty = python_docs questions for that source"
+        ),
+        "max_prompts": Option(200, "prompts scored at most; 0 = all", minimum=0),
+        "max_new_tokens": Option(48, "tokens generated for a prompt", minimum=1),
+    },
+    "logging": {
+        "every": Option(10, "steps between lines of metrics.jsonl", minimum=1),
+        "samples": Option(3, "texts sampled at each evaluation", minimum=0),
+        "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
+        "sample_tokens": Option(100, "tokens in a sample", minimum=1),
+        "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = not said", minimum=0),
+        "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
+    },
+    "seed": Option(0, "of initialisation, data order, dropout and samples", minimum=0),
+    "init_from": Option(
+        "", "hf:DIR_OR_NAME, or a workdir or checkpoint: start from that model, which replaces the model section"
+    ),
+}
+
+
+def flat_options() -> dict[str, Option]:
+    """{"section.option": Option} in the order of the table."""
+    flat = {}
+    for name, entry in OPTIONS.items():
+        flat |= {name: entry} if isinstance(entry, Option) else {f"{name}.{k}": o for k, o in entry.items()}
+    return flat
