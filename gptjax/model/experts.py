@@ -1,5 +1,6 @@
 """Mixture of experts: a router sends each token to a few of many MLPs, and none is dropped."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -37,8 +38,9 @@ class Experts(nnx.Module):
     On a mesh, the experts are split over the expert and tensor axes, and no device ever has those of others. Along
     expert, which splits rows too, each device gathers the tokens of its group, computes its own experts for them, and
     the results are summed and scattered to where the tokens came from. Along tensor, where tokens are the same, they
-    are summed. All tokens may choose the experts of one device, so each has room for the tokens of its group: the
-    axis divides the memory of experts, not that of their activations.
+    are summed. All tokens may choose the experts of one device, so each has room for the choices of its group: the
+    axes divide the memory of experts, not that of what goes in and comes out. What is computed of them on the way
+    takes the room, and while experts are in balance the time, of one share.
     """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
@@ -69,7 +71,7 @@ class Experts(nnx.Module):
             first = jax.lax.axis_index(owners) * kernels[0].shape[0] if owners else 0
             if gathered:
                 tokens = [jax.lax.all_gather(y, gathered, tiled=True) for y in tokens]
-            out = _mixture(*tokens, kernels, first, activation)
+            out = _mixture(*tokens, kernels, first, activation, sharding.axis_size(*owners))
             if gathered:
                 out = jax.lax.psum_scatter(out, gathered, tiled=True)
             if same := tuple(axis for axis in owners if axis not in gathered):
@@ -98,21 +100,53 @@ def _mixture(
     kernels: Sequence[Float[Array, "experts _ _"]],
     first: int | Int[Array, ""],
     activation: Callable,
+    shares: int,
 ) -> Tokens:
-    """What the experts `first`, `first + 1`, ... of `kernels` add to each token; what others add is left out."""
+    """What the experts `first`, `first + 1`, ... of `kernels` add to each token; what others add is left out.
+
+    `kernels` are one of `shares` of all experts. Their rows are computed in as many parts, and parts that are empty are
+    skipped: all but one or two while experts are in balance.
+    """
     *up, down = kernels
     experts = down.shape[0]
     expert = chosen.reshape(-1) - first
     expert = jnp.where((expert >= 0) & (expert < experts), expert, experts)  # those of other devices come last
     order = jnp.argsort(expert)
     sizes = jnp.bincount(expert, length=experts + 1)[:-1].astype(jnp.int32)
+
+    def compute(rows, sizes):
+        hidden, *gate = (jax.lax.ragged_dot(rows, kernel, sizes) for kernel in up)
+        hidden = activation(gate[0]) * hidden if gate else activation(hidden)
+        out = jax.lax.ragged_dot(hidden, down, sizes)
+        return jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)  # beyond the groups it is not defined
+
     rows = x[order // chosen.shape[1]]
-    hidden, *gate = (jax.lax.ragged_dot(rows, kernel, sizes) for kernel in up)
-    hidden = activation(gate[0]) * hidden if gate else activation(hidden)
-    out = jax.lax.ragged_dot(hidden, down, sizes)
-    out = jnp.where((expert[order] < experts)[:, None], out, 0)  # rows beyond the groups are not defined
+    if (parts := math.gcd(shares, len(rows))) > 1:
+        out = _in_parts(compute, rows, sizes, parts)
+    else:
+        out = compute(rows, sizes)
     back = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
     return jnp.einsum("tk,tke->te", gates, back)
+
+
+def _in_parts(
+    compute: Callable, rows: Float[Array, "rows embed"], sizes: Int[Array, "experts"], parts: int
+) -> Float[Array, "rows embed"]:
+    """`compute(rows, sizes)`, a part of the rows after the other; those beyond the groups are zero.
+
+    For the backward pass a part is computed again, so that there is never room for more than one.
+    """
+    ends = jnp.cumsum(sizes)
+    length = len(rows) // parts
+
+    @jax.checkpoint
+    def part(_, inputs):
+        begin, rows = inputs
+        inside = jnp.clip(ends - begin, 0, length) - jnp.clip(ends - sizes - begin, 0, length)
+        return None, jax.lax.cond(begin < ends[-1], compute, lambda rows, _: jnp.zeros_like(rows), rows, inside)
+
+    _, out = jax.lax.scan(part, None, (jnp.arange(parts) * length, rows.reshape(parts, length, -1)))
+    return out.reshape(rows.shape)
 
 
 def balance_loss(

@@ -137,10 +137,11 @@ class Model:
         tokens = c.batch_size // c.accumulation // (c.data * c.fsdp * c.expert) * a.context_length / c.context
         heads = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
         up = a.mlp_dim * (2 if a.activation == "swiglu" else 1)
-        # Of the width of one MLP, what a device computes for a token of its own; of experts, it has room for all.
-        share = a.experts_per_token * c.expert if a.num_experts else 1 / c.tensor
-        products = heads / c.tensor + up * share + 2 * a.embed_dim  # results of the matrix products of a block
-        block = products + 2 * a.mlp_dim * share + heads / c.tensor + 6 * a.embed_dim
+        chosen = a.experts_per_token if a.num_experts else 1
+        products = (heads + chosen * up) / c.tensor + 2 * a.embed_dim  # results of the matrix products of a block
+        block = products + (2 * chosen * a.mlp_dim + heads) / c.tensor + 6 * a.embed_dim
+        if a.num_experts:  # tokens of the group, once for each choice, on the way to experts and back
+            block += 4 * chosen * c.expert * a.embed_dim
         if self.config.model.get("attention", "reference") in ("reference", "xla"):
             block += 3 * a.num_heads / c.tensor * a.context_length
         kept = {"none": block, "dots": products + a.embed_dim, "full": a.embed_dim, "offload": 0}[c.remat]

@@ -25,6 +25,11 @@ def inputs() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (BATCH, LENGTH, EMBED))
 
 
+def mesh_of(axes: dict[str, int]) -> jax.sharding.Mesh:
+    sizes = tuple(axes.get(axis, 1) for axis in AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
 def by_hand(experts: Experts, x: np.ndarray, chosen: int) -> np.ndarray:
     """Token by token, in float64."""
     a, out = experts.architecture, np.zeros_like(x)
@@ -53,11 +58,14 @@ def test_every_token_gets_its_experts(activation, chosen):
     np.testing.assert_allclose(found, by_hand(experts, np.float64(x), chosen), rtol=1e-4, atol=1e-4)
 
 
-def test_no_token_is_dropped_when_all_want_the_same_expert():
+@pytest.mark.parametrize("axes", [{}, {"expert": 4}, {"expert": 2, "tensor": 2}], ids=str)
+def test_no_token_is_dropped_when_all_want_the_same_expert(axes):
     experts = layer(experts_per_token=1)
     experts.router.kernel[...] = jnp.zeros((EMBED, EXPERTS)).at[:, 2].set(1.0)
     x = abs(inputs())  # all scores of expert 2 are the highest
-    found, balance = experts(x)
+    graphdef, params = nnx.split(experts)
+    with jax.set_mesh(mesh_of(axes)):
+        found, balance = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))(params, x)
     np.testing.assert_allclose(found, by_hand(experts, np.float64(x), 1), rtol=1e-4, atol=1e-4)
     assert (balance > 3.5).all()  # EXPERTS would be all the load, with certainty, on one
 
@@ -98,9 +106,7 @@ def test_experts_split_over_a_mesh_give_the_same(axes):
         return (out**2).sum() + balance.sum(), out
 
     expected = jax.jit(jax.grad(run, has_aux=True))(params, x)
-    mesh = jax.make_mesh(
-        tuple(axes.get(axis, 1) for axis in AXES), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
-    )
+    mesh = mesh_of(axes)
     with jax.set_mesh(mesh):
         x = jax.device_put(x, jax.NamedSharding(mesh, sharding.fitting(x.shape, sharding.INSIDE)))
         params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
