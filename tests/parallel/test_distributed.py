@@ -23,12 +23,13 @@ import os, signal, sys, time
 from gptjax.errors import RunError, UserError
 from gptjax.parallel import distributed
 from gptjax.parallel.cluster import Cluster
+from gptjax.parallel.rollcall import roll_call
 
 code, address, size, index, timeout = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 cluster = Cluster(address, index, tuple(f"machine-{i}" for i in range(size)))
 describe = lambda error: (2 if isinstance(error, UserError) else 1, f"{type(error).__name__}: {error}")
 try:
-    group = distributed._Members(cluster, distributed._roll_call(cluster, timeout))
+    group = distributed._Members(cluster, roll_call(cluster, timeout))
 except (RunError, UserError) as error:
     print(error, file=sys.stderr)
     raise SystemExit(1)
