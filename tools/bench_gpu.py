@@ -344,7 +344,7 @@ def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: boo
         path, _, value = option.partition("=")
         section, key = path.split(".")
         config[section][key] = type(config[section][key])(value)
-    config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
+    config.mesh.update(config_lib.get_default().mesh)
     runtime.start(config.mesh, rows=micro_batch, cache_dir=Path(os.environ.get("GPTJAX_CACHE", "/tmp/gptjax-bench")))
     mesh = mesh_lib.make_mesh(config.mesh)
     config.mesh.data = mesh.shape["data"]
