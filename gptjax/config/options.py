@@ -93,7 +93,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "attention/(query|value)",
             "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
         ),
-        "compute_dtype": Option("float32", "activations and matrix products", choices=("float32", "bfloat16")),
+        "compute_dtype": Option(
+            "float32",
+            "activations and matrix products; float32 is exact on every device (no TF32), bfloat16 fast on GPU and TPU",
+            choices=("float32", "bfloat16"),
+        ),
         "matmul": Option(
             "compute_dtype",
             "products of the linear layers in blocks; float8 = operands scaled to 8 bits (NVIDIA Hopper and later)",
@@ -173,9 +177,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     "objective": {
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
         "balance_loss": Option(0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0),
-        "logits_chunk": Option(
-            0, "tokens of a row whose logits are held at once, computed again for the gradient; 0 = all", minimum=0
-        ),
+        "logits_chunk": Option(0, "tokens of a row whose logits are held at once; 0 = all", minimum=0),
         "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
     },
     "optimizer": {
