@@ -9,7 +9,8 @@ CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 WORKDIR ?= runs/quickstart
 WORKERS ?= 2
-ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/test_tokenizers.py tests/data/test_tokenizer_files.py
+ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/test_tokenizers.py tests/data/test_tokenizer_files.py \
+  tests/data/test_hub.py tests/evaluation/test_harness.py
 
 .PHONY: help quickstart setup test test-slow test-oracles lint golden bench bench-scale clean
 .DEFAULT_GOAL := help
@@ -52,7 +53,7 @@ test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-oracles: $(VENV)/.oracles  ## what is checked against torch, transformers and PEFT (installs them)
+test-oracles: $(VENV)/.oracles  ## what is checked against torch, transformers, PEFT and lm-eval (installs them)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow' $(ORACLES)
 
 lint: $(VENV)/.dev  ## ruff and the import contract

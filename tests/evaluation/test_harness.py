@@ -55,7 +55,7 @@ def models(directory):
     mesh = make_mesh(config.get_default().mesh, devices=jax.devices()[:1])
     trained = checkpoints.load(directory / "run")
     scorer = ContinuationScorer(trained.graphdef, trained.params, mesh, context_length=CONTEXT, batch_size=4)
-    generate = evaluate._generator(trained, None)
+    generate = evaluate._generator(trained, mesh)
     ours = CheckpointLM(scorer, trained.tokenizer, generate)
     theirs = HFLM(pretrained=str(directory / "hf"), device="cpu", dtype="float32", batch_size=1, add_bos_token=True)
     return ours, theirs
