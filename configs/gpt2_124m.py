@@ -8,7 +8,7 @@ Meant for one to eight GPUs or a v5e slice of eight chips: copies of the model, 
 TPU add --config.model.scan_unroll=1 --config.model.remat=full --config.objective.logits_chunk=256:
   python -m gptjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x4 --config.train.accumulation=2 \\
       --config.model.scan_unroll=1 --config.model.remat=full --config.objective.logits_chunk=256
-says 5.8 of 15.75 GiB a chip, 0.61 to 0.93 s a step by the roofline, 26 to 39 chip-hours. Not trained here.
+says 5.8 of 15.75 GiB a chip, 0.56 to 0.85 s a step by the roofline, 24 to 36 chip-hours. Not trained here.
 """
 
 from gptjax.config import apply_arg, get_default
