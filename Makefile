@@ -9,8 +9,8 @@ CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 WORKDIR ?= runs/quickstart
 WORKERS ?= 2
-ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/test_tokenizers.py tests/data/test_tokenizer_files.py \
-  tests/data/test_hub.py tests/evaluation/test_harness.py
+ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/tokenization/test_tokenizer.py tests/data/tokenization/test_huggingface.py \
+  tests/data/sources/test_hub.py tests/evaluation/test_harness.py
 
 .PHONY: help quickstart setup test test-slow test-oracles lint golden bench bench-scale clean
 .DEFAULT_GOAL := help

@@ -19,6 +19,7 @@ from absl import flags
 
 from gptjax import cli
 from gptjax.errors import UserError
+from gptjax.files import write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     elif target.startswith("peft:"):
         export_adapter(Path(source), flag_values.checkpoint, place)
     else:
-        from gptjax.model.huggingface_files import parse_size
+        from gptjax.model.huggingface.files import parse_size
 
         size = parse_size(flag_values.max_shard_size)
         export_model(Path(source), flag_values.checkpoint, place, dtype=flag_values.dtype, max_shard_bytes=size)
@@ -68,11 +69,13 @@ def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: b
     With `adapter`, a directory or name of PEFT, it has these adapters.
     """
     from gptjax import config as config_lib
-    from gptjax.data import tokenizer_files
-    from gptjax.model import gpt, huggingface, huggingface_adapters, huggingface_files
+    from gptjax.artifacts import checkpoints
+    from gptjax.data.tokenization import huggingface as tokenizer_files
+    from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
-    from gptjax.training import checkpoints
-    from gptjax.training import workdir as workdir_lib
+    from gptjax.model.huggingface import adapters as huggingface_adapters
+    from gptjax.model.huggingface import files as huggingface_files
+    from gptjax.model.huggingface import weights as huggingface
 
     directory = huggingface_files.locate(name, allow_pickle=allow_pickle)
     config = config_lib.get_default()
@@ -104,18 +107,20 @@ def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: b
         template=template,
         generation=generation,
     )
-    workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
+    write_whole(workdir / "config.json", config_lib.to_json(config))
     tokenizer.save(workdir / "tokenizer.json")
     print(f"{gpt.parameter_count(params):,} parameters; written: {path}")
 
 
 def export_model(workdir: Path, which: str, directory: Path, *, dtype: str, max_shard_bytes: int) -> None:
     """Writes a checkpoint in the Hugging Face layout that has all its options."""
-    from gptjax.data import tokenizer_files
-    from gptjax.model import gpt, huggingface, huggingface_files
-    from gptjax.training import checkpoints
+    from gptjax.artifacts import loading
+    from gptjax.data.tokenization import huggingface as tokenizer_files
+    from gptjax.model import gpt
+    from gptjax.model.huggingface import files as huggingface_files
+    from gptjax.model.huggingface import weights as huggingface
 
-    trained = checkpoints.load(workdir, which)
+    trained = loading.load(workdir, which)
     tokenizer, template = trained.tokenizer, trained.template
     tokenizer_files.check_exportable(tokenizer)
     huggingface.write_directory(
@@ -137,10 +142,11 @@ def export_model(workdir: Path, which: str, directory: Path, *, dtype: str, max_
 
 def export_adapter(workdir: Path, which: str, directory: Path) -> None:
     """Writes the adapters of a checkpoint in PEFT's format."""
-    from gptjax.model import gpt, huggingface_adapters, lora
-    from gptjax.training import checkpoints
+    from gptjax.artifacts import loading
+    from gptjax.model import gpt, lora
+    from gptjax.model.huggingface import adapters as huggingface_adapters
 
-    trained = checkpoints.load(workdir, which, merge=False)
+    trained = loading.load(workdir, which, merge=False)
     origin = trained.config.init_from
     base = origin.removeprefix("hf:") if origin.startswith("hf:") else None
     huggingface_adapters.write_adapter(directory, trained.architecture, trained.params, base=base)

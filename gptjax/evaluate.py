@@ -29,10 +29,11 @@ from absl import flags
 
 from gptjax import cli
 from gptjax.errors import UserError
-from gptjax.parallel import cluster, distributed
+from gptjax.files import write_whole
+from gptjax.processes import cluster, distributed
 
 if TYPE_CHECKING:
-    from gptjax.evaluation.items import Outcome
+    from gptjax.evaluation.metrics import Outcome
 
 _LONGEST_NAME = 120  # characters of a file's name
 _FILE_COLUMNS = 160  # of a table that is not printed to a terminal
@@ -102,17 +103,19 @@ def evaluate(options: flags.FlagValues) -> None:
     import jax
 
     from gptjax import config as config_lib
-    from gptjax.data import corpus
+    from gptjax.artifacts import loading
+    from gptjax.data import opening
     from gptjax.evaluation import tasks
-    from gptjax.evaluation.report import write_report
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition, runtime
-    from gptjax.training import checkpoints, footprint
+    from gptjax.parallel import partition
+    from gptjax.processes import runtime
+    from gptjax.reporting.page import write_report
+    from gptjax.training import footprint
 
-    path = checkpoints.find(Path(options.workdir), options.checkpoint)
-    config = checkpoints.read_config(path).unlock()
+    path = loading.find(Path(options.workdir), options.checkpoint)
+    config = loading.read_config(path).unlock()
     evaluation = config.evaluation
     for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens"):
         if options[name].value is not None:
@@ -126,12 +129,12 @@ def evaluate(options: flags.FlagValues) -> None:
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
     config.mesh.update(config_lib.get_default().mesh)
-    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=corpus.cache_directory(config))
+    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=opening.cache_directory(config))
     _, params = gpt.abstract_model(Architecture.from_config(config.model, 0))
     if not footprint.replicas_fit(params):
         config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)
-    trained = checkpoints.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
+    trained = loading.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
     context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), _progress)
     outcomes = {
         request.name: tasks.TASKS[request.kind].run(context, request, material)
@@ -163,7 +166,7 @@ def _generator(trained, mesh):
     """What completes texts, or token ids; made when it is first called."""
     import jax
 
-    from gptjax.generation.engine import Generator
+    from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
 
     if mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1:
@@ -187,15 +190,15 @@ def _generator(trained, mesh):
 
 def score_outputs(options: flags.FlagValues) -> None:
     """Scores a file of texts, or every file of a folder, against references. No checkpoint is needed."""
-    from gptjax.evaluation import scoring
+    from gptjax.evaluation import text_tasks
 
-    chosen = scoring.choose_tasks(options.tasks)
-    outputs = scoring.read_outputs(Path(options.hypotheses), _split_specs(options.references))
+    chosen = text_tasks.choose_tasks(options.tasks)
+    outputs = text_tasks.read_outputs(Path(options.hypotheses), _split_specs(options.references))
     systems = {}
     for output in outputs:
         _warn_of_empty(f"hypotheses of {output.path}", output.hypotheses)
         systems[output.path.name] = {
-            task: scoring.score_texts(task, (), output.hypotheses, output.references) for task in chosen
+            task: text_tasks.score_texts(task, (), output.hypotheses, output.references) for task in chosen
         }
         _print_results(systems[output.path.name], str(output.path))
     if options.output and len(outputs) == 1:
@@ -280,7 +283,7 @@ def _file_name(name: str) -> str:
 
 def _write(place: Path, answer: dict[str, Any], outcomes: "dict[str, Outcome]") -> None:
     """The results, and beside them the items that --compare reads."""
-    from gptjax.evaluation import items
+    from gptjax.evaluation import metrics as items
     from gptjax.evaluation.compare import ITEMS_SUFFIX
 
     if outcomes:
@@ -290,10 +293,7 @@ def _write(place: Path, answer: dict[str, Any], outcomes: "dict[str, Outcome]") 
 
 def _write_text(place: Path, lines: Iterable[str]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(place.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.writelines(lines)
-    temporary.replace(place)
+    write_whole(place, lines, errors="replace")
 
 
 def _json(answer: dict[str, Any]) -> str:

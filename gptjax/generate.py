@@ -10,7 +10,6 @@ line of --prompts is an object with "prompt"; in the output it also has "complet
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,11 +20,12 @@ from absl import flags
 
 from gptjax import cli
 from gptjax.errors import RunError, UserError
+from gptjax.files import write_whole
 from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
-    from gptjax.generation.engine import Completion, Generator
-    from gptjax.training.checkpoints import Trained
+    from gptjax.artifacts.loading import Trained
+    from gptjax.generation.completion import Completion, Generator
 
 
 def main(argv: Sequence[str]) -> None:
@@ -108,13 +108,10 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Writes a whole text file or nothing: it is written beside its place and renamed. Raises RunError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Writes a whole text file or nothing. Raises RunError."""
     try:
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, (line + "\n" for line in lines))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(f"{path} could not be written: {error.strerror}; give another --output") from None
 
 
@@ -133,31 +130,32 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     """The model of the command line, on all local devices if there are many prompts."""
     import jax
 
+    from gptjax.artifacts import loading
     from gptjax.config import get_default
-    from gptjax.data import corpus
-    from gptjax.generation.engine import Generator
+    from gptjax.data import opening
+    from gptjax.generation.completion import Generator
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition, runtime
-    from gptjax.training import checkpoints
+    from gptjax.parallel import partition
+    from gptjax.processes import runtime
 
-    path = checkpoints.find(Path(options.workdir), options.checkpoint)
-    draft_path = checkpoints.find(Path(options.draft)) if options.draft else None
-    config = checkpoints.read_config(path)
+    path = loading.find(Path(options.workdir), options.checkpoint)
+    draft_path = loading.find(Path(options.draft)) if options.draft else None
+    config = loading.read_config(path)
     # A CPU is one device: its matrix products use all cores, and two devices would both read every parameter.
     runtime.start(
         get_default().mesh,
         rows=1,
-        cache_dir=corpus.cache_directory(config),
+        cache_dir=opening.cache_directory(config),
         compute_dtype=config.model.compute_dtype,
     )
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
     )
     shardings = partial(partition.parameter_shardings, mesh=mesh) if mesh else None
-    trained = checkpoints.load(path, shardings=shardings)
+    trained = loading.load(path, shardings=shardings)
     generator = Generator.from_trained(
         trained,
-        draft=checkpoints.load(draft_path, shardings=shardings) if draft_path else None,
+        draft=loading.load(draft_path, shardings=shardings) if draft_path else None,
         draft_tokens=options.draft_tokens,
         batch_size=options.batch_size,
         mesh=mesh,

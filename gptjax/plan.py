@@ -21,6 +21,7 @@ from absl import flags
 from gptjax import cli
 from gptjax import config as config_lib
 from gptjax.errors import UserError
+from gptjax.files import write_whole
 
 ASSUMED_EPOCH = 1000  # steps; the length of an epoch is in the data, and changes no shape
 
@@ -89,7 +90,7 @@ def plan(config: config_lib.Config, options: flags.FlagValues) -> None:
             )
             content["suggestion"] = suggest(config, trials, tokens, options.price)
     if options.output:
-        Path(options.output).write_text(json.dumps(content, indent=1) + "\n")
+        write_whole(Path(options.output), json.dumps(content, indent=1) + "\n")
 
 
 def suggest(config: config_lib.Config, trials: list, tokens: float | None, price: float | None) -> dict | None:

@@ -80,9 +80,9 @@ def _flags() -> flags.FlagValues:
 
 def prepare(options: flags.FlagValues) -> None:
     """Builds the store and prints what is in it."""
-    from gptjax.data.build import build_store, work_directory
-    from gptjax.data.corpus import parse_globs, parse_options
-    from gptjax.data.sources import open_source
+    from gptjax.data.building.build import build_store, work_directory
+    from gptjax.data.opening import parse_globs, parse_options
+    from gptjax.data.sources.opening import open_source
 
     source = open_source(
         options.source,
@@ -173,8 +173,8 @@ def show(directory: Path, rows: int, row_tokens: int) -> None:
     """Prints the first rows of the training split with the borders of documents and, in colour, the loss mask."""
     from rich.console import Console
 
-    from gptjax.data.store import open_store
-    from gptjax.data.store_view import rows_as_text
+    from gptjax.data.store.store import open_store
+    from gptjax.data.store.view import rows_as_text
 
     console = Console(highlight=False, soft_wrap=True)
     for row in rows_as_text(open_store(directory), "train", rows, row_tokens):

@@ -20,7 +20,8 @@ from absl import flags
 from gptjax import cli
 from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
-from gptjax.parallel import cluster, distributed
+from gptjax.files import write_whole
+from gptjax.processes import cluster, distributed
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +59,8 @@ def main(argv: list[str]) -> None:
 
 def describe(config: config_lib.Config, *, chosen: Collection[str] = ()) -> None:
     """Prints what the config is, without training it."""
-    from gptjax.training import description, pretrained
+    from gptjax.planning import description
+    from gptjax.training import pretrained
 
     description.show(pretrained.adopt(config, pretrained.find(config.init_from), chosen))
 
@@ -75,18 +77,21 @@ def train(
     import jax
     import optax
 
-    from gptjax.data import corpus, pipeline
+    from gptjax.artifacts import checkpoints as checkpoints_lib
+    from gptjax.artifacts import manifest
+    from gptjax.artifacts import workdir as workdir_lib
+    from gptjax.data import opening
+    from gptjax.data.pipeline import batches as pipeline
     from gptjax.evaluation.likelihood import Likelihood, Scorer
-    from gptjax.evaluation.report import write_report
-    from gptjax.generation.samples import Sampler
+    from gptjax.evaluation.samples import Sampler
     from gptjax.model import gpt, kernels
     from gptjax.model.architecture import Architecture
     from gptjax.optim.optimizers import make_optimizer
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition, runtime
-    from gptjax.training import checkpoints as checkpoints_lib
-    from gptjax.training import footprint, manifest, metrics, pretrained, profiling, stopping, throughput
-    from gptjax.training import workdir as workdir_lib
+    from gptjax.parallel import partition
+    from gptjax.processes import runtime
+    from gptjax.reporting.page import write_report
+    from gptjax.training import footprint, metrics, pretrained, profiling, stopping, throughput
     from gptjax.training.state import abstract_state, initial_state
     from gptjax.training.step import make_train_step
 
@@ -97,7 +102,7 @@ def train(
     config = pretrained.adopt(config, origin, chosen)
     rows = config.train.batch_size // config.train.accumulation
     runtime.start(
-        config.mesh, rows=rows, cache_dir=corpus.cache_directory(config), compute_dtype=config.model.compute_dtype
+        config.mesh, rows=rows, cache_dir=opening.cache_directory(config), compute_dtype=config.model.compute_dtype
     )
     mesh = mesh_lib.make_mesh(config.mesh)
     with_devices = config.copy_and_resolve_references()
@@ -105,15 +110,15 @@ def train(
     config_lib.validate(with_devices)
 
     with group.first_goes_first():  # it builds the token store, if there is none
-        sources = corpus.open_sources(config, progress=cli.data_progress if chief and sys.stderr.isatty() else None)
+        sources = opening.open_sources(config, progress=cli.data_progress if chief and sys.stderr.isatty() else None)
     tokenizer = sources[0].store.tokenizer()
-    template = corpus.chat_template(sources)
-    batches = corpus.open_batches(sources, config, rows=partition.process_rows(config.train.batch_size, mesh))
+    template = opening.chat_template(sources)
+    batches = opening.open_batches(sources, config, rows=partition.process_rows(config.train.batch_size, mesh))
     validation = {source.name: source.store.split("validation") for source in sources}
     config = pretrained.with_vocabulary(config, origin, tokenizer)
     config = config_lib.resolve(config, tokenizer.vocab_size, batches.steps_per_epoch)
     num_steps = config.train.num_steps
-    data_identity = {"source": config.data.source, **corpus.identity(sources)}
+    data_identity = {"source": config.data.source, **opening.identity(sources)}
     group.same("config", dict(config_lib.flat_values(config)))
     group.same("data", {"source_fingerprint": data_identity["source_fingerprint"]})
     architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
@@ -145,12 +150,12 @@ def train(
         if origin is not None:
             state = pretrained.load(origin, state)
     if chief:
-        workdir_lib.write_whole(workdir / "config.json", config_lib.to_json(config))
+        write_whole(workdir / "config.json", config_lib.to_json(config))
         tokenizer.save(workdir / "tokenizer.json")
         about = manifest.build(config, mesh, abstract_params, data_identity)
-        workdir_lib.write_whole(workdir / "manifest.json", json.dumps(about, indent=1) + "\n")
-        if card := corpus.data_card(sources):
-            workdir_lib.write_whole(workdir / "data_card.md", card)
+        write_whole(workdir / "manifest.json", json.dumps(about, indent=1) + "\n")
+        if card := opening.data_card(sources):
+            write_whole(workdir / "data_card.md", card)
 
     train_step = make_train_step(config, graphdef, optimizer, schedule, mesh, target)
     scorer = Scorer(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptjax import cli, evaluate, generate, prepare, train
-from gptjax.training import checkpoints
+from gptjax.artifacts import loading
 
 CONFIG = """
 from gptjax.config import get_default
@@ -273,10 +273,10 @@ def test_full_disk_leaves_the_last_good_checkpoint(config_file, tmp_path, capfd)
         status = cli.run(train.main, ["train", f"--config={config_file}", f"--workdir={workdir}", *many])
         message = capfd.readouterr().err.strip().splitlines()[-1]
         assert status == 1
-        last = checkpoints.find(workdir, "last")
+        last = loading.find(workdir, "last")
         assert message.startswith(f"failed: a checkpoint could not be written to {workdir / 'checkpoints'}")
         assert f"the last good checkpoint is {last}. Free some space" in message
-        assert checkpoints.load(workdir, "last").step == int(last.name)
+        assert loading.load(workdir, "last").step == int(last.name)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

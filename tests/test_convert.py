@@ -10,14 +10,15 @@ from safetensors.numpy import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gptjax import cli, config, convert, generate
-from gptjax.data import tokenizer_files
-from gptjax.data.templates import ChatTemplate
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.artifacts import loading
+from gptjax.data.tokenization import huggingface as tokenizer_files
+from gptjax.data.tokenization.templates import ChatTemplate
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.generation import flags as sampling_flags
-from gptjax.generation.engine import Generator
-from gptjax.model import gpt, huggingface
+from gptjax.generation.completion import Generator
+from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.training import checkpoints
+from gptjax.model.huggingface import weights as huggingface
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_what_a_model_was_published_with_is_kept(directory, tmp_path):
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     run, out = tmp_path / "run", tmp_path / "out"
     assert cli.run(convert.main, ["convert", f"--from=hf:{directory}", f"--to={run}"]) == 0
-    trained = checkpoints.load(run)
+    trained = loading.load(run)
     assert trained.tokenizer.prefix == (256,)
     expected = {"eos_token_ids": [256, 97], "temperature": 0.25, "top_k": 7, "begin_token_ids": [256]}
     assert trained.generation == expected
@@ -103,7 +104,7 @@ def test_a_chat_model_begins_with_its_template(directory, tmp_path):
     huggingface.write_directory(tmp_path / "chat", architecture, params, eot_id=tokenizer.eot_id)
     tokenizer_files.write(tmp_path / "chat", tokenizer, ChatTemplate(), context_length=32)
     assert cli.run(convert.main, ["convert", f"--from=hf:{tmp_path / 'chat'}", f"--to={tmp_path / 'run'}"]) == 0
-    generator = Generator.from_trained(checkpoints.load(tmp_path / "run"))
+    generator = Generator.from_trained(loading.load(tmp_path / "run"))
     assert generator.template.jinja is None and generator.begin_ids == ()
     assert generator.end_ids == (256, tokenizer.special_tokens["<|im_end|>"])
 
@@ -112,7 +113,7 @@ def test_a_chat_template_that_cannot_be_used_is_left_out(directory, tmp_path, ca
     (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     assert cli.run(convert.main, ["convert", f"--from=hf:{directory}", f"--to={tmp_path / 'run'}"]) == 0
     assert "the chat template is left out: the chat template does not end" in capsys.readouterr().err
-    assert checkpoints.load(tmp_path / "run").template is None
+    assert loading.load(tmp_path / "run").template is None
 
 
 def test_flags_go_before_what_a_model_was_published_with():
@@ -196,7 +197,7 @@ def test_chinese_goes_through_the_tokenizer_of_a_model(write_tokenizer, options,
     run, out = tmp_path / "run", tmp_path / "out"
     assert cli.run(convert.main, ["convert", f"--from=hf:{tmp_path / 'in'}", f"--to={run}"]) == 0
     assert cli.run(convert.main, ["convert", f"--from={run}", f"--to=hf:{out}"]) == 0
-    trained = checkpoints.load(run)
+    trained = loading.load(run)
     assert trained.architecture.vocab_size == 400 and trained.tokenizer.eot_token == end
     again = tokenizer_files.read_tokenizer(out)
     texts = [*CHINESE, "生僻字龘靐 never seen \U0001f600"]

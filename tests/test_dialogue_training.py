@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from gptjax.artifacts import loading
 from gptjax.config import get_default
-from gptjax.data import corpus
-from gptjax.data.store import open_store
+from gptjax.data import opening
+from gptjax.data.store.store import open_store
 from gptjax.evaluation.likelihood import Scorer
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training import checkpoints
 
 REPOSITORY = Path(__file__).parent.parent
 ANIMALS = ["cat", "dog", "owl", "fox", "cow", "hen", "elk", "ant", "bee", "bat", "pig", "rat", "ape", "eel", "jay"]
@@ -77,7 +77,7 @@ def test_loss_is_on_the_words_of_the_assistant_and_the_end_of_its_turn(store):
     config.data.source = f"store:{store.directory}"
     config.model.context_length = 96
     config.train.batch_size = 8
-    batches = corpus.open_batches(corpus.open_sources(config), config)
+    batches = opening.open_batches(opening.open_sources(config), config)
     tokenizer = store.tokenizer()
     end = tokenizer.special_tokens["<|im_end|>"]
     for step in range(3):
@@ -115,7 +115,7 @@ def test_samples_are_answers(workdir):
 
 
 def test_the_checkpoint_knows_its_template(workdir):
-    trained = checkpoints.load(workdir)
+    trained = loading.load(workdir)
     assert trained.template.end_of_turn == "<|im_end|>"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptjax import cli, convert, evaluate, train
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 
 CONFIG = """
 from gptjax.config import get_default

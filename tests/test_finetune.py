@@ -11,11 +11,12 @@ import pytest
 
 from gptjax import cli, convert, train
 from gptjax import config as config_lib
-from gptjax.data import tokenizer_files
-from gptjax.data.tokenizers import build_tokenizer
-from gptjax.model import gpt, huggingface, lora
+from gptjax.artifacts import loading
+from gptjax.data.tokenization import huggingface as tokenizer_files
+from gptjax.data.tokenization.tokenizer import build_tokenizer
+from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
-from gptjax.training import checkpoints
+from gptjax.model.huggingface import weights as huggingface
 
 CONFIG = """
 from gptjax.config import apply_arg, get_default
@@ -111,7 +112,7 @@ def losses(workdir: Path, split: str) -> list[float]:
 
 
 def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
-    trained = checkpoints.load(workdir, "last")
+    trained = loading.load(workdir, "last")
     model = gpt.bind(trained.graphdef, trained.params)
     positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
     hidden, _ = model.hidden(jnp.asarray(tokens), positions=positions)
@@ -157,12 +158,12 @@ def test_greedy_tokens_are_those_of_transformers(layout, tmp_path):
     import torch
     import transformers
 
-    from gptjax.generation.engine import Generator
+    from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
 
     run(convert, f"--from=hf:{directory}", f"--to={tmp_path / 'in'}")
     prompt = np.array([256, 84, 104, 101], np.int32)
-    generator = Generator.from_trained(checkpoints.load(tmp_path / "in"))
+    generator = Generator.from_trained(loading.load(tmp_path / "in"))
     ours = generator.complete_tokens([prompt], SamplingParams(max_new_tokens=16, temperature=0, ignore_eos=True))
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     theirs = model.generate(torch.tensor(prompt[None]).long(), max_new_tokens=16, do_sample=False, eos_token_id=-1)
@@ -177,7 +178,7 @@ def test_a_run_takes_model_and_tokenizer_from_a_directory(layout, config_file, t
     run(train, f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *options)
     run(convert, f"--from=hf:{directory}", f"--to={tmp_path / 'in'}")
     np.testing.assert_allclose(logits(tmp_path / "run", tokens), logits(tmp_path / "in", tokens), atol=1e-6)
-    config = checkpoints.load(tmp_path / "run", "last").config
+    config = loading.load(tmp_path / "run", "last").config
     assert config.model.context_length == 16 and config.tokenizer == f"hf:{directory}"
 
 
@@ -186,7 +187,7 @@ def test_a_run_takes_model_and_tokenizer_from_a_workdir(config_file, tmp_path):
     options = [f"--config.init_from={tmp_path / 'first'}", "--config.model.dropout=0.1", "--config.train.ema_decay=0.9"]
     run(train, f"--config={config_file}", f"--workdir={tmp_path / 'second'}", *options)
     assert losses(tmp_path / "second", "train")[0] < losses(tmp_path / "first", "train")[0]
-    config = checkpoints.load(tmp_path / "second", "last").config
+    config = loading.load(tmp_path / "second", "last").config
     assert config.tokenizer == f"hf:{tmp_path / 'first'}" and config.model.dropout == 0.1
 
 
@@ -197,12 +198,12 @@ def test_a_chat_template_adds_its_tokens_to_the_vocabulary(config_file, tmp_path
     dialogues.write_text("".join(json.dumps({"messages": [*turns, *turns[: 2 * (i % 2)]]}) + "\n" for i in range(40)))
     options = [f"--config.init_from=hf:{directory}", f"--config.data.source=messages:{dialogues}"]
     run(train, f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *options, "--config.model.context_length=24")
-    trained = checkpoints.load(tmp_path / "run", "last")
+    trained = loading.load(tmp_path / "run", "last")
     assert trained.architecture.vocab_size == 259 and trained.template is not None
     run(convert, f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'out'}")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [256, 258]
     run(convert, f"--from=hf:{tmp_path / 'out'}", f"--to={tmp_path / 'again'}")
-    assert checkpoints.load(tmp_path / "again").template.to_json() == trained.template.to_json()
+    assert loading.load(tmp_path / "again").template.to_json() == trained.template.to_json()
 
 
 LORA = ("--config.model.lora_rank=2", "--config.model.lora_targets=.*", "--config.model.lora_dropout=0.1")
@@ -223,9 +224,9 @@ def test_adapters_learn_and_the_rest_stays(lora_run, tmp_path):
     before, *_, after = losses(workdir, "train")
     assert after < before
     run(convert, f"--from=hf:{base}", f"--to={tmp_path / 'in'}")
-    trained = checkpoints.load(workdir, "last", merge=False)
+    trained = loading.load(workdir, "last", merge=False)
     _, frozen = lora.split(trained.params)
-    theirs = checkpoints.load(tmp_path / "in").params
+    theirs = loading.load(tmp_path / "in").params
     frozen["position_embedding"]["embedding"] = np.concatenate(
         [frozen["position_embedding"]["embedding"], theirs["position_embedding"]["embedding"][16:]]
     )
@@ -242,14 +243,14 @@ def test_adapters_resume_exactly(lora_run, config_file, tmp_path):
         shutil.rmtree(step)
     options = [f"--config.init_from=hf:{base}", "--config.optimizer.weight_decay=0.5", *LORA]
     run(train, f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *options)
-    ours, theirs = (checkpoints.load(place, "last", merge=False) for place in (tmp_path / "run", workdir))
+    ours, theirs = (loading.load(place, "last", merge=False) for place in (tmp_path / "run", workdir))
     assert ours.step == theirs.step == 20
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
 def test_adapters_are_merged_for_use_and_for_export(lora_run, tmp_path, tokens):
     base, workdir = lora_run
-    apart = checkpoints.load(workdir, "last", merge=False)
+    apart = loading.load(workdir, "last", merge=False)
     model = gpt.bind(apart.graphdef, apart.params)
     positions = jnp.tile(jnp.arange(16), (2, 1))
     expected = np.asarray(model.logits(model.hidden(jnp.asarray(tokens), positions=positions)[0])[..., :257])
@@ -260,7 +261,7 @@ def test_adapters_are_merged_for_use_and_for_export(lora_run, tmp_path, tokens):
     run(convert, f"--from={workdir}", f"--to=peft:{tmp_path / 'peft'}", "--checkpoint=last")
     run(convert, f"--from=hf:{base}", f"--adapter={tmp_path / 'peft'}", f"--to={tmp_path / 'both'}")
     np.testing.assert_allclose(logits(tmp_path / "both", tokens), expected, atol=1e-4)
-    assert checkpoints.load(tmp_path / "both", merge=False).architecture.lora_rank == 6  # query, key and value in one
+    assert loading.load(tmp_path / "both", merge=False).architecture.lora_rank == 6  # query, key and value in one
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 
 from gptjax import cli, generate
 from gptjax import config as config_lib
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.artifacts.checkpoints import Checkpoints
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.training.checkpoints import Checkpoints
 from gptjax.training.state import create_state
 
 

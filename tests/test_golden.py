@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.artifacts.manifest import parameter_table
 from gptjax.config import resolve
-from gptjax.data import corpus, pipeline
+from gptjax.data import opening
+from gptjax.data.pipeline import batches as pipeline
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.manifest import parameter_table
 from gptjax.training.state import abstract_state, initial_state
 from gptjax.training.step import make_train_step
 
@@ -57,7 +58,7 @@ def first_losses(name: str, source: str, cache: Path, steps: int = 10) -> list[f
     config.data.update(source=source, cache_dir=str(cache))
     if config.data.validation_fraction < 0.05:  # of 120 documents, none would be left for it
         config.data.validation_fraction = 0.1
-    store = corpus.open_corpus(config)
+    store = opening.open_corpus(config)
     batches = pipeline.Batches(
         store.split("train"),
         context_length=config.model.context_length,

@@ -9,8 +9,8 @@ import pytest
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.model import gpt
-from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface import layouts
 
 FILE = Path(__file__).parent.parent / "configs" / "ladder.py"
 DEPTHS = [1, 2, 3, 4, 6, 8, 12, 20, 24, 36, 48]

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from gptjax import cli, prepare
-from gptjax.data.build import work_directory
-from gptjax.data.store import open_store
+from gptjax.data.building.build import work_directory
+from gptjax.data.store.store import open_store
 
 
 def run(*arguments: str) -> int:
@@ -49,7 +49,7 @@ def test_a_store_is_made_and_shown(chat, capsys):
 def test_a_prepared_store_is_shown_with_the_mask_in_colour(chat, capsys):
     from rich.console import Console
 
-    from gptjax.data.store_view import rows_as_text
+    from gptjax.data.store.view import rows_as_text
 
     assert run(f"--source=alpaca:{chat}/chat.json", f"--output={chat}/again", "--tokenizer=byte") == 0
     assert run(f"--output={chat}/again", "--show=2", "--show_tokens=60") == 0

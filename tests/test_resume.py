@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.artifacts import checkpoints, loading
 from gptjax.model.architecture import Architecture
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import mesh as mesh_lib
-from gptjax.training import checkpoints
 from gptjax.training.state import abstract_state
 
 REPOSITORY = Path(__file__).parent.parent
@@ -188,7 +188,7 @@ def test_stopped_by_a_signal_it_says_where_it_saved_and_continues(config_file, u
         wait_for_step(process, tmp_path, step)
         process.send_signal(number)
         message = finish(process, status=1).strip().splitlines()[-1]
-        saved = checkpoints.find(tmp_path, "last")
+        saved = loading.find(tmp_path, "last")
         assert int(saved.name) >= step
         assert message == (
             f"failed: stopped by {number.name} at step {saved.name}; saved in {saved}. The same command continues"
@@ -220,7 +220,7 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(config_file, tmp_path):
         validated = [step for split, step, _ in losses(tmp_path) if split == "validation"]
         assert validated == [10, 20, 30]
         assert checkpoints.finished_steps(tmp_path / "checkpoints") == [10, 30]
-        assert checkpoints.find(tmp_path, "best").name == "10"
+        assert loading.find(tmp_path, "best").name == "10"
 
 
 @pytest.mark.parametrize("logging_every", [1, 100])

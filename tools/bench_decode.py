@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from gptjax.config import get_default
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.generation import decoding
-from gptjax.generation.engine import Generator
+from gptjax.generation.completion import Generator
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.parallel import runtime
+from gptjax.processes import runtime
 
 VOCAB = 50257
 SHAPE = {"num_layers": 12, "num_heads": 12, "embed_dim": 768}

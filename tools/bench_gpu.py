@@ -217,8 +217,8 @@ def _check_decoding() -> dict[str, Any]:
     import numpy as np
 
     from gptjax.config import get_default
-    from gptjax.data.tokenizers import build_tokenizer
-    from gptjax.generation.engine import Generator
+    from gptjax.data.tokenization.tokenizer import build_tokenizer
+    from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -329,7 +329,8 @@ def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: boo
     from gptjax.model.architecture import Architecture
     from gptjax.optim.optimizers import make_optimizer
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition, runtime
+    from gptjax.parallel import partition
+    from gptjax.processes import runtime
     from gptjax.training.state import abstract_state, initial_state
     from gptjax.training.step import make_train_step
 

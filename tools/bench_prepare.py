@@ -25,8 +25,8 @@ from pathlib import Path
 PROGRAM = """
 import json, re, resource, sys, time
 from pathlib import Path
-from gptjax.data.build import build_store
-from gptjax.data.sources import open_source
+from gptjax.data.building.build import build_store
+from gptjax.data.sources.opening import open_source
 
 def main(path, output, options):
     begin = time.perf_counter()
@@ -73,7 +73,7 @@ def write_corpus(path: Path, lines: list[str], num_bytes: int) -> list[str]:
 
 def encode_batch(tokenizer: str, documents: list[str]) -> dict[str, float]:
     """Seconds and CPU seconds of the library alone."""
-    from gptjax.data.tokenizers import build_tokenizer
+    from gptjax.data.tokenization.tokenizer import build_tokenizer
 
     alone = build_tokenizer(tokenizer, documents)._tokenizer
     before, begin = os.times(), time.perf_counter()

@@ -151,8 +151,8 @@ def evaluation_with_size() -> Rows:
     """Seconds to score a split of so many tokens, after compilation."""
     import jax
 
-    from gptjax.data.build import build_store
-    from gptjax.data.sources import open_source
+    from gptjax.data.building.build import build_store
+    from gptjax.data.sources.opening import open_source
     from gptjax.evaluation.likelihood import Scorer
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture

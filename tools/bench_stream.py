@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gptjax.data.packing import PackedBatches
-from gptjax.data.pipeline import Batches
-from gptjax.data.shards import DOCUMENTS, TokenSplit
+from gptjax.data.pipeline.batches import Batches
+from gptjax.data.pipeline.packing import PackedBatches
+from gptjax.data.store.shards import DOCUMENTS, TokenSplit
 
 VOCABULARY, EOT = 50_257, 50_256
 

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minimum", type=float, default=0.90, help="average F1 that is enough (0.90)")
     arguments = parser.parse_args(argv)
 
-    from gptjax.data.extraction import main_text
+    from gptjax.data.cleaning.extraction import main_text
     from gptjax.errors import UserError
 
     pages = sorted(path.parent for path in arguments.directory.glob("*/expected.html"))

@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gptjax.evaluation import bands
+from gptjax.reporting import bands
 
 
 def main() -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from ml_collections import config_dict
 
 from gptjax.config.durations import UNITS, resolve_duration
-from gptjax.config.options import LORA_PATHS, OPTIONS, ROW_AXES, Config, Option, flat_options
+from gptjax.config.options import LORA_PATHS, MESH_AXES, OPTIONS, ROW_AXES, Config, Option, flat_options
 from gptjax.config.validation import suggestion, validate
 from gptjax.errors import UserError
 
 __all__ = [
     "LORA_PATHS",
+    "MESH_AXES",
     "OPTIONS",
     "ROW_AXES",
     "UNITS",

@@ -7,6 +7,8 @@ import ml_collections
 
 Config = ml_collections.ConfigDict
 
+# Facts that rooms which do not know each other share.
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours along the last ones exchange the most
 ROW_AXES = ("data", "fsdp", "expert")  # axes of the mesh that the rows of a batch are split over
 # Linear layers of a block that an adapter may be put beside; experts have none.
 LORA_PATHS = (

@@ -9,7 +9,7 @@ PART_CHARACTERS = 1_000_000
 
 
 class Message(TypedDict):
-    """One turn of a dialogue."""
+    """One turn of a dialogue: who speaks, and what."""
 
     role: str  # system, user or assistant
     content: str

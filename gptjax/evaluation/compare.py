@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from gptjax.errors import UserError
-from gptjax.evaluation import items
+from gptjax.evaluation import metrics as items
+from gptjax.evaluation import references  # noqa: F401 (its formulas)
 from gptjax.evaluation.confidence import finite
-from gptjax.evaluation.items import Metric
+from gptjax.evaluation.metrics import Metric
 
 SAMPLES = 1000
 SEED = 12345  # sacrebleu's

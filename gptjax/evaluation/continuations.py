@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.evaluation.likelihood import token_scores
 from gptjax.model import gpt
 from gptjax.parallel import partition

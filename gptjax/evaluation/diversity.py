@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from sacrebleu.metrics.bleu import BLEU
 
-from gptjax.evaluation.items import Metric, ratio_metric
+from gptjax.evaluation.metrics import Metric, ratio_metric
 
 DISTINCT_ORDERS = (1, 2, 3)
 REPEATED_ORDER = 4

@@ -18,11 +18,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.evaluation.confidence import Estimate
 from gptjax.evaluation.continuations import ContinuationScorer, Pair, encode_pair
-from gptjax.evaluation.items import Outcome, ratio_metric
+from gptjax.evaluation.metrics import Outcome, ratio_metric
 
 Generate = Callable[..., list[str]]
 

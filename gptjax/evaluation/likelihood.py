@@ -16,9 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int64
 
-from gptjax.data.store import TokenSplit
+from gptjax.data.store.store import TokenSplit
 from gptjax.errors import UserError
-from gptjax.evaluation.items import Metric, ratio_metric
+from gptjax.evaluation.metrics import Metric, ratio_metric
 from gptjax.model import gpt
 from gptjax.objectives.cross_entropy import score_tokens
 from gptjax.parallel import partition

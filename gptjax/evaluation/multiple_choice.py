@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.data.records import Damaged, read_records
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.sources.records import Damaged, read_records
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.evaluation.continuations import ContinuationScorer, Scores, encode_pair
-from gptjax.evaluation.items import Outcome, item_ids, ratio_metric
+from gptjax.evaluation.metrics import Outcome, item_ids, ratio_metric
 
 Progress = Callable[[int, int], None]
 
@@ -114,7 +114,7 @@ FORMS: dict[str, Callable[[dict[str, Any]], Fields]] = {
 
 def _label_file(path: Path) -> list[str] | None:
     labels = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
-    return labels.read_text().split() if labels.is_file() else None
+    return labels.read_text(encoding="utf-8").split() if labels.is_file() else None
 
 
 def read_passages(path: str | Path) -> list[Question]:

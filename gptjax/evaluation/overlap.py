@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gptjax.errors import UserError
-from gptjax.evaluation.items import Metric, item_ids, ratio_metric
+from gptjax.evaluation.metrics import Metric, item_ids, ratio_metric
 from gptjax.evaluation.references import HAN, check
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax.data.records import Damaged, read_records
+from gptjax.data.sources.records import Damaged, read_records
 from gptjax.errors import UserError
 
 _HYPOTHESIS_FIELDS = ("completion", "hypothesis", "prediction")

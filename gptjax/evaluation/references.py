@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from gptjax.errors import UserError
-from gptjax.evaluation.items import Metric, item_ids
+from gptjax.evaluation.metrics import FORMULAS, Metric, item_ids
 
 BOOTSTRAP_SAMPLES = 1000  # the default of sacrebleu --confidence
 
@@ -77,13 +78,16 @@ def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, 
     return _corpus_metric("ter", scorer, hypotheses, references_list, limit=math.inf, lower_is_better=True)
 
 
-_SCORERS = {"bleu": BLEU(), "chrf": CHRF(), "ter": TER()}
-
-
-def score_of_sums(formula: str, sums: Float[np.ndarray, " sums"]) -> float:
+def _score_of_sums(scorer: Scorer, sums: Float[np.ndarray, " sums"]) -> float:
     """The score of summed statistics, which do not depend on tokenization and case any more."""
-    scorer = CHRF(word_order=len(sums) // 3 - CHRF.CHAR_ORDER) if formula == "chrf" else _SCORERS[formula]
     return float(scorer._compute_score_from_stats(sums.tolist()).score)
+
+
+FORMULAS |= {
+    "bleu": partial(_score_of_sums, BLEU()),
+    "chrf": lambda sums: _score_of_sums(CHRF(word_order=len(sums) // 3 - CHRF.CHAR_ORDER), sums),
+    "ter": partial(_score_of_sums, TER()),
+}
 
 
 def check(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -> None:

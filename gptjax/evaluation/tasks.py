@@ -14,21 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int64
 
+from gptjax.artifacts.loading import Trained
 from gptjax.config import Config, suggestion
-from gptjax.data import corpus
-from gptjax.data.mixture import parse_mixture
-from gptjax.data.shards import TokenSplit
-from gptjax.data.store import Store
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data import opening
+from gptjax.data.pipeline.mixture import parse_mixture
+from gptjax.data.store.shards import TokenSplit
+from gptjax.data.store.store import Store
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.evaluation import multiple_choice, scoring
+from gptjax.evaluation import multiple_choice, text_tasks
 from gptjax.evaluation.confidence import Estimate
 from gptjax.evaluation.continuations import ContinuationScorer
-from gptjax.evaluation.items import Outcome
 from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
+from gptjax.evaluation.metrics import Outcome
 from gptjax.evaluation.prompts import read_prompts
 from gptjax.evaluation.references import choose_tokenizer
-from gptjax.training.checkpoints import Trained
 
 Progress = Callable[[int, int], None]
 
@@ -200,7 +200,7 @@ def _open_data(context: Context) -> tuple[dict[str, Store], str]:
     trained, options = context.trained, context.options
     config = context.config.copy_and_resolve_references().unlock()
     if not options.data:
-        stores = {source.name: source.store for source in corpus.open_sources(config)}
+        stores = {source.name: source.store for source in opening.open_sources(config)}
         if next(iter(stores.values())).tokenizer().sha256 != trained.tokenizer.sha256:
             raise UserError(
                 f"{config.data.source} is not the data that {trained.path} was trained on (its tokenizer differs); "
@@ -211,7 +211,7 @@ def _open_data(context: Context) -> tuple[dict[str, Store], str]:
     for name, spec, _ in parse_mixture(options.data):
         config.data.update(source=spec, cleaning="none", deduplicate="none", decontaminate="")
         config.data.update(validation_fraction=0.0, test_fraction=0.0)
-        stores[name] = corpus.open_corpus(config, tokenizer=trained.tokenizer)
+        stores[name] = opening.open_corpus(config, tokenizer=trained.tokenizer)
         if stores[name].tokenizer().sha256 != trained.tokenizer.sha256:
             raise UserError(
                 f"--data={spec}: its token store has another tokenizer than {trained.path}; name the text itself"
@@ -249,8 +249,8 @@ def _read_prompts(request: Request, config: Config, options: Options) -> list[di
 
 def _held_out_questions(config: Config, split_name: str) -> list[dict[str, Any]]:
     """Questions on docstrings of the given split, spread over the library, so that none was trained on."""
-    from gptjax.data.python_docs import question_answer_pairs
-    from gptjax.data.splits import Fractions, hashed_split
+    from gptjax.data.building.splits import Fractions, hashed_split
+    from gptjax.data.sources.python_docs import question_answer_pairs
 
     fractions = Fractions(config.data.validation_fraction, config.data.test_fraction)
     pairs = [p for p in question_answer_pairs() if hashed_split(p["split_key"], fractions) == split_name]
@@ -264,7 +264,7 @@ def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]
     texts = [prompt["prompt"] for prompt in prompts]
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
     limit = context.config.evaluation.max_new_tokens
-    return scoring.score_texts(
+    return text_tasks.score_texts(
         request.kind,
         texts,
         context.complete(prompts),
@@ -329,7 +329,7 @@ def _harness(context: Context, request: Request, _: None) -> Outcome:
 
 TASKS: dict[str, Task] = {
     "perplexity": Task(_read_nothing, _perplexity),
-    **{kind: Task(_read_prompts, _generated) for kind in scoring.TASKS},
+    **{kind: Task(_read_prompts, _generated) for kind in text_tasks.TASKS},
     **{kind: Task(_read_questions, _choices, takes_file=True) for kind in multiple_choice.FORMS},
     "lambada": Task(_read_passages, _last_words, takes_file=True),
     "lm_eval": Task(_find_harness, _harness, takes_file=True),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer
 
 HALF_CHARACTER = "\ufffd"  # what decoders put in the place of bytes that are not UTF-8
 CONTEXT_TOKENS = 8

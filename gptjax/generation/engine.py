@@ -1,215 +1,398 @@
-"""Prompts to completions with a trained model, all at once or streaming."""
+"""Continuous batching: requests join and leave while others decode, each in a slot of its own."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gptjax.data.templates import ChatTemplate
-from gptjax.data.tokenizers import Tokenizer
-from gptjax.errors import UserError
-from gptjax.generation import decoding
-from gptjax.generation.batching import Engine, Event, Model, Statistics, check_prompt
+from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.errors import RunError, UserError
+from gptjax.generation import decoding, sampling
+from gptjax.generation.detokenizer import Detokenizer
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.training.checkpoints import Trained
+from gptjax.parallel import partition
 
-OnText = Callable[[int, str], None]
+SLOTS = 32
+# The smallest compiled lengths: shorter ones would save less time than they take to compile.
+MIN_PREFILL_LENGTH = 16
+MIN_CAPACITY = 64
+# The fewest rows that a GPU multiplies with its matrix units. Fewer go another way, which takes twice as long a step
+# (124M, an H200: 1.22 ms for one row, 0.54 ms for eight).
+GPU_SLOTS = 8
+GROUP = 4  # prompts read at once where fewer than all slots are free
 
-BATCH_SIZE = 32
-STREAMING_ROUNDS = 4  # tokens between two pieces of text shown to a person
+
+class Busy(RunError):
+    """The queue of an engine is full; try again later."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one prompt.
+class Model:
+    """A model as decoding reads it; make it with `Model.prepare`.
 
     Attributes:
-      text: ends before the stop text; special tokens are left out.
-      tokens: int32 [num_tokens], with the token that ends it or the tokens of the stop text, if any.
-      log_probabilities: float32 [num_tokens], nats, under the model's own distribution: temperature 1,
-        nothing removed or penalised.
-      finish_reason: "stop" at the end of the text or turn or at a stop text, "length" at max_new_tokens or where the
-        context is full.
+      params: from `decoding.prepare`.
+      name: for messages.
+    """
+
+    architecture: Architecture
+    graphdef: nnx.GraphDef
+    params: gpt.Params
+    name: str = "the model"
+
+    @classmethod
+    def prepare(
+        cls, architecture: Architecture, graphdef: nnx.GraphDef, params: gpt.Params, name: str = "the model"
+    ) -> "Model":
+        """A model for decoding. On a CPU it computes in float32.
+
+        XLA has no fast bfloat16 product of a few rows with a matrix there: a 124M model takes 3 times as long at
+        batch 1, 2 times at batch 8.
+        """
+        if _platform(params) == "cpu" and architecture.compute_dtype != "float32":
+            architecture = dataclasses.replace(architecture, compute_dtype="float32")
+            graphdef, _ = gpt.abstract_model(architecture)
+        return cls(architecture, graphdef, decoding.prepare(params, architecture=architecture), name)
+
+    @property
+    def platform(self) -> str:
+        """Of the devices that hold it: cpu, gpu or tpu."""
+        return _platform(self.params)
+
+
+def _platform(params: gpt.Params) -> str:
+    (device, *_) = jax.tree.leaves(params)[0].sharding.device_set
+    return device.platform
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """News of one request.
+
+    Attributes:
+      handle: what `submit` returned.
+      text: new text that is final. It is never half a character, nor the beginning of a stop text.
+      tokens: new tokens; the last event has the token that ends the text or those of the stop text, if any.
+      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
+        removed or penalised.
+      finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
+        max_new_tokens or where the context is full, "cancelled".
       stop: the stop text that was found, or None.
     """
 
+    handle: int
     text: str
-    tokens: np.ndarray
-    log_probabilities: np.ndarray
-    finish_reason: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    finish_reason: str | None = None
     stop: str | None = None
 
 
-class Generator:
-    """Completes prompts with a model.
+@dataclasses.dataclass
+class Statistics:
+    """Counts since the engine began. With a draft, `tokens` come of `passes` of the model; each saw `proposed`."""
 
-    Attributes:
-      params: may be replaced, by those of a later training step for instance, or by None to free what is prepared.
-      statistics: of the last prompts, or None before them.
+    tokens: int = 0
+    passes: int = 0
+    proposed: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Proposals of the draft that were taken."""
+        return self.tokens - self.passes
+
+
+class Engine:
+    """Generates for many requests at once.
+
+    `submit` and `cancel` may be called from any thread; `step` from one. Compiled programs are shared by all engines
+    of the same model shape: there is one for each number of slots and power of two of the capacity, and to read
+    prompts also one for each power of two of their length, in groups of 1, 4, or as many as there are slots.
     """
 
     def __init__(
         self,
-        architecture: Architecture,
-        graphdef: nnx.GraphDef,
-        params: gpt.Params | None,
+        model: Model,
         tokenizer: Tokenizer,
-        template: ChatTemplate | None = None,
+        *,
+        end_ids: Sequence[int] = (),
+        slots: int = SLOTS,
+        capacity: int | None = None,
+        max_waiting: int = 1024,
+        rounds: int = decoding.ROUNDS,
         mesh: Mesh | None = None,
-        batch_size: int = BATCH_SIZE,
         draft: Model | None = None,
         draft_tokens: int = 4,
-        name: str = "the model",
-        end_ids: Sequence[int] = (),
-        begin_ids: Sequence[int] | None = None,
     ):
-        """With a template, a text is a user's message, and a completion the assistant's turn.
-
-        With a mesh, rows are split over its data, fsdp and expert axes; `params` are expected on it. With a draft, a
-        small model of the same vocabulary, decoding is speculative; the completions are the same.
-
-        A text ends with an end-of-text token, the end of the assistant's turn, or one of `end_ids`. `begin_ids` are put
-        before a prompt; default: the tokenizer's.
         """
-        self.architecture = architecture
-        self.params = params
-        self.tokenizer = tokenizer
-        self.template = template
-        self.statistics: Statistics | None = None
-        end_of_turn = [tokenizer.special_tokens[template.end_of_turn]] if template else []
-        self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn, *end_ids]))
-        self.begin_ids = tokenizer.begin_ids if begin_ids is None else tuple(begin_ids)
-        self._graphdef = graphdef
-        self._mesh = mesh
-        self._batch_size = batch_size
-        self._draft, self._draft_tokens = draft, draft_tokens
-        self._name = name
-
-    @classmethod
-    def from_trained(cls, trained: Trained, *, draft: Trained | None = None, **options) -> "Generator":
-        """A generator for a checkpoint, with another one as its draft.
+        Args:
+          end_ids: tokens that end a text.
+          slots: requests that decode at the same time; with a mesh, raised to a multiple of the parts that rows are
+            split into, and on a GPU to 8.
+          capacity: tokens that a prompt and its completion may have together; what needs more is refused. Default:
+            the context length, and caches no larger than the present requests need.
+          max_waiting: requests that may wait for a slot; `submit` refuses more.
+          rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less.
+          mesh: slots are split over its data, fsdp and expert axes, heads over tensor; parameters are expected on it.
+          draft: a small model of the same vocabulary that proposes `draft_tokens` at a time. The tokens that come
+            out are the same.
 
         Raises:
-          UserError: the draft has another tokenizer.
+          UserError: the draft does not fit the model.
         """
         if draft is not None:
-            if draft.tokenizer.to_str() != trained.tokenizer.to_str():
-                raise UserError(
-                    f"the draft {draft.path} has another tokenizer ({draft.tokenizer.vocab_size} tokens) than "
-                    f"{trained.path} ({trained.tokenizer.vocab_size} tokens); a draft needs the same"
-                )
-            options["draft"] = Model.prepare(
-                draft.architecture, draft.graphdef, draft.params, f"the draft {draft.path}"
-            )
-        return cls(
-            trained.architecture,
-            trained.graphdef,
-            trained.params,
-            trained.tokenizer,
-            trained.template,
-            name=str(trained.path),
-            end_ids=trained.generation.get("eos_token_ids", ()),
-            begin_ids=trained.generation.get("begin_token_ids"),
-            **options,
-        )
+            _check_draft(model, draft, draft_tokens)
+        self.statistics = Statistics()
+        self._models = (model,) if draft is None else (model, draft)
+        self._draft_tokens = draft_tokens if draft else 0
+        self._tokenizer = tokenizer
+        self._end_ids = tuple(end_ids)
+        self._mesh = mesh
+        shards = partition.row_shards(mesh) if mesh else 1
+        slots = max(slots, GPU_SLOTS) if model.platform == "gpu" else slots
+        self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
+        self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
+        self._capacity = self._limit if capacity else 0
+        self._fixed = capacity is not None
+        self._rounds = min(rounds, decoding.ROUNDS)
+        self._state: decoding.State | None = None
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Request] = deque()
+        self._cancelled: set[int] = set()
+        self._handles = itertools.count()
+        self._changed = threading.Condition()
 
-    @property
-    def params(self) -> gpt.Params | None:
-        return self._params
-
-    @params.setter
-    def params(self, params: gpt.Params | None) -> None:
-        self._params, self._model = params, None
-
-    def engine(self, *, slots: int, **options) -> Engine:
-        """An engine for the same model, for requests that come one by one. Options: see `Engine`."""
-        if self._model is None:
-            self._model = Model.prepare(self.architecture, self._graphdef, self._params, self._name)
-        return Engine(
-            self._model,
-            self.tokenizer,
-            end_ids=self.end_ids,
-            slots=slots,
-            mesh=self._mesh,
-            draft=self._draft,
-            draft_tokens=self._draft_tokens,
-            **options,
-        )
-
-    def complete(
+    def submit(
         self,
-        prompts: Sequence[str],
+        prompt: Sequence[int] | np.ndarray,
         params: SamplingParams,
         *,
-        on_text: OnText | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> list[Completion]:
-        """`complete_tokens` for texts, each as the beginning of a document: after `begin_ids`."""
-        begin = np.array(self.begin_ids, np.int32)
-        if self.template is None:
-            encoded = self.tokenizer.encode_batch(prompts)
-        else:
-            questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            encoded = [self.template.encode_prompt(messages, self.tokenizer) for messages in questions]
-        tokens = [np.concatenate([begin, ids]) for ids in encoded]
-        return self.complete_tokens(tokens, params, on_text=on_text, indices=indices)
+        index: int = 0,
+        end_ids: Sequence[int] | None = None,
+    ) -> int:
+        """Queues a prompt; returns the handle that its events will have.
 
-    def complete_tokens(
-        self,
-        prompts: Sequence[np.ndarray],
-        params: SamplingParams,
-        *,
-        on_text: OnText | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> list[Completion]:
-        """Continues each prompt, exactly as given, until it ends or the context is full.
-
-        What a prompt gets depends on its tokens, its index and `params`, not on the other prompts.
+        What it gets depends on its tokens, `params` and `index`, not on other requests nor on when it comes.
 
         Args:
-          prompts: token ids.
-          params: how to draw, and where to end.
-          on_text: called with a prompt's place in `prompts` and a new piece of its text, as soon as that is
-            final: joined, the pieces are the completion's text, and none has half a character.
-          indices: tell the draws of equal prompts apart; default: places in `prompts`.
+          prompt: token ids, continued exactly as given.
+          index: tells the draws of equal prompts with equal seeds apart.
+          end_ids: tokens that end this text; default: those of the engine.
 
         Raises:
-          UserError: `params` are out of range; a prompt is empty, longer than the context, or has an id that
-            is not in the vocabulary.
+          UserError: `params` are out of range; the prompt is empty, too long or not of this vocabulary.
+          Busy: as many wait as may.
         """
         params.validate()
-        for place, prompt in enumerate(prompts):
-            check_prompt(f"prompt {place}", np.asarray(prompt), self.architecture)
-        indices = range(len(prompts)) if indices is None else indices
-        engine = self.engine(
-            slots=min(1 << max(len(prompts) - 1, 0).bit_length(), self._batch_size),
-            max_waiting=len(prompts),
-            rounds=STREAMING_ROUNDS if on_text else decoding.ROUNDS,
+        prompt = np.asarray(prompt, np.int32)
+        check_prompt("the prompt", prompt, self._models[0].architecture)
+        if len(prompt) > self._limit:
+            raise UserError(f"the prompt has {len(prompt)} tokens, more than the {self._limit} of this engine")
+        ends = self._end_ids if end_ids is None else tuple(end_ids)
+        ends = () if params.ignore_eos else ends
+        if len(ends) > decoding.MAX_END_IDS:
+            raise UserError(f"{len(ends)} tokens may end a text; at most {decoding.MAX_END_IDS} can")
+        with self._changed:
+            if len(self._waiting) >= self._max_waiting:
+                raise Busy(f"{self._max_waiting} requests are waiting; try again later")
+            request = _Request(next(self._handles), index, prompt, params, ends, self._tokenizer, self._limit)
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request.handle
+
+    def cancel(self, handle: int) -> None:
+        """Ends a request at the next step. Nothing happens if it has ended."""
+        with self._changed:
+            self._cancelled.add(handle)
+            self._changed.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting or any(self._slots))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Returns when `step` has something to do, or after `timeout` seconds; whether it has."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.busy, timeout)
+
+    def step(self) -> list[Event]:
+        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it."""
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            events = self._leave()
+            events += self._join()
+            return events + self._decode() if any(self._slots) else events
+
+    def _leave(self) -> list[Event]:
+        """Ends what was cancelled."""
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, set()
+            ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
+            self._waiting = deque(r for r in self._waiting if r not in ended)
+            self._slots = [None if r in ended else r for r in self._slots]
+        return [Event(request.handle, "", (), (), "cancelled") for request in ended]
+
+    def _join(self) -> list[Event]:
+        """Prompts into free slots, as many as there are, those of similar length together."""
+        events = []
+        while free := [slot for slot, request in enumerate(self._slots) if request is None]:
+            group: list[_Request] = []
+            with self._changed:
+                while self._waiting and len(group) < len(free):
+                    request = self._waiting[0]
+                    if group and request.bucket != group[0].bucket:
+                        break
+                    self._waiting.popleft()
+                    if request.remaining:
+                        group.append(request)
+                    else:  # the prompt fills the context
+                        events.append(Event(request.handle, "", (), (), "length"))
+            if not group:
+                break
+            for slot, request in zip(free, group, strict=False):
+                self._slots[slot] = request
+            self._provide(max(r.length for r in self._slots if r))
+            while group:
+                size = max(size for size in (1, GROUP, len(self._slots)) if size <= len(group))
+                self._insert(free[:size], group[:size])
+                free, group = free[size:], group[size:]
+        return events
+
+    def _provide(self, length: int) -> None:
+        """Caches that hold `length` tokens."""
+        context = self._models[0].architecture.context_length
+        capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
+        if self._state is None:
+            self._state = decoding.new_state(
+                architectures=tuple(model.architecture for model in self._models),
+                slots=len(self._slots),
+                capacity=capacity,
+            )
+        elif capacity > self._capacity:
+            self._state = self._state._replace(caches=decoding.grow(self._state.caches, capacity=capacity))
+        else:
+            return
+        self._capacity = capacity
+
+    def _insert(self, slots: list[int], requests: list["_Request"]) -> None:
+        length = min(requests[0].bucket, self._capacity)
+        tokens = np.zeros((len(requests), length), np.int32)
+        end_ids = np.full((len(requests), decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
+        for i, request in enumerate(requests):
+            tokens[i, : len(request.prompt)] = request.prompt
+            end_ids[i, : len(request.end_ids)] = request.end_ids
+        prompts = decoding.Prompts(
+            tokens=tokens,
+            lengths=np.array([len(request.prompt) for request in requests], np.int32),
+            slots=np.array(slots, np.int32),
+            seeds=np.array([request.params.seed for request in requests], np.uint32),
+            indices=np.array([request.index for request in requests], np.int32),
+            controls=sampling.controls([request.params for request in requests]),
+            end_ids=end_ids,
         )
-        # Neighbours of similar length are read together; the longest first, so that what does not fit in memory
-        # fails at once, and no cache has to grow.
-        requests = sorted(enumerate(zip(prompts, indices, strict=True)), key=lambda request: -len(request[1][0]))
-        places = {engine.submit(prompt, params, index=index): place for place, (prompt, index) in requests}
-        events: list[list[Event]] = [[] for _ in prompts]
-        while engine.busy:
-            for event in engine.step():
-                place = places[event.handle]
-                events[place].append(event)
-                if on_text and event.text:
-                    on_text(place, event.text)
-        self.statistics = engine.statistics
-        return [_joined(own) for own in events]
+        self._state = decoding.insert(self._graphdefs, self._params, self._state, prompts)
+
+    def _decode(self) -> list[Event]:
+        remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
+        self._state, written = decoding.decode(
+            self._graphdefs,
+            self._params,
+            self._state,
+            remaining,
+            np.int32(self._rounds),
+            np.bool_(len(self._waiting) > 0),
+            draft_tokens=self._draft_tokens,
+        )
+        tokens, log_probabilities, rounds = jax.device_get(written)
+        self.statistics.passes += int(rounds.sum())
+        self.statistics.proposed += int(rounds.sum()) * self._draft_tokens
+        self.statistics.tokens += int((tokens != decoding.NO_TOKEN).sum())
+        events = []
+        for slot, request in enumerate(self._slots):
+            if request:
+                new = tokens[slot] != decoding.NO_TOKEN
+                events.append(request.extend(tokens[slot][new], log_probabilities[slot][new]))
+                if events[-1].finish_reason:
+                    self._slots[slot] = None
+        return events
+
+    @property
+    def _graphdefs(self) -> decoding.Graphdefs:
+        return tuple(model.graphdef for model in self._models)
+
+    @property
+    def _params(self) -> decoding.AllParams:
+        return tuple(model.params for model in self._models)
 
 
-def _joined(events: list[Event]) -> Completion:
-    return Completion(
-        text="".join(event.text for event in events),
-        tokens=np.array([token for event in events for token in event.tokens], np.int32),
-        log_probabilities=np.array([value for event in events for value in event.log_probabilities], np.float32),
-        finish_reason=events[-1].finish_reason,
-        stop=events[-1].stop,
-    )
+class _Request:
+    """One prompt and what has been generated for it. `remaining` is 0 when it has ended."""
+
+    def __init__(
+        self,
+        handle: int,
+        index: int,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        end_ids: tuple[int, ...],
+        tokenizer: Tokenizer,
+        limit: int,
+    ):
+        self.handle, self.index, self.prompt, self.params, self.end_ids = handle, index, prompt, params, end_ids
+        self.remaining = min(params.max_new_tokens, limit - len(prompt))
+        self.length = len(prompt) + self.remaining
+        self.bucket = _bucket(len(prompt), MIN_PREFILL_LENGTH)
+        self._detokenizer = Detokenizer(tokenizer, prompt, params.stop)
+
+    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> Event:
+        """Adds generated tokens; those after a stop text are dropped."""
+        before = len(self._detokenizer.tokens)
+        text = self._detokenizer.push(tokens)
+        kept = self._detokenizer.tokens[before:]
+        self.remaining -= len(kept)
+        stop = self._detokenizer.stop
+        ended = stop is not None or kept[-1] in self.end_ids
+        if ended:
+            self.remaining = 0
+        if not self.remaining:
+            text += self._detokenizer.finish(cut=not ended)
+        reason = None if self.remaining else "stop" if ended else "length"
+        return Event(self.handle, text, tuple(kept), tuple(log_probabilities[: len(kept)].tolist()), reason, stop)
+
+
+def check_prompt(name: str, prompt: np.ndarray, architecture: Architecture) -> None:
+    """Raises UserError for token ids that the model cannot continue."""
+    context, vocab = architecture.context_length, architecture.vocab_size
+    if not len(prompt):
+        raise UserError(f"{name} is empty; a document begins with the end-of-text token")
+    if len(prompt) > context:
+        raise UserError(f"{name} has {len(prompt)} tokens, more than the model's context_length {context}; shorten it")
+    if np.min(prompt) < 0 or np.max(prompt) >= vocab:
+        raise UserError(f"{name} has a token id outside 0 to {vocab - 1}, the model's vocabulary")
+
+
+def _check_draft(model: Model, draft: Model, draft_tokens: int) -> None:
+    if draft_tokens < 1:
+        raise UserError(f"draft_tokens is {draft_tokens}; it must be at least 1")
+    ours, theirs = model.architecture.vocab_size, draft.architecture.vocab_size
+    if theirs != ours:
+        raise UserError(
+            f"{draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}; a draft needs the same"
+        )
+    ours, theirs = model.architecture.context_length, draft.architecture.context_length
+    if theirs < ours:
+        raise UserError(f"{draft.name} has a context_length of {theirs}, less than the {ours} of {model.name}")
+
+
+def _bucket(size: int, smallest: int) -> int:
+    """The smallest power of two that is at least `size` and `smallest`."""
+    return max(smallest, 1 << (size - 1).bit_length())

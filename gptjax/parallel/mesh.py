@@ -10,15 +10,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
+from gptjax.config import MESH_AXES
 from gptjax.errors import UserError
-
-AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours along the last ones exchange the most
 
 
 def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh of a config over the given devices (default: all). Raises UserError where sizes do not divide."""
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: mesh[axis] for axis in AXES}
+    sizes = {axis: mesh[axis] for axis in MESH_AXES}
     others = math.prod(size for size in sizes.values() if size != -1)
     if sizes["data"] == -1:
         sizes["data"] = len(devices) // others
@@ -34,7 +33,7 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh
             f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} none of them; start fewer "
             "processes, or change mesh.* so that each has a part"
         )
-    return Mesh(arrange(devices[:total], sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(arrange(devices[:total], sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:

@@ -5,10 +5,10 @@ import os
 import jax
 
 from gptjax import config as config_lib
-from gptjax.parallel import runtime
 from gptjax.planning.compilation import compile_step
 from gptjax.planning.compiler import Compiler
 from gptjax.planning.facts import Facts
+from gptjax.processes import runtime
 from gptjax.training.throughput import peak_flops
 
 

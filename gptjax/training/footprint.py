@@ -89,7 +89,7 @@ def device_memory(device: jax.Device, sharers: int) -> int | None:
 
 def _saved_on(checkpoint: Path) -> str:
     try:
-        count = json.loads((checkpoint.parent.parent / "manifest.json").read_text())["devices"]["count"]
+        count = json.loads((checkpoint.parent.parent / "manifest.json").read_text(encoding="utf-8"))["devices"]["count"]
     except (OSError, ValueError, KeyError):
         return ""
     return f", saved on {count} device(s),"

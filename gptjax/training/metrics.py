@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gptjax.files import write_whole
+
 
 class MetricsLog:
     """Appends one JSON object a line to WORKDIR/metrics.jsonl; every plot and report is derived from it.
@@ -49,10 +51,7 @@ def drop_after(path: Path, step: int) -> None:
     """Keeps the lines of a JSON-lines file up to `step`: none where the run begins anew, at step 0."""
     lines = read(path) if path.exists() else []
     kept = [line for line in lines if line["step"] <= step] if step else []
-    temporary = path.with_suffix(".tmp")
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

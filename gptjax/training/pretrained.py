@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import config as config_lib
-from gptjax.data import tokenizer_files
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.artifacts import loading
+from gptjax.data.tokenization import huggingface as tokenizer_files
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.model import huggingface, huggingface_files
 from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface import files as huggingface_files
+from gptjax.model.huggingface import weights as huggingface
 from gptjax.parallel import partition
-from gptjax.training import checkpoints
 from gptjax.training.state import TrainState
 
 # Options of the model that say how to train and compute. All others are taken from the model that a run starts from.
@@ -81,12 +82,12 @@ def find(init_from: str) -> Origin | None:
         tokenizer = init_from if tokenizer_files.has_tokenizer(directory) else ""
         generation = huggingface_files.read_generation_config(directory)
     else:
-        directory = checkpoints.find(Path(init_from))
-        model.update(checkpoints.read_config(directory).model)
+        directory = loading.find(Path(init_from))
+        model.update(loading.read_config(directory).model)
         model.lora_rank = 0  # `load` reads the adapters as a part of the kernels
         workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]
         tokenizer = f"hf:{workdirs[0]}" if workdirs else ""
-        generation = checkpoints.read_metadata(directory).get("generation") or {}
+        generation = loading.read_metadata(directory).get("generation") or {}
     generation = {name: value for name, value in generation.items() if name != "begin_token_ids"}
     return Origin(init_from, model.to_dict(), Architecture.from_config(model, 0), tokenizer, directory, generation)
 
@@ -135,7 +136,7 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
         return config
     theirs = tokenizer
     if origin.is_checkpoint:
-        theirs = checkpoints.read_tokenizer(checkpoints.read_metadata(origin.directory))
+        theirs = loading.read_tokenizer(loading.read_metadata(origin.directory))
     elif origin.tokenizer:
         theirs = tokenizer_files.read_tokenizer(origin.directory)
     if not tokenizer.extends(theirs):
@@ -158,7 +159,7 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
 def load(origin: Origin, state: TrainState) -> TrainState:
     """The fresh state with the parameters of `origin` in the place of its own, sharded as those are."""
     if origin.is_checkpoint:
-        params = jax.tree.map(np.asarray, checkpoints.load(origin.directory).params)
+        params = jax.tree.map(np.asarray, loading.load(origin.directory).params)
     else:
         params = huggingface.read_parameters(origin.directory, origin.architecture)
 

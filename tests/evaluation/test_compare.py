@@ -8,9 +8,9 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
 from gptjax.errors import UserError
-from gptjax.evaluation import items
+from gptjax.evaluation import metrics as items
 from gptjax.evaluation.compare import compare
-from gptjax.evaluation.items import Outcome, item_ids, ratio_metric
+from gptjax.evaluation.metrics import Outcome, item_ids, ratio_metric
 from gptjax.evaluation.references import bleu, chrf, ter
 
 WORDS = np.array(["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "and", "then", "saw", "it", "again"])

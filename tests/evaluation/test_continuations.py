@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.evaluation.continuations import ContinuationScorer, encode_pair
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture

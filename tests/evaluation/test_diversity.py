@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptjax.evaluation.diversity import diversity
-from gptjax.evaluation.items import item_ids
+from gptjax.evaluation.metrics import item_ids
 
 TEXTS = ["a b c a b c a b c", "a b d", "e", ""]
 

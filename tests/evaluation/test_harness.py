@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 from lm_eval.api.instance import Instance  # noqa: E402
 
 from gptjax import cli, config, convert, evaluate  # noqa: E402
-from gptjax.data.tokenizers import build_tokenizer  # noqa: E402
+from gptjax.data.tokenization.tokenizer import build_tokenizer  # noqa: E402
 from gptjax.model import gpt, huggingface  # noqa: E402
 from gptjax.model.architecture import Architecture  # noqa: E402
 
@@ -47,13 +47,13 @@ def models(directory):
     """(ours, lm-eval's own) on the same weights."""
     from lm_eval.models.huggingface import HFLM
 
+    from gptjax.artifacts import loading
     from gptjax.evaluation.continuations import ContinuationScorer
     from gptjax.evaluation.harness import CheckpointLM
     from gptjax.parallel.mesh import make_mesh
-    from gptjax.training import checkpoints
 
     mesh = make_mesh(config.get_default().mesh, devices=jax.devices()[:1])
-    trained = checkpoints.load(directory / "run")
+    trained = loading.load(directory / "run")
     scorer = ContinuationScorer(trained.graphdef, trained.params, mesh, context_length=CONTEXT, batch_size=4)
     generate = evaluate._generator(trained, mesh)
     ours = CheckpointLM(scorer, trained.tokenizer, generate)

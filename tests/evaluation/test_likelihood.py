@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax import config as config_lib
-from gptjax.data.build import build_store
-from gptjax.data.sources import open_source
+from gptjax.data.building.build import build_store
+from gptjax.data.sources.opening import open_source
 from gptjax.errors import UserError
 from gptjax.evaluation import likelihood
 from gptjax.evaluation.likelihood import Scorer, plan_windows, unigram_nll

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import UserError
 from gptjax.evaluation.continuations import ContinuationScorer, Scores
 from gptjax.evaluation.multiple_choice import Question, choose, predict_last_words, read_passages, read_questions

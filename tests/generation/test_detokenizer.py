@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.generation.detokenizer import Detokenizer
 
 BYTES = build_tokenizer("byte")
@@ -68,7 +68,7 @@ def test_a_prompt_that_ends_in_half_a_character_is_completed():
 def test_words_keep_their_space_after_the_prompt():
     """A vocabulary of the SentencePiece kind leaves out the space before the first word it decodes."""
     tokenizers = pytest.importorskip("tokenizers")
-    from gptjax.data.tokenizers import Tokenizer
+    from gptjax.data.tokenization.tokenizer import Tokenizer
 
     vocabulary = [("<unk>", 0.0), ("</s>", 0.0), ("▁The", -1.0), ("▁end", -1.0)]
     model = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0))

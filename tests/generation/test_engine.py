@@ -1,196 +1,270 @@
+"""Continuous batching equals the full forward pass, whatever comes when."""
+
 import dataclasses
+import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptjax import config as config_lib
-from gptjax.data.tokenizers import build_tokenizer
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import UserError
-from gptjax.generation import decoding
-from gptjax.generation.engine import Generator
+from gptjax.generation.engine import Busy, Engine, Model
 from gptjax.generation.params import SamplingParams
-from gptjax.model import gpt
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.parallel import partition
 
 BYTES = build_tokenizer("byte")
 CONTEXT = 64
+MODERN = {"positions": "rope", "num_kv_heads": 2, "qk_norm": True, "ngram_order": 3, "sliding_window": 9}
+VARIANTS = {
+    "gpt2": {"norm": "layernorm", "positions": "learned", "activation": "gelu", "use_bias": True, "qk_norm": False},
+    "alibi, post-norm": {"positions": "alibi", "norm_placement": "post", "num_kv_heads": 1},
+    "experts": {"positions": "none", "num_experts": 4, "experts_per_token": 2, "activation": "swiglu"},
+}
+
+KINDS = (
+    {"temperature": 0.0},
+    {},
+    {"top_k": 5, "temperature": 0.7},
+    {"top_p": 0.8, "temperature": 1.5, "repetition_penalty": 1.3},
+    {"min_p": 0.1},
+    {"temperature": 0.0, "repetition_penalty": 1.5},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    """A request, and how many steps of the engine it comes after the one before."""
+
+    delay: int
+    prompt_length: int
+    max_new_tokens: int
+    kind: int
+    seed: int
+
+    @property
+    def prompt(self) -> np.ndarray:
+        return np.random.default_rng(self.seed).integers(0, 257, self.prompt_length).astype(np.int32)
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(max_new_tokens=self.max_new_tokens, seed=self.seed, **KINDS[self.kind])
+
+
+ARRIVALS = st.lists(
+    st.builds(
+        Arrival,
+        delay=st.integers(0, 3),
+        prompt_length=st.integers(1, CONTEXT),
+        max_new_tokens=st.integers(1, 20),
+        kind=st.integers(0, len(KINDS) - 1),
+        seed=st.integers(0, 5),
+    ),
+    min_size=1,
+    max_size=8,
+)
+FIXED = [Arrival(i % 3, 5 * i + 1, 3 + 2 * i, i % len(KINDS), i) for i in range(7)]
 
 
 @pytest.fixture(scope="module")
-def model(random_model):
-    return random_model(num_heads=2, context_length=CONTEXT)
+def modern(random_model):
+    return random_model(**MODERN)
 
 
-@pytest.fixture
-def generator(model):
-    return Generator(*model, BYTES)
+@pytest.fixture(scope="module")
+def draft(random_model):
+    """Another model of the same vocabulary."""
+    return as_model(random_model(num_layers=1, embed_dim=16, num_heads=2, vocab_multiple=1))
 
 
-def writer(model, text: str) -> Generator:
-    """A generator whose model writes `text`, one byte a position, whatever came before, then ends.
-
-    Its residual stream is the position embedding alone; the head reads the next token from it.
-    """
-    architecture, _, _ = model
-    architecture = dataclasses.replace(
-        architecture, positions="learned", tie_embeddings=False, embed_dim=CONTEXT, norm="layernorm"
-    )
-    graphdef, abstract = gpt.abstract_model(architecture)
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
-    params["final_norm"]["scale"] += 1.0
-    params["position_embedding"]["embedding"] = jnp.eye(CONTEXT)
-    tokens = [*BYTES.encode(text), *[BYTES.eot_id] * (CONTEXT - len(text.encode()))]
-    kernel = params["head"]["kernel"]
-    params["head"]["kernel"] = kernel.at[jnp.arange(CONTEXT), jnp.array(tokens)].set(100.0)
-    return Generator(architecture, graphdef, params, BYTES)
+def as_model(model, params=None) -> Model:
+    architecture, graphdef, own = model
+    return Model.prepare(architecture, graphdef, own if params is None else params)
 
 
-def test_greedy_equals_an_uncached_loop(model, generator):
-    _, graphdef, params = model
-    prompts = ["", "a", "The quick brown", "你好"]
-    sampling = SamplingParams(temperature=0, max_new_tokens=12, ignore_eos=True)
-    completions = generator.complete(prompts, sampling)
-    forward = jax.jit(
-        lambda params, tokens, positions: gpt.bind(graphdef, params).logits(
-            gpt.bind(graphdef, params).hidden(tokens, positions=positions)[0]
-        )
-    )
-    for prompt, completion in zip(prompts, completions, strict=True):
-        text = [BYTES.eot_id, *BYTES.encode(prompt)]
-        for _ in range(12):
-            padded = np.zeros((1, CONTEXT), np.int32)
-            padded[0, : len(text)] = text
-            logits = forward(params, padded, np.arange(CONTEXT)[None])
-            text.append(int(logits[0, len(text) - 1].argmax()))
-        assert completion.tokens.tolist() == text[-12:]
-        assert completion.finish_reason == "length"
+def run(engine: Engine, arrivals) -> dict[int, list]:
+    """Events of each request, by handle, in a schedule of arrivals."""
+    events, pending = {}, list(arrivals)
+    clock = 0
+    due = list(np.cumsum([arrival.delay for arrival in pending]))
+    while pending or engine.busy:
+        while pending and due[0] <= clock:
+            due.pop(0)
+            arrival = pending.pop(0)
+            events[engine.submit(arrival.prompt, arrival.params, index=len(events))] = []
+        for event in engine.step():
+            events[event.handle].append(event)
+        clock += 1
+    return events
 
 
-def test_what_a_row_draws_does_not_depend_on_its_neighbours(model, generator):
-    params = SamplingParams(max_new_tokens=40, top_k=40, seed=7)
-    prompts = ["alpha", "b", "a much longer prompt than the others", "", "alpha"]
-    together = generator.complete(prompts, params)
-    one_by_one = Generator(*model, BYTES, batch_size=1)
-    for a, b in zip(together, one_by_one.complete(prompts, params), strict=True):
-        assert a.tokens.tolist() == b.tokens.tolist()
-        np.testing.assert_allclose(a.log_probabilities, b.log_probabilities, atol=1e-4)
-    (last,) = one_by_one.complete(prompts[4:], params, indices=[4])
-    assert last.tokens.tolist() == together[4].tokens.tolist()
+def check_all(check, model, arrivals, events) -> None:
+    context = model[0].context_length
+    for index, (arrival, own) in enumerate(zip(arrivals, events.values(), strict=True)):
+        tokens = [token for event in own for token in event.tokens]
+        assert [event.finish_reason for event in own] == [None] * (len(own) - 1) + ["length"]
+        assert len(tokens) == min(arrival.max_new_tokens, context - arrival.prompt_length)
+        scores = [score for event in own for score in event.log_probabilities]
+        check(model, arrival.prompt, arrival.params, index, tokens, scores)
 
 
-def test_equal_prompts_differ_by_index_and_seed(generator):
-    first = generator.complete(["x"] * 4, SamplingParams(seed=7))
-    second = generator.complete(["x"] * 4, SamplingParams(seed=8))
-    assert len({tuple(completion.tokens) for completion in [*first, *second]}) == 8
+@settings(max_examples=12)
+@given(arrivals=ARRIVALS)
+def test_any_schedule_equals_the_full_forward_pass(check, modern, arrivals):
+    engine = Engine(as_model(modern), BYTES, slots=3, rounds=4)
+    check_all(check, modern, arrivals, run(engine, arrivals))
 
 
-def test_draws_differ_from_position_to_position(model):
-    """Under a uniform distribution; with one random key for all positions, all tokens would be the same."""
-    architecture, graphdef, params = model
-    uniform = Generator(architecture, graphdef, jax.tree.map(jnp.zeros_like, params), BYTES)
-    (completion,) = uniform.complete([""], SamplingParams(max_new_tokens=40, ignore_eos=True))
-    assert len(set(completion.tokens.tolist())) > 25
-    np.testing.assert_allclose(completion.log_probabilities, -np.log(BYTES.vocab_size), rtol=1e-5)
+@settings(max_examples=8)
+@given(arrivals=ARRIVALS)
+def test_a_draft_changes_nothing_in_any_schedule(check, modern, draft, arrivals):
+    """Greedy and sampled: both models draw with the same noise."""
+    engine = Engine(as_model(modern), BYTES, slots=3, rounds=2, draft=draft, draft_tokens=3)
+    check_all(check, modern, arrivals, run(engine, arrivals))
 
 
-def test_log_probabilities_belong_to_the_tokens(model, generator):
-    _, graphdef, params = model
-    prompt = np.array([BYTES.eot_id, 65, 66], np.int32)
-    (completion,) = generator.complete_tokens([prompt], SamplingParams(max_new_tokens=9, ignore_eos=True))
-    text = np.concatenate([prompt, completion.tokens])
-    bound = gpt.bind(graphdef, params)
-    hidden, _ = bound.hidden(jnp.asarray(text)[None], positions=jnp.arange(len(text))[None])
-    expected = jax.nn.log_softmax(bound.logits(hidden)[0])[np.arange(2, len(text) - 1), text[3:]]
-    np.testing.assert_allclose(completion.log_probabilities, expected, atol=1e-4)
+def test_a_cpu_computes_in_float32(check, random_model):
+    """A model of bfloat16 writes what the float32 model with the same parameters writes."""
+    model = random_model(compute_dtype="bfloat16")
+    check_all(check, random_model(), FIXED, run(Engine(as_model(model), BYTES, slots=3, rounds=4), FIXED))
 
 
-def test_end_of_text_stops(model):
-    generator = writer(model, "hello")
-    (completion,) = generator.complete([""], SamplingParams(temperature=0))
-    assert (completion.text, completion.finish_reason, completion.stop) == ("hello", "stop", None)
-    assert completion.tokens.tolist() == [*b"hello", BYTES.eot_id]
-    assert len(completion.log_probabilities) == 6
-    (completion,) = generator.complete([""], SamplingParams(temperature=0, max_new_tokens=8, ignore_eos=True))
-    assert (completion.text, len(completion.tokens), completion.finish_reason) == ("hello", 8, "length")
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_every_architecture(check, random_model, options):
+    model = random_model(**options)
+    check_all(check, model, FIXED, run(Engine(as_model(model), BYTES, slots=3, rounds=4), FIXED))
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_stop_text_over_several_tokens(model, streaming):
-    generator = writer(model, "first line\n\nsecond line and more of it")
-    pieces = []
-    (completion,) = generator.complete(
-        [""],
-        SamplingParams(temperature=0, stop=("never", "\n\nsec")),
-        on_text=(lambda place, text: pieces.append((place, text))) if streaming else None,
-    )
-    assert (completion.text, completion.finish_reason, completion.stop) == ("first line", "stop", "\n\nsec")
-    assert completion.tokens.tolist() == list(b"first line\n\nsec")
-    assert len(completion.log_probabilities) == len(completion.tokens)
-    if streaming:
-        assert "".join(text for _, text in pieces) == "first line"
-        assert all(place == 0 and text for place, text in pieces)
+def test_caches_grow_while_others_decode(check, random_model):
+    model = random_model(context_length=256)
+    engine = Engine(as_model(model), BYTES, slots=2, rounds=4)
+    arrivals = [Arrival(0, 5, 40, 1, 0), Arrival(2, 90, 20, 0, 1), Arrival(1, 250, 20, 1, 2)]
+    check_all(check, model, arrivals, run(engine, arrivals))
 
 
-def test_streaming_shows_whole_characters(model):
-    text = "你好，世界 🚀🚀 ok"
-    pieces = []
-    (completion,) = writer(model, text).complete(
-        [""], SamplingParams(temperature=0), on_text=lambda _, piece: pieces.append(piece)
-    )
-    assert "".join(pieces) == completion.text == text
-    assert len(pieces) > 3
-    assert not any("\ufffd" in piece for piece in pieces)
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}], ids=str)
+def test_a_mesh_gives_the_same(check, random_model, modern, sizes):
+    model = random_model(num_experts=4, num_kv_heads=2) if "expert" in sizes else modern
+    architecture, _, params = model
+    options = config_lib.get_default().mesh
+    options.update(sizes)
+    mesh = mesh_lib.make_mesh(options)
+    placed = jax.device_put(params, partition.parameter_shardings(params, mesh))
+    engine = Engine(as_model(model, placed), BYTES, slots=3, rounds=4, mesh=mesh)
+    check_all(check, model, FIXED, run(engine, FIXED))
+    keys = engine._state.caches[0].keys[0]
+    assert keys.shape[0] == 4 * architecture.num_kv_heads
+    assert keys.addressable_shards[0].data.shape[0] == 1, "slots and heads are split over the mesh"
 
 
-def test_a_cut_in_the_middle_of_a_character_leaves_it_out(model):
-    (completion,) = writer(model, "世界").complete([""], SamplingParams(temperature=0, max_new_tokens=5))
-    assert (completion.text, completion.finish_reason) == ("世", "length")
+def test_a_draft_as_good_as_the_model_saves_passes(modern):
+    model = as_model(modern)
+    for kind in (0, 2):
+        engine = Engine(model, BYTES, slots=1, draft=model, draft_tokens=3)
+        run(engine, [Arrival(0, 4, 20, kind, 0)])
+        assert (engine.statistics.tokens, engine.statistics.passes) == (20, 5)
+        assert engine.statistics.accepted == engine.statistics.proposed == 15
 
 
-def test_generation_ends_where_the_context_is_full(generator):
-    params = SamplingParams(max_new_tokens=1000, ignore_eos=True)
-    prompts = [np.full(length, 65, np.int32) for length in (10, CONTEXT - 1, CONTEXT)]
-    completions = generator.complete_tokens(prompts, params)
-    assert [len(c.tokens) for c in completions] == [CONTEXT - 10, 1, 0]
-    assert {c.finish_reason for c in completions} == {"length"}
+def test_a_draft_must_fit(modern, random_model):
+    model = as_model(modern)
+    short = dataclasses.replace(as_model(random_model(context_length=32)), name="runs/short")
+    with pytest.raises(UserError, match="runs/short has a context_length of 32, less than the 64 of the model"):
+        Engine(model, BYTES, draft=short)
+    other = dataclasses.replace(short, architecture=dataclasses.replace(short.architecture, vocab_size=99))
+    with pytest.raises(UserError, match="runs/short has a vocabulary of 99 tokens and the model one of 257"):
+        Engine(model, BYTES, draft=other)
+    with pytest.raises(UserError, match="draft_tokens is 0"):
+        Engine(model, BYTES, draft=model, draft_tokens=0)
+
+
+def test_any_of_several_tokens_ends_a_text(modern):
+    """The first of them in what the model would write without."""
+    arrival = Arrival(0, 4, 30, 1, 0)
+    (free,) = run(Engine(as_model(modern), BYTES, slots=1), [arrival]).values()
+    tokens = list(free[0].tokens + free[1].tokens)
+    ends = (tokens[9], tokens[6])
+    last = min(map(tokens.index, ends))
+    engine = Engine(as_model(modern), BYTES, slots=2, end_ids=ends)
+    engine.submit(arrival.prompt, arrival.params)
+    engine.submit(arrival.prompt, dataclasses.replace(arrival.params, ignore_eos=True))
+    engine.submit(arrival.prompt, arrival.params, end_ids=())
+    written, reasons = {0: [], 1: [], 2: []}, {}
+    while engine.busy:
+        for event in engine.step():
+            written[event.handle] += event.tokens
+            reasons[event.handle] = event.finish_reason
+    assert written == {0: tokens[: last + 1], 1: tokens, 2: tokens}
+    assert reasons == {0: "stop", 1: "length", 2: "length"}
+
+
+def test_cancelled_requests_make_room(modern):
+    engine = Engine(as_model(modern), BYTES, slots=1, rounds=2)
+    long, waiting, last = (engine.submit([1, 2], SamplingParams(max_new_tokens=50)) for _ in range(3))
+    engine.step()
+    engine.cancel(long)
+    engine.cancel(waiting)
+    engine.cancel(12345)
+    events = engine.step()
+    assert [(e.handle, e.finish_reason) for e in events] == [
+        (long, "cancelled"),
+        (waiting, "cancelled"),
+        (last, None),
+    ]
+
+
+def test_a_full_queue_says_so(modern):
+    engine = Engine(as_model(modern), BYTES, slots=1, max_waiting=2)
+    for _ in range(2):
+        engine.submit([1], SamplingParams(max_new_tokens=1))
+    with pytest.raises(Busy, match="2 requests are waiting"):
+        engine.submit([1], SamplingParams())
+    engine.step()
+    engine.submit([1], SamplingParams())
+
+
+def test_threads_submit_while_one_steps(check, modern):
+    engine = Engine(as_model(modern), BYTES, slots=4, rounds=4)
+    assert not engine.wait(timeout=0)
+    arrivals = [Arrival(0, i + 1, 10, i % 3, i) for i in range(6)]
+    indices = {}
+
+    def submit(arrival):
+        index = arrivals.index(arrival)
+        indices[engine.submit(arrival.prompt, arrival.params, index=index)] = index
+
+    threads = [threading.Thread(target=submit, args=[arrival]) for arrival in arrivals]
+    for thread in threads:
+        thread.start()
+    texts, finished = {}, 0
+    while finished < len(arrivals):
+        assert engine.wait(timeout=60)
+        for event in engine.step():
+            texts.setdefault(event.handle, []).append(event)
+            finished += event.finish_reason is not None
+    for thread in threads:
+        thread.join()
+    ordered = {index: texts[handle] for handle, index in indices.items()}
+    check_all(check, modern, arrivals, dict(sorted(ordered.items())))
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [
-        (np.full(CONTEXT + 1, 65), rf"prompt 1 has {CONTEXT + 1} tokens.*{CONTEXT}"),
-        (np.array([], np.int32), "prompt 1 is empty"),
-        (np.array([65, BYTES.vocab_size]), "prompt 1 has a token id outside 0 to 256"),
-    ],
+    [([], "the prompt is empty"), ([1] * 65, "65 tokens.*context_length 64"), ([257], "outside 0 to 256")],
 )
-def test_prompts_that_cannot_be_continued(generator, prompt, message):
+def test_prompts_that_cannot_be_continued(modern, prompt, message):
     with pytest.raises(UserError, match=message):
-        generator.complete_tokens([np.array([65]), prompt], SamplingParams())
+        Engine(as_model(modern), BYTES, slots=1).submit(prompt, SamplingParams())
 
 
-def test_no_prompts_give_no_completions(generator):
-    assert generator.complete([], SamplingParams()) == []
-
-
-def test_settings_and_similar_sizes_share_compiled_programs(model):
-    generator = Generator(*model, BYTES)
-    generator.complete(["abc"] * 3, SamplingParams(max_new_tokens=20))
-    programs = decoding.insert._cache_size(), decoding.decode._cache_size()
-    generator.complete(["abcdef"] * 4, SamplingParams(max_new_tokens=9, temperature=0, stop=("x",), seed=3))
-    others = SamplingParams(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.1)
-    Generator(*model, BYTES).complete(["x"] * 3, others)
-    assert (decoding.insert._cache_size(), decoding.decode._cache_size()) == programs
-
-
-def test_a_mesh_gives_the_same_completions(model, generator):
-    architecture, graphdef, params = model
-    mesh = mesh_lib.make_mesh(config_lib.get_default().mesh)
-    placed = jax.device_put(params, partition.parameter_shardings(params, mesh))
-    on_mesh = Generator(architecture, graphdef, placed, BYTES, mesh=mesh)
-    sampling = SamplingParams(max_new_tokens=20)
-    prompts = ["alpha", "b", "gamma delta"]
-    for a, b in zip(generator.complete(prompts, sampling), on_mesh.complete(prompts, sampling), strict=True):
-        assert a.tokens.tolist() == b.tokens.tolist()
+def test_an_engine_of_fixed_capacity_refuses_more(modern):
+    engine = Engine(as_model(modern), BYTES, slots=1, capacity=20)
+    with pytest.raises(UserError, match="21 tokens, more than the 20 of this engine"):
+        engine.submit([1] * 21, SamplingParams())
+    arrivals = [Arrival(0, 15, 50, 1, 0)]
+    (events,) = run(engine, arrivals).values()
+    assert sum(len(event.tokens) for event in events) == 5

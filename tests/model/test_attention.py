@@ -7,8 +7,8 @@ import pytest
 
 from gptjax import config as config_lib
 from gptjax.model import attention, presets
-from gptjax.model import huggingface_layouts as layouts
 from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface import layouts
 
 BATCH, LENGTH, HEADS, HEAD_DIM = 2, 12, 4, 8
 SEGMENTS = np.array([[1] * 5 + [2] * 1 + [3] * 6, [1] * 12])

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gptjax.config import get_default, validate
+from gptjax.config import MESH_AXES, get_default, validate
 from gptjax.errors import UserError
 from gptjax.model import sharding
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
 from gptjax.model.experts import Experts, balance_loss
-from gptjax.parallel.mesh import AXES
 
 BATCH, LENGTH, EMBED, EXPERTS = 4, 8, 16, 4
 
@@ -26,8 +25,8 @@ def inputs() -> jax.Array:
 
 
 def mesh_of(axes: dict[str, int]) -> jax.sharding.Mesh:
-    sizes = tuple(axes.get(axis, 1) for axis in AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    sizes = tuple(axes.get(axis, 1) for axis in MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
 def by_hand(experts: Experts, x: np.ndarray, chosen: int) -> np.ndarray:

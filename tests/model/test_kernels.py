@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.config import MESH_AXES
 from gptjax.errors import UserError
 from gptjax.model import kernels
 from gptjax.model.attention import Visibility, alibi_slopes, reference
-from gptjax.parallel.mesh import AXES
 
 BATCH, LENGTH, HEADS, HEAD_DIM = 2, 256, 4, 16
 
@@ -80,8 +80,8 @@ def test_on_a_mesh(name, axes, monkeypatch):
     if name == "splash" and axes == {"context": 4}:
         pytest.skip("a block of splash is 128 tokens, a part of the row 64")
     monkeypatch.setattr(kernels, "BLOCK", 128)
-    sizes = tuple(axes.get(axis, 1) for axis in AXES)
-    mesh = jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    sizes = tuple(axes.get(axis, 1) for axis in MESH_AXES)
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
     tensors = inputs(2)
     for visibility in (sight(), sight(packed=True, window=50)):
         expected = reference(*tensors[:3], visibility)
@@ -92,7 +92,7 @@ def test_on_a_mesh(name, axes, monkeypatch):
 
 
 def test_a_part_of_the_row_that_no_block_divides_is_refused():
-    mesh = jax.make_mesh((1, 1, 1, 4, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+    mesh = jax.make_mesh((1, 1, 1, 4, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
     with jax.set_mesh(mesh), pytest.raises(UserError, match="multiple of 128"):
         kernels.attend(*inputs(2)[:3], sight(), implementation="splash")
 

@@ -7,13 +7,13 @@ import pytest
 from flax import nnx
 
 from gptjax import config as config_lib
+from gptjax.artifacts.manifest import parameter_table
 from gptjax.errors import UserError
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
 from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.manifest import parameter_table
 from gptjax.training.state import abstract_state, initial_state
 from gptjax.training.step import make_train_step
 

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.model import gpt, huggingface, presets
-from gptjax.model import huggingface_layouts as layouts
+from gptjax.model import gpt, presets
 from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface import layouts
+from gptjax.model.huggingface import weights as huggingface
 
 MODEL_TYPES = {
     "gpt2": "gpt2",

@@ -82,7 +82,7 @@ def test_other_axes_do_not_cross_slices():
 
 
 def make_mesh_devices(devices, **sizes):
-    return mesh_lib.arrange(devices, {axis: sizes.get(axis, 1) for axis in mesh_lib.AXES})
+    return mesh_lib.arrange(devices, {axis: sizes.get(axis, 1) for axis in config_lib.MESH_AXES})
 
 
 def test_every_process_has_a_part_of_the_mesh():

@@ -55,7 +55,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_an_error(config):
 
 
 def test_the_abstract_batch_is_that_of_the_pipeline(config, tiny_corpus, tmp_path):
-    from gptjax.data import corpus
+    from gptjax.data import opening
     from gptjax.parallel.mesh import make_mesh
 
     real = config.copy_and_resolve_references()
@@ -63,7 +63,7 @@ def test_the_abstract_batch_is_that_of_the_pipeline(config, tiny_corpus, tmp_pat
     real.data.update(source=f"text:{tiny_corpus}/*.txt", cache_dir=str(tmp_path))
     for isolate in (True, False):
         real.data.isolate_documents = isolate
-        batch = corpus.open_batches(corpus.open_sources(real), real)[0]
+        batch = opening.open_batches(opening.open_sources(real), real)[0]
         abstract = abstract_batch(real, make_mesh(real.mesh))
         assert {name: (a.shape, a.dtype) for name, a in abstract.items()} == {
             name: (a.shape, a.dtype) for name, a in batch.items()

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.parallel.mesh import AXES
+from gptjax.config import MESH_AXES
 from gptjax.planning import suggestion
 from gptjax.planning.compiler import Compiler
 from gptjax.planning.facts import Memory
@@ -32,7 +32,7 @@ class FakeCompiler:
 
     def compile(self, config: config_lib.Config):
         config_lib.validate(config)
-        mesh = {axis: config.mesh[axis] for axis in AXES}
+        mesh = {axis: config.mesh[axis] for axis in MESH_AXES}
         candidate = Candidate(config.train.batch_size, config.train.accumulation, config.model.remat, **mesh)
         self.asked.append(candidate)
         temporaries = self.factor * self.model.temporary_bytes(candidate)
@@ -69,7 +69,7 @@ def test_experts_are_split_over_what_divides_them(config):
 
 
 def devices_of(candidate: Candidate) -> int:
-    return math.prod(getattr(candidate, axis) for axis in AXES)
+    return math.prod(getattr(candidate, axis) for axis in MESH_AXES)
 
 
 def test_flags_give_the_candidate_back(config):

@@ -1,0 +1,180 @@
+"""Checkpoints as a run writes and continues them; `loading` reads them for use. No other module uses Orbax.
+
+WORKDIR/checkpoints/STEP/ holds `state` (a tree with step, params, opt_state and ema_params) and `metadata` (config,
+tokenizer, metrics), so that the directory of one step is self-contained. A save is asynchronous and atomic: it is
+written beside its place and renamed, so what `steps()` lists can always be restored.
+"""
+
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from gptjax import config as config_lib
+from gptjax.data.tokenization.templates import ChatTemplate
+from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.errors import RunError, UserError
+from gptjax.model import gpt
+from gptjax.parallel import partition
+
+# Orbax logs every phase of a save, and every error that it raises as well.
+for name in ("absl", "orbax", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class Checkpoints:
+    """The checkpoints of one work directory: the newest `keep` and the best by validation loss are kept."""
+
+    def __init__(self, workdir: Path, *, keep: int = 2):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=_validation_loss,
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=_validation_loss,  # Orbax then stores the metrics: the best outlives a restart
+                create=True,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()},
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def advice(self) -> str:
+        """How a run that ended goes on, from what is on disk."""
+        good = finished_steps(self.directory)
+        where = f"step {good[-1]} ({self.directory / str(good[-1])})" if good else "the beginning: nothing is saved yet"
+        return f"the same command continues from {where}"
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        config: config_lib.Config,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        generation: dict[str, Any] | None = None,
+        metrics: dict[str, float],
+    ) -> None:
+        """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
+        metadata = {
+            "step": step,
+            "config": config.to_dict(),
+            "config_sha256": config_lib.sha256(config),
+            "tokenizer": {"json": tokenizer.to_str(), "eot_token": tokenizer.eot_token},
+            "chat_template": template and template.to_json(),
+            "generation": generation or {},
+            "metrics": metrics,
+        }
+        items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
+        with _disk_errors(self):
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. Raises RunError if it could not be written."""
+        with _disk_errors(self):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state of a step, sharded as `abstract_state` says (not necessarily as it was saved)."""
+        there, here = map(_shapes, (self._manager.item_metadata(step)["state"].tree, abstract_state))
+        if names := sorted(name for name in there | here if there.get(name) != here.get(name)):
+            known = [f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here" for name in names]
+            more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} is of another model or optimizer ("
+                f"{', '.join(known[:3])}{more}); use its own config or another --workdir"
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        return self._manager.restore(step, args=args)["state"]
+
+    def close(self) -> None:
+        """Waits for the last save. Raises RunError if it could not be written."""
+        with _disk_errors(self):
+            self._manager.close()
+
+
+class _disk_errors:
+    """Turns what Orbax raises when a disk is full or not writable into a RunError that says what is safe."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None or isinstance(error, KeyboardInterrupt | RunError):
+            return False
+        directory = self._checkpoints.directory
+        good = finished_steps(directory)
+        safe = f"the last good checkpoint is {directory / str(good[-1])}" if good else "no checkpoint exists yet"
+        free = shutil.disk_usage(directory.parent).free / 2**20
+        raise RunError(
+            f"a checkpoint could not be written to {directory} ({free:.0f} MiB free): {_first_line(error)}; {safe}. "
+            "Free some space and run the same command to continue"
+        ) from error
+
+
+def write_parameters(
+    workdir: Path,
+    params: gpt.Params,
+    *,
+    config: config_lib.Config,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None = None,
+    generation: dict[str, Any] | None = None,
+) -> Path:
+    """Writes parameters that were trained elsewhere as the checkpoint of step 0; returns its directory."""
+    params = jax.tree.map(jnp.asarray, params)
+    state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": (), "ema_params": None}
+    checkpoints = Checkpoints(workdir)
+    about = {"config": config, "tokenizer": tokenizer, "template": template, "generation": generation}
+    checkpoints.save(0, state, **about, metrics={})
+    checkpoints.wait()
+    checkpoints.close()
+    return checkpoints.directory / "0"
+
+
+def finished_steps(directory: Path) -> list[int]:
+    """Steps under a checkpoints directory whose save was completed, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / "metadata").exists())
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a state, or of what Orbax knows about a stored one."""
+    return {partition.path_string(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _validation_loss(metrics: dict[str, float]) -> float:
+    loss = metrics.get("validation_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,55 @@
+"""The work directory of a run: whose it is, and files that are whole or not there."""
+
+import json
+import os
+from pathlib import Path
+
+from gptjax import config as config_lib
+from gptjax.errors import UserError
+
+# Options that may differ when a work directory is continued: none of them changes a parameter that is trained.
+FREE_OPTIONS = (
+    "logging.",
+    "evaluation.",
+    "mesh.",
+    "data.cache_dir",
+    "data.data_dir",
+    "model.scan_unroll",
+    "model.remat",
+    "train.accumulation",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
+
+
+def claim(workdir: Path, config: config_lib.Config) -> None:
+    """Makes the directory, or checks that the run in it has this config. Raises UserError with the differences."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    path = workdir / "config.json"
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"--workdir={workdir} is not writable")
+    if not path.exists():
+        return
+    old = config_lib.from_json(path.read_text(encoding="utf-8"))
+    differences = []
+    for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True):
+        if before != now and not name.startswith(FREE_OPTIONS):
+            differences.append(f"  {name}: {before!r} there, {now!r} now")
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run of another config; use a new --workdir, or the old values:\n"
+            + "\n".join(differences)
+        )
+
+
+def check_data(workdir: Path, identity: dict) -> None:
+    recorded = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["data"]
+    for key in ("source_fingerprint", "tokenizer"):
+        if recorded[key] != identity[key]:
+            raise UserError(
+                f"the {key.replace('_', ' ')} of {identity['source']} is not the one {workdir} was trained on; "
+                "restore the data or use a new --workdir"
+            )

@@ -1,0 +1,160 @@
+"""First stage of a build: a piece of the source becomes cleaned documents.
+
+documents.zst     the documents that are left: a line of JSON, then as many bytes of text as it says
+extents.jsonl     a line for each of them: what decides where it goes
+signatures.npy    uint32 [documents, permutations], for near duplicates only
+summary.json      what was read, removed and skipped
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptjax.data.building.decontamination import Decontaminator
+from gptjax.data.building.deduplication import MinHasher, exact_key
+from gptjax.data.building.splits import hashed_share
+from gptjax.data.cleaning.cleaner import Cleaner, CleaningCounts
+from gptjax.data.documents import Document, content
+from gptjax.data.sources.base import Piece, Source
+from gptjax.data.sources.files import open_bytes, zstd_writer
+from gptjax.errors import UserError
+from gptjax.files import whole_directory, write_json
+
+DOCUMENTS = "documents.zst"
+EXTENTS = "extents.jsonl"
+SIGNATURES = "signatures.npy"
+SUMMARY = "summary.json"
+
+
+class CleanItem(NamedTuple):
+    """A piece of the source, and the directory that its cleaned documents go to."""
+
+    piece: Piece
+    directory: Path
+
+
+@dataclass
+class CleanStage:
+    """Reads, cleans and fingerprints the documents of a piece.
+
+    Attributes:
+      deduplicate: "none", "exact" or "near": what is computed of each document.
+      decontaminate: JSONL files of evaluation sets; a document that shares a piece with one of them is
+        dropped.
+    """
+
+    source: Source
+    cleaner: Cleaner
+    deduplicate: str = "none"
+    decontaminate: tuple[str, ...] = ()
+
+    @cached_property
+    def decontaminator(self) -> Decontaminator | None:
+        return Decontaminator.from_files(self.decontaminate) if self.decontaminate else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "decontaminator"}
+
+    def __call__(self, item: CleanItem) -> None:
+        if item.directory.is_dir():
+            return
+        faults, counts = self.source.faults, CleaningCounts(self.cleaner.steps)
+        faults.clear()
+        documents = num_bytes = empty = 0
+        contaminated: list[dict[str, Any]] = []
+        with whole_directory(item.directory) as directory:
+            with _Writer.opened(directory, self.deduplicate) as writer:
+                for document in self.source.read(item.piece):
+                    text = content(document)
+                    documents += document.get("part", 0) == 0
+                    num_bytes += len(text.encode("utf-8", "surrogatepass"))
+                    if not text:
+                        empty += 1
+                    elif cleaned := self._clean(document, counts, contaminated):
+                        writer.add(cleaned)
+            summary = {
+                "documents": documents,
+                "bytes": num_bytes,
+                "empty_documents": empty,
+                "decode_replacements": faults.replaced,
+                "skipped": faults.skipped,
+                "skipped_messages": faults.messages,
+                "cleaning": counts.to_json(),
+                "contaminated": contaminated,
+            }
+            write_json(directory / SUMMARY, summary)
+
+    def _clean(self, document: Document, counts: CleaningCounts, contaminated: list[dict[str, Any]]) -> Document | None:
+        try:
+            cleaned = self.cleaner.clean(document, counts)
+        except UserError as error:
+            self.source.faults.skip(UserError(f"{document['id']}: {error}"))
+            return None
+        if cleaned is not None and self.decontaminator is not None:
+            found = self.decontaminator.overlap(content(cleaned))
+            if found is not None:
+                contaminated.append({"id": document["id"], **found._asdict()})
+                return None
+        return cleaned
+
+
+class _Writer:
+    """Writes the documents of a cleaned piece, and of each what the selection must know."""
+
+    def __init__(self, documents: Any, extents: Any, deduplicate: str):
+        self._documents = documents
+        self._extents = extents
+        self._exact = deduplicate != "none"
+        self._hasher = MinHasher() if deduplicate == "near" else None
+        self._signatures: list[np.ndarray] = []
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, directory: Path, deduplicate: str) -> Iterator["_Writer"]:
+        with (
+            zstd_writer(directory / DOCUMENTS) as documents,
+            (directory / EXTENTS).open("w", encoding="utf-8") as extents,
+        ):
+            writer = cls(documents, extents, deduplicate)
+            yield writer
+        if writer._hasher is not None:
+            shape = (-1, writer._hasher.num_permutations)
+            np.save(directory / SIGNATURES, np.array(writer._signatures, np.uint32).reshape(shape))
+
+    def add(self, document: Document) -> None:
+        text = content(document)
+        part = document.get("part", 0)
+        extent = {
+            "id": document["id"],
+            "part": part,
+            "characters": len(text),
+            "share": hashed_share(document.get("split_key", text)) if part == 0 else 0.0,
+            "split": document.get("split", ""),
+            "whole": "messages" in document,
+        }
+        if self._exact:
+            extent["exact"] = exact_key(text).hex()
+        if self._hasher is not None:
+            self._signatures.append(self._hasher.signature(text))
+        self._extents.write(json.dumps(extent) + "\n")
+        head = {name: document[name] for name in ("id", "part", "messages") if name in document}
+        data = b"" if "messages" in document else text.encode("utf-8", "surrogatepass")
+        self._documents.write(json.dumps({**head, "bytes": len(data)}).encode() + b"\n")
+        self._documents.write(data)
+
+
+def read_documents(directory: Path) -> Iterator[Document]:
+    """The documents of a cleaned piece: `id`, `part`, and `text` or `messages`."""
+    with open_bytes(directory / DOCUMENTS) as file:
+        for line in file:
+            document = json.loads(line)
+            text = file.read(document.pop("bytes")).decode("utf-8", "surrogatepass")
+            if "messages" not in document:
+                document["text"] = text
+            yield document

@@ -1,0 +1,282 @@
+"""Noise on the fly: what a model reads of a document differs from epoch to epoch.
+
+Two kinds, each with its probability, 0 for off:
+
+* Noise on the inputs. The targets stay the text as it was written, so that the model learns to go on from a
+  faulty beginning and never to write one, as with the word dropout of Bowman et al. 2016.
+    token_dropout: a token is blanked; the end-of-text token stands for it, for vocabularies have no blank.
+    token_replacement: a token becomes another of the vocabulary, each as probable.
+    character_noise: a token becomes one whose text differs in one letter or digit of the same kind; one without
+      such a neighbour stays. With bytes or characters as tokens this is a misspelling; with others, the
+      misspelling that needs no other cut into tokens, so that every target keeps its place.
+* Another order. Inputs and targets follow it together: a target in the old order would teach the model to
+  leave the text that it reads.
+    word_swap: a word changes places with its neighbour.
+    span_shuffle: the words of a span of eight are shuffled.
+    sentence_reorder: the sentences of a document are shuffled.
+
+A word begins at a token that begins with white space or a Han character. A sentence ends at a token that ends
+with its punctuation, or has a line break. The first word and the first and an unfinished last sentence of a
+document stay, as it has no white space before or no end. What a row cuts off a document is shuffled within the row.
+
+Special tokens are never touched. Of a dialogue only prompts are: no token that bears loss, and nothing up to the
+first line break after a special token, which is where templates write the role.
+
+A draw is a hash of seed, epoch and the token's place in the split, which stands for its document and its place
+in it; so the noise on a token is the same whatever row, batch or process it is in.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int, Int32, Int64
+
+from gptjax.config import Config
+from gptjax.data.pipeline.randomness import uniform
+from gptjax.data.tokenization.tokenizer import Tokenizer
+
+INPUT_NOISE = ("token_dropout", "token_replacement", "character_noise")
+ORDER_NOISE = ("word_swap", "span_shuffle", "sentence_reorder")
+SPAN_WORDS = 8
+HALF_CHARACTER = "\ufffd"  # what decoders put in the place of bytes that are not UTF-8
+
+_SENTENCE_ENDS = tuple(".!?…。！？")
+_CLOSING = "\"'”’）)」』] "
+
+
+class Augmentation:
+    """The noise of one run.
+
+    Attributes:
+      rates: the probability of each kind of noise that is on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, seed: int, **rates: float):
+        """`rates` are probabilities by the names of `INPUT_NOISE` and `ORDER_NOISE`."""
+        self.rates = {name: rate for name, rate in rates.items() if rate}
+        self._keys = {
+            name: np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(2, np.uint64)
+            for number, name in enumerate(INPUT_NOISE + ORDER_NOISE)
+        }
+        self._blank = tokenizer.eot_id
+        self._is_special = np.zeros(tokenizer.vocab_size, np.bool_)
+        self._is_special[list(tokenizer.special_tokens.values())] = True
+        self._regular = np.flatnonzero(~self._is_special).astype(np.int32)
+        texts = token_texts(tokenizer)
+        self._breaks_line = np.array(["\n" in text for text in texts])
+        self._begins_word = np.array([text[:1].isspace() or _is_han(text[:1]) for text in texts])
+        self._ends_sentence = self._breaks_line | [text.rstrip(_CLOSING).endswith(_SENTENCE_ENDS) for text in texts]
+        self._misspellings = Misspellings.of(texts) if "character_noise" in self.rates else None
+
+    @classmethod
+    def from_config(cls, config: Config, tokenizer: Tokenizer, *, seed: int) -> "Augmentation | None":
+        """What the data section asks for; None where it is nothing."""
+        rates = {name: config.data[name] for name in INPUT_NOISE + ORDER_NOISE}
+        return cls(tokenizer, seed=seed, **rates) if any(rates.values()) else None
+
+    def __call__(
+        self,
+        tokens: Int32[np.ndarray, "*shape"],
+        places: Int64[np.ndarray, "*shape"],
+        epochs: Int64[np.ndarray, "*shape"],
+        trained: Bool[np.ndarray, "*shape"] | None = None,
+    ) -> tuple[Int32[np.ndarray, "*shape"], Int32[np.ndarray, "*shape"]]:
+        """(inputs, text): the tokens with noise, and those to take the targets from.
+
+        Args:
+          tokens: pieces of documents, one after another.
+          places: of each token in its split; a jump is where a piece begins.
+          epochs: in which each is read.
+          trained: of dialogues, which tokens bear loss.
+        """
+        shape, trained = tokens.shape, None if trained is None else trained.ravel()
+        tokens, places, epochs = tokens.ravel(), places.ravel(), epochs.ravel()
+        runs = self._runs(tokens, places, trained)
+
+        def draws(name: str, at: np.ndarray, *, second: bool = False) -> Float64[np.ndarray, " n"]:
+            return uniform(int(self._keys[name][int(second)]), epochs[at], places[at])
+
+        text = tokens
+        if rate := self.rates.get("sentence_reorder"):
+            units = sentences(text, runs, self._ends_sentence)
+            first = borders(runs[units.starts])
+            chosen = draws("sentence_reorder", units.starts[first]) < rate
+            keys = draws("sentence_reorder", units.starts, second=True)
+            text = text[shuffle(units, first, chosen, keys, len(text))]
+        if rate := self.rates.get("span_shuffle"):
+            units = words(text, runs, self._begins_word)
+            first = every(SPAN_WORDS, runs[units.starts])
+            chosen = draws("span_shuffle", units.starts[first]) < rate
+            keys = draws("span_shuffle", units.starts, second=True)
+            text = text[shuffle(units, first, chosen, keys, len(text))]
+        if rate := self.rates.get("word_swap"):
+            units = words(text, runs, self._begins_word)
+            first_of_run = borders(runs[units.starts])
+            # Which neighbours make a pair differs from epoch to epoch.
+            odd = draws("word_swap", units.starts[first_of_run], second=True) < 0.5
+            first = every(2, runs[units.starts], skip=odd[np.cumsum(first_of_run) - 1])
+            chosen = draws("word_swap", units.starts[first]) < rate
+            text = text[shuffle(units, first, chosen, -np.arange(len(units.starts)), len(text))]
+
+        inputs = text.copy()
+        free = np.flatnonzero(runs)
+        for name in ("character_noise", "token_replacement", "token_dropout"):
+            if rate := self.rates.get(name):
+                at = free[draws(name, free) < rate]
+                inputs[at] = self._changed(name, inputs[at], draws(name, at, second=True))
+        return inputs.reshape(shape), text.reshape(shape)
+
+    def _changed(
+        self, name: str, tokens: Int32[np.ndarray, " n"], draws: Float64[np.ndarray, " n"]
+    ) -> Int32[np.ndarray, " n"]:
+        if name == "character_noise":
+            return self._misspellings.choose(tokens, draws)
+        if name == "token_replacement":
+            return self._regular[(draws * len(self._regular)).astype(np.int64)]
+        return np.full_like(tokens, self._blank)
+
+    def _runs(
+        self, tokens: Int32[np.ndarray, " n"], places: Int64[np.ndarray, " n"], trained: Bool[np.ndarray, " n"] | None
+    ) -> Int64[np.ndarray, " n"]:
+        """Number of the run of tokens, from 1, within which noise may do its work; 0 where it may do none."""
+        begins = np.diff(places, prepend=places[:1] - 2) != 1
+        special = self._is_special[tokens]
+        free = ~special
+        if trained is not None:
+            index = np.arange(len(tokens))
+            header = np.maximum.accumulate(np.where(special | begins, index, -1))
+            line = np.maximum.accumulate(np.where(self._breaks_line[tokens], index, -1))
+            line_before = np.concatenate([[-1], line[:-1]])[: len(tokens)]
+            free &= ~trained & (line_before >= header) & ~begins
+        begins = free & (begins | ~np.concatenate([[False], free[:-1]])[: len(free)])
+        return np.where(free, np.cumsum(begins), 0)
+
+
+class Units(NamedTuple):
+    """Words or sentences: where each starts and stops, from left to right; those of one run are adjacent."""
+
+    starts: Int64[np.ndarray, " units"]
+    stops: Int64[np.ndarray, " units"]
+
+
+def words(
+    tokens: Int32[np.ndarray, " n"], runs: Int64[np.ndarray, " n"], begins_word: Bool[np.ndarray, " vocab"]
+) -> Units:
+    """The words of each run; what is before the first beginning of one belongs to none."""
+    starts = np.flatnonzero(begins_word[tokens] & (runs > 0))
+    run_stops = np.flatnonzero(borders(np.append(runs, -1)))
+    run_stop = run_stops[np.searchsorted(run_stops, starts, side="right")]
+    return Units(starts, np.minimum(np.append(starts[1:], len(tokens))[: len(starts)], run_stop))
+
+
+def sentences(
+    tokens: Int32[np.ndarray, " n"], runs: Int64[np.ndarray, " n"], ends_sentence: Bool[np.ndarray, " vocab"]
+) -> Units:
+    """The whole sentences of each run but the first."""
+    is_end = ends_sentence[tokens] & (runs > 0)
+    goes_on = np.append(is_end[1:] & (runs[1:] == runs[:-1]), False)[: len(tokens)]
+    ends = np.flatnonzero(is_end & ~goes_on)
+    same = runs[ends[1:]] == runs[ends[:-1]]
+    return Units(ends[:-1][same] + 1, ends[1:][same] + 1)
+
+
+def borders(values: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Where a value differs from the one before it, and at the first."""
+    return np.concatenate([[True], values[1:] != values[:-1]])[: len(values)]
+
+
+def every(
+    size: int, runs: Int64[np.ndarray, " units"], skip: Int[np.ndarray, " units"] | Bool[np.ndarray, " units"] | int = 0
+) -> Bool[np.ndarray, " units"]:
+    """The first of each group of `size` units of one run; the first group of a run is `skip` shorter."""
+    index = np.arange(len(runs))
+    in_run = index - np.maximum.accumulate(np.where(borders(runs), index, 0))
+    return borders(runs) | ((in_run + skip) % size == 0)
+
+
+def shuffle(
+    units: Units, first: Bool[np.ndarray, " units"], chosen: Bool[np.ndarray, " groups"], keys: np.ndarray, size: int
+) -> Int64[np.ndarray, " size"]:
+    """Where the token of each place comes from when the units of the chosen groups are sorted by their keys.
+
+    Args:
+      first: where a group of units begins.
+      size: tokens in all.
+    """
+    group = np.cumsum(first) - 1
+    ordinal = np.arange(len(group))
+    order = np.lexsort((np.where(chosen[group], keys, ordinal), group))
+    lengths = units.stops - units.starts
+    come_from = np.arange(size)
+    come_from[_inside(units.starts, lengths)] = _inside(units.starts[order], lengths[order])
+    return come_from
+
+
+def _inside(starts: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
+    """start, start + 1, ... of each range, one after another."""
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+
+
+class Misspellings(NamedTuple):
+    """Tokens that differ in one letter or digit. A ring is such tokens with the same rest.
+
+    Attributes:
+      first_slot: [vocab + 1] where the slots of each token begin, one for each character that may differ.
+      slot: [slots] place in `members`.
+      ring_start, ring_size: [slots] of the ring it is in.
+      members: [memberships] the tokens of each ring, one ring after another.
+    """
+
+    first_slot: np.ndarray
+    slot: np.ndarray
+    ring_start: np.ndarray
+    ring_size: np.ndarray
+    members: np.ndarray
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Misspellings":
+        rings: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for token, text in enumerate(texts):
+            for i, character in enumerate(text if HALF_CHARACTER not in text else ""):
+                kind = unicodedata.category(character)
+                if kind in ("Ll", "Lu", "Lo", "Nd"):
+                    rings[text[:i], kind, text[i + 1 :]].append(token)
+        kept = [np.array(ring, np.int32) for ring in rings.values() if len(ring) > 1]
+        sizes = np.array([len(ring) for ring in kept], np.int64)
+        members = np.concatenate([np.empty(0, np.int32), *kept])
+        slot = np.argsort(members, kind="stable")
+        first_slot = np.searchsorted(members[slot], np.arange(len(texts) + 1))
+        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return cls(first_slot, slot, starts[slot], np.repeat(sizes, sizes)[slot], members)
+
+    def choose(self, tokens: Int32[np.ndarray, " n"], draws: Float64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+        """A neighbour of each token, or the token where it has none."""
+        count = self.first_slot[tokens + 1] - self.first_slot[tokens]
+        changed = tokens.copy()
+        some = np.flatnonzero(count)
+        scaled = draws[some] * count[some]
+        which = self.first_slot[tokens[some]] + scaled.astype(np.int64)
+        size, start = self.ring_size[which], self.ring_start[which]
+        step = 1 + (scaled % 1 * (size - 1)).astype(np.int64)
+        changed[some] = self.members[start + (self.slot[which] - start + step) % size]
+        return changed
+
+
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """What each token adds to a text, the white space before it included; "" for special tokens."""
+    special = set(tokenizer.special_tokens.values())
+    regular = [token for token in range(tokenizer.vocab_size) if token not in special]
+    # After a token of one character, as some decoders drop the white space at the beginning of a text.
+    anchor = next((token for token in regular if tokenizer.decode([token]).isalnum()), regular[0])
+    begin = len(tokenizer.decode([anchor]))
+    texts = [""] * tokenizer.vocab_size
+    for token in regular:
+        texts[token] = tokenizer.decode([anchor, token])[begin:]
+    return texts
+
+
+def _is_han(character: str) -> bool:
+    return "\u4e00" <= character <= "\u9fff" or "\u3400" <= character <= "\u4dbf"

@@ -1,0 +1,179 @@
+"""Files by glob, on this machine or behind fsspec (`gs://`, `s3://`), decompressed as they are read."""
+
+import contextlib
+import glob
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax.errors import UserError
+
+COMPRESSED = (".gz", ".zst")
+_BUFFER_BYTES = 1 << 20
+
+
+class File(NamedTuple):
+    """A file that a glob matched.
+
+    Attributes:
+      path: absolute path, or URL.
+      name: path below the fixed start of the glob, with `/`.
+      size: bytes as stored.
+      version: changes when the file does: its modification time, or the tag that the remote store gives it.
+    """
+
+    path: str
+    name: str
+    size: int
+    version: str
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def is_compressed(path: str) -> bool:
+    return path.endswith(COMPRESSED)
+
+
+def find_files(spec: str, pattern: str) -> list[File]:
+    """The files that match `pattern`, which may contain `**`, in the order of their paths.
+
+    Raises:
+      UserError: nothing matches, the pattern is a directory, or the remote store cannot be listed; names
+      `spec`.
+    """
+    return _find_remote(spec, pattern) if is_remote(pattern) else _find_local(spec, pattern)
+
+
+def _find_local(spec: str, pattern: str) -> list[File]:
+    whole = Path(pattern).expanduser().absolute()
+    if whole.is_file():
+        prefix, paths = whole.parent, [whole]
+    elif whole.is_dir():
+        raise UserError(f"{spec!r} is a directory: name its files, for example '{spec.rstrip('/')}/**/*.txt'")
+    else:
+        matches = glob.glob(str(whole), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        paths = [path for path in sorted(map(Path, matches)) if path.is_file()]
+        parts = whole.parts
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts)
+        prefix = Path(*fixed)
+    if not paths:
+        raise UserError(f"no file matches {spec!r} (looked for {whole}): check the path and the glob")
+    return [_local_file(path, path.relative_to(prefix).as_posix()) for path in paths]
+
+
+def _local_file(path: Path, name: str) -> File:
+    stat = path.stat()
+    return File(str(path), name, stat.st_size, str(stat.st_mtime_ns))
+
+
+def _find_remote(spec: str, pattern: str) -> list[File]:
+    file_system, path = _file_system(pattern)
+    try:
+        found = {name: info for name, info in file_system.glob(path, detail=True).items() if info["type"] == "file"}
+    except Exception as error:  # each remote store raises its own
+        raise UserError(f"{spec!r}: {pattern} cannot be listed: {type(error).__name__}: {error}") from None
+    if not found:
+        raise UserError(f"no file matches {spec!r} (looked for {pattern}): check the path and the glob")
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+    if len(fixed) == len(path.split("/")):
+        fixed.pop()
+    prefix = "/".join([*fixed, ""])
+    return [
+        File(file_system.unstrip_protocol(name), name.removeprefix(prefix), info["size"], _remote_version(info))
+        for name, info in sorted(found.items())
+    ]
+
+
+def _remote_version(info: dict[str, Any]) -> str:
+    names = ("etag", "ETag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
+    return str(next((info[name] for name in names if info.get(name)), info["size"]))
+
+
+def _file_system(path: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path!r} cannot be opened: {error}; pip install 'gptjax[data]', gcsfs or s3fs") from None
+
+
+def check_version(path: str, version: str) -> None:
+    """Raises UserError where the local file is no longer the one that was found."""
+    if not is_remote(path) and (not Path(path).is_file() or str(Path(path).stat().st_mtime_ns) != version):
+        raise UserError(f"{path} was changed or removed while it was read; run again when nothing writes to it")
+
+
+def open_bytes(path: str | Path, start: int = 0) -> io.IOBase:
+    """Opens what a file contains, decompressed by the end of its name, at byte `start`.
+
+    Raises:
+      OSError: it cannot be opened. Reading raises OSError, EOFError or zlib.error where it is damaged.
+      UserError: what opens files of this kind is not installed.
+    """
+    path = str(path)
+    file = _open_stored(path)
+    if path.endswith(".gz"):
+        unzipped = gzip.GzipFile(fileobj=file)
+        unzipped.myfileobj = file  # closed with it
+        return io.BufferedReader(unzipped, _BUFFER_BYTES)
+    if path.endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), _BUFFER_BYTES)
+    file.seek(start)
+    return file
+
+
+def _open_stored(path: str) -> io.IOBase:
+    if is_remote(path):
+        file_system, name = _file_system(path)
+        return file_system.open(name, "rb")
+    return Path(path).open("rb")
+
+
+@contextlib.contextmanager
+def named_damage(path: str) -> Iterator[None]:
+    """Raises UserError that names the file where opening or reading it fails."""
+    try:
+        yield
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read to its end: {error or type(error).__name__}") from None
+
+
+class ByteRange(io.RawIOBase):
+    """The next `length` bytes of an open file, as a file; wrap it in io.BufferedReader."""
+
+    def __init__(self, file: io.IOBase, length: int):
+        self._file = file
+        self._rest = length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), self._rest))
+        buffer[: len(data)] = data
+        self._rest -= len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def zstd_writer(path: Path) -> Iterator[io.IOBase]:
+    """A new file that is compressed as it is written."""
+    import pyarrow
+
+    with path.open("wb") as file, pyarrow.CompressedOutputStream(file, "zstd") as stream:
+        writer = io.BufferedWriter(stream, _BUFFER_BYTES)
+        yield writer
+        writer.detach()  # flushes, and leaves the closing to the context

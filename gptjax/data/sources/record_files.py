@@ -1,0 +1,182 @@
+"""The sources that are files of records with named fields: JSON, CSV and Parquet."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from gptjax.data.documents import Document, in_parts
+from gptjax.data.sources.base import Faults
+from gptjax.data.sources.cuts import cut_lines
+from gptjax.data.sources.files import File, is_compressed, open_bytes
+from gptjax.data.sources.text_files import READ_BYTES, Files, Span, whole
+from gptjax.data.sources.utf8 import Utf8Decoder
+from gptjax.errors import UserError
+
+_PARQUET_ROWS = 256
+
+
+class JsonLines(Files):
+    """`jsonl:GLOB#FIELD`: each line is an object whose FIELD is one document; blank lines are skipped.
+
+    A file that begins with `[` is read as a JSON list of such objects.
+    """
+
+    has_fields = True
+
+    def _cut(self, file: File, size: int) -> list[Span]:
+        if is_compressed(file.path) or self._is_list(file.path):
+            return [whole(file)]
+        borders = cut_lines(file, size)
+        return [
+            whole(file)._replace(begin=begin, end=end, first=line)
+            for (begin, line), (end, _) in itertools.pairwise(borders)
+        ]
+
+    @staticmethod
+    def _is_list(path: str) -> bool:
+        with open_bytes(path) as file:
+            return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        from gptjax.data.sources.records import Damaged, read_records
+
+        for record in read_records(span.path, lambda _: self._open_text(span)):
+            number = span.first + record.number
+            place = f"{span.path}, line {number}" if span.first else record.place
+            try:
+                if isinstance(record.value, Damaged):
+                    raise UserError(f"{place}: {record.value}")
+                yield from self._record(record.value, f"{span.name}:{number}", place)
+            except UserError as error:
+                self.faults.skip(error)
+
+    def _open_text(self, span: Span) -> io.IOBase:
+        """The bytes of the span; where asked for, with U+FFFD for those that are not UTF-8."""
+        file = self._open(span)
+        if self.decode_errors == "reject":
+            return file
+        return io.BufferedReader(_Repaired(file, self.faults), READ_BYTES)
+
+    def _record(self, record: Any, document_id: str, place: str) -> Iterator[Document]:
+        text, replaced = field_text(record, self.field or "text", self.decode_errors, place)
+        self.faults.replaced += replaced
+        yield from in_parts({"text": text, "id": document_id, "source": self.spec})
+
+
+class _Repaired(io.RawIOBase):
+    """A file with U+FFFD for bytes that are not UTF-8."""
+
+    def __init__(self, file: io.IOBase, faults: Faults):
+        self._file = file
+        self._faults = faults
+        self._decoder = Utf8Decoder("replace", "")
+        self._repaired = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        final = False
+        while not self._repaired and not final:
+            data = self._file.read(READ_BYTES)
+            final = not data
+            self._repaired = self._decoder.decode(data, final=final).encode()
+        data, self._repaired = self._repaired[: len(buffer)], self._repaired[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._faults.replaced += self._decoder.replaced
+            self._file.close()
+        super().close()
+
+
+class CsvFiles(JsonLines):
+    """`csv:GLOB#FIELD`: the first row names the columns; the column FIELD of each further row is one document."""
+
+    def _cut(self, file: File, size: int) -> list[Span]:
+        return [whole(file)]  # a line end may be within a field
+
+
+def field_text(record: Any, field: str, decode_errors: str, place: str) -> tuple[str, int]:
+    """The text of FIELD, or of A and B for `A+B`; these, and the strings of a list, are joined with line ends.
+
+    Returns:
+      The text, and how many half surrogate pairs were replaced in it.
+
+    Raises:
+      UserError: the record has no such field, or it is not text.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: a JSON {type(record).__name__}; each line must be one JSON object")
+    lines: list[str] = []
+    for name in [field] if field in record else field.split("+"):
+        if name not in record:
+            there = ", ".join(map(repr, record)) or "none"
+            raise UserError(f"{place}: no field {name!r}; fields: {there}. Choose one with SCHEME:GLOB#FIELD")
+        value = record[name]
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            lines.extend(value)
+        elif isinstance(value, str):
+            lines.append(value)
+        else:
+            raise UserError(f"{place}: field {name!r} is a {type(value).__name__}; expected a string")
+    # JSON can escape half a surrogate pair, which no UTF-8 text can contain.
+    text, count = re.subn("[\ud800-\udfff]", "\ufffd", "\n".join(lines))
+    if count and decode_errors == "reject":
+        raise UserError(
+            f"{place}: field {field!r} has half a surrogate pair (\\ud800 to \\udfff); "
+            "data.decode_errors=replace continues with U+FFFD in its place"
+        )
+    return text, count
+
+
+class ParquetFiles(JsonLines):
+    """`parquet:GLOB#FIELD`: the column FIELD of each row is one document."""
+
+    def _cut(self, file: File, size: int) -> list[Span]:
+        with open_bytes(file.path) as opened:
+            metadata = _parquet_file(file.path, opened).metadata
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        spans = [whole(file)._replace(end=0)]
+        num_bytes = 0
+        for number, group in enumerate(groups):
+            if num_bytes + group.total_byte_size > size and num_bytes:
+                rows = sum(group.num_rows for group in groups[spans[-1].begin : number])
+                spans.append(whole(file)._replace(begin=number, first=spans[-1].first + rows))
+                num_bytes = 0
+            spans[-1] = spans[-1]._replace(end=number + 1)
+            num_bytes += group.total_byte_size
+        return spans
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        with open_bytes(span.path) as file:
+            table = _parquet_file(span.path, file)
+            names = table.schema_arrow.names
+            field = self.field or "text"
+            columns = [field] if field in names else field.split("+")
+            if missing := [name for name in columns if name not in names]:
+                raise UserError(
+                    f"{span.path}: no column {missing[0]!r}; columns: {', '.join(names)}. Choose one with #FIELD"
+                )
+            groups = list(range(span.begin, span.end if span.end >= 0 else table.num_row_groups))
+            batches = table.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=columns)
+            records = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, record in enumerate(records, start=span.first + 1):
+                try:
+                    yield from self._record(record, f"{span.name}:{number}", f"{span.path}, row {number}")
+                except UserError as error:
+                    self.faults.skip(error)
+
+
+def _parquet_file(path: str, file: io.IOBase) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None

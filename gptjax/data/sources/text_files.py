@@ -1,0 +1,186 @@
+"""The sources that are files of one text each, or of dialogues, and what is common to all sources of files."""
+
+import hashlib
+import io
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from gptjax.data.documents import PART_CHARACTERS, Document, in_parts
+from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Source
+from gptjax.data.sources.cuts import cut_text
+from gptjax.data.sources.files import (
+    ByteRange,
+    File,
+    check_version,
+    is_compressed,
+    named_damage,
+    open_bytes,
+)
+from gptjax.data.sources.utf8 import Utf8Decoder, decode_all
+from gptjax.errors import UserError
+
+MAX_PAGE_BYTES = 1 << 26
+READ_BYTES = 1 << 20
+_PIECE_FILES = 500
+_COMPRESSION = 4  # how much larger a compressed text is thought to be
+_PAGE_WEIGHT = 8  # a web page takes longer than a text of its size
+
+
+class Span(NamedTuple):
+    """A file, or a share of it: the bytes or row groups from `begin` to `end`, -1 for the end of the file.
+
+    `first` counts what comes before, in the units in which the format numbers its documents.
+    """
+
+    path: str
+    name: str
+    version: str
+    begin: int = 0
+    end: int = -1
+    first: int = 0
+
+
+class Files(Source):
+    """Files in the order of their paths. Small ones share a piece; a large one is cut if its format allows it.
+
+    Where, depends on the files alone.
+    """
+
+    has_fields = False
+    weight = 1
+
+    def __init__(self, spec: str, scheme: str, field: str, files: list[File], decode_errors: str, faults: Faults):
+        self.spec = spec
+        self.scheme = scheme
+        self.field = field
+        self.files = files
+        self.decode_errors = decode_errors
+        self.faults = faults
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "files": []}  # a piece names its own, and there may be millions
+
+    def key(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.path}\0{file.size}\0{file.version}\n".encode())
+        return f"{self.spec} decode_errors={self.decode_errors} files={digest.hexdigest()}"
+
+    def pieces(self) -> list[Piece]:
+        pieces: list[Piece] = []
+        group: list[Span] = []
+        group_bytes = 0
+        for file in self.files:
+            num_bytes = file.size * self.weight * (_COMPRESSION if is_compressed(file.path) else 1)
+            with named_damage(file.path):
+                spans = self._cut(file, PIECE_BYTES) if num_bytes > PIECE_BYTES else [whole(file)]
+            if group and (group_bytes + num_bytes > PIECE_BYTES or len(group) == _PIECE_FILES):
+                pieces.append(_piece(group, group_bytes))
+                group, group_bytes = [], 0
+            if len(spans) > 1:
+                pieces.extend(_piece([span], num_bytes // len(spans)) for span in spans)
+            else:
+                group.extend(spans)
+                group_bytes += num_bytes
+        if group:
+            pieces.append(_piece(group, group_bytes))
+        return pieces
+
+    def read(self, piece: Piece) -> Iterator[Document]:
+        for span in itertools.starmap(Span, piece.content):
+            check_version(span.path, span.version)
+            try:
+                with named_damage(span.path):
+                    yield from self._documents(span)
+            except UserError as error:
+                self.faults.skip(error)
+            check_version(span.path, span.version)
+
+    def _cut(self, file: File, size: int) -> list[Span]:
+        """The shares of about `size` bytes into which a large file is cut."""
+        return [whole(file)]
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        raise NotImplementedError
+
+    def _open(self, span: Span) -> io.IOBase:
+        file = open_bytes(span.path, span.begin)
+        return file if span.end < 0 else io.BufferedReader(ByteRange(file, span.end - span.begin), READ_BYTES)
+
+
+def whole(file: File) -> Span:
+    """All of a file."""
+    return Span(file.path, file.name, file.version)
+
+
+def _piece(spans: list[Span], num_bytes: int) -> Piece:
+    first, last = spans[0], spans[-1]
+    name = f"{first.name} from {first.begin}" if first.begin else first.name
+    return Piece(name if first == last else f"{name} to {last.name}", num_bytes, [list(span) for span in spans])
+
+
+class TextFiles(Files):
+    """`text:GLOB`: each file is one document; its id is the path below the fixed start of the glob."""
+
+    def _cut(self, file: File, size: int) -> list[Span]:
+        if is_compressed(file.path):
+            return [whole(file)]
+        borders = cut_text(file, size)
+        return [
+            whole(file)._replace(begin=begin, end=end, first=-(-begin // PART_CHARACTERS))
+            for begin, end in itertools.pairwise(borders)
+        ]
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        yield from in_parts(
+            {"id": span.name, "source": self.spec},
+            self._text(span),
+            number=None if span.end < 0 else span.first,
+        )
+
+    def _text(self, span: Span) -> Iterator[str]:
+        decoder = Utf8Decoder(self.decode_errors, span.path, offset=span.begin)
+        with self._open(span) as file:
+            while data := file.read(READ_BYTES):
+                yield decoder.decode(data)
+        yield decoder.decode(b"", final=True)
+        self.faults.replaced += decoder.replaced
+
+
+class HtmlFiles(Files):
+    """`html:GLOB`: each file is one document, whose text is the page as it is; the profile `web` extracts the text."""
+
+    weight = _PAGE_WEIGHT
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        with self._open(span) as file:
+            data = file.read(MAX_PAGE_BYTES + 1)
+        if len(data) > MAX_PAGE_BYTES:
+            raise UserError(f"{span.path}: a page of more than {MAX_PAGE_BYTES:,} bytes; leave it out of the glob")
+        text, replaced = decode_all(data, self.decode_errors, span.path)
+        self.faults.replaced += replaced
+        yield {"text": text, "id": span.name, "source": self.spec}
+
+
+class DialogueFiles(Files):
+    """`messages:GLOB` and the other formats of `gptjax.data.sources.dialogues`; `pairs:GLOB#A,B` names two fields."""
+
+    has_fields = True
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        from gptjax.data.sources.dialogues import Skipped, read_dialogues
+
+        skipped = Skipped()
+        yield from read_dialogues(
+            span.path,
+            self.scheme,
+            source=self.spec,
+            name=span.name,
+            fields=self.field.split(",") if self.field else None,
+            on_error=self.faults.on_error,
+            skipped=skipped,
+            open_file=open_bytes,
+        )
+        self.faults.skipped += sum(skipped.counts.values())
+        self.faults.messages += [example for examples in skipped.examples.values() for example in examples]

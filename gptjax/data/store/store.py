@@ -1,0 +1,116 @@
+"""The token store: a tokenised corpus on disk.
+
+STORE/manifest.json      what it is made of and how; counts and sha256 of every file
+STORE/tokenizer.json     Hugging Face form
+STORE/card.json          the data card, for programs; card.md is the same for people
+STORE/duplicates.jsonl   the documents that were left out because they repeat another, if any
+STORE/SPLIT/             tokens and documents, see `gptjax.data.store.shards`
+
+`gptjax.data.building.build` makes it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.data.store.shards import DOCUMENTS, TokenSplit, file_sha256
+from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+class Store:
+    """A token store that was opened or built.
+
+    Attributes:
+      directory: where it is.
+      manifest: the content of manifest.json.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]):
+        self.directory = directory
+        self.manifest = manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the ids and texts of all documents, whatever the tokenizer."""
+        return self.manifest["source_fingerprint"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have documents."""
+        return tuple(self.manifest["splits"])
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(self.directory / TOKENIZER)
+
+    def split(self, name: str) -> TokenSplit:
+        """The split `name`. Raises UserError where the store has none."""
+        self._check_split(name)
+        return TokenSplit(self.directory / name, name, self.manifest["dtype"], self.manifest["splits"][name])
+
+    def _check_split(self, name: str) -> None:
+        if name not in self.manifest["splits"]:
+            raise UserError(
+                f"the token store {self.directory} has no split {name!r}; it has {', '.join(self.splits)}. "
+                f"Build it with a {name} fraction above 0"
+            )
+
+    def verify(self) -> None:
+        """Reads every file. Raises UserError naming the first whose sha256 is not the manifest's."""
+        for name, split in self.manifest["splits"].items():
+            expected = {shard["file"]: shard["sha256"] for shard in split["shards"]}
+            expected |= {shard["mask"]: shard["mask_sha256"] for shard in split["shards"] if "mask" in shard}
+            for file, sha256 in (*expected.items(), (DOCUMENTS, split["documents_sha256"])):
+                path = self.directory / name / file
+                if (found := file_sha256(path)) != sha256:
+                    raise _damaged(path, f"its sha256 is {found}, the manifest says {sha256}")
+        if (found := self.tokenizer().sha256) != self.manifest["tokenizer"]["sha256"]:
+            raise _damaged(self.directory / TOKENIZER, f"its sha256 is {found}")
+
+
+def open_store(directory: str | Path) -> Store:
+    """Opens a store, by its directory or as `store:DIR`, and checks that its files are there, whole.
+
+    Raises:
+      UserError: it is not a token store, of another format version, or a file is missing or has another size.
+    """
+    directory = Path(str(directory).removeprefix("store:")).expanduser().absolute()
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} is not a token store: it has no {MANIFEST}; make one with gptjax prepare"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{directory} has format version {version}, expected {FORMAT_VERSION}; build it again")
+    itemsize = np.dtype(manifest["dtype"]).itemsize
+    for name, split in manifest["splits"].items():
+        for shard in split["shards"]:
+            _check_size(directory / name / shard["file"], shard["tokens"] * itemsize)
+            if "mask" in shard:
+                _check_size(directory / name / shard["mask"], shard["tokens"])
+        if not (directory / name / DOCUMENTS).is_file():
+            raise _damaged(directory / name / DOCUMENTS, "it is missing")
+    if not (directory / TOKENIZER).is_file():
+        raise _damaged(directory / TOKENIZER, "it is missing")
+    return Store(directory, manifest)
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    if not path.is_file():
+        raise _damaged(path, "it is missing")
+    if (size := path.stat().st_size) != num_bytes:
+        raise _damaged(path, f"it has {size} bytes, the manifest says {num_bytes}")
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"the token store is damaged at {path}: {reason}; remove the store and build it again")

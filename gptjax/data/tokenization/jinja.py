@@ -1,0 +1,183 @@
+"""A dialogue rendered by a Jinja chat template, in pieces: special tokens, and what the loss is on."""
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gptjax.data.documents import Message
+from gptjax.errors import UserError
+
+Span = tuple[int, int]
+
+_HAS_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+class Segment(NamedTuple):
+    """A piece of a rendered dialogue: one special token, or text that is none; and whether it bears loss."""
+
+    text: str
+    is_special: bool
+    trained: bool
+
+
+def render_jinja(
+    jinja: str,
+    messages: Sequence[Message],
+    special_tokens: Sequence[str],
+    variables: Mapping[str, str],
+    add_generation_prompt: bool,
+) -> Iterator[Segment]:
+    """The pieces of a dialogue, of which those that bear loss are what `ChatTemplate` says.
+
+    Args:
+      jinja: the template.
+      messages: the dialogue.
+      special_tokens: what is a special token where the template, not a message, writes it.
+      variables: names that the template may use, such as eos_token.
+      add_generation_prompt: whether what begins an answer follows.
+
+    Raises:
+      UserError: the template is not Jinja, refuses the dialogue, or its loss mask cannot be derived.
+    """
+    contents = [message["content"] for message in messages]
+    within, *around = _unused_characters(3, "".join([jinja, *variables.values(), *contents]))
+    protected = [
+        {"role": message["role"], "content": _protect(message["content"], special_tokens, within)}
+        for message in messages
+    ]
+
+    def render(count: int, prompt: bool) -> str:
+        return _run(jinja, variables, protected[:count], prompt, around)
+
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    text = render(len(messages), add_generation_prompt)
+    if _HAS_GENERATION.search(jinja):
+        text, spans = _without_marks(text, *around)
+        spans = [_to_end_of_turn(text, span, special) for span in spans]
+    else:
+        try:
+            spans = _added_by_answers(text, protected, render, special)
+        except UserError:
+            if not add_generation_prompt:
+                raise
+            spans = []  # of a prompt nothing bears loss
+    borders = [0, *itertools.chain.from_iterable(spans), len(text)]
+    for number, (start, end) in enumerate(itertools.pairwise(borders)):
+        trained = number % 2 == 1
+        for match in special.finditer(text, start, end):
+            yield Segment(text[start : match.start()].replace(within, ""), False, trained)
+            yield Segment(match.group(), True, trained)
+            start = match.end()
+        yield Segment(text[start:end].replace(within, ""), False, trained)
+
+
+def _protect(content: str, special_tokens: Sequence[str], mark: str) -> str:
+    """`content` with a mark within each special token that it spells, so that it is none."""
+    for token in special_tokens:
+        content = content.replace(token, token[0] + mark + token[1:])
+    return content
+
+
+def _unused_characters(count: int, text: str) -> list[str]:
+    """Private-use characters that `text` does not have."""
+    there = set(text)
+    private = (chr(codepoint) for codepoint in range(0x10FFFD, 0xFFFFF, -1))
+    return [next(character for character in private if character not in there) for _ in range(count)]
+
+
+def _without_marks(text: str, begin: str, end: str) -> tuple[str, list[Span]]:
+    """`text` without the marks, and the spans that they enclosed."""
+    pieces = re.split(f"[{begin}{end}]", text)
+    borders = list(itertools.accumulate(map(len, pieces)))
+    return "".join(pieces), list(zip(borders[:-1:2], borders[1::2], strict=False))
+
+
+def _added_by_answers(
+    text: str, messages: Sequence[Message], render: Callable[[int, bool], str], special: re.Pattern[str]
+) -> list[Span]:
+    """Where each answer is: from the end of what is rendered before it to where its turn ends."""
+    spans = []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, through = render(number, True), render(number + 1, False)
+            start, end = _to_end_of_turn(through, (len(before), len(through)), special)
+            if not (through.startswith(before) and text.startswith(through[:end])):
+                raise UserError(
+                    f"the chat template renders the first {number + 1} of {len(messages)} messages otherwise "
+                    "than at the start of the whole dialogue, so the loss mask cannot be derived; write "
+                    "{% generation %} and {% endgeneration %} around the assistant's words in the template"
+                )
+            spans.append((start, end))
+    return spans
+
+
+def _to_end_of_turn(text: str, span: Span, special: re.Pattern[str]) -> Span:
+    """The span up to the first of the special tokens at its end, or with the one that follows it."""
+    start, end = span
+    ending = re.compile(rf"({special.pattern})(?:\s|{special.pattern})*\Z").search(text, start, end)
+    if ending:
+        return start, ending.end(1)
+    following = special.match(text, end)
+    return start, following.end() if following else end
+
+
+def _run(
+    jinja: str, variables: Mapping[str, str], messages: Sequence[Message], prompt: bool, marks: Sequence[str]
+) -> str:
+    template = _compiled(jinja)
+    try:
+        return template.render(
+            messages=list(messages),
+            add_generation_prompt=prompt,
+            tools=None,
+            documents=None,
+            generation_marks=marks,
+            **variables,
+        )
+    except Exception as error:  # whatever the template does
+        raise UserError(f"the chat template refuses a dialogue of {len(messages)} messages: {error}") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(jinja: str) -> Any:
+    try:
+        from jinja2 import TemplateError, TemplateSyntaxError, nodes
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ModuleNotFoundError:
+        raise UserError("a chat template in Jinja needs jinja2: pip install 'gptjax[data]'") from None
+
+    class Generation(Extension):
+        """{% generation %}...{% endgeneration %}: its text between two marks."""
+
+        tags = {"generation"}  # noqa: RUF012 (Jinja's)
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            marks = nodes.Name("generation_marks", "load")
+            return nodes.CallBlock(self.call_method("_mark", [marks]), [], [], body).set_lineno(line)
+
+        def _mark(self, marks, caller):
+            return marks[0] + caller() + marks[1]
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(jinja)
+    except TemplateSyntaxError as error:
+        raise UserError(f"line {error.lineno} of the chat template is not Jinja: {error.message}") from None
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)

@@ -1,0 +1,209 @@
+"""Chat templates: a dialogue as tokens, with the mask of those that bear loss.
+
+Loss is on the assistant's words and on the token that ends its turn; without the latter a model never stops.
+What a message spells never becomes a special token: only the template itself writes those.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from gptjax.data.documents import Message
+from gptjax.data.tokenization.jinja import Segment, render_jinja
+from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.errors import UserError
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+Encoded = tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]
+
+_CONFIG_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+
+
+class ChatTemplate:
+    """ChatML, or a Jinja template as `tokenizer_config.json` has it.
+
+    A Jinja template runs in jinja2's sandbox, with the names that transformers gives it except
+    `strftime_now`: a training set must not depend on the day. Its loss mask is what {% generation %} blocks
+    enclose. Without such blocks it is what each assistant message adds to the dialogue rendered before it,
+    for which the template must render a prefix of a dialogue as a prefix of its text.
+
+    Attributes:
+      jinja: the template; None is ChatML, which needs no jinja2.
+      special_tokens: the tokens that only the template may write; the tokenizer must have those it uses.
+      variables: what the template calls bos_token, eos_token and so on.
+    """
+
+    def __init__(
+        self,
+        jinja: str | None = None,
+        *,
+        special_tokens: Sequence[str] = (IM_START, IM_END),
+        variables: Mapping[str, str] | None = None,
+    ):
+        """Raises UserError where it is not Jinja, or ends an assistant's turn without a special token."""
+        self.jinja = jinja
+        # A token of one character could not be written apart from that character in a text.
+        self.special_tokens = tuple(token for token in special_tokens if len(token) > 1)
+        self.variables = dict(variables or {})
+        trained = [segment for segment in self.render(_PROBE) if segment.trained]
+        if not trained or not trained[-1].is_special:
+            raise UserError(
+                "the chat template does not end an assistant's turn with a special token, so a model could "
+                f"not learn to stop; write eos_token there; special tokens: {', '.join(self.special_tokens)}"
+            )
+        self.end_of_turn = trained[-1].text
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer, directory: str | Path | None = None) -> "ChatTemplate":
+        """The chat template beside a tokenizer: chat_template.jinja, else `chat_template` in
+        tokenizer_config.json ("default" where it has several), else ChatML."""
+        config, jinja = _configuration(Path(directory)) if directory is not None else ({}, None)
+        if jinja is None:
+            return cls()
+        variables = {name: _content(config[name]) for name in _CONFIG_TOKENS if config.get(name)}
+        variables.setdefault("eos_token", tokenizer.eot_token)
+        return cls(jinja, special_tokens=list(tokenizer.special_tokens), variables=variables)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {"jinja": self.jinja, "special_tokens": list(self.special_tokens), "variables": self.variables}
+
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any]) -> "ChatTemplate":
+        return cls(
+            description["jinja"],
+            special_tokens=description["special_tokens"],
+            variables=description["variables"],
+        )
+
+    def prepare_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
+        """`tokenizer`, with ChatML's two tokens added where it lacks them.
+
+        Raises:
+          UserError: the tokenizer lacks a special token of a Jinja template.
+        """
+        missing = [token for token in self.special_tokens if token not in tokenizer.special_tokens]
+        if missing and self.jinja is not None:
+            raise UserError(
+                f"the tokenizer lacks {', '.join(missing)} of the chat template; take the tokenizer that the "
+                "template belongs to, or ChatML"
+            )
+        return tokenizer.with_special_tokens(missing) if missing else tokenizer
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
+        """The dialogue in pieces; with `add_generation_prompt`, followed by what begins an answer.
+
+        Raises:
+          UserError: the template refuses the dialogue, or its loss mask cannot be derived.
+        """
+        if self.jinja is None:
+            pieces = _chatml(messages, add_generation_prompt)
+        else:
+            pieces = render_jinja(self.jinja, messages, self.special_tokens, self.variables, add_generation_prompt)
+        return _merged(pieces)
+
+    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+        """(ids, mask): the token ids of a dialogue, and which of them bear loss as targets.
+
+        The ids before an answer are those of `encode_prompt` of the messages before it.
+        """
+        return self.encode_batch([messages], tokenizer)[0]
+
+    def encode_batch(self, dialogues: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[Encoded]:
+        """`encode` of each dialogue, faster than one by one."""
+        return _encode([self.render(messages) for messages in dialogues], tokenizer)
+
+    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
+        """The token ids of a dialogue up to where the assistant's next answer begins."""
+        return _encode([self.render(messages, add_generation_prompt=True)], tokenizer)[0][0]
+
+
+def _chatml(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
+    for message in messages:
+        trained = message["role"] == "assistant"
+        yield Segment(IM_START, True, False)
+        yield Segment(f"{message['role']}\n", False, False)
+        yield Segment(message["content"], False, trained)
+        yield Segment(IM_END, True, trained)
+        yield Segment("\n", False, False)
+    if add_generation_prompt:
+        yield Segment(IM_START, True, False)
+        yield Segment("assistant\n", False, False)
+
+
+def _merged(segments: Iterator[Segment]) -> list[Segment]:
+    """Neighbouring texts that are trained alike, as one; empty ones left out."""
+    merged: list[Segment] = []
+    for segment in segments:
+        if merged and not segment.is_special and merged[-1][1:] == segment[1:]:
+            merged[-1] = merged[-1]._replace(text=merged[-1].text + segment.text)
+        elif segment.text:
+            merged.append(segment)
+    return merged
+
+
+def _encode(dialogues: Sequence[Sequence[Segment]], tokenizer: Tokenizer) -> list[Encoded]:
+    """Between special tokens a text goes on from the ones before, as in pretraining."""
+    texts, context = [], ""
+    for segment in itertools.chain.from_iterable(dialogues):
+        context = "" if segment.is_special else context + segment.text
+        if context:
+            texts.append(context)
+    continued = iter(tokenizer.encode_batch(texts))
+    return [_encode_one(segments, continued, tokenizer) for segments in dialogues]
+
+
+def _encode_one(segments: Sequence[Segment], continued: Iterator[np.ndarray], tokenizer: Tokenizer) -> Encoded:
+    nothing = context = np.empty(0, np.int32)
+    ids = []
+    for text, is_special, _ in segments:
+        if is_special:
+            if text not in tokenizer.special_tokens:
+                raise UserError(f"the tokenizer lacks the special token {text!r} of the chat template")
+            ids.append(np.array([tokenizer.special_tokens[text]], np.int32))
+            context = nothing
+            continue
+        joint = next(continued)
+        if np.array_equal(joint[: len(context)], context):
+            ids.append(joint[len(context) :])
+        else:  # a token would lie across the border, where generation starts from the tokens before it
+            ids.append(tokenizer.encode(text))
+        context = joint
+    trained = np.array([segment.trained for segment in segments], np.bool_)
+    return np.concatenate([nothing, *ids]), np.repeat(trained, [len(piece) for piece in ids])
+
+
+def _configuration(directory: Path) -> tuple[dict[str, Any], str | None]:
+    """The tokenizer_config.json in a directory, and its chat template, or None."""
+    path = directory / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if (directory / "chat_template.jinja").is_file():
+        return config, (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        if "default" not in named:
+            raise UserError(f"{path} has chat templates {', '.join(named)}, but none is named 'default'")
+        template = named["default"]
+    return config, template
+
+
+def _content(token: Any) -> str:
+    return token["content"] if isinstance(token, dict) else token

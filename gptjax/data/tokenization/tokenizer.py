@@ -1,0 +1,294 @@
+"""Text to token ids and back. Every tokenizer is stored as a Hugging Face `tokenizer.json`."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from numpy.typing import ArrayLike
+
+from gptjax.data.tokenization import vocabularies
+from gptjax.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
+
+_MIN_BPE_VOCAB_SIZE = 257
+_MIN_WORDS = 3
+# End-of-text tokens of well-known models, in the order in which they are looked for when a file does not say.
+_END_OF_TEXT_NAMES = (
+    END_OF_TEXT,
+    "</s>",
+    "<|end_of_text|>",
+    "<eos>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<｜end▁of▁sentence｜>",
+    "[SEP]",
+)
+
+
+class Tokenizer:
+    """A vocabulary with its end-of-text token.
+
+    Text never becomes a special token: "<|endoftext|>" in a text is encoded as the characters it consists of.
+
+    Attributes:
+      kind: "char", "byte", "bpe", "word", "jieba", or the model type of another Hugging Face tokenizer
+        ("unigram", "wordpiece").
+      vocab_size: number of ids, the end-of-text token and other special tokens included.
+      eot_id: id of the end-of-text token, which begins every document in a token store.
+      eot_token: its text.
+    """
+
+    def __init__(self, tokenizer: Any, eot_token: str | None = None):
+        """Wraps a `tokenizers.Tokenizer`. Raises UserError where it has no end-of-text token."""
+        from tokenizers import AddedToken
+
+        description = json.loads(tokenizer.to_str())
+        self.eot_token = eot_token or _find_end_of_text(tokenizer, description)
+        if tokenizer.token_to_id(self.eot_token) is None:
+            raise UserError(f"the tokenizer has no token {self.eot_token!r}, which should end a text")
+        tokenizer.add_special_tokens([AddedToken(self.eot_token, special=True, normalized=False)])
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.kind = _kind(description)
+        self.eot_id: int = tokenizer.token_to_id(self.eot_token)
+        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._id_of_codepoint = _codepoint_table(description) if self.kind == "char" else None
+
+    @classmethod
+    def from_str(cls, text: str, *, eot_token: str | None = None) -> "Tokenizer":
+        """Reads the text of a `tokenizer.json`. Raises UserError where it is none."""
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+        try:
+            tokenizer = HuggingFaceTokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"not a Hugging Face tokenizer.json: {error}") from None
+        return cls(tokenizer, eot_token)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Reads a `tokenizer.json`, and `eos_token` from the `tokenizer_config.json` beside it, if any."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error}") from None
+        return cls.from_str(text, eot_token=_configured_end_of_text(path.parent))
+
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """This vocabulary with the special tokens it lacks added at its end, such as <|im_start|>."""
+        from tokenizers import AddedToken, Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.to_str())
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        return type(self)(tokenizer, self.eot_token)
+
+    @functools.cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """The ids that the tokenizer.json has other programs put before a text, such as <s>; `encode` does not."""
+        if self._tokenizer.post_processor is None:  # a vocabulary of characters may lack any that is tried
+            return ()
+        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        places = [i for i in range(len(ids)) if ids[i : i + len(plain)] == plain]
+        return tuple(ids[: places[0]]) if places and plain else ()
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What begins a text that a model continues: `prefix`, or the end-of-text token where there is none."""
+        return self.prefix or (self.eot_id,)
+
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this gives all texts the ids that `other` gives; it may have more special tokens."""
+        if self.sha256 == other.sha256:
+            return True
+        ours, theirs = (json.loads(tokenizer.to_str()) for tokenizer in (self, other))
+        if any(ours[part] != theirs[part] for part in ("model", "normalizer", "pre_tokenizer")):
+            return False
+        return self.eot_id == other.eot_id and other.special_tokens.items() <= self.special_tokens.items()
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of every special token, the end-of-text token among them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in sorted(added.items()) if token.special}
+
+    def to_str(self) -> str:
+        """The text of the `tokenizer.json`."""
+        return self._tokenizer.to_str(pretty=False)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the `tokenizer.json`, and a `tokenizer_config.json` if needed for the eot token."""
+        path = Path(path)
+        path.write_text(self.to_str(), encoding="utf-8")
+        if _find_end_of_text(self._tokenizer, json.loads(self.to_str())) != self.eot_token:
+            config = json.dumps({"eos_token": self.eot_token}, ensure_ascii=False)
+            path.with_name("tokenizer_config.json").write_text(config, encoding="utf-8")
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the `tokenizer.json`, whatever its white space and the order of its keys."""
+        canonical = json.dumps(json.loads(self.to_str()), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """The token ids of `text`, with nothing added at either end.
+
+        Raises:
+          UserError: a `char` vocabulary lacks a character, or the text has half a surrogate pair.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
+        """`encode` of each text, on all cores where the kind has no faster way."""
+        if self.kind == "char":
+            return [self._encode_characters(text) for text in texts]
+        if self.kind == "byte":
+            return [np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int32) for text in texts]
+        for text in texts:
+            _utf8(text)
+        if self.kind == "jieba":
+            texts = [vocabularies.segmented(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
+        """UTF-8 bytes of text that each token stands for; none for special tokens.
+
+        Raises:
+          UserError: the tokens of this kind are not pieces of the text.
+        """
+        description = json.loads(self.to_str())
+        if (description["decoder"] or {}).get("type") not in ("ByteLevel", "Fuse"):
+            raise UserError(f"the tokenizer is of the kind {self.kind}, whose tokens have no fixed number of bytes")
+        is_bytes = description["decoder"]["type"] == "ByteLevel"
+        sizes = np.zeros(self.vocab_size, np.int32)
+        for token, i in description["model"]["vocab"].items():
+            sizes[i] = len(token) if is_bytes else len(token.encode())
+        sizes[list(self.special_tokens.values())] = 0
+        return sizes
+
+    def _encode_characters(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        codepoints = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        table = self._id_of_codepoint
+        ids = table[np.minimum(codepoints, len(table) - 1)]
+        if ids.size and ids.min() < 0:
+            character = text[int(np.argmax(ids < 0))]
+            raise UserError(
+                f"the character {character!r} (U+{ord(character):04X}) is not in the vocabulary, which is "
+                "the characters of the training corpus; leave it out, or train with tokenizer=byte"
+            )
+        return ids
+
+    def decode(self, ids: ArrayLike) -> str:
+        """The text of `ids` (any array or sequence of integers), special tokens left out.
+
+        Bytes that are not UTF-8, such as half a character at the end, become U+FFFD.
+        """
+        return self._tokenizer.decode(np.asarray(ids, dtype=np.int64).tolist(), skip_special_tokens=True)
+
+    def __reduce__(self):
+        return _unpickle, (self.to_str(), self.eot_token)
+
+
+def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
+    """Makes the tokenizer that `spec`, one of `SPECS`, describes.
+
+    Args:
+      spec: `char` has the characters of the texts, in their order, then eot. `byte` has the 256 bytes, whose
+        ids are their values, then eot. `bpe:N` is a byte-level BPE with GPT-2's pre-tokenisation, in which
+        Han characters never merge with others, trained on the texts, of at most N ids with eot the last.
+        `word:N` and `jieba:N` have the N - 2 most frequent words of the texts, as white space and punctuation
+        or as jieba separates them; every other word is <|unknown|>, and `word` does not keep white space: for
+        ablations, not for models that write. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or on the
+        hub, or GPT-2's encoder.json and vocab.bpe.
+      texts: read once, and not for `byte` and `hf`.
+
+    Raises:
+      UserError: the spec is unknown, the texts are empty, or the Hugging Face tokenizer cannot be had.
+    """
+    scheme, _, rest = spec.partition(":")
+    if spec == "char":
+        return Tokenizer(vocabularies.characters(texts, END_OF_TEXT))
+    if spec == "byte":
+        return Tokenizer(vocabularies.all_bytes(END_OF_TEXT))
+    if scheme == "bpe" and rest.isdecimal():
+        if int(rest) < _MIN_BPE_VOCAB_SIZE:
+            raise UserError(f"tokenizer {spec!r}: the 256 bytes and eot need a vocabulary of {_MIN_BPE_VOCAB_SIZE}")
+        return Tokenizer(vocabularies.train_bpe(texts, int(rest), END_OF_TEXT))
+    if scheme in ("word", "jieba") and rest.isdecimal():
+        if int(rest) < _MIN_WORDS:
+            raise UserError(f"tokenizer {spec!r}: a word, <|unknown|> and eot need a vocabulary of {_MIN_WORDS}")
+        return Tokenizer(vocabularies.words(scheme, texts, int(rest), END_OF_TEXT))
+    if scheme == "hf" and rest:
+        directory, tokenizer = vocabularies.hugging_face(rest, END_OF_TEXT)
+        return Tokenizer(tokenizer, _configured_end_of_text(directory))
+    raise UserError(f"unknown tokenizer {spec!r}: expected one of {', '.join(SPECS)}")
+
+
+def _unpickle(text: str, eot_token: str) -> Tokenizer:
+    return Tokenizer.from_str(text, eot_token=eot_token)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {error.start} of a text is half a surrogate pair ({text[error.start]!r}), not text; "
+            "repair it where it comes from"
+        ) from None
+
+
+def _find_end_of_text(tokenizer: Any, description: dict) -> str:
+    special = {token["content"] for token in description["added_tokens"] if token["special"]}
+    for names in (special, tokenizer.get_vocab(with_added_tokens=True)):
+        for name in _END_OF_TEXT_NAMES:
+            if name in names:
+                return name
+    raise UserError(
+        f"the tokenizer has no end-of-text token; special tokens: {', '.join(sorted(special)) or 'none'}; "
+        "name it as eos_token in the tokenizer_config.json beside the tokenizer.json"
+    )
+
+
+def _configured_end_of_text(directory: Path) -> str | None:
+    """`eos_token` as Hugging Face writes it: a text, or an object with the text as `content`."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = directory / name
+        if path.is_file():
+            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+            if token := token.get("content") if isinstance(token, dict) else token:
+                return token
+    return None
+
+
+def _kind(description: dict) -> str:
+    model = description["model"]
+    splitter = description["pre_tokenizer"] or {}
+    if model["type"] == "WordLevel" and model["unk_token"] == vocabularies.UNKNOWN:
+        if splitter.get("pattern") == {"Regex": vocabularies.ANY_CHARACTER}:
+            return "char"
+        return "jieba" if splitter.get("pattern") == {"String": vocabularies.WORD_BORDER} else "word"
+    if model["type"] != "BPE" or model["merges"]:
+        return model["type"].lower()
+    values = [model["vocab"].get(symbol) for symbol in vocabularies.BYTE_SYMBOLS]
+    plain = description["normalizer"] is None and splitter.get("add_prefix_space") is False
+    return "byte" if plain and values == list(range(256)) else "bpe"
+
+
+def _codepoint_table(description: dict) -> Int32[np.ndarray, " codepoints"]:
+    """Token id of each code point up to the one after the largest, -1 where there is none."""
+    vocabulary = {ord(text): i for text, i in description["model"]["vocab"].items() if len(text) == 1}
+    table = np.full(max(vocabulary) + 2, -1, dtype=np.int32)
+    table[list(vocabulary)] = list(vocabulary.values())
+    return table

@@ -1,0 +1,56 @@
+"""Texts sampled while a model trains."""
+
+import json
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from gptjax.config import Config
+from gptjax.data.tokenization.templates import ChatTemplate
+from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.generation.completion import Generator
+from gptjax.generation.params import SamplingParams
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.processes import distributed
+from gptjax.training import metrics
+
+
+class Sampler:
+    """Writes a few continuations to WORKDIR/samples.jsonl at each evaluation."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        mesh: Mesh,
+        architecture: Architecture,
+        graphdef: nnx.GraphDef,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        *,
+        start: int,
+    ):
+        """Drops the samples of steps after `start`, where the run continues."""
+        self.config, self.path = config, workdir / "samples.jsonl"
+        self._writes = distributed.current().index == 0
+        if self._writes:
+            metrics.drop_after(self.path, start)
+        self._generator = Generator(architecture, graphdef, None, tokenizer, template, mesh=mesh)
+        self._sampling = SamplingParams(
+            max_new_tokens=config.logging.sample_tokens, temperature=0.8, top_k=200, seed=config.seed
+        )
+
+    def sample(self, step: int, params: gpt.Params) -> None:
+        """Every process takes part; the first writes."""
+        prompt = self.config.logging.sample_prompt
+        self._generator.params = params
+        completions = self._generator.complete([prompt] * self.config.logging.samples, self._sampling)
+        self._generator.params = None  # the copy that decoding reads is freed
+        if not self._writes:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            for completion in completions:
+                line = {"step": step, "prompt": prompt, "text": completion.text}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,340 @@
+"""How families of models are stored by Hugging Face: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
+
+One table a layout says which tensor is which parameter; import, export and LoRA adapters all read it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from gptjax.errors import UserError
+from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface.files import CONFIG
+
+LAYER = "{layer}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorMap:
+    """One tensor of a layout: its name there, the parameter (or parameters, joined on the last axis) here.
+
+    `transposed`: torch's Linear keeps [out, in] where a kernel is [in, out].
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one family of models is stored.
+
+    Attributes:
+      architectures: the class of transformers.
+      prefix: of every tensor but the head's; may be missing in files of the bare model.
+      tensors: the table.
+      needs: the values of options that a model must have to be written in this layout.
+      read_config: options of the model from a config.json.
+      write_config: the entries of a config.json that say the shape.
+    """
+
+    architectures: str
+    prefix: str
+    tensors: tuple[TensorMap, ...]
+    needs: dict[str, tuple[Any, ...]]
+    read_config: Callable[[dict[str, Any]], dict[str, Any]]
+    write_config: Callable[[Architecture], dict[str, Any]]
+
+
+def find(raw: dict[str, Any], place: str) -> Layout:
+    """The layout of a config.json. Raises UserError that names those there are."""
+    kind = raw.get("model_type")
+    if kind not in LAYOUTS:
+        raise UserError(f"{place}: model_type {kind!r} is not supported; these are: {', '.join(LAYOUTS)}")
+    return LAYOUTS[kind]
+
+
+def exportable(a: Architecture) -> tuple[str, Layout]:
+    """The layout that has all options of a model, with its name. Raises UserError naming those that no layout has."""
+    reasons = []
+    for name, layout in LAYOUTS.items():
+        wrong = [f"{key}={getattr(a, key)!r}" for key, some in layout.needs.items() if getattr(a, key) not in some]
+        if name == "gpt2" and a.head_dim * a.num_heads != a.embed_dim:
+            wrong.append(f"head_dim={a.head_dim}")
+        if name == "gpt2" and a.num_kv_heads != a.num_heads:
+            wrong.append(f"num_kv_heads={a.num_kv_heads}")
+        if name == "llama" and a.embed_dim % a.num_heads:  # transformers 5 refuses it, in this family only
+            wrong.append(f"embed_dim={a.embed_dim} with num_heads={a.num_heads}")
+        if not wrong:
+            return name, layout
+        reasons.append(f"  {name} has no {', '.join(wrong)}")
+    raise UserError("no Hugging Face layout holds this model:\n" + "\n".join(reasons))
+
+
+def _norm(name: str, path: str) -> tuple[TensorMap, ...]:
+    return TensorMap(f"{name}.weight", (f"{path}/scale",)), TensorMap(f"{name}.bias", (f"{path}/bias",))
+
+
+def _gpt2_linear(name: str, *paths: str) -> tuple[TensorMap, ...]:
+    """GPT-2's Conv1D keeps [in, out], like a kernel; queries, keys and values are one tensor."""
+    kernels, biases = (tuple(f"{path}/{leaf}" for path in paths) for leaf in ("kernel", "bias"))
+    return TensorMap(f"{name}.weight", kernels), TensorMap(f"{name}.bias", biases)
+
+
+def _llama_linear(name: str, path: str) -> tuple[TensorMap, ...]:
+    weight = TensorMap(f"{name}.weight", (f"{path}/kernel",), transposed=True)
+    return weight, TensorMap(f"{name}.bias", (f"{path}/bias",))
+
+
+ATTENTION, MLP = "blocks/attention", "blocks/mlp"
+
+GPT2_TENSORS = (
+    TensorMap("wte.weight", ("embedding/embedding",)),
+    TensorMap("wpe.weight", ("position_embedding/embedding",)),
+    *_norm("h.{layer}.ln_1", "blocks/attention_norm"),
+    *_gpt2_linear("h.{layer}.attn.c_attn", f"{ATTENTION}/query", f"{ATTENTION}/key", f"{ATTENTION}/value"),
+    *_gpt2_linear("h.{layer}.attn.c_proj", f"{ATTENTION}/out"),
+    *_norm("h.{layer}.ln_2", "blocks/mlp_norm"),
+    *_gpt2_linear("h.{layer}.mlp.c_fc", f"{MLP}/up"),
+    *_gpt2_linear("h.{layer}.mlp.c_proj", f"{MLP}/down"),
+    *_norm("ln_f", "final_norm"),
+    TensorMap("lm_head.weight", ("head/kernel",), transposed=True),
+)
+
+LLAMA_TENSORS = (
+    TensorMap("embed_tokens.weight", ("embedding/embedding",)),
+    *_norm("layers.{layer}.input_layernorm", "blocks/attention_norm"),
+    *_llama_linear("layers.{layer}.self_attn.q_proj", f"{ATTENTION}/query"),
+    *_llama_linear("layers.{layer}.self_attn.k_proj", f"{ATTENTION}/key"),
+    *_llama_linear("layers.{layer}.self_attn.v_proj", f"{ATTENTION}/value"),
+    *_llama_linear("layers.{layer}.self_attn.o_proj", f"{ATTENTION}/out"),
+    *_norm("layers.{layer}.self_attn.q_norm", f"{ATTENTION}/query_norm"),
+    *_norm("layers.{layer}.self_attn.k_norm", f"{ATTENTION}/key_norm"),
+    *_norm("layers.{layer}.post_attention_layernorm", "blocks/mlp_norm"),
+    *_llama_linear("layers.{layer}.mlp.gate_proj", f"{MLP}/gate"),
+    *_llama_linear("layers.{layer}.mlp.up_proj", f"{MLP}/up"),
+    *_llama_linear("layers.{layer}.mlp.down_proj", f"{MLP}/down"),
+    *_norm("norm", "final_norm"),
+    TensorMap("lm_head.weight", ("head/kernel",), transposed=True),
+)
+
+GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+
+
+def _read_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
+    _refuse(raw, scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True, add_cross_attention=False)
+    _refuse(raw, quantization_config=None)
+    return {
+        "num_layers": _entry(raw, "n_layer"),
+        "num_heads": _entry(raw, "n_head"),
+        "embed_dim": _entry(raw, "n_embd"),
+        "mlp_dim": raw.get("n_inner") or 4 * _entry(raw, "n_embd"),
+        "context_length": _entry(raw, "n_positions"),
+        "vocab_size": _entry(raw, "vocab_size"),
+        "norm": "layernorm",
+        "norm_epsilon": raw.get("layer_norm_epsilon", 1e-5),
+        "activation": _choice(raw, "activation_function", "gelu_new", GPT2_ACTIVATIONS),
+        "positions": "learned",
+        "qk_norm": False,
+        "use_bias": True,
+        "qkv_bias": False,
+        "tie_embeddings": raw.get("tie_word_embeddings", True),
+    }
+
+
+def _write_gpt2(a: Architecture) -> dict[str, Any]:
+    return {
+        "n_layer": a.num_layers,
+        "n_head": a.num_heads,
+        "n_embd": a.embed_dim,
+        "n_inner": a.mlp_dim,
+        "n_positions": a.context_length,
+        "layer_norm_epsilon": a.norm_epsilon,
+        "activation_function": next(name for name, ours in GPT2_ACTIVATIONS.items() if ours == a.activation),
+        "embd_pdrop": a.dropout,
+        "resid_pdrop": a.dropout,
+        "attn_pdrop": 0.0,
+    }
+
+
+# What the classes of transformers assume where config.json lacks an entry.
+LLAMA_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+}
+
+
+def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
+    kind = raw["model_type"]
+    raw = LLAMA_DEFAULTS[kind] | raw
+    _refuse(raw, mlp_bias=False, quantization_config=None)
+    if kind != "qwen2":  # whose class does not read it
+        _refuse(raw, attention_bias=False)
+    heads = _entry(raw, "num_attention_heads")
+    return {
+        "num_layers": _entry(raw, "num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": raw.get("num_key_value_heads") or heads,
+        "embed_dim": _entry(raw, "hidden_size"),
+        "head_dim": raw.get("head_dim") or _entry(raw, "hidden_size") // heads,
+        "mlp_dim": _entry(raw, "intermediate_size"),
+        "context_length": _entry(raw, "max_position_embeddings"),
+        "vocab_size": _entry(raw, "vocab_size"),
+        "norm": "rmsnorm",
+        "norm_epsilon": raw.get("rms_norm_eps", 1e-6),
+        "activation": _choice(raw, "hidden_act", "silu", {"silu": "swiglu"}),
+        "positions": "rope",
+        **_read_rope(raw),
+        "sliding_window": _read_window(raw),
+        "qk_norm": kind == "qwen3",
+        "use_bias": False,
+        "qkv_bias": kind == "qwen2",
+        "tie_embeddings": raw.get("tie_word_embeddings", False),
+    }
+
+
+def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The rotary options: transformers 5 has them in `rope_parameters`, 4 in `rope_scaling` and `rope_theta`."""
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    for entries in (raw, rope):
+        _refuse(entries, partial_rotary_factor=1.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3") or any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(
+            f"{CONFIG}: rotary scaling {rope} is not supported; these are: default, linear, llama3, one for all layers"
+        )
+    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    options = {"rope_theta": theta, "rope_scaling": "none" if kind == "default" else kind}
+    if kind != "default":
+        options["rope_factor"] = float(_entry(rope, "factor"))
+    if kind == "llama3":
+        options["rope_low_freq_factor"] = float(_entry(rope, "low_freq_factor"))
+        options["rope_high_freq_factor"] = float(_entry(rope, "high_freq_factor"))
+        options["rope_original_length"] = int(
+            raw.get("original_max_position_embeddings")  # goes first in transformers 5
+            or rope.get("original_max_position_embeddings")
+            or _entry(raw, "max_position_embeddings")
+        )
+    return options
+
+
+def _write_rope(a: Architecture) -> dict[str, Any]:
+    """For transformers 5, and for 4, which does not read `rope_parameters`."""
+    scaling: dict[str, Any] = {"rope_type": "default" if a.rope_scaling == "none" else a.rope_scaling}
+    if a.rope_scaling != "none":
+        scaling["factor"] = a.rope_factor
+    if a.rope_scaling == "llama3":
+        scaling["low_freq_factor"] = a.rope_low_freq_factor
+        scaling["high_freq_factor"] = a.rope_high_freq_factor
+        scaling["original_max_position_embeddings"] = a.rope_original_length
+    return {
+        "rope_theta": a.rope_theta,
+        "rope_scaling": None if a.rope_scaling == "none" else scaling,
+        "rope_parameters": scaling | {"rope_theta": a.rope_theta},
+    }
+
+
+def _read_window(raw: dict[str, Any]) -> int:
+    """The sliding window of all layers; 0 where they see everything. Raises UserError where only some slide."""
+    layers, window = _entry(raw, "num_hidden_layers"), raw.get("sliding_window") or 0
+    if raw["model_type"] == "llama":
+        window = 0
+    full = 0 if window else layers
+    if raw["model_type"].startswith("qwen"):
+        full = min(raw["max_window_layers"], layers) if window and raw.get("use_sliding_window") else layers
+    types = raw.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+    if set(types) not in ({"full_attention"}, {"sliding_attention"}):
+        raise UserError(
+            f"{CONFIG}: attention that differs between layers ({', '.join(sorted(set(types)))}: layer_types, or "
+            "use_sliding_window with max_window_layers) is not supported; all layers must see everything, or all the "
+            "same sliding_window"
+        )
+    return window if types[0] == "sliding_attention" else 0
+
+
+def _write_decoder(a: Architecture) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": a.num_layers,
+        "num_attention_heads": a.num_heads,
+        "num_key_value_heads": a.num_kv_heads,
+        "hidden_size": a.embed_dim,
+        "head_dim": a.head_dim,
+        "intermediate_size": a.mlp_dim,
+        "max_position_embeddings": a.context_length,
+        "rms_norm_eps": a.norm_epsilon,
+        "hidden_act": "silu",
+        **_write_rope(a),
+    }
+
+
+def _write_llama(a: Architecture) -> dict[str, Any]:
+    return _write_decoder(a) | {"attention_bias": False, "mlp_bias": False}
+
+
+def _write_mistral(a: Architecture) -> dict[str, Any]:
+    return _write_decoder(a) | {"sliding_window": a.sliding_window or None}
+
+
+def _write_qwen(a: Architecture) -> dict[str, Any]:
+    window = {"use_sliding_window": a.sliding_window > 0, "max_window_layers": 0 if a.sliding_window else a.num_layers}
+    return _write_mistral(a) | window
+
+
+# What a model must be to be written in a layout. Options that only say how to train or to compute are not named.
+NEEDS = {
+    "logit_softcap": (0.0,),
+    "ngram_order": (1,),
+    "sliding_window": (0,),
+    "norm_placement": ("pre",),
+    "num_experts": (0,),
+    "qkv_bias": (False,),
+    "lora_rank": (0,),  # adapters are merged first
+}
+GPT2_NEEDS = NEEDS | {
+    "norm": ("layernorm",),
+    "positions": ("learned",),
+    "activation": tuple(dict.fromkeys(GPT2_ACTIVATIONS.values())),
+    "qk_norm": (False,),
+    "use_bias": (True,),
+}
+LLAMA_NEEDS = NEEDS | {
+    "norm": ("rmsnorm",),
+    "positions": ("rope",),
+    "activation": ("swiglu",),
+    "use_bias": (False,),
+    "qk_norm": (False,),
+}
+MISTRAL_NEEDS = {option: values for option, values in LLAMA_NEEDS.items() if option != "sliding_window"}
+QWEN2_NEEDS = MISTRAL_NEEDS | {"qkv_bias": (True,)}
+QWEN3_NEEDS = MISTRAL_NEEDS | {"qk_norm": (True,)}
+
+LAYOUTS = {  # a model is written in the first that has all its options: without a window, Mistral's is Llama's
+    "gpt2": Layout("GPT2LMHeadModel", "transformer.", GPT2_TENSORS, GPT2_NEEDS, _read_gpt2, _write_gpt2),
+    "llama": Layout("LlamaForCausalLM", "model.", LLAMA_TENSORS, LLAMA_NEEDS, _read_llama, _write_llama),
+    "mistral": Layout("MistralForCausalLM", "model.", LLAMA_TENSORS, MISTRAL_NEEDS, _read_llama, _write_mistral),
+    "qwen2": Layout("Qwen2ForCausalLM", "model.", LLAMA_TENSORS, QWEN2_NEEDS, _read_llama, _write_qwen),
+    "qwen3": Layout("Qwen3ForCausalLM", "model.", LLAMA_TENSORS, QWEN3_NEEDS, _read_llama, _write_qwen),
+}
+
+
+def _entry(raw: dict[str, Any], key: str) -> Any:
+    if key not in raw:
+        raise UserError(f"{CONFIG} has no {key}")
+    return raw[key]
+
+
+def _choice(raw: dict[str, Any], key: str, default: str, known: dict[str, str]) -> str:
+    value = raw.get(key, default)
+    if value not in known:
+        raise UserError(f"{CONFIG}: {key} {value!r} is not supported; these are: {', '.join(known)}")
+    return known[value]
+
+
+def _refuse(raw: dict[str, Any], **expected: Any) -> None:
+    """Raises UserError where an entry that is there says something else than expected."""
+    for key, value in expected.items():
+        if raw.get(key, value) not in (value, None):
+            raise UserError(f"{CONFIG}: {key}={raw[key]!r} is not supported; only {value!r} is")

@@ -1,0 +1,168 @@
+"""Parameters and configs to and from Hugging Face directories, without torch.
+
+`layouts` says which tensor is which parameter, `files` reads and writes the files.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.errors import UserError
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface import files, layouts
+from gptjax.model.huggingface.layouts import LAYER, Layout, TensorMap
+
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The options of `config.model` that config.json gives. Raises UserError for what is not supported."""
+    raw = files.read_json(directory / files.CONFIG)
+    without = {option: values[0] for option, values in layouts.NEEDS.items()}  # what no layout has is off
+    return without | layouts.find(raw, str(directory / files.CONFIG)).read_config(raw)
+
+
+def read_parameters(directory: Path, architecture: Architecture, *, allow_pickle: bool = False) -> gpt.Params:
+    """The parameters of a directory as float32 NumPy arrays; `architecture` is that of its config.
+
+    Raises UserError for weights in pickle files only, and tensors that are missing, left over, of another shape or
+    not floats (all of them are listed).
+    """
+    layout = layouts.find(files.read_json(directory / files.CONFIG), str(directory / files.CONFIG))
+    return to_params(layout, architecture, files.open_weights(directory, allow_pickle=allow_pickle))
+
+
+def write_directory(
+    directory: Path,
+    architecture: Architecture,
+    params: gpt.Params,
+    *,
+    eot_id: int | None,
+    dtype: str = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes config.json and safetensors in the layout that has all options of this model.
+
+    Raises UserError naming the options that no layout has.
+    """
+    name, layout = layouts.exportable(architecture)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": [layout.architectures], "model_type": name, "dtype": dtype}
+    config |= {"vocab_size": architecture.vocab_size, "tie_word_embeddings": architecture.tie_embeddings}
+    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, **layout.write_config(architecture)}
+    files.write_json(directory / files.CONFIG, config)
+    weights = to_weights(layout, architecture, params)
+    files.write_weights(directory, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def to_params(layout: Layout, architecture: Architecture, weights: files.Weights) -> gpt.Params:
+    """Parameters of the stacked tree from the tensors of a layout."""
+    _, abstract = gpt.abstract_model(architecture)
+    weights = {name.removeprefix(layout.prefix): value for name, value in weights.items() if not _is_buffer(name)}
+    if architecture.tie_embeddings:
+        weights.pop("lm_head.weight", None)
+    tensors = _present(layout, abstract)
+    if problems := list(_misfits(architecture, tensors, abstract, weights)):
+        raise UserError(f"the {layout.architectures} weights do not fit their config:\n" + "\n".join(problems))
+    params: gpt.Params = {}
+    for tensor in tensors:
+        shapes = [lookup(abstract, path).shape for path in tensor.parameters]
+        parts = [np.zeros(shape, np.float32) for shape in shapes]
+        borders = np.cumsum([shape[-1] for shape in shapes])[:-1]
+        for layer in _layers(architecture, tensor):
+            array = np.asarray(weights[tensor.name.format(layer=layer)].read(), np.float32)
+            array = array.T if tensor.transposed else array
+            for part, values in zip(parts, np.split(array, borders, axis=-1), strict=True):
+                target = part if layer is None else part[layer]
+                target[tuple(slice(size) for size in values.shape)] = values  # the vocabulary's padding stays 0
+        for path, part in zip(tensor.parameters, parts, strict=True):
+            insert(params, path, part)
+    return params
+
+
+def to_weights(layout: Layout, architecture: Architecture, params: gpt.Params) -> dict[str, files.Tensor]:
+    """The tensors of a layout from parameters: the inverse of `to_params`."""
+
+    def read(tensor: TensorMap, layer: int | None) -> np.ndarray:
+        leaves = [lookup(params, path) for path in tensor.parameters]
+        parts = [np.asarray(leaf) if layer is None else np.asarray(leaf)[layer] for leaf in leaves]
+        array = np.concatenate(parts, axis=-1)[tuple(map(slice, _shape(architecture, tensor, params)))]
+        return array.T if tensor.transposed else array
+
+    weights = {}
+    for tensor in _present(layout, params):
+        name = tensor.name if tensor.name.startswith("lm_head") else layout.prefix + tensor.name
+        shape = _shape(architecture, tensor, params)
+        shape = shape[::-1] if tensor.transposed else shape
+        for layer in _layers(architecture, tensor):
+            weights[name.format(layer=layer)] = files.Tensor(
+                shape, lambda tensor=tensor, layer=layer: read(tensor, layer)
+            )
+    return weights
+
+
+def _misfits(
+    architecture: Architecture, tensors: list[TensorMap], abstract: gpt.Params, weights: files.Weights
+) -> Iterator[str]:
+    """A line for each tensor that is missing, misshapen, not of floats, or not part of the layout."""
+    used = set()
+    for tensor in tensors:
+        wanted = _shape(architecture, tensor, abstract)
+        for layer in _layers(architecture, tensor):
+            name = tensor.name.format(layer=layer)
+            used.add(name)
+            if name not in weights:
+                yield f"  {name} is missing"
+                continue
+            found = weights[name].shape[::-1] if tensor.transposed else weights[name].shape
+            if found != wanted:
+                yield f"  {name} has shape {found}, expected {wanted}"
+            elif weights[name].dtype not in files.FLOATS:
+                yield f"  {name} has dtype {weights[name].dtype}, expected one of {', '.join(files.FLOATS)}"
+    yield from (f"  {name} is not part of the layout" for name in sorted(set(weights) - used))
+
+
+# ---- Trees and names -----------------------------------------------------------------------------------------------
+
+
+def lookup(params: gpt.Params, path: str) -> Any:
+    """The leaf at "blocks/mlp/up/kernel", or None."""
+    for key in path.split("/"):
+        params = params.get(key) if isinstance(params, dict) else None
+    return params
+
+
+def insert(params: gpt.Params, path: str, leaf: Any) -> None:
+    """Puts a leaf at "blocks/mlp/up/kernel"."""
+    *parents, name = path.split("/")
+    for key in parents:
+        params = params.setdefault(key, {})
+    params[name] = leaf
+
+
+def _present(layout: Layout, params: gpt.Params) -> list[TensorMap]:
+    """The tensors whose parameters this model has (no bias, no separate head, ... otherwise)."""
+    return [t for t in layout.tensors if all(lookup(params, path) is not None for path in t.parameters)]
+
+
+def _layers(architecture: Architecture, tensor: TensorMap) -> list[int] | list[None]:
+    return list(range(architecture.num_layers)) if LAYER in tensor.name else [None]
+
+
+def _shape(a: Architecture, tensor: TensorMap, params: gpt.Params) -> tuple[int, ...]:
+    """Of one layer, the way kernels are: [in, out]; without the vocabulary's padding."""
+    shapes = [lookup(params, path).shape for path in tensor.parameters]
+    shape = list(shapes[0][1:] if LAYER in tensor.name else shapes[0])
+    shape[-1] = sum(s[-1] for s in shapes)
+    axis = {"embedding/embedding": 0, "head/kernel": 1}.get(tensor.parameters[0])
+    if axis is not None:
+        shape[axis] = a.vocab_size
+    return tuple(shape)
+
+
+def _is_buffer(name: str) -> bool:
+    """Constants that older versions of transformers saved beside the weights."""
+    return name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))

@@ -1,0 +1,314 @@
+"""Several processes as one run: start together, agree, end together.
+
+Every process holds a connection to process 0 for as long as the run lasts, beside JAX's own. It carries the roll
+call at the start, small values that all must know, requests to stop, and the last words of a process. When a
+process dies its connection breaks at once, where a collective of JAX would wait or abort without a reason.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from absl import flags
+
+from gptjax.errors import RunError, UserError
+from gptjax.processes import cluster as cluster_lib
+from gptjax.processes.cluster import Cluster
+from gptjax.processes.rollcall import Connection, Message, roll_call
+
+GRACE = 10.0  # seconds that a process has to end by itself after another one ended
+LEADER_GRACE = 1.0  # JAX aborts soon after process 0 is gone, and its noise should come first
+
+Describe = Callable[[BaseException], tuple[int, str]]
+
+
+class Group:
+    """The processes of a run. This class is a run of one process; `_Members` has the rest.
+
+    Attributes:
+      index: of this process.
+      size: how many there are.
+      advice: what a person should know when the run is ended from outside: where it can be continued.
+    """
+
+    index, size = 0, 1
+    advice: Callable[[], str] = staticmethod(lambda: "")
+
+    def gather(self, value: Any = None) -> list[Any]:
+        """What each process gave, in their order. All call it, equally often; also a barrier. JSON values."""
+        return [value]
+
+    def first(self, make: Callable[[], Any] = lambda: None) -> Any:
+        """make() of process 0, given to all."""
+        return self.gather(make() if self.index == 0 else None)[0]
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The others run the body after process 0 has: what it leaves on a shared disk they find there."""
+        if self.index:
+            self.gather()
+        yield
+        if not self.index:
+            self.gather()
+
+    def same(self, name: str, values: dict[str, Any]) -> None:
+        """Raises UserError unless all processes have the same values, which JSON has."""
+        first, *others = self.gather(values)
+        for process, other in enumerate(others, 1):
+            differ = [key for key in first | other if first.get(key) != other.get(key)]
+            if differ:
+                pairs = ", ".join(f"{key} is {other.get(key)!r}, not {first.get(key)!r}" for key in differ)
+                raise UserError(f"process {process} has another {name} than process 0: {pairs}")
+
+    def stops_at(self, step: int, received: str) -> str:
+        """The signal at which to stop before `step`: the same answer in every process.
+
+        Call it once before each step, with the signal that this process has received or "".
+        """
+        return received
+
+
+_current = Group()
+
+
+def current() -> Group:
+    """The group that this process belongs to."""
+    return _current
+
+
+@contextmanager
+def join(options: flags.FlagValues, describe: Describe) -> Iterator[Group]:
+    """Joins the other processes of the run, if flags, Slurm or Cloud TPU say that there are any.
+
+    An error in the body ends all of them. With several processes it does not leave this function: the process
+    ends, since a peer that waits in a collective, or JAX waiting for such a peer, could keep it forever.
+
+    Args:
+      describe: (exit status, last line) of an error.
+
+    Raises:
+      UserError: flags that do not fit, a port that is taken.
+      RunError: a process did not show up, and which.
+    """
+    global _current
+    cluster = cluster_lib.find(options)
+    if cluster is None:
+        yield _current
+        return
+    _current = group = _Members(cluster, roll_call(cluster, options.join_timeout))
+    try:
+        _start_jax(cluster, options.join_timeout)
+        yield group
+        group.part()
+    except BaseException as error:
+        group.fail(error, describe)
+    finally:
+        _current = Group()
+
+
+def _start_jax(cluster: Cluster, timeout: float) -> None:
+    import jax
+
+    # Its handler of SIGTERM would keep the signal from us; the processes agree on where to stop by themselves.
+    jax.config.update("jax_enable_preemption_service", False)
+    host, _, port = cluster.address.rpartition(":")
+    jax.distributed.initialize(
+        f"{host}:{int(port) + 1}",
+        cluster.num_processes,
+        cluster.process_id,
+        local_device_ids=cluster.local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(int(timeout), 1),
+        shutdown_timeout_seconds=60,
+    )
+
+
+class _PeerEnded(Exception):
+    """What this process waits for will not come; why is in the message of the one that ended."""
+
+
+class _Members(Group):
+    """Several processes. Process 0 collects and passes on; every connection has a thread that listens."""
+
+    def __init__(self, cluster: Cluster, connections: dict[int, Connection]):
+        self.index, self.size = cluster.process_id, cluster.num_processes
+        self._cluster, self._connections = cluster, connections
+        self._changed = threading.Condition()
+        self._round = 0
+        self._gathered: dict[int, list[Any]] = {}
+        self._parts: dict[tuple[str, int], dict[int, Any]] = {}  # process 0: what has come of each question
+        self._ended: Message | None = None  # the first process that ended
+        self._finished = False
+        self._step, self._signal, self._stop_step = -1, "", None
+        for process, connection in connections.items():
+            threading.Thread(target=self._listen, args=(process, connection), daemon=True).start()
+        self._catch_abort()
+
+    def gather(self, value: Any = None) -> list[Any]:
+        self._round += 1
+        self._tell({"kind": "gather", "round": self._round, "value": value})
+        with self._changed:
+            self._changed.wait_for(lambda: self._round in self._gathered or self._ended)
+            if self._round not in self._gathered:
+                raise _PeerEnded
+            return self._gathered.pop(self._round)
+
+    def stops_at(self, step: int, received: str) -> str:
+        """A process that hears of a signal answers with the step it comes to next; all stop at the last of these.
+
+        Nothing is exchanged while there is no signal, and no process waits for another one's step to end: it
+        waits only where it could stop, after it has answered.
+        """
+        with self._changed:
+            self._step = step
+            ask = received and not self._signal
+        if ask:
+            self._tell({"kind": "signal", "signal": received})
+        with self._changed:
+            if self._signal:
+                self._changed.wait_for(lambda: self._stop_step is not None or self._ended)
+            return self._signal if self._signal and step >= (self._stop_step or 0) else ""
+
+    def part(self) -> None:
+        """The ordinary end: all are done, and none takes another's leaving for a death."""
+        import jax
+
+        self.gather()
+        with self._changed:
+            self._finished = True
+        jax.distributed.shutdown()
+
+    def fail(self, error: BaseException, describe: Describe) -> None:
+        """Tells the others why, prints it, and ends this process. What ended another one first is the reason."""
+        with self._changed:
+            if not isinstance(error, UserError):  # a collective may have failed because a process is gone
+                wait = 1.0 if isinstance(error, RunError) else 5.0
+                self._changed.wait_for(lambda: self._ended, timeout=wait)
+            ended = self._ended
+        if ended and not (ended["line"] and isinstance(error, RunError | UserError)):
+            self._end(ended)
+        status, line = describe(error)
+        self._tell({"kind": "ended", "process": self.index, "status": status, "line": line})
+        time.sleep(0.1)  # the message leaves before the connection breaks
+        _exit(status, line)
+
+    def _tell(self, message: Message) -> None:
+        if self.index == 0:
+            self._receive(0, message)
+        else:
+            self._connections[0].send(message)
+
+    def _tell_all(self, message: Message) -> None:
+        """From process 0 to every process, itself included."""
+        for connection in self._connections.values():
+            connection.send(message)
+        self._receive(0, message)
+
+    def _listen(self, process: int, connection: Connection) -> None:
+        while message := connection.receive():
+            self._receive(process, message)
+        self._receive(process, {"kind": "ended", "process": process, "status": 1, "line": ""})
+
+    def _receive(self, sender: int, message: Message) -> None:
+        getattr(self, f"_on_{message['kind']}")(sender, message)
+
+    def _on_gather(self, sender: int, message: Message) -> None:
+        if values := self._collect("gather", message["round"], sender, message["value"]):
+            self._tell_all({"kind": "gathered", "round": message["round"], "values": values})
+
+    def _on_gathered(self, sender: int, message: Message) -> None:
+        with self._changed:
+            self._gathered[message["round"]] = message["values"]
+            self._changed.notify_all()
+
+    def _on_signal(self, sender: int, message: Message) -> None:
+        """Process 0 has heard of a signal: the first one counts."""
+        with self._changed:
+            known, self._signal = self._signal, self._signal or message["signal"]
+        if not known:
+            self._tell_all({"kind": "asked", "signal": message["signal"]})
+
+    def _on_asked(self, sender: int, message: Message) -> None:
+        with self._changed:
+            self._signal = message["signal"]
+            coming = self._step + 1
+        self._tell({"kind": "coming", "step": coming})
+
+    def _on_coming(self, sender: int, message: Message) -> None:
+        if steps := self._collect("coming", 0, sender, message["step"]):
+            self._tell_all({"kind": "stop", "step": max(steps)})
+
+    def _on_stop(self, sender: int, message: Message) -> None:
+        with self._changed:
+            self._stop_step = message["step"]
+            self._changed.notify_all()
+
+    def _on_ended(self, sender: int, message: Message) -> None:
+        # The others hear of it before this process knows: then its main thread may end it at any moment.
+        if self.index == 0 and sender == message["process"]:
+            for process, connection in self._connections.items():
+                if process != sender:
+                    connection.send(message)
+        with self._changed:
+            if self._ended or self._finished or message["process"] == self.index:
+                known = True
+            else:
+                known, self._ended = False, message
+                self._changed.notify_all()
+        if not known:
+            wait = LEADER_GRACE if message["process"] == 0 and not message["line"] else GRACE
+            threading.Thread(target=lambda: (time.sleep(wait), self._end(message)), daemon=True).start()
+
+    def _collect(self, question: str, number: int, sender: int, value: Any) -> list[Any] | None:
+        """All answers to a question, once the last one is there."""
+        with self._changed:
+            answers = self._parts.setdefault((question, number), {})
+            answers[sender] = value
+            if len(answers) < self.size:
+                return None
+            del self._parts[question, number]
+            return [answers[process] for process in range(self.size)]
+
+    def _end(self, ended: Message) -> None:
+        """Ends this process because another one has ended."""
+        name = self._cluster.describe(ended["process"])
+        if ended["line"]:
+            _exit(ended["status"], f"{ended['line']} (said by {name})")
+        self._end_advised(f"{name} of {self.size} was killed or crashed, and the run cannot go on without it")
+
+    def _end_advised(self, what: str) -> None:
+        advice = self.advice()
+        _exit(1, f"failed: {what}; {advice}" if advice else f"failed: {what}")
+
+    def _catch_abort(self) -> None:
+        """JAX aborts a process whose coordinator is gone. Python's own handlers would come too late for a last line."""
+
+        def handler(_: int) -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended, timeout=2)
+            if self._ended:
+                self._end(self._ended)
+            # A peer that hangs but is there, for one: JAX waits 100 s for its heartbeat.
+            self._end_advised("JAX aborted this process, and the lines above say why")
+
+        self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # kept alive as long as the group
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).signal(int(signal.SIGABRT), self._abort_handler)
+
+
+_exiting = threading.Lock()
+
+
+def _exit(status: int, line: str) -> None:
+    """Ends the process at once, with `line` as its last words; only one thread has them."""
+    _exiting.acquire()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+    os._exit(status)

@@ -1,0 +1,115 @@
+"""The roll call at the start of a run of several processes, and the connections that come of it."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from gptjax.errors import RunError, UserError
+from gptjax.processes.cluster import Cluster
+
+Message = dict[str, Any]
+
+
+class Connection:
+    """JSON messages, one a line, over TCP. The kernel notices within 30 s when the other machine is gone."""
+
+    def __init__(self, sock: socket.socket):
+        sock.settimeout(None)
+        options = ("TCP_NODELAY", 1), ("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (*options, ("TCP_USER_TIMEOUT", 30_000)):
+            with suppress(AttributeError, OSError):  # not on every system
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self.socket = sock
+        self._reader = sock.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        with self._lock, suppress(OSError):  # a broken connection shows in `receive`
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message; None where the connection has ended or speaks something else."""
+        self.socket.settimeout(timeout)
+        try:
+            message = json.loads(self._reader.readline())
+        except (OSError, ValueError):
+            return None
+        return message if isinstance(message, dict) else None
+
+
+def roll_call(cluster: Cluster, timeout: float) -> dict[int, Connection]:
+    """Connections to all others (process 0) or to process 0 (the others), once every process is there."""
+    call = _call_members if cluster.process_id == 0 else _answer
+    return call(cluster, timeout, time.monotonic() + timeout)
+
+
+def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int, Connection]:
+    port = int(cluster.address.rpartition(":")[2])
+    there: dict[int, Connection] = {}
+    problem = ""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(_listen(port))
+        except OSError as error:
+            raise UserError(f"process 0 cannot listen on port {port}: {error.strerror}; use another port") from None
+        while len(there) < cluster.num_processes - 1 and not problem:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection = Connection(server.accept()[0])
+            except TimeoutError:
+                break
+            hello = connection.receive(timeout=5)
+            if not hello or "process" not in hello:
+                continue  # somebody else
+            process = hello["process"]
+            if process in there or hello["size"] != cluster.num_processes or not 0 < process < hello["size"]:
+                problem = (
+                    f"a process says that it is {process} of {hello['size']}, and this run has "
+                    f"{cluster.num_processes}, each once; check --num_processes and --process_id"
+                )
+            there[process] = connection
+    absent = [process for process in range(1, cluster.num_processes) if process not in there]
+    if absent and not problem:
+        names = ", ".join(cluster.describe(process) for process in absent[:16])
+        problem = (
+            f"{len(absent)} of {cluster.num_processes} processes did not show up within {timeout:g} s: {names}"
+            f"{', ...' if len(absent) > 16 else ''}. See what they printed, and whether they reach {cluster.address}"
+        )
+    for connection in there.values():
+        connection.send({"problem": problem})
+    if problem:
+        raise RunError(problem)
+    return there
+
+
+def _listen(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # compiled in, and not there
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    return socket.create_server(("", port), backlog=1024)
+
+
+def _answer(cluster: Cluster, timeout: float, deadline: float) -> dict[int, Connection]:
+    host, _, port = cluster.address.rpartition(":")
+    while True:
+        try:
+            connection = Connection(socket.create_connection((host.strip("[]"), int(port)), timeout=5))
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"process 0 did not answer at {cluster.address} within {timeout:g} s ({error}). See what it "
+                    f"printed, and whether this machine reaches it"
+                ) from None
+            time.sleep(0.2)
+    connection.send({"process": cluster.process_id, "size": cluster.num_processes})
+    reply = connection.receive(timeout=timeout + 5)
+    if reply is None:
+        raise RunError(f"process 0 at {cluster.address} ended before all processes were there; see what it printed")
+    if reply["problem"]:
+        raise RunError(reply["problem"])
+    return {0: connection}

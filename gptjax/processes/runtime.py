@@ -1,0 +1,128 @@
+"""What is decided before JAX starts: compiler flags, CPU devices, memory, compiled programs kept on disk."""
+
+import contextlib
+import ctypes
+import importlib.util
+import math
+import os
+import socket
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from gptjax.config import MESH_AXES
+from gptjax.errors import UserError
+from gptjax.processes import distributed
+
+# Flags by hardware: (environment variable, flag, value). What the user has set is left as it is. A flag is here
+# for a reason that is written down; libtpu needs none, it overlaps collectives with computation by itself.
+COMPILER_FLAGS = {
+    "gpu": (
+        # Does not try Triton kernels for every matrix product: cuBLAS's are as fast on an H200, and the step of
+        # an 11M model compiles in 12 s, not 56.
+        ("XLA_FLAGS", "--xla_gpu_enable_triton_gemm", "false"),
+    ),
+    "several gpus": (
+        # Moves the collectives of data and fsdp axes under computation. Off in XLA, on in NVIDIA's own JAX images
+        # (docs.nvidia.com/jax-toolbox/environment-variables). A single GPU has nothing to move.
+        ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler", "true"),
+    ),
+}
+BFLOAT16_CAPABILITY = 8.0  # NVIDIA's Ampere; earlier ones have no bfloat16 arithmetic
+
+
+def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = "float32") -> None:
+    """Prepares JAX for a command that works on `rows` rows at a time. `cache_dir` holds compiled programs.
+
+    Raises UserError where the devices cannot compute in `compute_dtype`.
+    """
+    for hardware in _hardware():
+        set_compiler_flags(hardware)
+    provide_cpu_devices(mesh, rows)
+    if sys.platform == "linux":
+        _keep_freed_memory()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if compute_dtype == "bfloat16":
+        check_bfloat16(jax.local_devices()[0])
+
+
+def set_compiler_flags(hardware: str) -> None:
+    """Adds the flags for some hardware to the environment that the compiler reads when it starts."""
+    for variable, flag, value in COMPILER_FLAGS.get(hardware, ()):
+        given = os.environ.get(variable, "")
+        if flag not in given:
+            os.environ[variable] = f"{flag}={value} {given}".strip()
+
+
+def _hardware() -> tuple[str, ...]:
+    """The keys of COMPILER_FLAGS for what JAX will find, which it is too early to ask."""
+    plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    if not plugin or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(list(Path("/dev").glob("nvidia[0-9]*"))) if visible is None else len(visible.split(","))
+    return ("gpu", "several gpus") if count * distributed.current().size > 1 else ("gpu",)
+
+
+def check_bfloat16(device: jax.Device) -> None:
+    """Raises UserError for a GPU without bfloat16, where XLA would convert every operand and be slower than float32."""
+    capability = getattr(device, "compute_capability", None)
+    if device.platform == "gpu" and capability and float(capability) < BFLOAT16_CAPABILITY:
+        raise UserError(
+            f"model.compute_dtype is bfloat16, and {device.device_kind} (compute capability {capability}) has no "
+            f"bfloat16 arithmetic, which begins at {BFLOAT16_CAPABILITY}; use --config.model.compute_dtype=float32"
+        )
+
+
+def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
+    """Before JAX starts: splits the CPU into one virtual device a core, so that a step uses all cores.
+
+    XLA runs one CPU device's program mostly on one core; data-parallel over virtual devices is up to twice as
+    fast on two. The number is that of the mesh where it is given, else the largest number of cores that divides
+    `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and have equally many.
+    Nothing happens where the user chose (XLA_FLAGS, JAX_NUM_CPU_DEVICES), and GPU and TPU back-ends do not look
+    at it.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
+        return
+    group = distributed.current()
+    fixed = math.prod(mesh[axis] for axis in MESH_AXES if axis != "data")
+    if mesh.data > 0 or fixed > 1:
+        count = -(-max(mesh.data, 1) * fixed // group.size)
+    else:
+        cores = min(len(cores) // sharers for cores, sharers in _cores(group))
+        count = max((n for n in range(1, cores + 1) if rows % (n * group.size) == 0), default=1)
+    with contextlib.suppress(RuntimeError):  # JAX has started (a notebook, a test): its devices are what there is
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def _cores(group: distributed.Group) -> list[tuple[list[int], int]]:
+    """Of each process, the cores that it may use, and how many processes use them."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+    places = group.gather([socket.gethostname(), cores])
+    return [(cores, places.count(place)) for place in places for cores in place[1:]]
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep large freed blocks instead of giving them back to the kernel.
+
+    XLA's CPU client allocates its temporary buffer anew for every step. Above 32 MiB glibc maps and unmaps it each
+    time, and the page faults take up to a third of a step (4 layers, batch 16 to 24). Other C libraries lack the
+    function or ignore it.
+    """
+    mmap_max, trim_threshold, arena_max = (
+        -4,
+        -1,
+        -8,
+    )  # names of malloc.h; one arena, since only the first can grow
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, value in ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1)):
+        mallopt(parameter, value)

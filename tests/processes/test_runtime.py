@@ -1,0 +1,73 @@
+import contextlib
+import os
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import jax
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.processes import runtime
+
+COUNT_DEVICES = """
+import sys, jax
+from gptjax.config import get_default
+from gptjax.processes.runtime import provide_cpu_devices
+config = get_default()
+config.mesh.update(eval(sys.argv[1]))
+provide_cpu_devices(config.mesh, int(sys.argv[2]))
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "flags", "expected"),
+    [
+        ({"fsdp": 2, "tensor": 2}, 8, "", 4),  # what the mesh needs
+        ({"expert": 3, "fsdp": 2}, 6, "", 6),
+        ({}, 7 * 11 * 13, "", 1),  # no number of cores under 7 divides the rows
+        ({}, 8, "--xla_force_host_platform_device_count=3", 3),  # the user chose
+    ],
+)
+def test_virtual_cpu_devices(sizes, rows, flags, expected):
+    cores = len(os.sched_getaffinity(0))
+    if cores >= 7 and not sizes and not flags:
+        pytest.skip("the rows are divisible by a number of these cores")
+    result = subprocess.run(
+        [sys.executable, "-c", COUNT_DEVICES, str(sizes), str(rows)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(result.stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "--xla_gpu_enable_latency_hiding_scheduler=true"),
+        ("--xla_dump_to=d", "--xla_gpu_enable_latency_hiding_scheduler=true --xla_dump_to=d"),
+        ("--xla_gpu_enable_latency_hiding_scheduler=false", "--xla_gpu_enable_latency_hiding_scheduler=false"),
+    ],
+)
+def test_compiler_flags_do_not_override_the_user(monkeypatch, given, expected):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    for _ in range(2):
+        runtime.set_compiler_flags("several gpus")
+        assert os.environ["XLA_FLAGS"] == expected
+    runtime.set_compiler_flags("tpu")
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "fine"),
+    [("gpu", "7.5", False), ("gpu", "8.0", True), ("gpu", "12.0", True), ("cpu", None, True)],
+)
+def test_a_gpu_without_bfloat16_is_told_before_compiling(platform, capability, fine):
+    device = Mock(spec=jax.Device, platform=platform, device_kind="Tesla T4")
+    device.compute_capability = capability
+    said = r"Tesla T4 \(compute capability 7.5\) has no bfloat16.*compute_dtype=float32"
+    with contextlib.nullcontext() if fine else pytest.raises(UserError, match=said):
+        runtime.check_bfloat16(device)
