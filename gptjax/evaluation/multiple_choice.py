@@ -35,7 +35,7 @@ class Question:
 
 
 def read_questions(path: str | Path, form: str = "multiple_choice") -> list[Question]:
-    """The questions of a JSONL file (or `.gz`) in one of the forms of `FORMS`, as they are published.
+    """The questions of a JSONL file, plain or compressed, in one of the forms of `FORMS`, as they are published.
 
     Raises UserError naming file and line.
     """

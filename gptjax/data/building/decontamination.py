@@ -1,8 +1,5 @@
 """Documents with a piece of an evaluation set, found by n-gram overlap (Brown et al. 2020, appendix C)."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from gptjax.data.building.ngrams import ngram_hashes, ngram_hashes_of_sizes, word_hashes
+from gptjax.data.sources.records import Damaged, read_records
 from gptjax.errors import UserError
 
 MIN_WORDS = 8
@@ -62,16 +60,16 @@ class Decontaminator:
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], ngram: int = 13) -> "Decontaminator":
-        """Reads JSONL files (or .jsonl.gz) of evaluation items.
+        """Reads evaluation items from JSONL, JSON or CSV files, plain or compressed.
 
-        Every string in a line counts, in lists and objects too, and so does the question followed by each of
+        Every string in an item counts, in lists and objects too, and so does the question followed by each of
         the others, so that a short question is found with its answer.
 
         Raises:
-          UserError: a file cannot be read, a line is not JSON, or no text is long enough.
+          UserError: a file cannot be read, an item is not JSON, or no text is long enough.
         """
         texts = [
-            (str(path), line, text) for path in paths for line, item in _lines(Path(path)) for text in _texts_of(item)
+            (str(path), line, text) for path in paths for line, item in _items(Path(path)) for text in _texts_of(item)
         ]
         decontaminator = cls(texts, ngram)
         if paths and not decontaminator._tables:
@@ -120,22 +118,11 @@ class _Table:
         return positions[equal], self.numbers[entries[equal]]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _parse(line, f"{path}, line {number}")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"decontamination: cannot read {path}: {error}; expected JSONL in UTF-8") from None
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); each line must be one evaluation item") from None
+def _items(path: Path) -> Iterator[tuple[int, Any]]:
+    for record in read_records(path):
+        if isinstance(record.value, Damaged):
+            raise UserError(f"decontamination: {record.place}: {record.value}")
+        yield record.number, record.value
 
 
 def _texts_of(item: Any) -> list[str]:

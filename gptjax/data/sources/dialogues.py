@@ -12,15 +12,14 @@ JSON files hold an array of such objects, JSONL files one a line.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import IOBase
 from pathlib import Path
 from typing import Any
 
 from gptjax.data.documents import Document, Message
 from gptjax.data.sources.base import ON_ERROR
-from gptjax.data.sources.records import Damaged, Record, open_binary, read_records
+from gptjax.data.sources.records import Damaged, Record, read_records
 from gptjax.errors import UserError
 
 FORMATS = ("messages", "sharegpt", "alpaca", "pairs", "chatterbot", "kdconv")
@@ -66,7 +65,6 @@ def read_dialogues(
     fields: Sequence[str] | None = None,
     on_error: str = "raise",
     skipped: Skipped | None = None,
-    open_file: Callable[[str | Path], IOBase] = open_binary,
 ) -> Iterator[Document]:
     """The dialogues of one file, in its order.
 
@@ -82,7 +80,6 @@ def read_dialogues(
       fields: for `pairs`, the two fields of an object or columns of a CSV file.
       on_error: "raise", or "skip" to leave out a bad dialogue and count it in `skipped`.
       skipped: counts what is left out.
-      open_file: opens a path for reading bytes, decompressed.
 
     Raises:
       UserError: the file cannot be opened; with on_error="raise", also at the first bad dialogue, with file
@@ -94,7 +91,7 @@ def read_dialogues(
     if on_error not in ON_ERROR:
         raise UserError(f"on_error={on_error!r}: expected one of {', '.join(ON_ERROR)}")
     name = name if name is not None else Path(path).name
-    for record in read_records(path, open_file, "conversations" if format == "chatterbot" else None):
+    for record in read_records(path, yaml_key="conversations" if format == "chatterbot" else None):
         try:
             messages = _messages(record, format, fields)
             check_messages(messages)

@@ -1,10 +1,12 @@
 """Files by glob, on this machine or behind fsspec (`gs://`, `s3://`), decompressed as they are read."""
 
+import bz2
 import contextlib
 import glob
 import gzip
 import io
 import itertools
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any, NamedTuple
 
 from gptjax.errors import UserError
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading a damaged file raises
 _BUFFER_BYTES = 1 << 20
 
 
@@ -114,21 +117,41 @@ def open_bytes(path: str | Path, start: int = 0) -> io.IOBase:
     """Opens what a file contains, decompressed by the end of its name, at byte `start`.
 
     Raises:
-      OSError: it cannot be opened. Reading raises OSError, EOFError or zlib.error where it is damaged.
+      OSError: it cannot be opened. Reading raises one of `DAMAGE` where it is damaged.
       UserError: what opens files of this kind is not installed.
     """
     path = str(path)
     file = _open_stored(path)
-    if path.endswith(".gz"):
-        unzipped = gzip.GzipFile(fileobj=file)
-        unzipped.myfileobj = file  # closed with it
-        return io.BufferedReader(unzipped, _BUFFER_BYTES)
-    if path.endswith(".zst"):
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), _BUFFER_BYTES)
+    if is_compressed(path):
+        return _Decompressed(file, Path(path).suffix)
     file.seek(start)
     return file
+
+
+def _zstd_stream(file: io.IOBase) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(file, "zstd")
+
+
+_STREAMS = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".zst": _zstd_stream,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+}
+
+
+class _Decompressed(io.BufferedReader):
+    """What a compressed file contains; closes the file with itself."""
+
+    def __init__(self, stored: io.IOBase, suffix: str):
+        self._stored = stored
+        super().__init__(_STREAMS[suffix](stored), _BUFFER_BYTES)
+
+    def close(self) -> None:
+        super().close()
+        self._stored.close()
 
 
 def _open_stored(path: str) -> io.IOBase:
@@ -143,7 +166,7 @@ def named_damage(path: str) -> Iterator[None]:
     """Raises UserError that names the file where opening or reading it fails."""
     try:
         yield
-    except (EOFError, OSError, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} cannot be read to its end: {error or type(error).__name__}") from None
 
 

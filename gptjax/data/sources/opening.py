@@ -33,7 +33,7 @@ def open_source(spec: str, *, data_dir: str = "", decode_errors: str = "reject",
 
     Args:
       spec: globs may contain `**` and begin with `gs://`, `s3://` or another protocol of fsspec; files may
-        end with .gz or .zst. FIELD is `text` where it is left out; `A+B` joins two fields with a line end.
+        end with .gz, .zst, .bz2 or .xz. FIELD is `text` where it is left out; `A+B` joins two fields with a line end.
       data_dir: the directory of prepared TFDS datasets, with NAME[/CONFIG]/VERSION inside; empty for
         $TFDS_DATA_DIR or ~/tensorflow_datasets.
       decode_errors: "reject" bytes that are not UTF-8, or "replace" them with U+FFFD and count.

@@ -177,6 +177,7 @@ def _parquet_file(path: str, file: io.IOBase) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        # A compressed file cannot be read from its end, where Parquet has its table of contents.
+        return pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if is_compressed(path) else file)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path} is not a Parquet file: {error}") from None

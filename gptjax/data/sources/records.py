@@ -1,19 +1,17 @@
 """The records of JSON, JSONL, CSV and YAML files, each with its place; a damaged one does not end a file."""
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax.data.sources.files import COMPRESSED, DAMAGE, open_bytes
 from gptjax.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _WHITE_SPACE = re.compile(r"[\s,]*")
 
 
@@ -39,14 +37,8 @@ class Record(NamedTuple):
     value: Any
 
 
-def open_binary(path: str | Path) -> io.IOBase:
-    """Opens a file for reading bytes, decompressed where it ends in .gz."""
-    path = Path(path)
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
 def read_records(
-    path: str | Path, open_file: Callable[[str | Path], io.IOBase] = open_binary, yaml_key: str | None = None
+    path: str | Path, open_file: Callable[[str | Path], io.IOBase] = open_bytes, yaml_key: str | None = None
 ) -> Iterator[Record]:
     """The records of a file, by the end of its name: .csv, .yml or .yaml, otherwise JSON or JSONL.
 
@@ -71,7 +63,7 @@ def read_records(
             for record in _reader(path, yaml_key)(str(path), file):
                 number = record.number
                 yield record
-        except (EOFError, zlib.error, OSError) as error:
+        except DAMAGE as error:
             yield _damaged(path, number + 1, "damaged file", f"the file cannot be read further ({error})")
         except UnicodeDecodeError as error:
             byte = f"byte {error.object[error.start]:#04x} is not UTF-8"
@@ -83,7 +75,7 @@ def _damaged(path: str | Path, number: int, reason: str, detail: str) -> Record:
 
 
 def _reader(path: str | Path, yaml_key: str | None) -> Callable[[str, io.IOBase], Iterator[Record]]:
-    suffix = next((s for s in reversed(Path(path).suffixes) if s not in _COMPRESSED), "")
+    suffix = next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSED), "")
     if suffix == ".csv":
         return _csv
     if suffix in (".yml", ".yaml"):

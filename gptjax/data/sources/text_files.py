@@ -180,7 +180,6 @@ class DialogueFiles(Files):
             fields=self.field.split(",") if self.field else None,
             on_error=self.faults.on_error,
             skipped=skipped,
-            open_file=open_bytes,
         )
         self.faults.skipped += sum(skipped.counts.values())
         self.faults.messages += [example for examples in skipped.examples.values() for example in examples]

@@ -83,7 +83,7 @@ def test_the_evaluation_sets_are_found_in_themselves_and_nowhere_else(shared_dat
 
 def test_files_that_cannot_be_used_are_named(tmp_path):
     path = tmp_path / "bad.jsonl"
-    with pytest.raises(UserError, match=r"cannot read .*bad\.jsonl"):
+    with pytest.raises(UserError, match=r"cannot open .*bad\.jsonl"):
         Decontaminator.from_files([path])
     path.write_text('{"a": "b"}\nnonsense\n')
     with pytest.raises(UserError, match=r"bad\.jsonl, line 2: not JSON"):

@@ -1,8 +1,10 @@
 """Sources that are files: the same documents whole, compressed, in ranges and from a remote store."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import pickle
 
 import numpy as np
@@ -32,8 +34,8 @@ def write_jsonl(path, records) -> None:
 
 def compress(path, suffix: str):
     data, target = path.read_bytes(), path.with_name(path.name + suffix)
-    if suffix == ".gz":
-        target.write_bytes(gzip.compress(data))
+    if suffix != ".zst":
+        target.write_bytes({".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].compress(data))
     else:
         import pyarrow
 
@@ -61,7 +63,7 @@ def write(directory, scheme: str):
 # Formats
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
 def test_records(tmp_path, form, suffix):
     path = write(tmp_path, form)
@@ -73,7 +75,7 @@ def test_records(tmp_path, form, suffix):
     assert [document["id"] for document in found] == [f"{path.name}:{i + 1}" for i in range(len(TEXTS))]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_compressed_text(tmp_path, suffix):
     for number, text in enumerate(TEXTS):
         path = tmp_path / f"{number:02}.txt"
@@ -98,6 +100,7 @@ def test_parquet(tmp_path, monkeypatch):
     assert texts(open_source(f"parquet:{path}#title+body"))[3] == f"title 3\n{TEXTS[3]}"
     with pytest.raises(UserError, match=r"a\.parquet: no column 'text'; columns: body, title"):
         texts(open_source(f"parquet:{path}"))
+    assert texts(open_source(f"parquet:{compress(path, '.zst')}#body")) == TEXTS
     path.write_bytes(b"no such thing")
     with pytest.raises(UserError, match=r"a\.parquet is not a Parquet file"):
         texts(open_source(f"parquet:{path}#body"))
