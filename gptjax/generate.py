@@ -6,7 +6,9 @@
 
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
-"length"), and with --logprobs "tokens" and "logprobs". Many prompts are spread over all local devices.
+"length"), and with --logprobs "tokens" and "logprobs". --prompts also takes FILE.txt with a prompt on each line, and
+FILE.csv#PROMPT, FILE.tsv#PROMPT and FILE.parquet#PROMPT, compressed or not. Many prompts are
+spread over all local devices.
 """
 
 import json
@@ -20,6 +22,7 @@ from absl import flags
 
 from gptjax import cli
 from gptjax.errors import RunError, UserError
+from gptjax.evaluation.prompts import read_prompts
 from gptjax.files import write_whole
 from gptjax.generation import flags as sampling_flags
 
@@ -34,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "a trained run, e.g. --workdir=runs/quickstart", **define)
     flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=2000", **define)
     flags.DEFINE_string("prompt", None, "text to complete, e.g. --prompt='The with statement'", **define)
-    flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl", **define)
+    flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl or test.csv#mr", **define)
     flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
     flags.DEFINE_integer("num_samples", 1, "completions of each prompt, e.g. --num_samples=3", **define)
     flags.DEFINE_integer("batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", **define)
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
     else:
-        requests = read_prompts(Path(flag_values.prompts))
+        requests = read_prompts(flag_values.prompts, references=False)
     output = Path(flag_values.output) if flag_values.output else None
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output} is a directory, or in one that does not exist; name a file")
@@ -89,41 +92,12 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, empty lines left out. Raises UserError with a bad line's number."""
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read --prompts={path}: {error.strerror}") from None
-    requests = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                requests.append(_parse_prompt(line))
-            except ValueError as error:
-                raise UserError(f'{path} line {number}: {error}; expected {{"prompt": "..."}}') from None
-    if not requests:
-        raise UserError(f'{path} has no prompts; each line is an object {{"prompt": "..."}}')
-    return requests
-
-
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Writes a whole text file or nothing. Raises RunError."""
     try:
         write_whole(path, (line + "\n" for line in lines))
     except OSError as error:
         raise RunError(f"{path} could not be written: {error.strerror}; give another --output") from None
-
-
-def _parse_prompt(line: bytes) -> dict[str, Any]:
-    """One line as an object with a "prompt". Raises ValueError."""
-    request = json.loads(line.decode("utf-8"))
-    if not isinstance(request, dict):
-        raise ValueError(f"it is a {type(request).__name__}, not an object")
-    if not isinstance(request.get("prompt"), str):
-        raise ValueError('it has no text "prompt"')
-    json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair could not be written back
-    return request
 
 
 def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator"]:

@@ -76,12 +76,20 @@ def test_file_to_file_keeps_the_objects_and_their_order(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
 
 
+def test_prompts_of_a_table(run, tmp_path):
+    (tmp_path / "test.csv").write_text("mr,ref\nab,x\ncd,y\nab,z\n")
+    status, out, _ = run(f"--prompts={tmp_path}/test.csv#mr,ref")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [(line["prompt"], line["references"]) for line in lines] == [("ab", ["x", "z"]), ("cd", ["y"])]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (b"not json", "line 2"),
-        (b"[1]", "line 2: it is a list"),
-        (b'{"text": "x"}', 'line 2: it has no text "prompt"'),
+        (b"[1]", "line 2: expected an object"),
+        (b'{"text": "x"}', 'line 2: "prompt" must be a text'),
         (b'{"prompt": 3}', "line 2"),
         (b'{"prompt": "\xff"}', "line 2"),
         (b'{"prompt": "\\ud800"}', "line 2"),

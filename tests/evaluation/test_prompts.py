@@ -1,7 +1,12 @@
 """Files of prompts, references and outputs."""
 
+import csv
 import gzip
+import io
+import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gptjax.errors import UserError
@@ -35,6 +40,56 @@ def test_fields_of_compressed_json_lines(tmp_path):
     assert read_prompts(f"{tmp_path}/math.jsonl.gz#question,answer") == [{"prompt": "1+1?", "references": ["#### 2"]}]
 
 
+ITEMS = [("name[A], food[x]", "One."), ("猫?", "Three,\nlong."), ("", "None.")]
+
+
+def write_items(path):
+    """A file of `ITEMS` with the columns mr and ref, compressed by the end of its name."""
+    form = path.suffixes[0]
+    rows = [{"mr": prompt, "ref": reference} for prompt, reference in ITEMS]
+    if form == ".parquet":
+        table, written = pyarrow.Table.from_pylist(rows), io.BytesIO()
+        pyarrow.parquet.write_table(table, written, row_group_size=2)
+        data = written.getvalue()
+    elif form in (".jsonl", ".json"):
+        data = "\n".join(map(json.dumps, rows)).encode() if form == ".jsonl" else json.dumps(rows).encode()
+    else:
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, ["mr", "ref"], dialect="excel-tab" if form == ".tsv" else "excel")
+        table.writeheader()
+        table.writerows(rows)
+        data = text.getvalue().encode()
+    with pyarrow.CompressedOutputStream(path, "zstd") if path.suffix == ".zst" else path.open("wb") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_generate_and_evaluate_read_the_same_prompts(tmp_path, form, suffix):
+    path = tmp_path / f"test.{form}{suffix}"
+    write_items(path)
+    expected = [{"prompt": prompt, "references": [reference]} for prompt, reference in ITEMS]
+    assert read_prompts(f"{path}#mr,ref") == expected
+    assert read_prompts(f"{path}#mr,ref", references=False) == expected
+    assert read_prompts(f"{path}#mr", references=False) == [{"prompt": prompt} for prompt, _ in ITEMS]
+
+
+def test_prompts_without_references(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "id": 7, "tags": ["x"]}\n{"prompt": "b", "reference": 3}\n')
+    assert read_prompts(path, references=False) == [
+        {"prompt": "a", "id": 7, "tags": ["x"]},
+        {"prompt": "b", "reference": 3},
+    ]
+    (tmp_path / "prompts.txt").write_text("one\n\n two \r\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "prompts.txt", references=False) == [{"prompt": "one"}, {"prompt": " two "}]
+    with pytest.raises(UserError, match=r"prompts.txt has prompts without references"):
+        read_prompts(tmp_path / "prompts.txt")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r"prompts.jsonl, line 1: it cannot be written as JSON in UTF-8"):
+        read_prompts(path, references=False)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -66,6 +121,8 @@ def test_a_wrong_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"after # come two names, FILE#PROMPT,REFERENCE; found 'mr'"):
         read_prompts(f"{path}#mr")
     (tmp_path / "test.csv").write_text("mr,ref\na,b\n")
+    with pytest.raises(UserError, match=r"after # come two names, FILE#PROMPT,REFERENCE; found 'a,b,c'"):
+        read_prompts(f"{path}#a,b,c", references=False)
     with pytest.raises(UserError, match=r"test.csv, line 2: no text 'text'; fields: 'mr', 'ref'"):
         read_prompts(f"{tmp_path}/test.csv#mr,text")
 
@@ -87,6 +144,9 @@ def test_hypotheses(tmp_path):
     assert read_hypotheses(tmp_path / "out.txt") == (["one", "", "three"], None)
     (tmp_path / "out.jsonl").write_text('{"prompt": "p", "references": ["r"], "completion": "c"}\n')
     assert read_hypotheses(tmp_path / "out.jsonl") == (["c"], [["r"]])
+    with gzip.open(tmp_path / "out.txt.gz", "wt") as file:
+        file.write("one\n\nthree\n")
+    assert read_hypotheses(tmp_path / "out.txt.gz") == (["one", "", "three"], None)
     (tmp_path / "out.jsonl").write_text('{"text": "c"}\n')
     with pytest.raises(UserError, match=r"line 1: no text completion, hypothesis or prediction"):
         read_hypotheses(tmp_path / "out.jsonl")

@@ -10,6 +10,7 @@ from gptjax.data.documents import Document, in_parts
 from gptjax.data.sources.base import Faults
 from gptjax.data.sources.cuts import cut_lines
 from gptjax.data.sources.files import File, is_compressed, open_bytes
+from gptjax.data.sources.records import Damaged, parquet_file, read_records
 from gptjax.data.sources.text_files import READ_BYTES, Files, Span, whole
 from gptjax.data.sources.utf8 import Utf8Decoder
 from gptjax.errors import UserError
@@ -40,8 +41,6 @@ class JsonLines(Files):
             return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
     def _documents(self, span: Span) -> Iterator[Document]:
-        from gptjax.data.sources.records import Damaged, read_records
-
         for record in read_records(span.path, lambda _: self._open_text(span)):
             number = span.first + record.number
             place = f"{span.path}, line {number}" if span.first else record.place
@@ -139,7 +138,7 @@ class ParquetFiles(JsonLines):
 
     def _cut(self, file: File, size: int) -> list[Span]:
         with open_bytes(file.path) as opened:
-            metadata = _parquet_file(file.path, opened).metadata
+            metadata = parquet_file(file.path, opened).metadata
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         spans = [whole(file)._replace(end=0)]
         num_bytes = 0
@@ -154,7 +153,7 @@ class ParquetFiles(JsonLines):
 
     def _documents(self, span: Span) -> Iterator[Document]:
         with open_bytes(span.path) as file:
-            table = _parquet_file(span.path, file)
+            table = parquet_file(span.path, file)
             names = table.schema_arrow.names
             field = self.field or "text"
             columns = [field] if field in names else field.split("+")
@@ -170,14 +169,3 @@ class ParquetFiles(JsonLines):
                     yield from self._record(record, f"{span.name}:{number}", f"{span.path}, row {number}")
                 except UserError as error:
                     self.faults.skip(error)
-
-
-def _parquet_file(path: str, file: io.IOBase) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # A compressed file cannot be read from its end, where Parquet has its table of contents.
-        return pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if is_compressed(path) else file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from None

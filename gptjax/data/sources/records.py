@@ -1,17 +1,20 @@
-"""The records of JSON, JSONL, CSV and YAML files, each with its place; a damaged one does not end a file."""
+"""The records of JSON, JSONL, CSV, TSV, Parquet and YAML files, with their places."""
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptjax.data.sources.files import COMPRESSED, DAMAGE, open_bytes
+from gptjax.data.sources.files import COMPRESSED, DAMAGE, is_compressed, open_bytes
 from gptjax.errors import UserError
 
 MAX_LINE_BYTES = 64 << 20
+_PARQUET_ROWS = 256
 _WHITE_SPACE = re.compile(r"[\s,]*")
 
 
@@ -29,7 +32,7 @@ class Record(NamedTuple):
     Attributes:
       place: file and line, for messages.
       number: line in JSONL, otherwise the place in the file, from 1.
-      value: what JSON or YAML says, for CSV the columns by name; or `Damaged`.
+      value: what JSON or YAML says, for CSV, TSV and Parquet the columns by name; or `Damaged`.
     """
 
     place: str
@@ -40,7 +43,7 @@ class Record(NamedTuple):
 def read_records(
     path: str | Path, open_file: Callable[[str | Path], io.IOBase] = open_bytes, yaml_key: str | None = None
 ) -> Iterator[Record]:
-    """The records of a file, by the end of its name: .csv, .yml or .yaml, otherwise JSON or JSONL.
+    """The records of a file, by `suffix`: .csv, .tsv, .parquet, .yml or .yaml, otherwise JSON or JSONL.
 
     What is wrong with one record is its value. What is wrong with the file from some place on (it is cut off,
     it is not YAML) is the value of a last record.
@@ -70,17 +73,24 @@ def read_records(
             yield _damaged(path, number + 1, "not UTF-8", f"{byte}, so the rest of the file cannot be read")
 
 
+def suffix(path: str | Path) -> str:
+    """The end of the name of a file once it is decompressed: ".csv" of words.csv.gz."""
+    return next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSED), "")
+
+
 def _damaged(path: str | Path, number: int, reason: str, detail: str) -> Record:
     return Record(f"{path}, from record {number} on", number, Damaged(reason, detail))
 
 
 def _reader(path: str | Path, yaml_key: str | None) -> Callable[[str, io.IOBase], Iterator[Record]]:
-    suffix = next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSED), "")
-    if suffix == ".csv":
-        return _csv
-    if suffix in (".yml", ".yaml"):
-        return lambda path, file: _yaml(path, file, yaml_key)
-    return _json
+    readers = {
+        ".csv": _csv,
+        ".tsv": partial(_csv, delimiter="\t"),
+        ".parquet": _parquet,
+        ".yml": partial(_yaml, key=yaml_key),
+        ".yaml": partial(_yaml, key=yaml_key),
+    }
+    return readers.get(suffix(path), _json)
 
 
 def _json(path: str, file: io.IOBase) -> Iterator[Record]:
@@ -132,9 +142,9 @@ def _json_value(line: bytes) -> Any:
         return Damaged("not JSON", f"not JSON ({error}); each line must be one JSON object")
 
 
-def _csv(path: str, file: io.IOBase) -> Iterator[Record]:
+def _csv(path: str, file: io.IOBase, delimiter: str = ",") -> Iterator[Record]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter)
     number = 1
     while True:
         try:
@@ -147,6 +157,25 @@ def _csv(path: str, file: io.IOBase) -> Iterator[Record]:
             row = Damaged("not CSV", f"expected {len(reader.fieldnames)} columns: {', '.join(reader.fieldnames)}")
         yield Record(f"{path}, line {reader.line_num}", number, row)
         number += 1
+
+
+def _parquet(path: str, file: io.IOBase) -> Iterator[Record]:
+    batches = parquet_file(path, file).iter_batches(_PARQUET_ROWS)
+    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+    for number, row in enumerate(rows, start=1):
+        yield Record(f"{path}, row {number}", number, row)
+
+
+def parquet_file(path: str, file: io.IOBase) -> Any:
+    """Opens a `pyarrow.parquet.ParquetFile`. Raises UserError where it is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # A compressed file cannot be read from its end, where Parquet has its table of contents.
+        return pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if is_compressed(path) else file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None
 
 
 def _yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
