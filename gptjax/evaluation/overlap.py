@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gptjax.data.scripts import HAN
 from gptjax.errors import UserError
 from gptjax.evaluation.metrics import Metric, item_ids, ratio_metric
-from gptjax.evaluation.references import HAN, check
+from gptjax.evaluation.references import check
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
@@ -18,8 +19,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # General punctuation, CJK symbols and punctuation, full-width forms.
 _CHINESE_PUNCTUATION = re.compile("[\u2010-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
-_HAN_CHARACTER = re.compile(f"({HAN})")
-_ROUGE_WORD = re.compile(f"[a-z0-9]+|{HAN}")
+_HAN_CHARACTER = re.compile(f"([{HAN}])")
+_ROUGE_WORD = re.compile(f"[a-z0-9]+|[{HAN}]")
 _FINAL_ANSWER = re.compile(r"####\s*(-?[$]?-?[0-9.,]+)")  # grade-school-math, dataset.py, with a dollar sign allowed
 _NUMBER = re.compile(r"-?[$]?-?[0-9.,]*[0-9][0-9.,]*")
 

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -14,14 +13,11 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
+from gptjax.data.scripts import count_han
 from gptjax.errors import UserError
 from gptjax.evaluation.metrics import FORMULAS, Metric, item_ids
 
 BOOTSTRAP_SAMPLES = 1000  # the default of sacrebleu --confidence
-
-# CJK unified ideographs with their extensions and compatibility forms
-HAN = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-_HAN = re.compile(HAN)
 
 
 def choose_tokenizer(texts: Iterable[str]) -> str:
@@ -29,7 +25,7 @@ def choose_tokenizer(texts: Iterable[str]) -> str:
     letters = han = 0
     for text in texts:
         letters += sum(map(str.isalpha, text))
-        han += len(_HAN.findall(text))
+        han += count_han(text)
     return "zh" if 2 * han > letters else "13a"
 
 

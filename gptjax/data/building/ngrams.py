@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
+from gptjax.data.scripts import UNSPACED
+
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
 _GRAM_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
@@ -15,11 +17,6 @@ _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _MIN_POWERS = 1 << 16
 
 _IN_WORD, _ALONE = 1, 2  # 0 is between words
-# Han (with the iteration mark and zero), kana, Bopomofo; scripts that are written without spaces.
-_LONE_CHARACTERS = re.compile(
-    "[\u3005-\u3007\u3040-\u30ff\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]+"
-)
 
 
 def word_hashes(
@@ -77,7 +74,7 @@ def _character_classes() -> UInt8[np.ndarray, " codepoints"]:
     """Of each code point: whether it is between words, part of a word, or a word by itself."""
     classes = np.zeros(0x110000, np.uint8)
     everything = "".join(map(chr, range(0x110000)))
-    for pattern, name in ((re.compile(r"[^\W_]+"), _IN_WORD), (_LONE_CHARACTERS, _ALONE)):
+    for pattern, name in ((re.compile(r"[^\W_]+"), _IN_WORD), (re.compile(f"[{UNSPACED}]+"), _ALONE)):
         for match in pattern.finditer(everything):
             classes[match.start() : match.end()] = name
     return classes

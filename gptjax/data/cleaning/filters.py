@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 from jaxtyping import Int, UInt
 
+from gptjax.data.scripts import UNSPACED
 from gptjax.errors import UserError
 
 
@@ -80,21 +81,22 @@ def repeated_ngram_ratio(text: str, n: int) -> float:
     return _repeated_ngram_ratio(ids, lengths, n * scale)
 
 
-_HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+")
+_WORD = re.compile(rf"(?P<unspaced>[{UNSPACED}])|[^\W{UNSPACED}]+")
 
 
 def _words(text: str) -> tuple[Int[np.ndarray, " words"], Int[np.ndarray, " words"], int]:
     """Numbers and lengths of the words, and how many make a word of English.
 
-    A character of Han or kana is a word of its own; where most are, two count as one word of English.
+    A letter of a language without spaces is a word of its own; where most are, two count as one word of English.
     """
     numbers: dict[str, int] = {}
-    words = _WORD.findall(text)
+    words, unspaced = [], 0
+    for match in _WORD.finditer(text):
+        words.append(match[0])
+        unspaced += match["unspaced"] is not None
     ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words))
     lengths = np.fromiter(map(len, words), np.int64, len(words))
-    han = sum(1 for word in words if len(word) == 1 and word >= "\u3040")
-    return ids, lengths, 2 if han > len(words) / 2 else 1
+    return ids, lengths, 2 if unspaced > len(words) / 2 else 1
 
 
 def _ngrams(ids: Int[np.ndarray, " words"], n: int) -> UInt[np.ndarray, " ngrams"]:

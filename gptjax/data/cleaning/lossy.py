@@ -8,6 +8,7 @@ import functools
 import re
 import unicodedata
 
+from gptjax.data.scripts import HAN
 from gptjax.errors import UserError
 
 
@@ -51,7 +52,7 @@ def segment(text: str) -> str:
     return _HAN.sub(lambda match: f" {' '.join(_jieba().cut(match[0]))} ", text)
 
 
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
+_HAN = re.compile(f"[{HAN}]+")
 
 
 @functools.cache

@@ -5,6 +5,8 @@ Each step is a pure, idempotent function str -> str that takes any str and runs 
 
 import re
 
+from gptjax.data.scripts import HAN
+
 _PICTURE = (
     "[\u231a\u231b\u23e9-\u23f3\u25fd\u25fe\u2614\u2615\u2648-\u2653\u267f\u2693\u26a1\u26aa\u26ab\u26bd\u26be\u26c4"
     "\u26c5\u26ce\u26d4\u26ea\u26f2\u26f3\u26f5\u26fa\u26fd\u2705\u270a\u270b\u2728\u274c\u274e\u2753-\u2755\u2757"
@@ -15,7 +17,7 @@ _PICTURE = (
 _EMOJI = re.compile(
     f"(?:{_PICTURE})(?:\u200d(?:{_PICTURE}|[\u2600-\u27bf]))*[\U000e0020-\U000e007f]*|[0-9#*]\ufe0f?\u20e3|[\ufe0f\u20e3]"
 )
-_EMOTICON_LETTERS = re.compile(r"[A-Za-z\u4e00-\u9fff]{1,8}")
+_EMOTICON_LETTERS = re.compile(rf"[A-Za-z{HAN}]{{1,8}}")
 
 
 def emoji(text: str, handling: str = "keep") -> str:

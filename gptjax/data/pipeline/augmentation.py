@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float64, Int, Int32, Int64
 
 from gptjax.config import Config
 from gptjax.data.pipeline.randomness import uniform
+from gptjax.data.scripts import count_han
 from gptjax.data.tokenization.tokenizer import Tokenizer
 
 INPUT_NOISE = ("token_dropout", "token_replacement", "character_noise")
@@ -67,7 +68,7 @@ class Augmentation:
         self._regular = np.flatnonzero(~self._is_special).astype(np.int32)
         texts = token_texts(tokenizer)
         self._breaks_line = np.array(["\n" in text for text in texts])
-        self._begins_word = np.array([text[:1].isspace() or _is_han(text[:1]) for text in texts])
+        self._begins_word = np.array([text[:1].isspace() or count_han(text[:1]) > 0 for text in texts])
         self._ends_sentence = self._breaks_line | [text.rstrip(_CLOSING).endswith(_SENTENCE_ENDS) for text in texts]
         self._misspellings = Misspellings.of(texts) if "character_noise" in self.rates else None
 
@@ -276,7 +277,3 @@ def token_texts(tokenizer: Tokenizer) -> list[str]:
     for token in regular:
         texts[token] = tokenizer.decode([anchor, token])[begin:]
     return texts
-
-
-def _is_han(character: str) -> bool:
-    return "\u4e00" <= character <= "\u9fff" or "\u3400" <= character <= "\u4dbf"

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.data.scripts import HAN_SCRIPT
 from gptjax.data.tokenization.tokenizer import Tokenizer
 
-_HAN = re.compile(
-    "[\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+_HAN = re.compile(f"[{HAN_SCRIPT}]")
 _LATIN = re.compile("[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _MAX_EXAMPLES = 3

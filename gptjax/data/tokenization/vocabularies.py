@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gptjax.data.scripts import HAN_SCRIPT_RUN
 from gptjax.errors import UserError
 
 MAX_TRAINING_CHARACTERS = 64_000_000
 ANY_CHARACTER = r"[\s\S]"  # Oniguruma, which reads this, has no (?s:.)
-HAN_RUN = r"\p{Han}+"
 UNKNOWN = "<|unknown|>"
 WORD_BORDER = "\x1f"  # ASCII's unit separator, between the words that jieba found
 
@@ -62,7 +62,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
     if not sample:
         raise UserError(f"the tokenizer bpe:{vocab_size} is trained on the corpus, and the corpus has no text")
     tokenizer = _byte_level(Tokenizer(models.BPE()), None)
-    han = pre_tokenizers.Split(Regex(HAN_RUN), "isolated")
+    han = pre_tokenizers.Split(Regex(HAN_SCRIPT_RUN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([han, tokenizer.pre_tokenizer])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
@@ -82,7 +82,8 @@ def words(kind: str, texts: Iterable[str], vocab_size: int, end_of_text: str) ->
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     border = pre_tokenizers.Split(WORD_BORDER, "removed")
-    by_space = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(HAN_RUN), "isolated"), pre_tokenizers.Whitespace()])
+    han = pre_tokenizers.Split(Regex(HAN_SCRIPT_RUN), "isolated")
+    by_space = pre_tokenizers.Sequence([han, pre_tokenizers.Whitespace()])
     splitter = border if kind == "jieba" else by_space
     counts: Counter[str] = Counter()
     for text in _even_sample(texts, MAX_TRAINING_CHARACTERS):
