@@ -1,5 +1,7 @@
 """The source `tfds:NAME[/CONFIG][:SPLIT][#FIELD]`: a prepared TFDS dataset, read without TensorFlow."""
 
+import glob
+import hashlib
 import importlib.util
 import logging
 import os
@@ -11,6 +13,7 @@ from typing import Any
 
 from gptjax.data.documents import Document, in_parts
 from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Source
+from gptjax.data.sources.files import find_files
 from gptjax.data.sources.utf8 import decode_all
 from gptjax.errors import UserError
 
@@ -45,10 +48,18 @@ class TfdsDataset(Source):
         return {**self.__dict__, "_builder": None, "_opened": {}}
 
     def key(self) -> str:
-        return f"{self.spec} decode_errors={self.decode_errors} directory={self.directory}"
+        return f"{self.spec} decode_errors={self.decode_errors} directory={self.directory} files={self._version()}"
+
+    def _version(self) -> str:
+        """Changes when the dataset is prepared again in the same directory."""
+        digest = hashlib.sha256((self.directory / "dataset_info.json").read_bytes())
+        for file in find_files(self.spec, f"{glob.escape(str(self.directory))}/*"):
+            digest.update(f"{file.name}\0{file.size}\0{file.version}\n".encode())
+        return digest.hexdigest()
 
     def pieces(self) -> list[Piece]:
         pieces: list[Piece] = []
+        version = self._version()
         for split in self.splits:
             about = self._builder.info.splits[split.partition("[")[0].split("+")[0]]
             example_bytes = max(about.num_bytes // max(about.num_examples, 1), 1)
@@ -56,7 +67,7 @@ class TfdsDataset(Source):
             size = max(PIECE_BYTES // example_bytes, 1)
             for start in range(0, count, size):
                 end = min(start + size, count)
-                content = [str(self.directory), split, start, end]
+                content = [version, split, start, end]
                 pieces.append(Piece(f"{split} examples {start}-{end}", (end - start) * example_bytes, content))
         return pieces
 

@@ -276,6 +276,26 @@ def test_a_dataset_that_is_not_prepared_is_prepared_elsewhere(tfds_directory, tm
     assert calls[0][3:] == ["build", "tiny_texts/plain", f"--data_dir={tmp_path}", "--file_format=array_record"]
 
 
+def test_a_dataset_prepared_again_in_its_place_is_another(tfds_directory, tmp_path):
+    shutil.copytree(f"{tfds_directory}/tiny_texts", tmp_path / "tiny_texts")
+
+    def identity():
+        source = open_source("tfds:tiny_texts/plain:test", data_dir=str(tmp_path))
+        return source.key(), source.pieces()[0].sha256
+
+    before = identity()
+    assert identity() == before
+    (directory,) = (tmp_path / "tiny_texts/plain").iterdir()
+    (file,) = directory.glob("*test*")
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+    rewritten = identity()
+    assert all(new != old for new, old in zip(rewritten, before, strict=True))
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text() + "\n")
+    assert all(new != old for new, old in zip(identity(), rewritten, strict=True))
+
+
 def test_pieces_join_to_the_dataset(tfds_directory, monkeypatch):
     whole = list(open_source("tfds:tiny_texts/plain", data_dir=tfds_directory).documents())
     monkeypatch.setattr(catalogue, "PIECE_BYTES", 100)
