@@ -43,6 +43,11 @@ class BatchSource(ABC):
         """The rows of these numbers of the sequence."""
 
     @property
+    def notes(self) -> list[str]:
+        """What a person should know of the data before the run: what is left out, how full the rows are."""
+        return []
+
+    @property
     def steps_per_epoch(self) -> float:
         return self.rows_per_epoch / self.batch_size
 

@@ -94,6 +94,10 @@ class Mixture(BatchSource):
     def block_size(self) -> int:
         return int(self._rows_of_block.sum())
 
+    @property
+    def notes(self) -> list[str]:
+        return [f"{name}: {note}" for name, source in self.sources.items() for note in source.notes]
+
     def epochs(self, step: int) -> dict[str, float]:
         """Epochs of each source done before `step`, to a row."""
         rows = step * self.batch_size * self._rows_of_block / self.block_size

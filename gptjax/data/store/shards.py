@@ -9,6 +9,7 @@ A document is [eot] t1 ... tn, so the target after its last token is the eot of 
 
 import hashlib
 import io
+import json
 import mmap
 from array import array
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ class TokenSplit:
 
     Attributes:
       name: train, validation or test.
+      directory: where its files are.
+      fingerprint: changes when the tokens, the documents or the loss masks do.
       num_tokens: tokens, the eot of each document included.
       num_documents: documents.
       num_bytes: UTF-8 bytes of their text.
@@ -47,6 +50,7 @@ class TokenSplit:
         """`description` is what `SplitWriter.finish` returned."""
         self.name = name
         self.directory = directory
+        self.fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
         self.num_tokens: int = description["tokens"]
         self.num_documents: int = description["documents"]
         self.num_bytes: int = description["bytes"]

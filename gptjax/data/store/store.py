@@ -4,7 +4,8 @@ STORE/manifest.json      what it is made of and how; counts and sha256 of every 
 STORE/tokenizer.json     Hugging Face form
 STORE/card.json          the data card, for programs; card.md is the same for people
 STORE/duplicates.jsonl   the documents that were left out because they repeat another, if any
-STORE/SPLIT/             tokens and documents, see `gptjax.data.store.shards`
+STORE/SPLIT/             tokens and documents, see `gptjax.data.store.shards`; of dialogues also rows-of-N.npz, how they
+                         were packed when they were last read (it can be removed)
 
 `gptjax.data.building.build` makes it.
 """

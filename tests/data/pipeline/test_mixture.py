@@ -33,6 +33,13 @@ def mixture(*weights, **options) -> Mixture:
     return Mixture(sources, shares, **{"batch_size": 8, "seed": 3, **options})
 
 
+def test_notes_name_their_source():
+    batches = mixture(1, 2)
+    assert batches.notes == []
+    batches.sources["s1"] = type("Noted", (Numbers,), {"notes": ["a", "b"]})(1)
+    assert batches.notes == ["s1: a", "s1: b"]
+
+
 def rows_of(batches, steps):
     return np.concatenate([batches[step]["tokens"][:, 0] for step in steps])
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.data.pipeline.packing import PackedBatches, plan_rows
+from gptjax.data.pipeline.packing import PackedBatches
+from gptjax.data.pipeline.row_plans import plan_rows, plan_split
 from gptjax.errors import UserError
 
 
@@ -14,7 +15,8 @@ class Dialogues:
 
     name, has_mask = "train", True
 
-    def __init__(self, lengths, trained):
+    def __init__(self, lengths, trained, directory=None):
+        self.directory, self.fingerprint = directory, "of the tokens"
         self.num_documents = len(lengths)
         self.num_tokens = sum(lengths)
         self.document_starts = np.cumsum([0, *lengths])[:-1].astype(np.int64)
@@ -138,8 +140,72 @@ def test_rows_without_loss_are_left_out_and_counted():
     assert batches.plan.num_rows == 1
     assert batches.rows_left_out == plan_rows(np.array([39, 4, 4, 4, 19]), 16).num_rows - 1
     assert batches[0]["weights"].sum() == batches[1]["weights"].sum() == 3
+    left_out = batches.rows_left_out
+    assert f"{left_out} of {left_out + 1} rows of the train split have no token that bears loss and are left out" in (
+        batches.notes
+    )
     for batch in (batches_of(), batches_of(isolate_documents=False)):
         assert (epoch_of(batch)["weights"].sum(axis=1) > 0).all()
+
+
+def test_notes_say_how_full_the_rows_are():
+    split = Dialogues([17, 9], lambda _, count: np.ones(count, bool))
+    assert batches_of(split, batch_size=1).notes == ["the rows of the train split are filled to 75.0%"]
+
+
+class Unread(Dialogues):
+    def read_mask(self, start, length):
+        raise AssertionError("the flags are read though the plan is kept")
+
+
+def same_plans(first, second) -> bool:
+    (plan, trained), (other, other_trained) = first, second
+    arrays = ("document", "offset", "length", "row", "column")
+    assert all(np.array_equal(getattr(plan, name), getattr(other, name)) for name in arrays)
+    return (plan.row_length, plan.num_rows) == (other.row_length, other.num_rows) and np.array_equal(
+        trained, other_trained
+    )
+
+
+def test_the_plan_is_kept_beside_the_tokens(tmp_path):
+    first = plan_split(Dialogues(LENGTHS, half, tmp_path), 16)
+    assert same_plans(plan_split(Unread(LENGTHS, half, tmp_path), 16), first)
+    assert same_plans(plan_split(Dialogues(LENGTHS, half), 16), first)
+    with pytest.raises(AssertionError, match="flags are read"):
+        plan_split(Unread(LENGTHS, half, tmp_path), 17)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-of-16.npz"]
+
+
+def test_the_plan_of_other_tokens_is_replaced(tmp_path):
+    plan_split(Dialogues(LENGTHS, half, tmp_path), 16)
+    other = Dialogues(LENGTHS[:9], half, tmp_path)
+    other.fingerprint = "of others"
+    expected = plan_split(Dialogues(LENGTHS[:9], half), 16)
+    assert same_plans(plan_split(other, 16), expected)
+    unread = Unread(LENGTHS[:9], half, tmp_path)
+    unread.fingerprint = "of others"
+    assert same_plans(plan_split(unread, 16), expected)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "array"])
+def test_a_damaged_plan_is_replaced(tmp_path, damage):
+    expected = plan_split(Dialogues(LENGTHS, half, tmp_path), 16)
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+    file.write_bytes({"empty": b"", "cut": data[:middle], "flipped": flipped, "text": b"text", "array": b""}[damage])
+    if damage == "array":
+        np.save(tmp_path / "array.npy", np.arange(3))
+        (tmp_path / "array.npy").replace(file)
+    assert same_plans(plan_split(Dialogues(LENGTHS, half, tmp_path), 16), expected)
+    assert same_plans(plan_split(Unread(LENGTHS, half, tmp_path), 16), expected)
+
+
+def test_without_a_place_to_write_the_plan_is_made_again(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    split = Dialogues(LENGTHS, half, tmp_path / "file" / "train")
+    assert same_plans(plan_split(split, 16), plan_split(Dialogues(LENGTHS, half), 16))
 
 
 def test_batches_do_not_depend_on_processes_or_the_order_of_asking():
