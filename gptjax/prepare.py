@@ -16,7 +16,28 @@ from pathlib import Path
 from absl import flags
 
 from gptjax import cli
+from gptjax.config import OPTIONS
+from gptjax.config.validation import option_problem
+from gptjax.data.building.options import BUILD_OPTIONS, Options
 from gptjax.errors import RunError, UserError
+
+_OPTIONS = {
+    "tokenizer": OPTIONS["tokenizer"],
+    **BUILD_OPTIONS,
+    **{name: OPTIONS["data"][name] for name in ("data_dir", "decode_errors", "on_error", "workers")},
+}
+_EXAMPLES = {
+    "tokenizer": "char",
+    "cleaning": "web-language",
+    "cleaning_options": "'min_characters=200 languages=en,zh'",
+    "near_threshold": 0.7,
+    "decontaminate": "'eval/*.jsonl'",
+    "validation_fraction": 0.1,
+    "test_fraction": 0,
+    "shard_tokens": 10_000_000,
+    "data_dir": "~/tensorflow_datasets",
+    "workers": 8,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -25,6 +46,9 @@ def main(argv: list[str]) -> None:
     for name in ("output",) if options.show else ("source", "output"):
         if not options[name].value:
             raise UserError(f"--{name} is missing; {options[name].help}")
+    problems = (option_problem(f"--{name}", option, options[name].value) for name, option in _OPTIONS.items())
+    if found := [problem for problem in problems if problem]:
+        raise UserError("; ".join(found))
     if options.source:
         prepare(options)
     if options.show:
@@ -36,42 +60,12 @@ def _flags() -> flags.FlagValues:
     define = {"flag_values": values}
     flags.DEFINE_string("source", None, "e.g. --source='text:books/*.txt'; see README for every kind", **define)
     flags.DEFINE_string("output", None, "a new directory, e.g. --output=stores/books", **define)
-    flags.DEFINE_string(
-        "tokenizer",
-        "bpe:4096",
-        "char, byte, bpe:SIZE, word:SIZE, jieba:SIZE or hf:DIR, e.g. --tokenizer=char",
-        **define,
-    )
-    flags.DEFINE_string(
-        "cleaning",
-        "none",
-        "none, plain, web, code, dialogue, chinese, guide, steps, or e.g. --cleaning=web-language",
-        **define,
-    )
-    flags.DEFINE_string(
-        "cleaning_options", "", "e.g. --cleaning_options='min_characters=200 languages=en,zh'", **define
-    )
-    flags.DEFINE_enum("deduplicate", "none", ["none", "exact", "near"], "e.g. --deduplicate=near", **define)
-    flags.DEFINE_float(
-        "near_threshold", 0.8, "Jaccard similarity of near duplicates, e.g. --near_threshold=0.7", **define
-    )
-    flags.DEFINE_string("decontaminate", "", "evaluation sets, e.g. --decontaminate='eval/*.jsonl'", **define)
-    flags.DEFINE_string("data_dir", "", "of prepared TFDS datasets, e.g. --data_dir=~/tensorflow_datasets", **define)
-    flags.DEFINE_enum("decode_errors", "reject", ["reject", "replace"], "e.g. --decode_errors=replace", **define)
-    flags.DEFINE_enum(
-        "on_error",
-        "raise",
-        ["raise", "skip"],
-        "documents that cannot be read, e.g. --on_error=skip",
-        **define,
-    )
-    flags.DEFINE_enum("split_by", "auto", ["auto", "document", "position"], "e.g. --split_by=position", **define)
-    flags.DEFINE_float("validation_fraction", 0.05, "e.g. --validation_fraction=0.1", **define)
-    flags.DEFINE_float("test_fraction", 0.05, "e.g. --test_fraction=0", **define)
-    flags.DEFINE_integer("shard_tokens", 100_000_000, "most tokens in a file, e.g. --shard_tokens=10000000", **define)
-    flags.DEFINE_enum("dtype", "auto", ["auto", "uint16", "uint32"], "of the tokens, e.g. --dtype=uint32", **define)
+    for name, option in _OPTIONS.items():
+        kind = {float: flags.DEFINE_float, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(option.default)]
+        choices = f"{' | '.join(option.choices)}: " if option.choices else ""
+        example = option.choices[-1] if option.choices else _EXAMPLES[name]
+        kind(name, option.default, f"{choices}{option.help}, e.g. --{name}={example}", **define)
     flags.DEFINE_enum("runner", "local", ["local", "beam"], "e.g. --runner=beam", **define)
-    flags.DEFINE_integer("workers", 0, "processes of --runner=local; 0 = one a core, e.g. --workers=8", **define)
     flags.DEFINE_string("beam_options", "", "e.g. --beam_options='--runner=FlinkRunner --parallelism=64'", **define)
     flags.DEFINE_integer("show", 0, "rows of the store to print, e.g. --show=3", **define)
     flags.DEFINE_integer("show_tokens", 256, "tokens in a row, e.g. --show_tokens=1024", **define)
@@ -90,6 +84,10 @@ def prepare(options: flags.FlagValues) -> None:
         decode_errors=options.decode_errors,
         on_error=options.on_error,
     )
+    values = {name: options[name].value for name in BUILD_OPTIONS}
+    values["cleaning_options"] = parse_options(options.cleaning_options)
+    values["decontaminate"] = parse_globs(options.decontaminate)
+    built = Options(**values)
     output = Path(options.output).expanduser()
     try:
         with _progress() as progress:
@@ -101,16 +99,7 @@ def prepare(options: flags.FlagValues) -> None:
                 workers=options.workers,
                 beam_options=options.beam_options.split(),
                 progress=progress,
-                cleaning=options.cleaning,
-                cleaning_options=parse_options(options.cleaning_options),
-                deduplicate=options.deduplicate,
-                near_threshold=options.near_threshold,
-                decontaminate=parse_globs(options.decontaminate),
-                split_by=options.split_by,
-                validation_fraction=options.validation_fraction,
-                test_fraction=options.test_fraction,
-                shard_tokens=options.shard_tokens,
-                dtype=options.dtype,
+                **vars(built),
             )
     except KeyboardInterrupt:
         if not work_directory(output.absolute()).exists():

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gptjax import cli, prepare
+from gptjax.config import OPTIONS
 from gptjax.data.building.build import work_directory
 from gptjax.data.store.store import open_store
 
@@ -97,6 +98,15 @@ def test_options_reach_the_store(tmp_path):
     assert len(manifest["splits"]["train"]["shards"]) > 1
 
 
+def test_flags_have_the_defaults_of_a_config_and_an_example_each():
+    values = prepare._flags()
+    for name, option in {"tokenizer": OPTIONS["tokenizer"], **OPTIONS["data"]}.items():
+        if name != "source" and name in values:
+            assert values[name].default == option.default and option.help in values[name].help, name
+    assert all(f"e.g. --{name}=" in values[name].help for name in values if name not in ("source",))
+    assert {"tokenizer", "near_threshold", "decode_errors", "workers"} <= set(values)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -112,6 +122,10 @@ def test_options_reach_the_store(tmp_path):
             ("--source=python_docs", "--output=store", "--runer=beam"),
             "unknown option --runer; did you mean runner?",
         ),
+        (("--source=python_docs", "--output=store", "--near_threshold=2"), "--near_threshold is 2.0; it must be at"),
+        (("--source=python_docs", "--output=store", "--split_by=positon"), "choose from auto, document, position; did"),
+        (("--source=python_docs", "--output=store", "--shard_tokens=0"), "--shard_tokens is 0; it must be at least 1"),
+        (("--source=python_docs", "--output=store", "--workers=-1"), "--workers is -1; it must be at least 0"),
         (("--show=1", "--output=/nowhere"), "is not a token store"),
     ],
 )

@@ -35,7 +35,7 @@ class Option:
 
 
 def _probability(what: str) -> Option:
-    return Option(0.0, f"augmentation: share of {what}; of dialogues only prompts", minimum=0, maximum=1)
+    return Option(0.0, f"augmentation: share of {what}; in dialogues, of the prompts alone", minimum=0, maximum=1)
 
 
 OPTIONS: dict[str, dict[str, Option] | Option] = {
@@ -167,7 +167,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "what to do with documents that cannot be read; skip = count them",
             choices=("raise", "skip"),
         ),
-        "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one a core", minimum=0),
+        "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one per core", minimum=0),
         "isolate_documents": Option(True, "documents packed in one row do not see each other"),
         "token_dropout": _probability("input tokens blanked"),
         "token_replacement": _probability("input tokens replaced by any other"),

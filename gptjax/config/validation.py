@@ -4,9 +4,10 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from gptjax.config.durations import duration_problem
-from gptjax.config.options import LORA_PATHS, ROW_AXES, Config, flat_options
+from gptjax.config.options import LORA_PATHS, ROW_AXES, Config, Option, flat_options
 from gptjax.errors import UserError
 
 
@@ -19,31 +20,34 @@ def validate(config: Config) -> None:
         raise UserError(f"the config has {len(found)} {plural}:\n" + "\n".join(f"  {p}" for p in found))
 
 
+def option_problem(path: str, option: Option, value: Any) -> str | None:
+    """What is wrong with the value of an option by itself, or None. `path` is what the message calls it."""
+    if value is None:
+        return f"{path} is missing; the default is {option.default!r}"
+    if option.duration:
+        if problem := duration_problem(value):
+            return f"{path} {problem}"
+        if path == "train.num_steps" and "%" in str(value):
+            return f"{path} is {value!r}, a share of itself; use steps (500), '1 epoch' or '10M tokens'"
+    elif option.choices and value not in option.choices:
+        return f"{path} is {value!r}; choose from {', '.join(option.choices)}{suggestion(value, option.choices)}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f"{path} is {value}; it must be a finite number"
+    elif option.minimum is not None and value < option.minimum:
+        return f"{path} is {value}; it must be at least {option.minimum}"
+    elif option.maximum is not None and value > option.maximum:
+        return f"{path} is {value}; it must be at most {option.maximum}"
+    return None
+
+
 def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
     """(path, what is wrong) for every option that is wrong by itself."""
     flat = flat_options()
     for path, option in flat.items():
         section, _, name = path.rpartition(".")
         value = (config.get(section) or {}).get(name) if section else config.get(name)
-        if value is None:
-            yield path, f"{path} is missing; the default is {option.default!r}"
-        elif option.duration:
-            if problem := duration_problem(value):
-                yield path, f"{path} {problem}"
-            elif path == "train.num_steps" and "%" in str(value):
-                yield (
-                    path,
-                    f"{path} is {value!r}, a share of itself; use steps (500), '1 epoch' or '10M tokens'",
-                )
-        elif option.choices and value not in option.choices:
-            hint = suggestion(value, option.choices)
-            yield path, f"{path} is {value!r}; choose from {', '.join(option.choices)}{hint}"
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield path, f"{path} is {value}; it must be a finite number"
-        elif option.minimum is not None and value < option.minimum:
-            yield path, f"{path} is {value}; it must be at least {option.minimum}"
-        elif option.maximum is not None and value > option.maximum:
-            yield path, f"{path} is {value}; it must be at most {option.maximum}"
+        if problem := option_problem(path, option, value):
+            yield path, problem
     for name, entry in config.items():
         names = [f"{name}.{key}" for key in entry] if isinstance(entry, Config) else [name]
         for path in names:

@@ -60,11 +60,11 @@ def build_store(
         complete; called again, the build continues from there.
       tokenizer: a spec for `build_tokenizer`, or a tokenizer.
       runner: "local" or "beam"; see `gptjax.data.building.runners`.
-      workers: processes of the local runner; 0 for one a core.
+      workers: processes of the local runner; 0 for one per core.
       beam_options: flags for Beam's pipeline.
       progress: called as progress(stage, bytes done, bytes in all), stage one of "clean", "select",
         "tokenize", "assemble".
-      options: those of `Options`.
+      options: the fields of `Options`.
 
     Raises:
       UserError: the directory is taken, the corpus or its train or validation split is empty, a document

@@ -7,10 +7,11 @@ from array import array
 import numpy as np
 from jaxtyping import Int64, UInt16, UInt32, UInt64
 
+from gptjax.config import OPTIONS
 from gptjax.data.building.ngrams import mix, ngram_hashes, word_hashes
 from gptjax.errors import UserError
 
-MODES = ("none", "exact", "near")
+MODES = OPTIONS["data"]["deduplicate"].choices
 EXACT_KEY_BYTES = 16
 _MIN_RECALL = 0.95
 _CHUNK_NGRAMS = 4096  # n-grams times permutations stay in the second-level cache

@@ -3,47 +3,58 @@
 from dataclasses import dataclass
 from typing import Any
 
+from gptjax.config import OPTIONS, Option
+from gptjax.config.validation import option_problem
 from gptjax.data.building.splits import Fractions
 from gptjax.errors import UserError
 
-DTYPES = ("auto", "uint16", "uint32")
+_OF_A_CONFIG = (
+    "cleaning",
+    "cleaning_options",
+    "deduplicate",
+    "near_threshold",
+    "decontaminate",
+    "split_by",
+    "validation_fraction",
+    "test_fraction",
+)
+# Name, default, meaning and range of each; a config has all but the last two in its section data.
+BUILD_OPTIONS: dict[str, Option] = {
+    **{name: OPTIONS["data"][name] for name in _OF_A_CONFIG},
+    "shard_tokens": Option(100_000_000, "most tokens in a file", minimum=1),
+    "dtype": Option(
+        "auto", "type of the tokens; auto = uint16 where the vocabulary fits", choices=("auto", "uint16", "uint32")
+    ),
+}
+
+
+def _default(name: str) -> Any:
+    return BUILD_OPTIONS[name].default
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a store is built.
+    """How a store is built: the values of `BUILD_OPTIONS`, parsed where they are text with a structure.
 
-    Attributes:
-      cleaning: profile of `gptjax.data.cleaning.cleaner.Cleaner`.
-      cleaning_options: its options.
-      deduplicate: "none", "exact", or "near" for exact and near duplicates.
-      near_threshold: Jaccard similarity of word 5-grams from which on documents are near duplicates.
-      decontaminate: globs of JSONL files of evaluation sets.
-      split_by: "document" by a hash of each document; "position" by the order of the characters: the first of
-        them train, then validation, then test, exact to the character; "auto" as the source says if it does,
-        else "document" for 100 documents or more.
-      validation_fraction: share of the documents or characters held out for validation.
-      test_fraction: the same for testing.
-      shard_tokens: most tokens in a file.
-      dtype: of the tokens; "auto" is uint16 where the vocabulary fits.
+    Raises UserError where a value is out of range.
     """
 
-    cleaning: str = "none"
-    cleaning_options: dict[str, Any] | None = None
-    deduplicate: str = "none"
-    near_threshold: float = 0.8
-    decontaminate: tuple[str, ...] = ()
-    split_by: str = "auto"
-    validation_fraction: float = 0.05
-    test_fraction: float = 0.05
-    shard_tokens: int = 100_000_000
-    dtype: str = "auto"
+    cleaning: str = _default("cleaning")
+    cleaning_options: dict[str, Any] | None = None  # by name
+    deduplicate: str = _default("deduplicate")
+    near_threshold: float = _default("near_threshold")
+    decontaminate: tuple[str, ...] = ()  # globs
+    split_by: str = _default("split_by")
+    validation_fraction: float = _default("validation_fraction")
+    test_fraction: float = _default("test_fraction")
+    shard_tokens: int = _default("shard_tokens")
+    dtype: str = _default("dtype")
 
     def __post_init__(self) -> None:
-        if self.shard_tokens < 1:
-            raise UserError(f"shard_tokens={self.shard_tokens}: expected at least 1")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype={self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        for name, option in BUILD_OPTIONS.items():
+            parsed = name in ("cleaning_options", "decontaminate")
+            if not parsed and (problem := option_problem(name, option, getattr(self, name))):
+                raise UserError(problem)
 
     @property
     def fractions(self) -> Fractions:

@@ -42,13 +42,13 @@ def open_runner(name: str, *, workers: int, beam_options: Sequence[str], directo
     """The runner `name`, one of `RUNNERS`.
 
     Args:
-      workers: processes of the local runner; 0 for one a core.
+      workers: processes of the local runner; 0 for one per core.
       beam_options: flags of Beam's pipeline, such as --runner=FlinkRunner.
       directory: where Beam's workers may leave messages.
     """
     if name == "local":
         if workers < 0:
-            raise UserError(f"data.workers={workers}: expected a number of processes, or 0 for one a core")
+            raise UserError(f"data.workers={workers}: expected a number of processes, or 0 for one per core")
         return LocalRunner(workers or num_cores())
     if name == "beam":
         return BeamRunner(beam_options, directory)

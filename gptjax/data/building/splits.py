@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gptjax.config import OPTIONS
 from gptjax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-SPLIT_BY = ("auto", "document", "position")
+SPLIT_BY = OPTIONS["data"]["split_by"].choices
 MIN_HASHED_DOCUMENTS = 100
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from gptjax.config import OPTIONS
 from gptjax.data.documents import Document
 from gptjax.errors import UserError
 
-ON_ERROR = ("raise", "skip")
+ON_ERROR = OPTIONS["data"]["on_error"].choices
 PIECE_BYTES = 1 << 22
 
 _MAX_FAULT_EXAMPLES = 100

@@ -2,9 +2,10 @@
 
 import codecs
 
+from gptjax.config import OPTIONS
 from gptjax.errors import UserError
 
-DECODE_ERRORS = ("reject", "replace")
+DECODE_ERRORS = OPTIONS["data"]["decode_errors"].choices
 
 
 class Utf8Decoder:

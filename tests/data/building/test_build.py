@@ -428,7 +428,7 @@ def test_text_alone_has_no_mask(tmp_path, corpus):
     [
         ({"runner": "slurm"}, "runner='slurm': expected one of local, beam"),
         ({"workers": -1}, "workers=-1"),
-        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"dtype": "int8"}, "dtype is 'int8'; choose from auto"),
         ({"deduplicate": "fuzzy"}, "'fuzzy'"),
         ({"cleaning": "plian"}, "plian.*did you mean plain"),
         ({"cleaning_options": {"min_character": 3}}, "min_character"),

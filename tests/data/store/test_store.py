@@ -252,9 +252,9 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         (corpus("", ""), {}, "has no text"),
         (corpus("a"), {}, "train split is empty: 1 documents .* by position .*"),
         (corpus("a", "b"), {"split_by": "document"}, "split is empty"),
-        (corpus("a"), {"split_by": "sentence"}, "split_by='sentence'"),
+        (corpus("a"), {"split_by": "sentence"}, "split_by is 'sentence'; choose from"),
         (corpus("a"), {"validation_fraction": 0.5, "test_fraction": 0.5}, "sum is below 1"),
-        (corpus("a"), {"shard_tokens": 0}, "shard_tokens=0"),
+        (corpus("a"), {"shard_tokens": 0}, "shard_tokens is 0"),
         (Corpus([{"text": "a", "split": "dev"}]), {}, "split 'dev'"),
     ],
 )
