@@ -11,7 +11,7 @@ import numpy as np
 from gptjax.data.building import card
 from gptjax.data.building.select import Selected, Selection, selected_texts
 from gptjax.data.building.splits import SPLITS
-from gptjax.data.building.tokenize import SUMMARY, USED, TokenizeStage
+from gptjax.data.building.tokenize import TOKEN_SUMMARY, USED, TokenizeStage
 from gptjax.data.store.shards import SplitWriter
 from gptjax.data.store.store import FORMAT_VERSION, MANIFEST, TOKENIZER
 from gptjax.files import read_json
@@ -41,7 +41,7 @@ def assemble(
       tokenized: the directories of the pieces' tokens.
       shard_tokens: most tokens in a file.
     """
-    summaries = [read_json(path / SUMMARY) for path in tokenized]
+    summaries = [read_json(path / TOKEN_SUMMARY) for path in tokenized]
     stage.tokenizer.save(directory / TOKENIZER)
     manifest = {
         "format_version": FORMAT_VERSION,

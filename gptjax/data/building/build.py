@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 import gptjax
 from gptjax.data.building import card
 from gptjax.data.building.assemble import assemble
-from gptjax.data.building.clean import SUMMARY, CleanItem, CleanStage
+from gptjax.data.building.clean import CLEAN_SUMMARY, CleanItem, CleanStage
 from gptjax.data.building.options import Options
 from gptjax.data.building.runners import Runner, open_runner
 from gptjax.data.building.select import Selected, Selection, select, selected_texts
@@ -140,7 +140,7 @@ class _Build:
         shutil.rmtree(self.store, ignore_errors=True)
         cleaned = self._clean(runner)
         self.progress("select", 0, 1)
-        summary = card.merge_summaries([read_json(directory / SUMMARY) for directory in cleaned])
+        summary = card.merge_summaries([read_json(directory / CLEAN_SUMMARY) for directory in cleaned])
         selection, selected = self._select(cleaned)
         self._check(selection, summary)
         self.progress("select", 1, 1)

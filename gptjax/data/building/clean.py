@@ -26,10 +26,10 @@ from gptjax.data.sources.files import open_bytes, zstd_writer
 from gptjax.errors import UserError
 from gptjax.files import whole_directory, write_json
 
-DOCUMENTS = "documents.zst"
+CLEAN_DOCUMENTS = "documents.zst"
 EXTENTS = "extents.jsonl"
 SIGNATURES = "signatures.npy"
-SUMMARY = "summary.json"
+CLEAN_SUMMARY = "summary.json"
 
 
 class CleanItem(NamedTuple):
@@ -88,7 +88,7 @@ class CleanStage:
                 "cleaning": counts.to_json(),
                 "contaminated": contaminated,
             }
-            write_json(directory / SUMMARY, summary)
+            write_json(directory / CLEAN_SUMMARY, summary)
 
     def _clean(self, document: Document, counts: CleaningCounts, contaminated: list[dict[str, Any]]) -> Document | None:
         try:
@@ -118,7 +118,7 @@ class _Writer:
     @contextlib.contextmanager
     def opened(cls, directory: Path, deduplicate: str) -> Iterator["_Writer"]:
         with (
-            zstd_writer(directory / DOCUMENTS) as documents,
+            zstd_writer(directory / CLEAN_DOCUMENTS) as documents,
             (directory / EXTENTS).open("w", encoding="utf-8") as extents,
         ):
             writer = cls(documents, extents, deduplicate)
@@ -151,7 +151,7 @@ class _Writer:
 
 def read_documents(directory: Path) -> Iterator[Document]:
     """The documents of a cleaned piece: `id`, `part`, and `text` or `messages`."""
-    with open_bytes(directory / DOCUMENTS) as file:
+    with open_bytes(directory / CLEAN_DOCUMENTS) as file:
         for line in file:
             document = json.loads(line)
             text = file.read(document.pop("bytes")).decode("utf-8", "surrogatepass")

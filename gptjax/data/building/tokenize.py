@@ -27,7 +27,7 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.files import whole_directory, write_json
 
-SUMMARY = "summary.json"
+TOKEN_SUMMARY = "summary.json"
 USED = "used.npy"
 
 _BATCH_CHARACTERS = 1_000_000
@@ -83,7 +83,7 @@ class TokenizeStage:
             splits = {split: writer.finish() for split, writer in writers.items() if writer.tokens}
             used[self.tokenizer.eot_id] += sum(len(writer.starts) for writer in writers.values())
             np.save(directory / USED, used)
-            write_json(directory / SUMMARY, {"sha256": digest.hexdigest(), "splits": splits})
+            write_json(directory / TOKEN_SUMMARY, {"sha256": digest.hexdigest(), "splits": splits})
 
     def _encoded(self, item: TokenizeItem, digest: Any) -> Iterator[Encoded]:
         texts: list[tuple[Segment, str]] = []

@@ -11,14 +11,12 @@ JSON files hold an array of such objects, JSONL files one a line.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptjax.data.documents import Document, Message
-from gptjax.data.sources.base import ON_ERROR
+from gptjax.data.sources.base import Faults
 from gptjax.data.sources.records import Damaged, Record, read_records
 from gptjax.errors import UserError
 
@@ -39,21 +37,6 @@ _PAIR_FIELDS = (
     ("query", "response"),
 )
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-_MAX_EXAMPLES = 3
-
-
-@dataclass
-class Skipped:
-    """Dialogues left out, counted by reason, with the places and details of the first of each."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, example: str) -> None:
-        self.counts[reason] += 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < _MAX_EXAMPLES:
-            examples.append(example)
 
 
 def read_dialogues(
@@ -63,8 +46,7 @@ def read_dialogues(
     source: str,
     name: str | None = None,
     fields: Sequence[str] | None = None,
-    on_error: str = "raise",
-    skipped: Skipped | None = None,
+    faults: Faults | None = None,
 ) -> Iterator[Document]:
     """The dialogues of one file, in its order.
 
@@ -78,28 +60,24 @@ def read_dialogues(
       source: the spec that the documents name.
       name: what ids begin with; the name of the file where it is left out.
       fields: for `pairs`, the two fields of an object or columns of a CSV file.
-      on_error: "raise", or "skip" to leave out a bad dialogue and count it in `skipped`.
-      skipped: counts what is left out.
+      faults: says whether a bad dialogue raises or is left out and counted.
 
     Raises:
-      UserError: the file cannot be opened; with on_error="raise", also at the first bad dialogue, with file
+      UserError: the file cannot be opened; unless `faults` skips, also at the first bad dialogue, with file
         and line: not JSON or YAML, a missing field, an unknown role, an empty turn, no assistant turn, two
         turns of one speaker in a row.
     """
     if format not in FORMATS:
         raise UserError(f"dialogue format {format!r}: expected one of {', '.join(FORMATS)}")
-    if on_error not in ON_ERROR:
-        raise UserError(f"on_error={on_error!r}: expected one of {', '.join(ON_ERROR)}")
+    faults = faults or Faults()
     name = name if name is not None else Path(path).name
     for record in read_records(path, yaml_key="conversations" if format == "chatterbot" else None):
         try:
             messages = _messages(record, format, fields)
             check_messages(messages)
         except Damaged as problem:
-            if on_error == "raise":
-                raise UserError(f"{record.place}: {problem}; correct it, or leave it out with on_error=skip") from None
-            if skipped is not None:
-                skipped.add(problem.reason, f"{record.place}: {problem}")
+            advice = "; correct it, or leave it out with on_error=skip" if faults.on_error == "raise" else ""
+            faults.skip(UserError(f"{record.place}: {problem}{advice}"))
             continue
         yield _document(messages, format, id=f"{name}:{record.number}", source=source)
 
@@ -109,15 +87,15 @@ def check_messages(messages: Sequence[Message]) -> None:
     for number, (message, previous) in enumerate(zip(messages, [None, *messages], strict=False), start=1):
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise Damaged("unknown role", f"turn {number} has the role {role!r}; expected {', '.join(ROLES)}")
+            raise Damaged(f"turn {number} has the role {role!r}; expected {', '.join(ROLES)}")
         if not content.strip():
-            raise Damaged("empty turn", f"turn {number} ({role}) is empty")
+            raise Damaged(f"turn {number} ({role}) is empty")
         if _HALF_PAIR.search(content):
-            raise Damaged("half a surrogate pair", f"turn {number} ({role}) has half a surrogate pair")
+            raise Damaged(f"turn {number} ({role}) has half a surrogate pair")
         if previous is not None and role == previous["role"]:
-            raise Damaged(f"two {role} turns in a row", f"turns {number - 1} and {number} are both of the {role}")
+            raise Damaged(f"turns {number - 1} and {number} are both of the {role}")
     if not any(message["role"] == "assistant" for message in messages):
-        raise Damaged("no assistant turn", "the dialogue has no assistant turn, so there is nothing to learn")
+        raise Damaged("the dialogue has no assistant turn, so there is nothing to learn")
 
 
 def _document(messages: list[Message], format: str, *, id: str, source: str) -> Document:
@@ -140,10 +118,10 @@ def _messages(record: Record, format: str, fields: Sequence[str] | None) -> list
         raise value
     if format == "chatterbot":
         if not isinstance(value, list):
-            raise Damaged("not a list", f"a conversation must be a list of statements, not {_shown(value)}")
+            raise Damaged(f"a conversation must be a list of statements, not {_shown(value)}")
         return _by_turns(value)
     if not isinstance(value, Mapping):
-        raise Damaged("not an object", f"expected a JSON object, not {_shown(value)}")
+        raise Damaged(f"expected a JSON object, not {_shown(value)}")
     if format == "kdconv":
         return _by_turns([_text(turn, "message") for turn in _turns(value)])
     if format in ("messages", "sharegpt"):
@@ -170,7 +148,7 @@ def _alpaca(entry: Mapping[str, Any]) -> list[Message]:
     statements = []
     for turn in entry.get("history") or []:
         if not isinstance(turn, list) or len(turn) != 2:
-            raise Damaged("bad history", f"history must be [question, answer] pairs, not {_shown(turn)}")
+            raise Damaged(f"history must be [question, answer] pairs, not {_shown(turn)}")
         statements += turn
     instruction = _text(entry, "instruction")
     if entry.get("input"):
@@ -191,10 +169,10 @@ def _turns(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     turns = entry.get(field_name)
     if not isinstance(turns, list):
         there = ", ".join(map(repr, entry)) or "none"
-        raise Damaged("missing field", f"no list 'messages' or 'conversations'; fields: {there}")
+        raise Damaged(f"no list 'messages' or 'conversations'; fields: {there}")
     for turn in turns:
         if not isinstance(turn, Mapping):
-            raise Damaged("not an object", f"a turn must be an object, not {_shown(turn)}")
+            raise Damaged(f"a turn must be an object, not {_shown(turn)}")
     return turns
 
 
@@ -203,19 +181,19 @@ def _pair_fields(entry: Mapping[str, Any]) -> tuple[str, str]:
         if all(name in entry for name in names):
             return names
     there = ", ".join(map(repr, entry)) or "none"
-    raise Damaged("missing field", f"no prompt and response among the fields {there}; name them: pairs:GLOB#A,B")
+    raise Damaged(f"no prompt and response among the fields {there}; name them: pairs:GLOB#A,B")
 
 
 def _text(entry: Any, name: str) -> str:
     if not isinstance(entry, Mapping) or name not in entry:
         there = ", ".join(map(repr, entry)) if isinstance(entry, Mapping) else _shown(entry)
-        raise Damaged("missing field", f"no field {name!r}; there is {there or 'nothing'}")
+        raise Damaged(f"no field {name!r}; there is {there or 'nothing'}")
     return _string(entry[name], name)
 
 
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise Damaged("not text", f"{name} must be text, not {_shown(value)}")
+        raise Damaged(f"{name} must be text, not {_shown(value)}")
     return value
 
 

@@ -19,11 +19,7 @@ _WHITE_SPACE = re.compile(r"[\s,]*")
 
 
 class Damaged(Exception):
-    """A record that cannot be used. `reason` is what it is counted under, the text says what is wrong."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
+    """A record that cannot be used; says what is wrong with it."""
 
 
 class Record(NamedTuple):
@@ -67,10 +63,10 @@ def read_records(
                 number = record.number
                 yield record
         except DAMAGE as error:
-            yield _damaged(path, number + 1, "damaged file", f"the file cannot be read further ({error})")
+            yield _damaged(path, number + 1, f"the file cannot be read further ({error})")
         except UnicodeDecodeError as error:
             byte = f"byte {error.object[error.start]:#04x} is not UTF-8"
-            yield _damaged(path, number + 1, "not UTF-8", f"{byte}, so the rest of the file cannot be read")
+            yield _damaged(path, number + 1, f"{byte}, so the rest of the file cannot be read")
 
 
 def suffix(path: str | Path) -> str:
@@ -78,8 +74,8 @@ def suffix(path: str | Path) -> str:
     return next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSED), "")
 
 
-def _damaged(path: str | Path, number: int, reason: str, detail: str) -> Record:
-    return Record(f"{path}, from record {number} on", number, Damaged(reason, detail))
+def _damaged(path: str | Path, number: int, problem: str) -> Record:
+    return Record(f"{path}, from record {number} on", number, Damaged(problem))
 
 
 def _reader(path: str | Path, yaml_key: str | None) -> Callable[[str, io.IOBase], Iterator[Record]]:
@@ -110,13 +106,13 @@ def _json_array(path: str, text: str) -> Iterator[Record]:
         try:
             value, position = decode(text, position)
         except (ValueError, RecursionError) as error:
-            problem = Damaged("not JSON", f"not JSON ({error}), so the rest of the file cannot be read")
+            problem = Damaged(f"not JSON ({error}), so the rest of the file cannot be read")
             yield Record(place, number, problem)
             return
         yield Record(place, number, value)
         number += 1
     if position == len(text):
-        yield _damaged(path, number, "damaged file", "the array does not end with ]; the file is cut off")
+        yield _damaged(path, number, "the array does not end with ]; the file is cut off")
 
 
 def _json_lines(path: str, file: io.IOBase, line: bytes) -> Iterator[Record]:
@@ -126,7 +122,7 @@ def _json_lines(path: str, file: io.IOBase, line: bytes) -> Iterator[Record]:
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            problem = Damaged("line too long", f"a line of more than {MAX_LINE_BYTES >> 20} MiB is not a record")
+            problem = Damaged(f"a line of more than {MAX_LINE_BYTES >> 20} MiB is not a record")
             yield Record(place, number, problem)
         elif stripped := line.strip():
             yield Record(place, number, _json_value(stripped))
@@ -137,9 +133,9 @@ def _json_value(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Damaged("not UTF-8", f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8")
+        return Damaged(f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8")
     except (ValueError, RecursionError) as error:
-        return Damaged("not JSON", f"not JSON ({error}); each line must be one JSON object")
+        return Damaged(f"not JSON ({error}); each line must be one JSON object")
 
 
 def _csv(path: str, file: io.IOBase, delimiter: str = ",") -> Iterator[Record]:
@@ -150,11 +146,11 @@ def _csv(path: str, file: io.IOBase, delimiter: str = ",") -> Iterator[Record]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            row = Damaged("not CSV", f"not CSV ({error})")
+            row = Damaged(f"not CSV ({error})")
         if row is None:
             return
         if isinstance(row, dict) and (None in row or None in row.values()):
-            row = Damaged("not CSV", f"expected {len(reader.fieldnames)} columns: {', '.join(reader.fieldnames)}")
+            row = Damaged(f"expected {len(reader.fieldnames)} columns: {', '.join(reader.fieldnames)}")
         yield Record(f"{path}, line {reader.line_num}", number, row)
         number += 1
 
@@ -184,12 +180,12 @@ def _yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
     try:
         root = yaml.compose(file.read().decode("utf-8-sig"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError) as error:
-        yield Record(path, 1, Damaged("not YAML", f"not YAML ({' '.join(str(error).split())})"))
+        yield Record(path, 1, Damaged(f"not YAML ({' '.join(str(error).split())})"))
         return
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     items = next((value for name, value in pairs if name.value == key), None)
     if not isinstance(items, yaml.SequenceNode):
-        yield Record(path, 1, Damaged("missing field", f"no list {key!r} in the file"))
+        yield Record(path, 1, Damaged(f"no list {key!r} in the file"))
         return
     for number, node in enumerate(items.value, start=1):
         yield Record(f"{path}, line {node.start_mark.line + 1}", number, _yaml_value(node))
@@ -199,4 +195,4 @@ def _yaml_value(node: Any) -> Any:
     """Lists and text only: `Yes` and `42` in a dialogue are words."""
     if node.id == "sequence":
         return [_yaml_value(item) for item in node.value]
-    return node.value if node.id == "scalar" else Damaged("not text", "a mapping where a statement should be")
+    return node.value if node.id == "scalar" else Damaged("a mapping where a statement should be")

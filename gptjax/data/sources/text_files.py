@@ -169,17 +169,13 @@ class DialogueFiles(Files):
     has_fields = True
 
     def _documents(self, span: Span) -> Iterator[Document]:
-        from gptjax.data.sources.dialogues import Skipped, read_dialogues
+        from gptjax.data.sources.dialogues import read_dialogues
 
-        skipped = Skipped()
         yield from read_dialogues(
             span.path,
             self.scheme,
             source=self.spec,
             name=span.name,
             fields=self.field.split(",") if self.field else None,
-            on_error=self.faults.on_error,
-            skipped=skipped,
+            faults=self.faults,
         )
-        self.faults.skipped += sum(skipped.counts.values())
-        self.faults.messages += [example for examples in skipped.examples.values() for example in examples]

@@ -5,7 +5,8 @@ import lzma
 
 import pytest
 
-from gptjax.data.sources.dialogues import FORMATS, Skipped, read_dialogues
+from gptjax.data.sources.base import Faults
+from gptjax.data.sources.dialogues import FORMATS, read_dialogues
 from gptjax.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "Hi 你"}, {"role": "assistant", "content": "Hello 好"}
@@ -119,14 +120,14 @@ def test_a_bad_dialogue_is_named_or_skipped_and_counted(tmp_path, messages, mess
     path.write_text("".join(json.dumps(line) + "\n\n" for line in lines))
     with pytest.raises(UserError, match=rf"a\.jsonl, line 3: .*{message}"):
         read(path, "messages")
-    skipped = Skipped()
-    assert [document["id"] for document in read(path, "messages", on_error="skip", skipped=skipped)] == [
+    skipped = Faults("skip")
+    assert [document["id"] for document in read(path, "messages", faults=skipped)] == [
         "a.jsonl:1",
         "a.jsonl:5",
     ]
-    assert list(skipped.counts.values()) == [1]
-    ((example,),) = skipped.examples.values()
-    assert "a.jsonl, line 3" in example
+    assert skipped.skipped == 1
+    (found,) = skipped.messages
+    assert "a.jsonl, line 3" in found and "on_error" not in found
 
 
 @pytest.mark.parametrize(
@@ -162,10 +163,10 @@ def test_a_damaged_file_is_read_up_to_the_damage(tmp_path, name, data, read_befo
     path.write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}.*{message}"):
         read(path, "pairs")
-    skipped = Skipped()
-    documents = read(path, "pairs", on_error="skip", skipped=skipped)
+    skipped = Faults("skip")
+    documents = read(path, "pairs", faults=skipped)
     assert read_before is None or len(documents) == read_before
-    assert skipped.counts.total() == 1
+    assert skipped.skipped == 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(f"{good}\n{'x' * (5 << 20)}\n{good}\n")
     with pytest.raises(UserError, match="line 2: a line of more than 1 MiB"):
         read(tmp_path / "a.jsonl", "pairs")
-    documents = read(tmp_path / "a.jsonl", "pairs", on_error="skip")
+    documents = read(tmp_path / "a.jsonl", "pairs", faults=Faults("skip"))
     assert [document["id"] for document in documents] == ["a.jsonl:1", "a.jsonl:3"]
 
 
@@ -198,8 +199,6 @@ def test_wrong_requests_are_named(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"mr": "p", "ref": "r"}])
     with pytest.raises(UserError, match="expected one of messages, sharegpt"):
         read(path, "vicuna")
-    with pytest.raises(UserError, match="expected one of raise, skip"):
-        read(path, "pairs", on_error="ignore")
     with pytest.raises(UserError, match=r"cannot open .*missing"):
         read(tmp_path / "missing.jsonl", "pairs")
     with pytest.raises(UserError, match=r"fields 'mr', 'ref'; name them: pairs:GLOB#A,B"):
@@ -221,12 +220,12 @@ REAL = [
 
 @pytest.mark.parametrize(("format", "pattern", "fields", "count"), REAL)
 def test_published_dialogues_are_read(shared_data, format, pattern, fields, count):
-    skipped = Skipped()
+    skipped = Faults("skip")
     documents = [
         document
         for path in sorted(shared_data.glob(pattern))
-        for document in read(path, format, name=str(path), fields=fields, on_error="skip", skipped=skipped)
+        for document in read(path, format, name=str(path), fields=fields, faults=skipped)
     ]
     assert len(documents) == len({document["id"] for document in documents}) == count
     # A statement of ChatterBot's trivia.yml lost its line break, so a conversation is one text.
-    assert skipped.counts.total() == (format == "chatterbot")
+    assert skipped.skipped == (format == "chatterbot")
