@@ -248,14 +248,10 @@ def _read_prompts(request: Request, config: Config, options: Options) -> list[di
 
 
 def _held_out_questions(config: Config, split_name: str) -> list[dict[str, Any]]:
-    """Questions on docstrings of the given split, spread over the library, so that none was trained on."""
-    from gptjax.data.building.splits import Fractions, hashed_split
-    from gptjax.data.sources.python_docs import question_answer_pairs
+    """Questions on docstrings of the given split, spread over the library."""
+    from gptjax.data.building.held_out import held_out_questions
 
-    fractions = Fractions(config.data.validation_fraction, config.data.test_fraction)
-    pairs = [p for p in question_answer_pairs() if hashed_split(p["split_key"], fractions) == split_name]
-    if not pairs:
-        raise UserError(f"the {split_name} split has no questions; raise data.{split_name}_fraction")
+    pairs = held_out_questions(config.data.to_dict(), split_name)
     wanted = config.evaluation.max_prompts or len(pairs)
     return pairs[:: max(len(pairs) // wanted, 1)]
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gptjax.config import OPTIONS
 from gptjax.errors import UserError
@@ -158,6 +158,21 @@ def split_of_share(share: float, fractions: Fractions) -> str:
     return "validation" if share < fractions.test + fractions.validation else "train"
 
 
-def hashed_split(key: str, fractions: Fractions) -> str:
-    """The split of a document by a hash of its text (or `split_key`): the same in every corpus it is part of."""
-    return split_of_share(hashed_share(key), fractions)
+def split_of_key(about: Mapping[str, Any], key: str) -> str:
+    """The split that a document went to, by its text (or `split_key`) alone.
+
+    Args:
+      about: the manifest of the store, or the data section of the config that it is built with: what has `split_by`,
+        `validation_fraction` and `test_fraction`. "auto" stands for "document", as it does in a corpus of
+        `MIN_HASHED_DOCUMENTS` or more.
+      key: of the document.
+
+    Raises:
+      UserError: the store was not split by a hash of each document, so the text does not say.
+    """
+    if about["split_by"] not in ("auto", "document"):
+        raise UserError(
+            f"data.split_by={about['split_by']}: which documents were held out depends on their place in the corpus, "
+            "not on their text; use data.split_by=document, or prompts of your own: evaluation.prompts=FILE.jsonl"
+        )
+    return split_of_share(hashed_share(key), Fractions(about["validation_fraction"], about["test_fraction"]))
