@@ -140,7 +140,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "deduplicate": Option(
             "none",
-            "documents that repeat an earlier one are left out; near = also those that are nearly equal",
+            "leave out documents that repeat an earlier one; near = also those that nearly repeat one",
             choices=("none", "exact", "near"),
         ),
         "near_threshold": Option(
@@ -151,20 +151,20 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "decontaminate": Option(
             "",
-            "JSONL files of evaluation sets, GLOB,GLOB: documents that share 13 words in a row are left out",
+            "files of evaluation sets, GLOB,GLOB: documents that share 13 words in a row with one are left out",
         ),
         "split_by": Option(
             "auto",
-            "document = by a hash of the text; position = first part trains, last part validates; "
+            "document = by a hash of the text; position = the first part trains, the last part validates; "
             "auto = document for 100 documents or more",
             choices=("auto", "document", "position"),
         ),
-        "validation_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
-        "test_fraction": Option(0.05, "share of documents or characters", minimum=0, maximum=0.9),
+        "validation_fraction": Option(0.05, "share of documents or characters held out", minimum=0, maximum=0.9),
+        "test_fraction": Option(0.05, "share of documents or characters held out", minimum=0, maximum=0.9),
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
         "on_error": Option(
             "raise",
-            "what to do with documents that cannot be read; skip = count them",
+            "what to do with documents that cannot be read; skip = leave them out and count them",
             choices=("raise", "skip"),
         ),
         "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one per core", minimum=0),

@@ -49,9 +49,9 @@ def read_prompts(spec: str | Path, *, references: bool = True) -> list[dict[str,
 
 
 def read_hypotheses(path: Path) -> tuple[list[str], list[list[str]] | None]:
-    """What a system wrote, one text an item, and the references where the file has them.
+    """What a system wrote, one text per item, and the references where the file has them.
 
-    A text file has one text a line, which may be empty; JSONL has `completion` (as `generate` writes),
+    A text file has one text per line, which may be empty; JSONL has `completion` (as `generate` writes),
     `hypothesis` or `prediction`, and may have `references` or `reference`.
     """
     if suffix(path) not in _RECORDS:
@@ -70,7 +70,7 @@ def read_hypotheses(path: Path) -> tuple[list[str], list[list[str]] | None]:
 def read_references(specs: Sequence[str]) -> list[list[str]]:
     """References of each item.
 
-    Several text files have one reference of every item each, one a line. A single text file has one a line, or
+    Each of several text files has one reference of every item, one per line. A single text file has one per line, or
     several with a blank line after each item's. Otherwise as `read_prompts`.
     """
     if len(specs) == 1:

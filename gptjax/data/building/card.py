@@ -45,7 +45,7 @@ def write(
     used: np.ndarray,
     sample: Iterable[str],
 ) -> None:
-    """Writes card.json, card.md and, where there are any, duplicates.jsonl.
+    """Writes card.json, card.md and, if there are duplicates, duplicates.jsonl.
 
     Args:
       directory: of the store.

@@ -44,8 +44,8 @@ class CleanStage:
     """Reads, cleans and fingerprints the documents of a piece.
 
     Attributes:
-      deduplicate: "none", "exact" or "near": what is computed of each document.
-      decontaminate: JSONL files of evaluation sets; a document that shares a piece with one of them is
+      deduplicate: "none", "exact" or "near"; decides which keys of each document are computed.
+      decontaminate: files of evaluation sets; a document that shares a piece with one of them is
         dropped.
     """
 
@@ -105,7 +105,7 @@ class CleanStage:
 
 
 class _Writer:
-    """Writes the documents of a cleaned piece, and of each what the selection must know."""
+    """Writes the documents of a cleaned piece and, for each document, what the selection must know."""
 
     def __init__(self, documents: Any, extents: Any, deduplicate: str):
         self._documents = documents

@@ -41,7 +41,7 @@ class MinHasher:
         self._factors, self._offsets = _permutations(num_permutations, seed)
 
     def signature(self, text: str) -> UInt32[np.ndarray, " permutations"]:
-        """The signature of `text`'s n-grams; of its characters where it has no word."""
+        """The signature of the n-grams of `text`, or of its characters if it has no word."""
         hashes = self.ngrams(text)
         signature = np.full(self.num_permutations, 0xFFFFFFFF, np.uint32)
         for start in range(0, len(hashes), _CHUNK_NGRAMS):
@@ -113,9 +113,9 @@ class Deduplicator:
         exact: bytes,
         signature: UInt32[np.ndarray, " permutations"] | None = None,
     ) -> str | None:
-        """The id of the earlier document that this one repeats, or None, and then it is remembered.
+        """The id of the earlier document that this one repeats. If there is none, remembers this one and returns None.
 
-        Of several earlier documents that are similar, the most similar is named, of equal ones the earliest.
+        Among several similar earlier documents the most similar is named; among equally similar ones, the earliest.
 
         Args:
           document_id: returned for later documents that repeat this one.
@@ -205,6 +205,6 @@ class _SignatureIndex:
 
 @functools.cache
 def _band_hash(bands: int, rows: int) -> tuple[UInt64[np.ndarray, " rows"], UInt64[np.ndarray, " bands"]]:
-    """Multilinear hashing, whose high bits are strongly universal (Lemire and Kaser 2014); a salt a band."""
+    """Multilinear hashing, whose high bits are strongly universal (Lemire and Kaser 2014); one salt per band."""
     random = mix(np.arange(1, rows + bands + 1, dtype=np.uint64))
     return random[:rows] | np.uint64(1), random[rows:]

@@ -1,7 +1,7 @@
 """Where the stages of a build run: in processes on this machine, or in an Apache Beam pipeline.
 
-A stage is a picklable function of one item that leaves its result in files, so who calls it, in which order
-and how often makes no difference.
+A stage is a picklable function of one item that leaves its result in files, so it does not matter
+who calls it, in which order, or how often.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def num_cores() -> int:
 
 
 class LocalRunner:
-    """Worker processes on this machine; none where there is only one item or one worker.
+    """Worker processes on this machine. A single item, or a single worker, runs in this process.
 
     The processes are new ones that import the main module again, as `multiprocessing` does: a script that
     builds a store keeps its own work under `if __name__ == "__main__"`.

@@ -37,9 +37,9 @@ class Selection:
 
     Attributes:
       method: how it was split, see `Splitter`.
-      documents: how many stay.
-      characters: of them.
-      duplicates: the documents that do not, in the order of the corpus.
+      documents: how many are kept.
+      characters: of the documents that are kept.
+      duplicates: the documents that are left out, in the order of the corpus.
       split_documents: documents that begin in each split.
       lengths: how many documents have from 2^i to 2^(i+1) - 1 characters.
       has_dialogues: whether any is a dialogue.
@@ -67,8 +67,8 @@ def select(
 
     Args:
       cleaned: the directories of the pieces.
-      segments: files to write, one a piece: for each document of the piece, or part of one, a line with the
-        segments of its text that go to a split, none where it does not stay.
+      segments: files to write, one per piece. Each document of the piece, or part of one, gets a line with the segments
+        of its text that go to a split; a document that is left out has none.
 
     Raises:
       UserError: an option or the split of a document is wrong.
@@ -153,7 +153,7 @@ def read_segments(path: Path) -> Iterator[list[Segment]]:
 
 
 class Selected(NamedTuple):
-    """A cleaned piece, the file that says what of it goes where, and the sha256 of that."""
+    """A cleaned piece, the file that says which of its text goes to which split, and the sha256 of that file."""
 
     cleaned: Path
     segments: Path
@@ -178,7 +178,7 @@ class _Entry(NamedTuple):
 
 
 def _documents(cleaned: Sequence[Path]) -> Iterator[list[_Entry]]:
-    """The entries of each document: one, or one for each of its parts, which may be in several pieces."""
+    """The entries of each document: one per part. The parts of a document may be in several pieces."""
     document: list[_Entry] = []
     for entry in _entries(cleaned):
         if document and entry.extent.starts:

@@ -1,4 +1,4 @@
-"""Third stage of a build: the selected text of a piece becomes tokens, for each split apart.
+"""Third stage of a build: the selected text of a piece becomes tokens, split by split.
 
 SPLIT.tokens          token ids, little-endian, as they are in the shards
 SPLIT.mask            uint8, 1 where a token bears loss; where the corpus has dialogues
@@ -140,7 +140,8 @@ class _Writer:
         if encoded.segment.starts:
             self.starts.append(self.tokens)
             self._bytes.append(num_bytes)
-            # The end of a text is learnt; a dialogue ends with a token of its own.
+            # Texts train on the end-of-text token. Dialogues end with the template's own end-of-turn token, so
+            # end-of-text bears no loss there.
             self._write(self._eot, np.array([encoded.mask is None]))
         elif self._bytes:
             self._bytes[-1] += num_bytes

@@ -51,7 +51,7 @@ class CleaningCounts:
             self.steps.setdefault(name, StepCounts()).merge(counts)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One object a step: `step` and the fields of `StepCounts`."""
+        """One object per step: `step` and the fields of `StepCounts`."""
         return [{"step": name, **dataclasses.asdict(counts)} for name, counts in self.steps.items()]
 
     @classmethod

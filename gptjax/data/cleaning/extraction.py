@@ -21,7 +21,7 @@ _MAX_CHARACTERS = 20_000_000
 
 
 def main_text(page: str) -> str:
-    """The main text of an HTML page, one block a line, without menus, comments and hidden elements.
+    """The main text of an HTML page, one line per block, without menus, comments and hidden elements.
 
     trafilatura (Barbaresi 2021, https://aclanthology.org/2021.acl-demo.15) looks for the article. Where it
     leaves out a third of the text in paragraphs, the paragraphs are taken; where it finds none, or the page
@@ -91,7 +91,7 @@ _INLINE = frozenset(
 
 
 def strip_tags(page: str) -> str:
-    """All text of a page: no tags, comments, scripts and styles; a line for each block, entities decoded.
+    """All text of a page without tags, comments, scripts and styles: one line per block, entities decoded.
 
     Linear in the length of the page whatever its nesting, which the parsers of trees are not.
     """

@@ -1,4 +1,4 @@
-"""Filters of quality: each says why a text should not be in the corpus, or nothing.
+"""Filters of quality: each says why a text should not be in the corpus, or returns "".
 
 The measures of repetition are those of Gopher (Rae et al. 2021, https://arxiv.org/abs/2112.11446, table A1).
 """
@@ -16,7 +16,7 @@ from gptjax.errors import UserError
 
 
 def length(characters: int, minimum: int, maximum: int) -> str:
-    """Fewer than `minimum` or more than `maximum` characters; 0 is no limit."""
+    """Fewer than `minimum` or more than `maximum` characters; a limit of 0 is none."""
     if characters < minimum:
         return f"{characters} characters, fewer than {minimum}"
     if maximum and characters > maximum:
@@ -31,7 +31,7 @@ def symbols(text: str, limit: float) -> str:
 
 
 def symbol_ratio(text: str) -> float:
-    """Characters of the Unicode categories P and S / characters that are not white space."""
+    """The characters of the Unicode categories P and S, divided by the characters that are not white space."""
     counts = Counter(text)
     visible = sum(count for character, count in counts.items() if not character.isspace())
     found = sum(count for character, count in counts.items() if unicodedata.category(character)[0] in "PS")
@@ -45,7 +45,7 @@ def repeated_lines(text: str, limit: float) -> str:
 
 
 def repeated_line_ratio(text: str) -> float:
-    """Characters of the lines that occurred before / characters of all lines, ends stripped."""
+    """The characters of lines that occurred before, divided by those of all lines; ends of lines are stripped."""
     lines = [line.strip() for line in text.split("\n")]
     characters = sum(map(len, lines))
     return 1 - sum(map(len, set(lines))) / characters if characters else 0.0
@@ -70,13 +70,13 @@ def repeated_ngrams(text: str, top_limit: float, repeated_limit: float) -> str:
 
 
 def top_ngram_ratio(text: str, n: int) -> float:
-    """Characters of the occurrences of the most frequent n-gram / characters of all words."""
+    """The characters of all occurrences of the most frequent n-gram, divided by the characters of all words."""
     ids, lengths, scale = _words(text)
     return _top_ngram_ratio(ids, lengths, n * scale)
 
 
 def repeated_ngram_ratio(text: str, n: int) -> float:
-    """Characters in n-grams that occurred before, each counted once / characters of all words."""
+    """The characters in n-grams that occurred before, each counted once, divided by the characters of all words."""
     ids, lengths, scale = _words(text)
     return _repeated_ngram_ratio(ids, lengths, n * scale)
 
@@ -85,7 +85,7 @@ _WORD = re.compile(rf"(?P<unspaced>[{UNSPACED}])|[^\W{UNSPACED}]+")
 
 
 def _words(text: str) -> tuple[Int[np.ndarray, " words"], Int[np.ndarray, " words"], int]:
-    """Numbers and lengths of the words, and how many make a word of English.
+    """Numbers and lengths of the words, and how many of them count as one word of English.
 
     A letter of a language without spaces is a word of its own; where most are, two count as one word of English.
     """

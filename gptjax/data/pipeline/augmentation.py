@@ -1,11 +1,11 @@
 """Noise on the fly: what a model reads of a document differs from epoch to epoch.
 
-Two kinds, each with its probability, 0 for off:
+There are two kinds of noise. Each has a probability; 0 turns it off.
 
 * Noise on the inputs. The targets stay the text as it was written, so that the model learns to go on from a
   faulty beginning and never to write one, as with the word dropout of Bowman et al. 2016.
     token_dropout: a token is blanked; the end-of-text token stands for it, for vocabularies have no blank.
-    token_replacement: a token becomes another of the vocabulary, each as probable.
+    token_replacement: a token becomes any other token of the vocabulary, all equally probable.
     character_noise: a token becomes one whose text differs in one letter or digit of the same kind; one without
       such a neighbour stays. With bytes or characters as tokens this is a misspelling; with others, the
       misspelling that needs no other cut into tokens, so that every target keeps its place.
@@ -17,10 +17,11 @@ Two kinds, each with its probability, 0 for off:
 
 A word begins at a token that begins with white space or a Han character. A sentence ends at a token that ends
 with its punctuation, or has a line break. The first word and the first and an unfinished last sentence of a
-document stay, as it has no white space before or no end. What a row cuts off a document is shuffled within the row.
+document stay in place, because the words have no white space before them and the last sentence has no end. Where a row
+cuts a document, each side is shuffled by itself.
 
-Special tokens are never touched. Of a dialogue only prompts are: no token that bears loss, and nothing up to the
-first line break after a special token, which is where templates write the role.
+Special tokens are never changed. In a dialogue only the prompts are changed: no token that bears loss, and nothing up
+to the first line break after a special token, which is where templates write the role.
 
 A draw is a hash of seed, epoch and the token's place in the split, which stands for its document and its place
 in it; so the noise on a token is the same whatever row, batch or process it is in.

@@ -28,9 +28,9 @@ class BatchSource(ABC):
     Row r of step k is row k * batch_size + r of an endless sequence of rows.
 
     Attributes:
-      rows_per_epoch: after so many, the sequence has had everything.
+      rows_per_epoch: the number of rows after which the sequence has had everything.
       batch_size: rows of the global batch.
-      rows: which of them are of this process.
+      rows: which rows of the global batch this process reads.
     """
 
     def __init__(self, rows_per_epoch: int, *, batch_size: int, rows: slice | np.ndarray | None = None):

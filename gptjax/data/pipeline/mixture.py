@@ -1,4 +1,4 @@
-"""Several sources in one run: each row is of one of them, in fixed proportions."""
+"""Several sources in one run: each row comes from one of them, in fixed proportions."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from gptjax.data.pipeline.batches import Batch, BatchSource
 from gptjax.data.pipeline.randomness import shuffled_epochs
 from gptjax.errors import UserError
 
-_WEIGHT_RANGE = 10_000  # the largest, and how many of the smallest make 1
+_WEIGHT_RANGE = 10_000  # the largest weight, and 1 over the smallest
 _PLUS = re.compile(r"\s\+\s")
 _GLOB = re.compile(r"[*?\[]")
 

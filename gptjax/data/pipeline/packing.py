@@ -11,7 +11,7 @@ from gptjax.errors import UserError
 
 
 class PackedBatches(BatchSource):
-    """Whole dialogues.
+    """Rows of whole dialogues.
 
     Cell i of a document is its token i as input and its token i + 1 as target, so a document of n tokens
     takes n - 1 cells, and one that is cut is continued with the token that was the last target: every token
@@ -27,8 +27,8 @@ class PackedBatches(BatchSource):
     With `isolate_documents` off there are no segment_ids and positions count through the row.
 
     Attributes:
-      plan: the rows. Those in which no target bears loss are left out.
-      rows_left_out: how many are.
+      plan: the rows in which some target bears loss.
+      rows_left_out: how many rows were planned in which no target bears loss.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PackedBatches(BatchSource):
         is_filled = np.arange(self.context_length) < filled[:, None]
         positions = _ranges(lengths if self.isolate_documents else filled)
 
-        # Of each piece, one token more than it has cells: inputs are all but its last, targets all but its first.
+        # A piece needs one token more than it has cells: all but the last are inputs, all but the first are targets.
         read = lengths + 1
         inputs = text = self.split.read_ranges(starts, read)
         trained = self.split.read_mask_ranges(starts, read)

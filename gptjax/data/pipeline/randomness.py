@@ -1,4 +1,4 @@
-"""Random numbers and orders that are computed from where they are wanted, so that any can be had at once."""
+"""Random numbers and orders that are computed from their position alone, so that any of them is known at once."""
 
 import numpy as np
 from jaxtyping import Float64, Int64

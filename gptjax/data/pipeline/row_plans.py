@@ -61,13 +61,13 @@ _ARRAYS = [field.name for field in dataclasses.fields(Plan) if field.name not in
 
 
 def plan_rows(lengths: Int64[np.ndarray, " documents"], row_length: int) -> Plan:
-    """Best-fit decreasing packing (Ding et al. 2024): each document where it leaves the least room.
+    """Best-fit decreasing packing (Ding et al. 2024): each document goes where it leaves the least room.
 
     A document longer than a row is cut into whole rows and a remainder; no other is cut, and no cell of any
     is lost. Documents of one length keep their order. A million documents take about a second.
 
     Args:
-      lengths: cells that each document takes; those of none get no piece.
+      lengths: cells that each document takes; a document of length 0 gets no piece.
       row_length: cells in a row.
     """
     pieces_of = -(-lengths // row_length)

@@ -44,10 +44,10 @@ class Faults:
     """What was wrong with the data in the latest reading.
 
     Attributes:
-      on_error: "raise", or "skip" what cannot be read and go on.
+      on_error: "raise" at the first thing that cannot be read, or "skip" it and go on.
       replaced: U+FFFD written for bytes that are not UTF-8; 0 unless decode_errors is "replace".
       skipped: how many lines, documents or ends of files were left out.
-      messages: what was wrong with the first of them.
+      messages: what was wrong, for the first hundred.
     """
 
     on_error: str = "raise"
@@ -88,7 +88,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def key(self) -> str:
-        """What says, without reading the texts, that the documents are still the same."""
+        """Changes whenever the documents may have changed; found without reading the texts."""
 
     def documents(self) -> Iterator[Document]:
         """The documents of all pieces, in order."""

@@ -7,7 +7,7 @@
     chatterbot  YAML with conversations: [["statement", "response", ...], ...]
     kdconv      {"messages": [{"message": "..."}, ...]}, speakers by turns
 
-JSON files hold an array of such objects, JSONL files one a line.
+JSON files hold an array of such objects, JSONL files one object per line.
 """
 
 import re
@@ -55,7 +55,8 @@ def read_dialogues(
     two splits. Documents of `pairs` also have `prompt` and `references`.
 
     Args:
-      path: the file; its name without .gz, .zst and the like ends in .csv, .yml, .yaml, .json or .jsonl.
+      path: the file; its name without .gz, .zst and the like ends in .csv, .tsv, .parquet, .yml,
+        .yaml, .json or .jsonl.
       format: one of `FORMATS`.
       source: the spec that the documents name.
       name: what ids begin with; the name of the file where it is left out.
@@ -83,7 +84,7 @@ def read_dialogues(
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raises `Damaged` unless the speakers alternate, none says nothing, and the assistant speaks."""
+    """Raises `Damaged` unless the speakers alternate, every turn has text, and the assistant speaks."""
     for number, (message, previous) in enumerate(zip(messages, [None, *messages], strict=False), start=1):
         role, content = message["role"], message["content"]
         if role not in ROLES:

@@ -37,7 +37,7 @@ def open_source(spec: str, *, data_dir: str = "", decode_errors: str = "reject",
       data_dir: the directory of prepared TFDS datasets, with NAME[/CONFIG]/VERSION inside; empty for
         $TFDS_DATA_DIR or ~/tensorflow_datasets.
       decode_errors: "reject" bytes that are not UTF-8, or "replace" them with U+FFFD and count.
-      on_error: "raise" at what cannot be read, or "skip" it and count.
+      on_error: "raise" an error at what cannot be read, or "skip" and count it.
 
     Raises:
       UserError: the spec is unknown, nothing matches the glob, or the dataset is not there.

@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8, with the place of what is not."""
+"""UTF-8 bytes to text; names the place of bytes that are not UTF-8."""
 
 import codecs
 

@@ -43,7 +43,7 @@ class TokenSplit:
       num_documents: documents.
       num_bytes: UTF-8 bytes of their text.
       num_characters: characters of their text.
-      has_mask: whether the split says which tokens bear loss; where it does not, all do.
+      has_mask: whether the split says which tokens bear loss; without a mask, all do.
     """
 
     def __init__(self, directory: Path, name: str, dtype: str, description: dict[str, Any]):

@@ -101,7 +101,7 @@ class TokenFiles(Store):
 
 
 class ForeignSplit(TokenSplit):
-    """A split of files that have no table of documents: it is found from the end-of-text tokens, and kept."""
+    """A split of files that have no table of documents: the table is made from the end-of-text tokens and kept."""
 
     def __init__(self, name: str, shards: Sequence[ShardFile], tokenizer: Tokenizer, table: Path):
         self.name = name

@@ -15,8 +15,8 @@ _TRAINED, _NOT_TRAINED, _BORDER = "green", "dim", "bold magenta"
 def rows_as_text(store: Store, split_name: str, rows: int, row_tokens: int) -> Iterator[Text]:
     """The first `rows` rows of `row_tokens` tokens of a split.
 
-    A line stands where a document begins. Of dialogues, tokens that bear loss are green and the others dim;
-    special tokens are written out.
+    A rule marks each document start. In dialogues, tokens that bear loss are green and the others are dim. Special
+    tokens are written out.
     """
     split, tokenizer = store.split(split_name), store.tokenizer()
     starts = split.document_starts
@@ -39,7 +39,7 @@ def rows_as_text(store: Store, split_name: str, rows: int, row_tokens: int) -> I
 
 
 def _styled(tokenizer: Tokenizer, tokens: np.ndarray, mask: np.ndarray, *, has_mask: bool) -> Iterator[tuple[str, str]]:
-    """(text, style) of runs of tokens that are alike, a special token by itself."""
+    """(text, style) of each run of tokens of one style; a special token is a run of its own."""
     special = {i: token for token, i in tokenizer.special_tokens.items()}
     kinds = [(special.get(token), bool(trained)) for token, trained in zip(tokens.tolist(), mask, strict=True)]
     position = 0

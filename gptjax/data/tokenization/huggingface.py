@@ -30,7 +30,7 @@ def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """What begins a text for a pretrained model: with a chat template nothing, which that does not write itself."""
+    """What begins a text for a pretrained model; nothing if it has a chat template, which writes its own beginning."""
     return [] if template is not None else list(tokenizer.begin_ids)
 
 

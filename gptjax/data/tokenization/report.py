@@ -28,7 +28,7 @@ def tokenizer_report(tokenizer: Tokenizer, texts: Iterable[str], used: np.ndarra
 
     Args:
       texts: the sample.
-      used: how often each id occurs in the corpus; in the sample where it is left out.
+      used: how often each id occurs in the corpus (default: counted in the sample).
 
     Returns:
       `scripts`: for "latin", "han" and "other", the documents, bytes and tokens of the texts in that script

@@ -124,7 +124,7 @@ class ChatTemplate:
         return self.encode_batch([messages], tokenizer)[0]
 
     def encode_batch(self, dialogues: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[Encoded]:
-        """`encode` of each dialogue, faster than one by one."""
+        """What `encode` returns for each dialogue; faster than one call per dialogue."""
         return _encode([self.render(messages) for messages in dialogues], tokenizer)
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
@@ -146,7 +146,7 @@ def _chatml(messages: Sequence[Message], add_generation_prompt: bool) -> Iterato
 
 
 def _merged(segments: Iterator[Segment]) -> list[Segment]:
-    """Neighbouring texts that are trained alike, as one; empty ones left out."""
+    """Joins neighbouring texts that are trained alike, and drops empty ones."""
     merged: list[Segment] = []
     for segment in segments:
         if merged and not segment.is_special and merged[-1][1:] == segment[1:]:
@@ -157,7 +157,7 @@ def _merged(segments: Iterator[Segment]) -> list[Segment]:
 
 
 def _encode(dialogues: Sequence[Sequence[Segment]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Between special tokens a text goes on from the ones before, as in pretraining."""
+    """A text between special tokens continues the texts before it, as in pretraining."""
     texts, context = [], ""
     for segment in itertools.chain.from_iterable(dialogues):
         context = "" if segment.is_special else context + segment.text

@@ -149,7 +149,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
-        """`encode` of each text, on all cores where the kind has no faster way."""
+        """What `encode` returns for each text; uses all cores unless the kind has a faster way."""
         if self.kind == "char":
             return [self._encode_characters(text) for text in texts]
         if self.kind == "byte":

@@ -112,7 +112,7 @@ def segmented(text: str) -> str:
 
 
 def _even_sample(texts: Iterable[str], max_characters: int) -> list[str]:
-    """Every text while they fit, then every second, every fourth, and so on: spread over the whole corpus."""
+    """All texts if they fit; else every second, or every fourth, and so on, spread over the whole corpus."""
     sample: list[str] = []
     characters = 0
     stride = 1
