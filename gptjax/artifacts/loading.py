@@ -23,6 +23,7 @@ class Trained:
     """A checkpoint read for use: everything that evaluation and generation need.
 
     Attributes:
+      architecture: for inference; how the run computed is in `config`.
       template: of the dialogues that the model was trained on; None where it was trained on text.
       generation: what came with a pretrained model: `eos_token_ids`, each of which ends a text; `begin_token_ids`,
         which begin one; and the sampling that it was published with, by the names of SamplingParams.
@@ -97,7 +98,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     path = find(workdir, which)
     metadata = read_metadata(path)
     config = read_config(path)
-    architecture = Architecture.from_config(config.model, 0)
+    architecture = Architecture.from_config(config.model, 0).for_inference()
     graphdef, abstract = gpt.abstract_model(architecture)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
