@@ -142,12 +142,7 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     draft_path = loading.find(Path(options.draft)) if options.draft else None
     config = loading.read_config(path)
     # A CPU is one device: its matrix products use all cores, and two devices would both read every parameter.
-    runtime.start(
-        get_default().mesh,
-        rows=1,
-        cache_dir=opening.cache_directory(config),
-        compute_dtype=config.model.compute_dtype,
-    )
+    runtime.start(get_default().mesh, rows=1, cache_dir=opening.cache_directory(config))
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
     )

@@ -180,6 +180,7 @@ class Generator:
         Raises:
           UserError: `params` are out of range; a prompt is empty, longer than the context, or has an id that
             is not in the vocabulary.
+          Exception: what ended the work on any of the prompts.
         """
         params.validate()
         for place, prompt in enumerate(prompts):
@@ -197,6 +198,8 @@ class Generator:
         events: list[list[Event]] = [[] for _ in prompts]
         while engine.busy:
             for event in engine.step():
+                if event.error is not None:
+                    raise event.error
                 place = places[event.handle]
                 events[place].append(event)
                 if on_text and event.text:

@@ -85,8 +85,9 @@ class Event:
       log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
         removed or penalised.
       finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
-        max_new_tokens or where the context is full, "cancelled".
+        max_new_tokens or where the context is full, "cancelled", or "error".
       stop: the stop text that was found, or None.
+      error: what was raised while the request was in a slot, where the reason is "error".
     """
 
     handle: int
@@ -95,6 +96,7 @@ class Event:
     log_probabilities: tuple[float, ...]
     finish_reason: str | None = None
     stop: str | None = None
+    error: BaseException | None = None
 
 
 @dataclasses.dataclass
@@ -168,6 +170,7 @@ class Engine:
         self._max_waiting = max_waiting
         self._waiting: deque[_Request] = deque()
         self._cancelled: set[int] = set()
+        self._events: list[Event] = []  # that `step` has not returned yet
         self._handles = itertools.count()
         self._changed = threading.Condition()
 
@@ -218,7 +221,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._waiting or any(self._slots))
+        return bool(self._waiting or any(self._slots) or self._events)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Returns when `step` has something to do, or after `timeout` seconds; whether it has."""
@@ -226,24 +229,42 @@ class Engine:
             return self._changed.wait_for(lambda: self.busy, timeout)
 
     def step(self) -> list[Event]:
-        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it."""
-        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-            events = self._leave()
-            events += self._join()
-            return events + self._decode() if any(self._slots) else events
+        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it.
 
-    def _leave(self) -> list[Event]:
+        An exception on the way, such as a device out of memory, ends the requests that are in slots: each gets an
+        event with the reason "error". Those that wait are served by the next steps. KeyboardInterrupt and SystemExit
+        are raised as well; the next step returns the events.
+        """
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            try:
+                self._leave()
+                self._join()
+                if any(self._slots):
+                    self._decode()
+            except BaseException as error:
+                self._fail(error)
+                if not isinstance(error, Exception):
+                    raise
+        events, self._events = self._events, []
+        return events
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends all requests in slots. The state may be half written, or its buffers given away: it is made anew."""
+        self._state = None
+        failed, self._slots = self._slots, [None] * len(self._slots)
+        self._events += [Event(r.handle, "", (), (), "error", error=error) for r in failed if r]
+
+    def _leave(self) -> None:
         """Ends what was cancelled."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
             self._waiting = deque(r for r in self._waiting if r not in ended)
             self._slots = [None if r in ended else r for r in self._slots]
-        return [Event(request.handle, "", (), (), "cancelled") for request in ended]
+        self._events += [Event(request.handle, "", (), (), "cancelled") for request in ended]
 
-    def _join(self) -> list[Event]:
+    def _join(self) -> None:
         """Prompts into free slots, as many as there are, those of similar length together."""
-        events = []
         while free := [slot for slot, request in enumerate(self._slots) if request is None]:
             group: list[_Request] = []
             with self._changed:
@@ -255,7 +276,7 @@ class Engine:
                     if request.remaining:
                         group.append(request)
                     else:  # the prompt fills the context
-                        events.append(Event(request.handle, "", (), (), "length"))
+                        self._events.append(Event(request.handle, "", (), (), "length"))
             if not group:
                 break
             for slot, request in zip(free, group, strict=False):
@@ -265,7 +286,6 @@ class Engine:
                 size = max(size for size in (1, GROUP, len(self._slots)) if size <= len(group))
                 self._insert(free[:size], group[:size])
                 free, group = free[size:], group[size:]
-        return events
 
     def _provide(self, length: int) -> None:
         """Caches that hold `length` tokens."""
@@ -301,7 +321,7 @@ class Engine:
         )
         self._state = decoding.insert(self._graphdefs, self._params, self._state, prompts)
 
-    def _decode(self) -> list[Event]:
+    def _decode(self) -> None:
         remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
         self._state, written = decoding.decode(
             self._graphdefs,
@@ -316,14 +336,13 @@ class Engine:
         self.statistics.passes += int(rounds.sum())
         self.statistics.proposed += int(rounds.sum()) * self._draft_tokens
         self.statistics.tokens += int((tokens != decoding.NO_TOKEN).sum())
-        events = []
         for slot, request in enumerate(self._slots):
             if request:
                 new = tokens[slot] != decoding.NO_TOKEN
-                events.append(request.extend(tokens[slot][new], log_probabilities[slot][new]))
-                if events[-1].finish_reason:
+                event = request.extend(tokens[slot][new], log_probabilities[slot][new])
+                self._events.append(event)
+                if event.finish_reason:
                     self._slots[slot] = None
-        return events
 
     @property
     def _graphdefs(self) -> decoding.Graphdefs:

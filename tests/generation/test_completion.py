@@ -194,3 +194,12 @@ def test_a_mesh_gives_the_same_completions(model, generator):
     prompts = ["alpha", "b", "gamma delta"]
     for a, b in zip(generator.complete(prompts, sampling), on_mesh.complete(prompts, sampling), strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()
+
+
+def test_an_error_leaves_no_half_results(generator, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(decoding, "decode", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        generator.complete(["a", "bc"], SamplingParams())
