@@ -130,7 +130,7 @@ def evaluate(options: flags.FlagValues) -> None:
 
     config.mesh.update(config_lib.get_default().mesh)
     runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=opening.cache_directory(config))
-    _, params = gpt.abstract_model(Architecture.from_config(config.model, 0))
+    params = gpt.abstract_params(Architecture.from_config(config.model, 0))
     if not footprint.replicas_fit(params):
         config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)

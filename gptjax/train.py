@@ -158,17 +158,10 @@ def train(
             write_whole(workdir / "data_card.md", card)
 
     train_step = make_train_step(config, graphdef, optimizer, schedule, mesh, target)
-    inference = architecture.for_inference()
-    inference_graphdef, _ = gpt.abstract_model(inference)
-    scorer = Scorer(
-        inference_graphdef,
-        mesh,
-        context_length=config.model.context_length,
-        batch_size=config.evaluation.batch_size or 2 * config.train.batch_size,
-    )
+    scorer = Scorer(architecture, mesh, batch_size=config.evaluation.batch_size or 2 * config.train.batch_size)
     sampler = None
     if config.logging.samples:
-        sampler = Sampler(config, workdir, mesh, inference, inference_graphdef, tokenizer, template, start=start)
+        sampler = Sampler(config, workdir, mesh, architecture, tokenizer, template, start=start)
     tokens_per_step = config.train.batch_size * config.model.context_length
     peak = throughput.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     log = metrics.MetricsLog(workdir, step=start, tensorboard=config.logging.tensorboard, enabled=chief)

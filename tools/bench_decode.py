@@ -135,12 +135,11 @@ def our_model(shape: dict[str, int], compute_dtype: str) -> Generator:
     config = get_default()
     config.model.update(**shape, **GPT2, context_length=1024, compute_dtype=compute_dtype)
     architecture = Architecture.from_config(config.model, VOCAB)
-    graphdef, _ = gpt.abstract_model(architecture)
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture, jax.random.key(0))
     words = {f"w{i}": i for i in range(VOCAB - 1)} | {"<|end|>": VOCAB - 1}
     vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<|end|>"))
     vocabulary.add_special_tokens(["<|end|>"])
-    return Generator(architecture, graphdef, params, Tokenizer(vocabulary, "<|end|>"), batch_size=1024)
+    return Generator(architecture, params, Tokenizer(vocabulary, "<|end|>"), batch_size=1024)
 
 
 def complete(generator: Generator, batch: int, prompt_tokens: int, new_tokens: int) -> float:

@@ -34,7 +34,6 @@ class Trained:
     config: config_lib.Config
     tokenizer: Tokenizer
     architecture: Architecture
-    graphdef: Any
     params: gpt.Params
     template: ChatTemplate | None = None
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -99,7 +98,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     metadata = read_metadata(path)
     config = read_config(path)
     architecture = Architecture.from_config(config.model, 0).for_inference()
-    graphdef, abstract = gpt.abstract_model(architecture)
+    abstract = gpt.abstract_params(architecture)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         tree = jax.tree.map(lambda _: device, abstract)
@@ -119,14 +118,12 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     params = restored[item]
     if merge and architecture.lora_rank:
         params, architecture = lora.merge(params, architecture)
-        graphdef, _ = gpt.abstract_model(architecture)
     return Trained(
         path,
         metadata["step"],
         config,
         read_tokenizer(metadata),
         architecture,
-        graphdef,
         params,
         read_template(metadata),
         metadata.get("generation") or {},

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from gptjax.config import Config
@@ -26,7 +25,6 @@ class Sampler:
         workdir: Path,
         mesh: Mesh,
         architecture: Architecture,
-        graphdef: nnx.GraphDef,
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
         *,
@@ -37,7 +35,7 @@ class Sampler:
         self._writes = distributed.current().index == 0
         if self._writes:
             metrics.drop_after(self.path, start)
-        self._generator = Generator(architecture, graphdef, None, tokenizer, template, mesh=mesh)
+        self._generator = Generator(architecture, None, tokenizer, template, mesh=mesh)
         self._sampling = SamplingParams(
             max_new_tokens=config.logging.sample_tokens, temperature=0.8, top_k=200, seed=config.seed
         )

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from gptjax.artifacts.loading import Trained
@@ -55,7 +54,6 @@ class Generator:
     def __init__(
         self,
         architecture: Architecture,
-        graphdef: nnx.GraphDef,
         params: gpt.Params | None,
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
@@ -83,7 +81,6 @@ class Generator:
         end_of_turn = [tokenizer.special_tokens[template.end_of_turn]] if template else []
         self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn, *end_ids]))
         self.begin_ids = tokenizer.begin_ids if begin_ids is None else tuple(begin_ids)
-        self._graphdef = graphdef
         self._mesh = mesh
         self._batch_size = batch_size
         self._draft, self._draft_tokens = draft, draft_tokens
@@ -102,12 +99,9 @@ class Generator:
                     f"the draft {draft.path} has another tokenizer ({draft.tokenizer.vocab_size} tokens) than "
                     f"{trained.path} ({trained.tokenizer.vocab_size} tokens); a draft needs the same"
                 )
-            options["draft"] = Model.prepare(
-                draft.architecture, draft.graphdef, draft.params, f"the draft {draft.path}"
-            )
+            options["draft"] = Model.prepare(draft.architecture, draft.params, f"the draft {draft.path}")
         return cls(
             trained.architecture,
-            trained.graphdef,
             trained.params,
             trained.tokenizer,
             trained.template,
@@ -128,7 +122,7 @@ class Generator:
     def engine(self, *, slots: int, **options) -> Engine:
         """An engine for the same model, for requests that come one by one. Options: see `Engine`."""
         if self._model is None:
-            self._model = Model.prepare(self.architecture, self._graphdef, self._params, self._name)
+            self._model = Model.prepare(self.architecture, self._params, self._name)
         return Engine(
             self._model,
             self.tokenizer,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
@@ -45,23 +44,20 @@ class Model:
     """
 
     architecture: Architecture
-    graphdef: nnx.GraphDef
     params: gpt.Params
     name: str = "the model"
 
     @classmethod
-    def prepare(
-        cls, architecture: Architecture, graphdef: nnx.GraphDef, params: gpt.Params, name: str = "the model"
-    ) -> "Model":
+    def prepare(cls, architecture: Architecture, params: gpt.Params, name: str = "the model") -> "Model":
         """A model for decoding. On a CPU it computes in float32.
 
         XLA has no fast bfloat16 product of a few rows with a matrix there: a 124M model takes 3 times as long at
         batch 1, 2 times at batch 8.
         """
+        architecture = architecture.for_inference()
         if _platform(params) == "cpu" and architecture.compute_dtype != "float32":
             architecture = dataclasses.replace(architecture, compute_dtype="float32")
-            graphdef, _ = gpt.abstract_model(architecture)
-        return cls(architecture, graphdef, decoding.prepare(params, architecture=architecture), name)
+        return cls(architecture, decoding.prepare(params, architecture=architecture), name)
 
     @property
     def platform(self) -> str:
@@ -293,7 +289,7 @@ class Engine:
         capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
         if self._state is None:
             self._state = decoding.new_state(
-                architectures=tuple(model.architecture for model in self._models),
+                architectures=self._architectures,
                 slots=len(self._slots),
                 capacity=capacity,
             )
@@ -319,12 +315,12 @@ class Engine:
             controls=sampling.controls([request.params for request in requests]),
             end_ids=end_ids,
         )
-        self._state = decoding.insert(self._graphdefs, self._params, self._state, prompts)
+        self._state = decoding.insert(self._architectures, self._params, self._state, prompts)
 
     def _decode(self) -> None:
         remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
         self._state, written = decoding.decode(
-            self._graphdefs,
+            self._architectures,
             self._params,
             self._state,
             remaining,
@@ -345,8 +341,8 @@ class Engine:
                     self._slots[slot] = None
 
     @property
-    def _graphdefs(self) -> decoding.Graphdefs:
-        return tuple(model.graphdef for model in self._models)
+    def _architectures(self) -> decoding.Architectures:
+        return tuple(model.architecture for model in self._models)
 
     @property
     def _params(self) -> decoding.AllParams:

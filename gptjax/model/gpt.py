@@ -1,9 +1,10 @@
 """The GPT: embeddings, a scan over stacked blocks, a head.
 
-Outside this room a model is a static `graphdef` and a plain pytree of parameters, {"blocks": {...}, ...}, whose
-leaves under "blocks" are stacked over layers. `bind` puts the two together again inside a pure function.
+Outside this room a model is an `Architecture` and a plain pytree of parameters, {"blocks": {...}, ...}, whose leaves
+under "blocks" are stacked over layers. `bind` puts the two together inside a pure function.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,9 +164,20 @@ def abstract_model(architecture: Architecture) -> tuple[nnx.GraphDef, Params]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-def bind(graphdef: nnx.GraphDef, params: Params) -> GPT:
+def abstract_params(architecture: Architecture) -> Params:
+    """The shapes and dtypes of the parameters, without computing anything."""
+    return abstract_model(architecture)[1]
+
+
+@functools.cache
+def graphdef(architecture: Architecture) -> nnx.GraphDef:
+    """The static part of a model. Equal architectures share it, and with it their compiled programs."""
+    return abstract_model(architecture)[0]
+
+
+def bind(architecture: Architecture, params: Params) -> GPT:
     """The model with these parameters, for use inside a pure function."""
-    return nnx.merge(graphdef, params)
+    return nnx.merge(graphdef(architecture), params)
 
 
 def parameter_count(params: Params) -> int:

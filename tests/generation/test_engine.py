@@ -83,8 +83,8 @@ def draft(random_model):
 
 
 def as_model(model, params=None) -> Model:
-    architecture, graphdef, own = model
-    return Model.prepare(architecture, graphdef, own if params is None else params)
+    architecture, own = model
+    return Model.prepare(architecture, own if params is None else params)
 
 
 def run(engine: Engine, arrivals) -> dict[int, list]:
@@ -150,7 +150,7 @@ def test_caches_grow_while_others_decode(check, random_model):
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}], ids=str)
 def test_a_mesh_gives_the_same(check, random_model, modern, sizes):
     model = random_model(num_experts=4, num_kv_heads=2) if "expert" in sizes else modern
-    architecture, _, params = model
+    architecture, params = model
     options = config_lib.get_default().mesh
     options.update(sizes)
     mesh = mesh_lib.make_mesh(options)
