@@ -25,7 +25,8 @@ from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
     from gptjax.artifacts.loading import Trained
-    from gptjax.generation.completion import Completion, Generator
+    from gptjax.generation.completion import Generator
+    from gptjax.generation.events import Completion
 
 
 def main(argv: Sequence[str]) -> None:

@@ -219,6 +219,7 @@ def _check_decoding() -> dict[str, Any]:
     from gptjax.config import get_default
     from gptjax.data.tokenization.tokenizer import build_tokenizer
     from gptjax.generation.completion import Generator
+    from gptjax.generation.engine import Model
     from gptjax.generation.params import SamplingParams
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -229,7 +230,7 @@ def _check_decoding() -> dict[str, Any]:
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture, jax.random.key(0))
     prompts = [np.arange(1, n + 1) for n in (3, 10, 20)]
     sampling = SamplingParams(max_new_tokens=30, temperature=0.0, ignore_eos=True)
-    completions = Generator(architecture, params, tokenizer).complete_tokens(prompts, sampling)
+    completions = Generator(Model.prepare(architecture, params), tokenizer).complete_tokens(prompts, sampling)
 
     @jax.jit
     def next_token(tokens, length):

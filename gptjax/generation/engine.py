@@ -15,6 +15,7 @@ from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.generation import decoding, sampling
 from gptjax.generation.detokenizer import Detokenizer
+from gptjax.generation.events import Event
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -68,31 +69,6 @@ class Model:
 def _platform(params: gpt.Params) -> str:
     (device, *_) = jax.tree.leaves(params)[0].sharding.device_set
     return device.platform
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """News of one request.
-
-    Attributes:
-      handle: what `submit` returned.
-      text: new text that is final. It is never half a character, nor the beginning of a stop text.
-      tokens: new tokens; the last event has the token that ends the text or those of the stop text, if any.
-      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
-        removed or penalised.
-      finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
-        max_new_tokens or where the context is full, "cancelled", or "error".
-      stop: the stop text that was found, or None.
-      error: what was raised while the request was in a slot, where the reason is "error".
-    """
-
-    handle: int
-    text: str
-    tokens: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
-    finish_reason: str | None = None
-    stop: str | None = None
-    error: BaseException | None = None
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import UserError
 from gptjax.generation import decoding
 from gptjax.generation.completion import Generator
+from gptjax.generation.engine import Model
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.parallel import mesh as mesh_lib
@@ -26,7 +27,7 @@ def model(random_model):
 
 @pytest.fixture
 def generator(model):
-    return Generator(*model, BYTES)
+    return Generator(Model.prepare(*model), BYTES)
 
 
 def writer(model, text: str) -> Generator:
@@ -45,7 +46,7 @@ def writer(model, text: str) -> Generator:
     tokens = [*BYTES.encode(text), *[BYTES.eot_id] * (CONTEXT - len(text.encode()))]
     kernel = params["head"]["kernel"]
     params["head"]["kernel"] = kernel.at[jnp.arange(CONTEXT), jnp.array(tokens)].set(100.0)
-    return Generator(architecture, params, BYTES)
+    return Generator(Model.prepare(architecture, params), BYTES)
 
 
 def test_greedy_equals_an_uncached_loop(model, generator):
@@ -73,7 +74,7 @@ def test_what_a_row_draws_does_not_depend_on_its_neighbours(model, generator):
     params = SamplingParams(max_new_tokens=40, top_k=40, seed=7)
     prompts = ["alpha", "b", "a much longer prompt than the others", "", "alpha"]
     together = generator.complete(prompts, params)
-    one_by_one = Generator(*model, BYTES, batch_size=1)
+    one_by_one = Generator(Model.prepare(*model), BYTES, batch_size=1)
     for a, b in zip(together, one_by_one.complete(prompts, params), strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()
         np.testing.assert_allclose(a.log_probabilities, b.log_probabilities, atol=1e-4)
@@ -90,7 +91,7 @@ def test_equal_prompts_differ_by_index_and_seed(generator):
 def test_draws_differ_from_position_to_position(model):
     """Under a uniform distribution; with one random key for all positions, all tokens would be the same."""
     architecture, params = model
-    uniform = Generator(architecture, jax.tree.map(jnp.zeros_like, params), BYTES)
+    uniform = Generator(Model.prepare(architecture, jax.tree.map(jnp.zeros_like, params)), BYTES)
     (completion,) = uniform.complete([""], SamplingParams(max_new_tokens=40, ignore_eos=True))
     assert len(set(completion.tokens.tolist())) > 25
     np.testing.assert_allclose(completion.log_probabilities, -np.log(BYTES.vocab_size), rtol=1e-5)
@@ -176,12 +177,12 @@ def test_no_prompts_give_no_completions(generator):
 
 
 def test_settings_and_similar_sizes_share_compiled_programs(model):
-    generator = Generator(*model, BYTES)
+    generator = Generator(Model.prepare(*model), BYTES)
     generator.complete(["abc"] * 3, SamplingParams(max_new_tokens=20))
     programs = decoding.insert._cache_size(), decoding.decode._cache_size()
     generator.complete(["abcdef"] * 4, SamplingParams(max_new_tokens=9, temperature=0, stop=("x",), seed=3))
     others = SamplingParams(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.1)
-    Generator(*model, BYTES).complete(["x"] * 3, others)
+    Generator(Model.prepare(*model), BYTES).complete(["x"] * 3, others)
     assert (decoding.insert._cache_size(), decoding.decode._cache_size()) == programs
 
 
@@ -189,7 +190,7 @@ def test_a_mesh_gives_the_same_completions(model, generator):
     architecture, params = model
     mesh = mesh_lib.make_mesh(config_lib.get_default().mesh)
     placed = jax.device_put(params, partition.parameter_shardings(params, mesh))
-    on_mesh = Generator(architecture, graphdef, placed, BYTES, mesh=mesh)
+    on_mesh = Generator(Model.prepare(architecture, placed), BYTES, mesh=mesh)
     sampling = SamplingParams(max_new_tokens=20)
     prompts = ["alpha", "b", "gamma delta"]
     for a, b in zip(generator.complete(prompts, sampling), on_mesh.complete(prompts, sampling), strict=True):
