@@ -104,7 +104,6 @@ def evaluate(options: flags.FlagValues) -> None:
 
     from gptjax import config as config_lib
     from gptjax.artifacts import loading
-    from gptjax.data import opening
     from gptjax.evaluation import tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -129,7 +128,7 @@ def evaluate(options: flags.FlagValues) -> None:
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
     config.mesh.update(config_lib.get_default().mesh)
-    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=opening.cache_directory(config))
+    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=config_lib.cache_directory(config))
     params = gpt.abstract_params(Architecture.from_config(config.model, 0))
     if not footprint.replicas_fit(params):
         config.mesh.update(data=1, fsdp=jax.device_count())

@@ -132,8 +132,7 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     import jax
 
     from gptjax.artifacts import loading
-    from gptjax.config import get_default
-    from gptjax.data import opening
+    from gptjax.config import cache_directory, get_default
     from gptjax.generation.completion import Generator
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition
@@ -143,7 +142,7 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     draft_path = loading.find(Path(options.draft)) if options.draft else None
     config = loading.read_config(path)
     # A CPU is one device: its matrix products use all cores, and two devices would both read every parameter.
-    runtime.start(get_default().mesh, rows=1, cache_dir=opening.cache_directory(config))
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(config))
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
     )

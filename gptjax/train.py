@@ -102,7 +102,7 @@ def train(
     config = pretrained.adopt(config, origin, chosen)
     rows = config.train.batch_size // config.train.accumulation
     runtime.start(
-        config.mesh, rows=rows, cache_dir=opening.cache_directory(config), compute_dtype=config.model.compute_dtype
+        config.mesh, rows=rows, cache_dir=config_lib.cache_directory(config), compute_dtype=config.model.compute_dtype
     )
     mesh = mesh_lib.make_mesh(config.mesh)
     with_devices = config.copy_and_resolve_references()

@@ -127,6 +127,7 @@ class GPT(nnx.Module):
 
         if keep:  # layer after layer: a scan would copy the caches, and slices of stacked parameters
             layers = layers or [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(a.num_layers)]
+            body = jax.jit(body)  # traced once; the compiler sees each layer in its place
             memories = zip(cache.keys, cache.values, strict=True) if cache else [None] * a.num_layers
             kept = []
             for layer, (params, memory) in enumerate(zip(layers, memories, strict=True)):

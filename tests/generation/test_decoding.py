@@ -56,6 +56,16 @@ def test_caches_are_updated_where_they_lie(model):
     assert memory.temp_size_in_bytes < state.caches[0].keys[0].nbytes
 
 
+def test_a_layer_is_traced_once(random_model):
+    """The start of a command is mostly tracing and lowering: a deep model's programs are hardly longer."""
+
+    def products(layers):
+        arguments = (*begin(random_model(num_layers=layers), [4]), np.array([9], np.int32), FOREVER, np.False_)
+        return decoding.decode.lower(*arguments).as_text().count("dot_general")
+
+    assert products(2) == products(5) < 20
+
+
 @pytest.mark.parametrize("options", [{}, {"num_experts": 4, "activation": "swiglu"}], ids=["dense", "experts"])
 def test_prepared_parameters_compute_the_same_in_bfloat16(random_model, options):
     architecture, params = random_model(compute_dtype="bfloat16", **options)
