@@ -18,6 +18,7 @@ Every value comes with a 95 % confidence interval and a signature that says how 
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import sys
@@ -35,7 +36,7 @@ from gptjax.processes import cluster, distributed
 if TYPE_CHECKING:
     from gptjax.evaluation.metrics import Outcome
 
-_LONGEST_NAME = 120  # characters of a file's name
+_LONGEST_NAME = 120  # bytes of a file's name
 _FILE_COLUMNS = 160  # of a table that is not printed to a terminal
 
 
@@ -150,8 +151,8 @@ def evaluate(options: flags.FlagValues) -> None:
         "results": _results(outcomes),
     }
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    name = "-".join([*outcomes, options.data or options.split, str(trained.step)])
-    places = [workdir / "evaluation" / f"{_file_name(name)}.json"]
+    name = _file_name(list(outcomes), options.data or options.split, trained.step)
+    places = [workdir / "evaluation" / f"{name}.json"]
     places += [Path(options.output)] if options.output else []
     for place in places:
         _write(place, answer, outcomes)
@@ -276,8 +277,14 @@ def _results(outcomes: "dict[str, Outcome]") -> dict[str, dict[str, Any]]:
     }
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", name)[-_LONGEST_NAME:].strip("-.")
+def _file_name(tasks: Sequence[str], data: str, step: int) -> str:
+    """TASKS-DATA-STEP; where that is long, only the first task, and a digest that tells such names apart."""
+    name = "-".join([*tasks, data, str(step)])
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+        more = f"and-{len(tasks) - 1}-more-" if len(tasks) > 1 else ""
+        name = f"{tasks[0][:32]}-{more}{data[-24:]}-{step}-{digest}"
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
 
 
 def _write(place: Path, answer: dict[str, Any], outcomes: "dict[str, Outcome]") -> None:
