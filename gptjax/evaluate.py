@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
-    flags.DEFINE_string("references", "", "one text a line, e.g. --references=a.txt,b.txt", **define)
+    flags.DEFINE_string("references", "", "one text per line, e.g. --references=a.txt,b.txt", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
     cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
@@ -170,7 +170,7 @@ def _generator(trained, mesh):
     from gptjax.generation.params import SamplingParams
 
     if mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1:
-        # Decoding reads the whole model for every token; virtual devices would read it once each, from one memory.
+        # Decoding reads the whole model for every token. Each virtual device would read it from the same memory.
         trained = dataclasses.replace(trained, params=jax.device_put(trained.params, mesh.devices.flat[0]))
         mesh = None
     generator = functools.cache(lambda: Generator.from_trained(trained, mesh=mesh))

@@ -141,7 +141,7 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     path = loading.find(Path(options.workdir), options.checkpoint)
     draft_path = loading.find(Path(options.draft)) if options.draft else None
     config = loading.read_config(path)
-    # A CPU is one device: its matrix products use all cores, and two devices would both read every parameter.
+    # rows=1 makes a CPU one device. Its matrix products use all cores; two devices would both read every parameter.
     runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(config))
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None

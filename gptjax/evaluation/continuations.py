@@ -21,7 +21,7 @@ Pair = tuple[Tokens, Tokens]  # context (one token or more) and continuation (on
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """One entry a pair.
+    """One entry per pair.
 
     Attributes:
       log_likelihood: nats, the sum over the continuation's tokens.

@@ -26,7 +26,7 @@ MAX_UNITS = 20_000  # with more documents, intervals resample runs of them, so t
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Pieces of documents to score, one entry a window (all int64 [windows])."""
+    """Pieces of documents to score, one entry per window (all int64 [windows])."""
 
     document: np.ndarray
     start: np.ndarray  # of the inputs, in tokens of the split

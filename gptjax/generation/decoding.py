@@ -85,7 +85,7 @@ class Written(NamedTuple):
 
 @partial(jax.jit, static_argnames="architecture")
 def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
-    """Parameters as decoding reads them: one tree a layer, matrices in the compute dtype.
+    """Parameters as decoding reads them: one tree per layer, matrices in the compute dtype.
 
     Decoding reads every parameter for every token. Slices of stacked layers would be copied each time, and a matrix
     that is converted each time is read at its full size. The router of experts and the norms compute in float32.
@@ -211,8 +211,8 @@ def _round(
 ) -> tuple[State, Int[Array, "slots tokens"], Float[Array, "slots tokens"]]:
     """One pass of the model: the next token of each slot, and the proposals that it would have drawn as well.
 
-    Returns the new state, tokens (NO_TOKEN after those that stand) and their log-probabilities. A slot that is not
-    active computes on, in a place of the cache that no other token reads.
+    Returns the new state, the tokens that are kept (then NO_TOKEN) and their log-probabilities. A slot that is not
+    active computes as well, and writes to a place of the cache that no other token reads.
     """
     rows, positions = jnp.arange(active.shape[0]), state.positions
     controls = sampling.only(active, state.controls)

@@ -70,8 +70,7 @@ class Detokenizer:
         return new
 
     def _settle(self, text: str) -> None:
-        """Moves open tokens, whose text this is, to those that are not decoded again, as far as later ones cannot
-        change their text."""
+        """Closes open tokens, whose text this is: they are not decoded again. Later tokens cannot change their text."""
         counts: Sequence[int] = ()
         if len(self._open) >= CONTEXT_TOKENS and not text.endswith(HALF_CHARACTER):
             counts = (len(self._open),)

@@ -25,8 +25,8 @@ SLOTS = 32
 # The smallest compiled lengths: shorter ones would save less time than they take to compile.
 MIN_PREFILL_LENGTH = 16
 MIN_CAPACITY = 64
-# The fewest rows that a GPU multiplies with its matrix units. Fewer go another way, which takes twice as long a step
-# (124M, an H200: 1.22 ms for one row, 0.54 ms for eight).
+# The fewest rows that a GPU multiplies with its matrix units. With fewer, XLA takes another way, and a step takes twice
+# as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
 GROUP = 4  # prompts read at once where fewer than all slots are free
 
@@ -73,7 +73,7 @@ def _platform(params: gpt.Params) -> str:
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts since the engine began. With a draft, `tokens` come of `passes` of the model; each saw `proposed`."""
+    """Counts since the engine began: tokens generated, passes of the model, and tokens that the draft proposed."""
 
     tokens: int = 0
     passes: int = 0

@@ -82,8 +82,8 @@ class GPT(nnx.Module):
           positions: index of each token in its document. With a cache this is also the slot it is written to;
             a position beyond the capacity marks padding and is not written.
           segment_ids: which document of the row a token belongs to; tokens of different segments do not see
-            each other. None: one document a row. Not used with a cache.
-          dropout_keys: one random key a row, or None to evaluate.
+            each other. None: one document per row. Not used with a cache.
+          dropout_keys: one random key per row, or None to evaluate.
           cache: keys and values of earlier tokens.
           new_cache: returns a cache of these tokens, in their order. Without `cache` and segments.
           layers: the parameters of each block where they are not stacked. With a cache.
