@@ -42,7 +42,7 @@ def forward(architecture: Architecture, params: gpt.Params, tokens, positions=No
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(architecture, params, tokens, positions, segment_ids):
-    model = gpt.bind(gpt.abstract_model(architecture)[0], params)
+    model = gpt.bind(architecture, params)
     return model.logits(model.hidden(tokens, positions=positions, segment_ids=segment_ids)[0])
 
 
