@@ -61,14 +61,12 @@ class ContinuationScorer:
         ]
         pieces.sort(key=lambda piece: -self._length(piece[1:]))  # the longest first
         batches = self._batches([piece[1:] for piece in pieces])
-        nll, correct = self._scorer.sums(self._params, batches, len(pieces), progress)
-        log_likelihood, num_correct = np.zeros(len(pairs)), np.zeros(len(pairs))
-        for (number, *_), nats, right in zip(pieces, nll, correct, strict=True):
-            log_likelihood[number] -= nats
-            num_correct[number] += right
-        num_tokens = np.array([len(continuation) for _, continuation in pairs], np.float64)
+        nll, correct, num_tokens = totals = np.zeros((3, len(pairs)))
+        of_pieces = self._scorer.sums(self._params, batches, len(pieces), progress)
+        for (number, *_), sums in zip(pieces, of_pieces.T, strict=True):
+            totals[:, number] += sums
         truncated = np.array([len(a) + len(b) > self.context_length + 1 for a, b in pairs], np.bool_)
-        return Scores(log_likelihood, num_tokens, num_correct == num_tokens, truncated)
+        return Scores(-nll, num_tokens, correct == num_tokens, truncated)
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[Batch, Owners]]:
         """Pairs, the longest first, one in a row. The owner of a prediction is its pair."""

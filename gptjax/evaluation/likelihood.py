@@ -151,8 +151,7 @@ class Scorer:
         end = min(split.num_tokens, max_tokens or split.num_tokens)
         windows = plan_windows(split.document_starts, end, self.context_length, stride)
         batches = _batches(split, windows, self.context_length, self.batch_size, eot_id)
-        nll, correct = self._scorer.sums(params, batches, len(windows.start), progress)
-        tokens = _scored_tokens(split, windows)
+        nll, correct, tokens = self._scorer.sums(params, batches, len(windows.start), progress)
         num_bytes = _bytes(split, windows, tokens)
         signature = (
             f"context:{self.context_length}|stride:{stride}|tokens:{int(tokens.sum())}|"
@@ -219,15 +218,6 @@ def _scored(split: TokenSplit, start: int, length: int) -> np.ndarray:
         return np.ones(length, np.bool_)
     known = min(length, split.num_tokens - start - 1)
     return np.append(split.read_mask(start + 1, known), np.zeros(length - known, np.bool_))
-
-
-def _scored_tokens(split: TokenSplit, windows: Windows) -> np.ndarray:
-    """Predictions of each window that count."""
-    lengths = windows.length - windows.skip
-    if split.has_mask:
-        starts = windows.start + windows.skip
-        lengths = np.array([_scored(split, *w).sum() for w in zip(starts.tolist(), lengths.tolist(), strict=True)])
-    return lengths.astype(np.float64)
 
 
 def _bytes(split: TokenSplit, windows: Windows, tokens: np.ndarray) -> np.ndarray:

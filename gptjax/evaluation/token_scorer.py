@@ -41,18 +41,18 @@ class TokenScorer:
         batches: Iterable[tuple[Batch, Owners]],
         num_owners: int,
         progress: Progress | None = None,
-    ) -> tuple[Float[np.ndarray, " owners"], Float[np.ndarray, " owners"]]:
-        """Of each owner the nats of its targets, and how many of them are the most probable token.
+    ) -> Float[np.ndarray, "3 owners"]:
+        """Of each owner the nats of its targets, how many of them are the most probable token, and how many there are.
 
         Args:
           batches: from `empty_batch` and `put`; the owners are numbered in the order of the batches.
           progress: called with the number of owners that are done, and with `num_owners`.
         """
-        nll, correct = np.zeros(num_owners), np.zeros(num_owners)
+        sums = np.zeros((3, num_owners))
 
         def add(scores: tuple[jax.Array, jax.Array], owners: Owners) -> None:
             scored = owners >= 0
-            for total, values in zip((nll, correct), scores, strict=True):
+            for total, values in zip(sums, (*scores, scored), strict=True):
                 np.add.at(total, owners[scored], np.asarray(values, np.float64)[scored])
 
         pending = None  # fetched when the device already works on the next batch
@@ -68,7 +68,7 @@ class TokenScorer:
             add(*pending)
         if progress:
             progress(num_owners, num_owners)
-        return nll, correct
+        return sums
 
     def _token_scores(self, params: gpt.Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """(nats, whether the target is the most probable token), each [rows, length], of every target."""

@@ -60,11 +60,6 @@ class Model:
             architecture = dataclasses.replace(architecture, compute_dtype="float32")
         return cls(architecture, decoding.prepare(params, architecture=architecture), name)
 
-    @property
-    def platform(self) -> str:
-        """Of the devices that hold it: cpu, gpu or tpu."""
-        return _platform(self.params)
-
 
 def _platform(params: gpt.Params) -> str:
     (device, *_) = jax.tree.leaves(params)[0].sharding.device_set
@@ -126,13 +121,15 @@ class Engine:
         if draft is not None:
             _check_draft(model, draft, draft_tokens)
         self.statistics = Statistics()
-        self._models = (model,) if draft is None else (model, draft)
+        models = (model,) if draft is None else (model, draft)
+        self._architectures = tuple(model.architecture for model in models)
+        self._params = tuple(model.params for model in models)
         self._draft_tokens = draft_tokens if draft else 0
         self._tokenizer = tokenizer
         self._end_ids = tuple(end_ids)
         self._mesh = mesh
         shards = partition.row_shards(mesh) if mesh else 1
-        slots = max(slots, GPU_SLOTS) if model.platform == "gpu" else slots
+        slots = max(slots, GPU_SLOTS) if _platform(model.params) == "gpu" else slots
         self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
@@ -169,7 +166,7 @@ class Engine:
         """
         params.validate()
         prompt = np.asarray(prompt, np.int32)
-        check_prompt("the prompt", prompt, self._models[0].architecture)
+        check_prompt("the prompt", prompt, self._architectures[0])
         if len(prompt) > self._limit:
             raise UserError(f"the prompt has {len(prompt)} tokens, more than the {self._limit} of this engine")
         ends = self._end_ids if end_ids is None else tuple(end_ids)
@@ -261,7 +258,7 @@ class Engine:
 
     def _provide(self, length: int) -> None:
         """Caches that hold `length` tokens."""
-        context = self._models[0].architecture.context_length
+        context = self._architectures[0].context_length
         capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
         if self._state is None:
             self._state = decoding.new_state(
@@ -315,14 +312,6 @@ class Engine:
                 self._events.append(event)
                 if event.finish_reason:
                     self._slots[slot] = None
-
-    @property
-    def _architectures(self) -> decoding.Architectures:
-        return tuple(model.architecture for model in self._models)
-
-    @property
-    def _params(self) -> decoding.AllParams:
-        return tuple(model.params for model in self._models)
 
 
 class _Request:

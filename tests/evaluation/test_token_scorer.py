@@ -58,8 +58,8 @@ def test_sums_go_to_their_owners(monkeypatch, shape):
             owners[number, 3:11] = number
             yield batch, owners
 
-    nll, correct = scorer.sums(params, batches(), 3, lambda *done: progress.append(done))
-    assert progress == [(1, 3), (2, 3), (3, 3)]
+    nll, correct, tokens = scorer.sums(params, batches(), 3, lambda *done: progress.append(done))
+    assert progress == [(1, 3), (2, 3), (3, 3)] and tokens.tolist() == [8, 8, 8]
     for number, text in enumerate(texts):
         model = gpt.bind(small, params)
         logits = model.logits(model.hidden(jnp.array(text[None, :-1]), positions=jnp.arange(10)[None])[0])[0]
