@@ -18,6 +18,7 @@ Every value comes with a 95 % confidence interval and a signature that says how 
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import sys
@@ -35,7 +36,7 @@ from gptjax.processes import cluster, distributed
 if TYPE_CHECKING:
     from gptjax.evaluation.metrics import Outcome
 
-_LONGEST_NAME = 120  # characters of a file's name
+_LONGEST_NAME = 120  # bytes of a file's name
 _FILE_COLUMNS = 160  # of a table that is not printed to a terminal
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
-    flags.DEFINE_string("references", "", "one text a line, e.g. --references=a.txt,b.txt", **define)
+    flags.DEFINE_string("references", "", "one text per line, e.g. --references=a.txt,b.txt", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
     cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
@@ -104,7 +105,6 @@ def evaluate(options: flags.FlagValues) -> None:
 
     from gptjax import config as config_lib
     from gptjax.artifacts import loading
-    from gptjax.data import opening
     from gptjax.evaluation import tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -129,8 +129,8 @@ def evaluate(options: flags.FlagValues) -> None:
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
     config.mesh.update(config_lib.get_default().mesh)
-    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=opening.cache_directory(config))
-    _, params = gpt.abstract_model(Architecture.from_config(config.model, 0))
+    runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=config_lib.cache_directory(config))
+    params = gpt.abstract_params(Architecture.from_config(config.model, 0))
     if not footprint.replicas_fit(params):
         config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)
@@ -151,8 +151,8 @@ def evaluate(options: flags.FlagValues) -> None:
         "results": _results(outcomes),
     }
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    name = "-".join([*outcomes, options.data or options.split, str(trained.step)])
-    places = [workdir / "evaluation" / f"{_file_name(name)}.json"]
+    name = _file_name(list(outcomes), options.data or options.split, trained.step)
+    places = [workdir / "evaluation" / f"{name}.json"]
     places += [Path(options.output)] if options.output else []
     for place in places:
         _write(place, answer, outcomes)
@@ -170,7 +170,7 @@ def _generator(trained, mesh):
     from gptjax.generation.params import SamplingParams
 
     if mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1:
-        # Decoding reads the whole model for every token; virtual devices would read it once each, from one memory.
+        # Decoding reads the whole model for every token. Each virtual device would read it from the same memory.
         trained = dataclasses.replace(trained, params=jax.device_put(trained.params, mesh.devices.flat[0]))
         mesh = None
     generator = functools.cache(lambda: Generator.from_trained(trained, mesh=mesh))
@@ -277,8 +277,14 @@ def _results(outcomes: "dict[str, Outcome]") -> dict[str, dict[str, Any]]:
     }
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", name)[-_LONGEST_NAME:].strip("-.")
+def _file_name(tasks: Sequence[str], data: str, step: int) -> str:
+    """TASKS-DATA-STEP; where that is long, only the first task, and a digest that tells such names apart."""
+    name = "-".join([*tasks, data, str(step)])
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+        more = f"and-{len(tasks) - 1}-more-" if len(tasks) > 1 else ""
+        name = f"{tasks[0][:32]}-{more}{data[-24:]}-{step}-{digest}"
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
 
 
 def _write(place: Path, answer: dict[str, Any], outcomes: "dict[str, Outcome]") -> None:

@@ -28,7 +28,8 @@ from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
     from gptjax.artifacts.loading import Trained
-    from gptjax.generation.completion import Completion, Generator
+    from gptjax.generation.completion import Generator
+    from gptjax.generation.events import Completion
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,8 +106,7 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     import jax
 
     from gptjax.artifacts import loading
-    from gptjax.config import get_default
-    from gptjax.data import opening
+    from gptjax.config import cache_directory, get_default
     from gptjax.generation.completion import Generator
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition
@@ -115,13 +115,8 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     path = loading.find(Path(options.workdir), options.checkpoint)
     draft_path = loading.find(Path(options.draft)) if options.draft else None
     config = loading.read_config(path)
-    # A CPU is one device: its matrix products use all cores, and two devices would both read every parameter.
-    runtime.start(
-        get_default().mesh,
-        rows=1,
-        cache_dir=opening.cache_directory(config),
-        compute_dtype=config.model.compute_dtype,
-    )
+    # rows=1 makes a CPU one device. Its matrix products use all cores; two devices would both read every parameter.
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(config))
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
     )

@@ -102,7 +102,7 @@ def train(
     config = pretrained.adopt(config, origin, chosen)
     rows = config.train.batch_size // config.train.accumulation
     runtime.start(
-        config.mesh, rows=rows, cache_dir=opening.cache_directory(config), compute_dtype=config.model.compute_dtype
+        config.mesh, rows=rows, cache_dir=config_lib.cache_directory(config), compute_dtype=config.model.compute_dtype
     )
     mesh = mesh_lib.make_mesh(config.mesh)
     with_devices = config.copy_and_resolve_references()
@@ -158,15 +158,10 @@ def train(
             write_whole(workdir / "data_card.md", card)
 
     train_step = make_train_step(config, graphdef, optimizer, schedule, mesh, target)
-    scorer = Scorer(
-        graphdef,
-        mesh,
-        context_length=config.model.context_length,
-        batch_size=config.evaluation.batch_size or 2 * config.train.batch_size,
-    )
+    scorer = Scorer(architecture, mesh, batch_size=config.evaluation.batch_size or 2 * config.train.batch_size)
     sampler = None
     if config.logging.samples:
-        sampler = Sampler(config, workdir, mesh, architecture, graphdef, tokenizer, template, start=start)
+        sampler = Sampler(config, workdir, mesh, architecture, tokenizer, template, start=start)
     tokens_per_step = config.train.batch_size * config.model.context_length
     peak = throughput.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     log = metrics.MetricsLog(workdir, step=start, tensorboard=config.logging.tensorboard, enabled=chief)

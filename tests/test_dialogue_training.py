@@ -93,11 +93,10 @@ def test_validation_scores_what_training_trains(store):
     config = get_default()
     config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=32, vocab_size=259)
     architecture = Architecture.from_config(config.model, 0)
-    graphdef, _ = gpt.abstract_model(architecture)
     mesh = make_mesh(config.mesh)
     params = jax.device_put(gpt.initialise(architecture, jax.random.key(0)), partition.replicated(mesh))
     split = store.split("train")
-    scorer = Scorer(graphdef, mesh, context_length=32, batch_size=8)
+    scorer = Scorer(architecture, mesh, batch_size=8)
     likelihood = scorer.score(params, split, eot_id=256, stride=16)
     assert likelihood.tokens.sum() == split.read_mask(0, split.num_tokens).sum()
     assert "scored:assistant" in likelihood.signature

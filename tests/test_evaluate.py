@@ -96,6 +96,23 @@ def test_a_question_is_scored_the_same_in_any_batch(workdir, files):
     assert results(files / "1.json").keys() == {"multiple_choice:questions"}
 
 
+def test_the_file_of_many_tasks_begins_with_the_first(workdir, files):
+    text = (files / "questions.jsonl").read_text().splitlines()[0]
+    names = [f"{number}-问题-{'of-some-length' * 2}" for number in range(4)]
+    for name in names:
+        (files / f"{name}.jsonl").write_text(text)
+    before = set((workdir / "evaluation").glob("*.json"))
+    for tasks in (names, [names[0], *reversed(names[1:])]):
+        wanted = ",".join(f"multiple_choice:{files}/{name}.jsonl" for name in tasks)
+        assert run(f"--workdir={workdir}", f"--tasks={wanted}") == 0
+    new = set((workdir / "evaluation").glob("*.json")) - before
+    assert len(new) == 2, "one does not replace the other"
+    pattern = r"multiple_choice-0-问题-of-some-len\w*-and-3-more-validation-40-[0-9a-f]{6}\.json"
+    for path in new:
+        assert re.fullmatch(pattern, path.name)
+        assert results(path).keys() == {f"multiple_choice:{name}" for name in names}
+
+
 def test_another_source_is_scored_with_the_tokenizer_of_the_checkpoint(workdir, tiny_corpus, tmp_path):
     for number, path in enumerate(sorted(tiny_corpus.glob("*.txt"))[:30]):
         (tmp_path / f"{number}.txt").write_text(path.read_text())

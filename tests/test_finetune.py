@@ -113,7 +113,7 @@ def losses(workdir: Path, split: str) -> list[float]:
 
 def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
     trained = loading.load(workdir, "last")
-    model = gpt.bind(trained.graphdef, trained.params)
+    model = gpt.bind(trained.architecture, trained.params)
     positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
     hidden, _ = model.hidden(jnp.asarray(tokens), positions=positions)
     return np.asarray(model.logits(hidden)[..., : trained.architecture.vocab_size])
@@ -251,7 +251,7 @@ def test_adapters_resume_exactly(lora_run, config_file, tmp_path):
 def test_adapters_are_merged_for_use_and_for_export(lora_run, tmp_path, tokens):
     base, workdir = lora_run
     apart = loading.load(workdir, "last", merge=False)
-    model = gpt.bind(apart.graphdef, apart.params)
+    model = gpt.bind(apart.architecture, apart.params)
     positions = jnp.tile(jnp.arange(16), (2, 1))
     expected = np.asarray(model.logits(model.hidden(jnp.asarray(tokens), positions=positions)[0])[..., :257])
     np.testing.assert_allclose(logits(workdir, tokens), expected, atol=1e-5)

@@ -183,3 +183,14 @@ def test_help_shows_every_flag_without_importing_jax():
         "e.g. --top_p=0.95",
     ):
         assert flag in result.stdout
+
+
+def test_nothing_is_imported_that_a_completion_does_not_need(workdir):
+    code = "import sys; from gptjax import generate; generate.main(sys.argv); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, f"--workdir={workdir}", "--prompt=ab", "--max_new_tokens=2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = set(result.stderr.splitlines()[-1].split())
+    assert {"jax", "tokenizers", "gptjax.generation.engine"} <= imported
+    absent = {"tensorflow_datasets", "grain", "pyarrow", "sacrebleu", "trafilatura", "lxml", "datasets", "torch"}
+    rooms = ("data.building", "data.sources", "training", "optim", "evaluation", "reporting", "planning")
+    assert not imported & (absent | {f"gptjax.{room}" for room in rooms})

@@ -28,6 +28,7 @@ from gptjax.config import get_default
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.generation import decoding
 from gptjax.generation.completion import Generator
+from gptjax.generation.engine import Model
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -135,12 +136,11 @@ def our_model(shape: dict[str, int], compute_dtype: str) -> Generator:
     config = get_default()
     config.model.update(**shape, **GPT2, context_length=1024, compute_dtype=compute_dtype)
     architecture = Architecture.from_config(config.model, VOCAB)
-    graphdef, _ = gpt.abstract_model(architecture)
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture, jax.random.key(0))
     words = {f"w{i}": i for i in range(VOCAB - 1)} | {"<|end|>": VOCAB - 1}
     vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<|end|>"))
     vocabulary.add_special_tokens(["<|end|>"])
-    return Generator(architecture, graphdef, params, Tokenizer(vocabulary, "<|end|>"), batch_size=1024)
+    return Generator(Model.prepare(architecture, params), Tokenizer(vocabulary, "<|end|>"), batch_size=1024)
 
 
 def complete(generator: Generator, batch: int, prompt_tokens: int, new_tokens: int) -> float:

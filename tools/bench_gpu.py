@@ -219,6 +219,7 @@ def _check_decoding() -> dict[str, Any]:
     from gptjax.config import get_default
     from gptjax.data.tokenization.tokenizer import build_tokenizer
     from gptjax.generation.completion import Generator
+    from gptjax.generation.engine import Model
     from gptjax.generation.params import SamplingParams
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -226,15 +227,14 @@ def _check_decoding() -> dict[str, Any]:
     config, tokenizer = get_default(), build_tokenizer("byte")
     config.model.update(num_layers=2, num_heads=4, embed_dim=64, context_length=128, init_std=0.3)
     architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
-    graphdef, _ = gpt.abstract_model(architecture)
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture, jax.random.key(0))
     prompts = [np.arange(1, n + 1) for n in (3, 10, 20)]
     sampling = SamplingParams(max_new_tokens=30, temperature=0.0, ignore_eos=True)
-    completions = Generator(architecture, graphdef, params, tokenizer).complete_tokens(prompts, sampling)
+    completions = Generator(Model.prepare(architecture, params), tokenizer).complete_tokens(prompts, sampling)
 
     @jax.jit
     def next_token(tokens, length):
-        model = gpt.bind(graphdef, params)
+        model = gpt.bind(architecture, params)
         hidden, _ = model.hidden(tokens, positions=jnp.arange(128)[None])
         return model.logits(hidden)[0, length - 1].argmax()
 

@@ -167,10 +167,9 @@ def evaluation_with_size() -> Rows:
         )
         split, tokenizer = store.split("validation"), store.tokenizer()
         architecture = Architecture.from_config(config.model, tokenizer.vocab_size)
-        graphdef, _ = gpt.abstract_model(architecture)
         params = jax.jit(gpt.initialise, static_argnums=0)(architecture, jax.random.key(0))
         mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-        scorer = Scorer(graphdef, mesh, context_length=64, batch_size=64)
+        scorer = Scorer(architecture, mesh, batch_size=64)
         scorer.score(params, split, eot_id=tokenizer.eot_id, max_tokens=5000)
         for tokens in (10_000, 100_000, 1_000_000):
             begin = time.perf_counter()

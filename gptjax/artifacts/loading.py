@@ -23,6 +23,7 @@ class Trained:
     """A checkpoint read for use: everything that evaluation and generation need.
 
     Attributes:
+      architecture: for inference; how the run computed is in `config`.
       template: of the dialogues that the model was trained on; None where it was trained on text.
       generation: what came with a pretrained model: `eos_token_ids`, each of which ends a text; `begin_token_ids`,
         which begin one; and the sampling that it was published with, by the names of SamplingParams.
@@ -33,7 +34,6 @@ class Trained:
     config: config_lib.Config
     tokenizer: Tokenizer
     architecture: Architecture
-    graphdef: Any
     params: gpt.Params
     template: ChatTemplate | None = None
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,8 +97,8 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     path = find(workdir, which)
     metadata = read_metadata(path)
     config = read_config(path)
-    architecture = Architecture.from_config(config.model, 0)
-    graphdef, abstract = gpt.abstract_model(architecture)
+    architecture = Architecture.from_config(config.model, 0).for_inference()
+    abstract = gpt.abstract_params(architecture)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         tree = jax.tree.map(lambda _: device, abstract)
@@ -118,14 +118,12 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     params = restored[item]
     if merge and architecture.lora_rank:
         params, architecture = lora.merge(params, architecture)
-        graphdef, _ = gpt.abstract_model(architecture)
     return Trained(
         path,
         metadata["step"],
         config,
         read_tokenizer(metadata),
         architecture,
-        graphdef,
         params,
         read_template(metadata),
         metadata.get("generation") or {},

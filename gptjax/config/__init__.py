@@ -6,7 +6,9 @@ A config file starts from `get_default()`, changes what it needs and is read wit
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
@@ -25,6 +27,7 @@ __all__ = [
     "Config",
     "Option",
     "apply_arg",
+    "cache_directory",
     "flat_options",
     "flat_values",
     "from_json",
@@ -112,6 +115,11 @@ def from_json(text: str) -> Config:
         else:
             config[name] = entry
     return config.lock()
+
+
+def cache_directory(config: Config) -> Path:
+    """Of token stores and compiled programs: data.cache_dir, else $GPTJAX_CACHE, else ~/.cache/gptjax."""
+    return Path(config.data.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser()
 
 
 def sha256(config: Config) -> str:

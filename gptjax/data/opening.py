@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax.config import Config
+from gptjax.config import Config, cache_directory
 from gptjax.data.building.build import Progress, cached_store
 from gptjax.data.pipeline.augmentation import Augmentation
 from gptjax.data.pipeline.batches import Batches, BatchSource
@@ -22,11 +20,6 @@ from gptjax.data.store.token_files import open_token_files
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
-
-
-def cache_directory(config: Config) -> Path:
-    """data.cache_dir, else $GPTJAX_CACHE, else ~/.cache/gptjax."""
-    return Path(config.data.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser()
 
 
 class WeightedStore(NamedTuple):

@@ -2,19 +2,16 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
-from gptjax.evaluation.likelihood import token_scores
+from gptjax.evaluation.token_scorer import Batch, Owners, Progress, TokenScorer, empty_batch, put
 from gptjax.model import gpt
-from gptjax.parallel import partition
+from gptjax.model.architecture import Architecture
 
 SHORTEST = 16  # tokens of the smallest compiled program
 
@@ -24,7 +21,7 @@ Pair = tuple[Tokens, Tokens]  # context (one token or more) and continuation (on
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """One entry a pair.
+    """One entry per pair.
 
     Attributes:
       log_likelihood: nats, the sum over the continuation's tokens.
@@ -42,13 +39,13 @@ class Scores:
 class ContinuationScorer:
     """Scores pairs with one compiled program for each power of two that bounds their length."""
 
-    def __init__(self, graphdef: nnx.GraphDef, params: gpt.Params, mesh: Mesh, *, context_length: int, batch_size: int):
-        """`batch_size` is rows of `context_length` tokens; shorter programs have as many tokens in more rows."""
-        self.context_length = context_length
-        self._params, self._mesh, self._batch_size = params, mesh, batch_size
-        self._token_scores = jax.jit(partial(token_scores, graphdef), out_shardings=partition.replicated(mesh))
+    def __init__(self, architecture: Architecture, params: gpt.Params, mesh: Mesh, *, batch_size: int):
+        """`batch_size` is rows of the context length; shorter programs have as many tokens in more rows."""
+        self.context_length = architecture.context_length
+        self._params, self._batch_size = params, batch_size
+        self._scorer = TokenScorer(architecture, mesh)
 
-    def score(self, pairs: Sequence[Pair], progress: Callable[[int, int], None] | None = None) -> Scores:
+    def score(self, pairs: Sequence[Pair], progress: Progress | None = None) -> Scores:
         """The likelihood of each continuation after its context.
 
         Of a pair that is longer than the model's context, the beginning of the context is cut off. A continuation
@@ -57,60 +54,39 @@ class ContinuationScorer:
         for number, (context, continuation) in enumerate(pairs):
             if not len(context) or not len(continuation):
                 raise ValueError(f"pair {number} has {len(context)} and {len(continuation)} tokens; both need one")
-        split = [_pieces(*pair, self.context_length) for pair in pairs]
-        pieces = list(itertools.chain.from_iterable(split))
-        pair_of = np.array([number for number, some in enumerate(split) for _ in some] + [-1], np.int64)
-        log_likelihood, correct = np.zeros(len(pairs)), np.zeros(len(pairs))
-        pending: tuple | None = None
-        done = 0
-        for batch, owner in self._batches(pieces):
-            scores = self._token_scores(self._params, partition.to_device(batch, self._mesh))
-            if pending:
-                _accumulate(log_likelihood, correct, *pending)
-            pending = scores, pair_of[owner]  # -1, where nothing is scored, stays -1
-            done += int((np.unique(owner) >= 0).sum())
-            if progress:
-                progress(done, len(pieces))
-        if pending:
-            _accumulate(log_likelihood, correct, *pending)
-        num_tokens = np.array([len(continuation) for _, continuation in pairs], np.float64)
+        pieces = [
+            (number, context, continuation)
+            for number, pair in enumerate(pairs)
+            for context, continuation in _pieces(*pair, self.context_length)
+        ]
+        pieces.sort(key=lambda piece: -self._length(piece[1:]))  # the longest first
+        batches = self._batches([piece[1:] for piece in pieces])
+        nll, correct, num_tokens = totals = np.zeros((3, len(pairs)))
+        of_pieces = self._scorer.sums(self._params, batches, len(pieces), progress)
+        for (number, *_), sums in zip(pieces, of_pieces.T, strict=True):
+            totals[:, number] += sums
         truncated = np.array([len(a) + len(b) > self.context_length + 1 for a, b in pairs], np.bool_)
-        return Scores(log_likelihood, num_tokens, correct == num_tokens, truncated)
+        return Scores(-nll, num_tokens, correct == num_tokens, truncated)
 
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """(batch, owner), the longest first; owner [rows, length] is the pair scored there or -1."""
-        lengths = [min(len(context) + len(continuation) - 1, self.context_length) for context, continuation in pairs]
-        buckets = np.array([self._bucket(length) for length in lengths], np.int64)
-        order = np.argsort(-np.array(lengths), kind="stable")
-        for bucket in np.unique(buckets)[::-1].tolist():
-            members = order[buckets[order] == bucket]
-            rows = self._rows(bucket)
-            for start in range(0, len(members), rows):
-                yield self._batch(pairs, members[start : start + rows], (rows, bucket))
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[Batch, Owners]]:
+        """Pairs, the longest first, one in a row. The owner of a prediction is its pair."""
+        numbered = list(enumerate(pairs))
+        for bucket, same in itertools.groupby(numbered, lambda one: self._bucket(one[1])):
+            members, rows = list(same), self._scorer.rows(self._batch_size * self.context_length // bucket)
+            for first in range(0, len(members), rows):
+                batch, owners = empty_batch(rows, bucket)
+                for row, (number, (context, continuation)) in enumerate(members[first : first + rows]):
+                    text = np.concatenate([context, continuation])[-(self.context_length + 1) :]
+                    put(batch, row, 0, text)
+                    owners[row, len(text) - 1 - len(continuation) : len(text) - 1] = number
+                yield batch, owners
 
-    def _batch(
-        self, pairs: Sequence[Pair], members: np.ndarray, shape: tuple[int, int]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
-        owner = np.full(shape, -1, np.int64)
-        for row, member in enumerate(members.tolist()):
-            context, continuation = pairs[member]
-            window = np.concatenate([context, continuation])[-(self.context_length + 1) :]
-            length = len(window) - 1
-            batch["tokens"][row, :length] = window[:-1]
-            batch["targets"][row, :length] = window[1:]
-            batch["segment_ids"][row, :length] = 1
-            batch["positions"][row, :length] = np.arange(length)
-            owner[row, length - len(continuation) : length] = member
-        return batch, owner
+    def _length(self, pair: Pair) -> int:
+        """Predictions from the first token of a pair to its last, as far as they fit into the context."""
+        return min(sum(map(len, pair)) - 1, self.context_length)
 
-    def _bucket(self, length: int) -> int:
-        return min(max(SHORTEST, 1 << (length - 1).bit_length()), self.context_length)
-
-    def _rows(self, bucket: int) -> int:
-        shards = partition.row_shards(self._mesh)
-        rows = max(1, self._batch_size * self.context_length // bucket)
-        return -(-rows // shards) * shards
+    def _bucket(self, pair: Pair) -> int:
+        return min(max(SHORTEST, 1 << (self._length(pair) - 1).bit_length()), self.context_length)
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
@@ -131,12 +107,3 @@ def _pieces(context: Tokens, continuation: Tokens, context_length: int) -> list[
     whole, step = np.concatenate([context, continuation]), max(context_length // 2, 1)
     starts = range(len(context), len(whole), step)
     return [(whole[:start], whole[start : start + step]) for start in starts]
-
-
-def _accumulate(
-    log_likelihood: np.ndarray, correct: np.ndarray, scores: tuple[jax.Array, jax.Array], owner: np.ndarray
-) -> None:
-    nll, is_correct = (np.asarray(s, np.float64) for s in scores)
-    scored = owner >= 0
-    np.subtract.at(log_likelihood, owner[scored], nll[scored])
-    np.add.at(correct, owner[scored], is_correct[scored])

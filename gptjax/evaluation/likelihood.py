@@ -7,30 +7,26 @@ share a row and do not see each other. Of dialogues, only what bears loss in tra
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
-import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from gptjax.data.store.store import TokenSplit
 from gptjax.errors import UserError
 from gptjax.evaluation.metrics import Metric, ratio_metric
+from gptjax.evaluation.token_scorer import Batch, Owners, Progress, TokenScorer, empty_batch, put
 from gptjax.model import gpt
-from gptjax.objectives.cross_entropy import score_tokens
-from gptjax.parallel import partition
+from gptjax.model.architecture import Architecture
 
-LOGITS_CHUNK = 256  # tokens of a row whose logits are in memory at once
 MIN_DOCUMENTS = 20  # with fewer, intervals resample windows instead of documents
 MAX_UNITS = 20_000  # with more documents, intervals resample runs of them, so that cost and files stay bounded
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Pieces of documents to score, one entry a window (all int64 [windows])."""
+    """Pieces of documents to score, one entry per window (all int64 [windows])."""
 
     document: np.ndarray
     start: np.ndarray  # of the inputs, in tokens of the split
@@ -131,13 +127,12 @@ class Likelihood:
 
 
 class Scorer:
-    """Scores splits with one compiled program for a fixed batch shape."""
+    """Scores splits in batches of `batch_size` rows of the model's context length."""
 
-    def __init__(self, graphdef: nnx.GraphDef, mesh: Mesh, *, context_length: int, batch_size: int):
-        shards = partition.row_shards(mesh)
-        self.context_length, self.mesh = context_length, mesh
-        self.batch_size = -(-batch_size // shards) * shards
-        self._token_scores = jax.jit(partial(token_scores, graphdef), out_shardings=partition.replicated(mesh))
+    def __init__(self, architecture: Architecture, mesh: Mesh, *, batch_size: int):
+        self.context_length = architecture.context_length
+        self._scorer = TokenScorer(architecture, mesh)
+        self.batch_size = self._scorer.rows(batch_size)
 
     def score(
         self,
@@ -147,7 +142,7 @@ class Scorer:
         eot_id: int,
         stride: int = 0,
         max_tokens: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Likelihood:
         """The likelihood of a split (its first `max_tokens` tokens, 0 = all). stride 0 = context_length."""
         stride = stride or self.context_length
@@ -155,18 +150,8 @@ class Scorer:
             raise UserError(f"stride {stride} must be between 1 and the context length {self.context_length}")
         end = min(split.num_tokens, max_tokens or split.num_tokens)
         windows = plan_windows(split.document_starts, end, self.context_length, stride)
-        count = len(windows.start)
-        nll, correct = np.zeros(count), np.zeros(count)
-        pending: tuple | None = None
-        for batch, owner in _batches(split, windows, self.context_length, self.batch_size, eot_id):
-            scores = self._token_scores(params, partition.to_device(batch, self.mesh))
-            if pending:
-                _accumulate(nll, correct, *pending)
-            pending = (scores, owner)
-            if progress:
-                progress(int(owner.max()) + 1, count)
-        _accumulate(nll, correct, *pending)
-        tokens = _scored_tokens(split, windows)
+        batches = _batches(split, windows, self.context_length, self.batch_size, eot_id)
+        nll, correct, tokens = self._scorer.sums(params, batches, len(windows.start), progress)
         num_bytes = _bytes(split, windows, tokens)
         signature = (
             f"context:{self.context_length}|stride:{stride}|tokens:{int(tokens.sum())}|"
@@ -204,70 +189,35 @@ def unigram_nll(train: TokenSplit, evaluated: TokenSplit, vocab_size: int) -> fl
     return float(-(evaluated_counts * log_probabilities).sum() / evaluated_counts.sum())
 
 
-def token_scores(graphdef: nnx.GraphDef, params: gpt.Params, batch: dict[str, jax.Array]):
-    """(nats, whether the target is the most probable token), each [rows, length], of every target."""
-    model = gpt.bind(graphdef, params)
-    hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
-    scores = score_tokens(model.architecture, hidden, model.table(), batch["targets"], chunk=LOGITS_CHUNK)
-    return scores.nll, scores.correct
-
-
 def _batches(
     split: TokenSplit, windows: Windows, context_length: int, batch_size: int, eot_id: int
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Windows packed next-fit into rows: (batch, owner), owner [B, T] being the window scored there or -1."""
-    shape = (batch_size, context_length)
-
-    def empty():
-        batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
-        return batch, np.full(shape, -1, np.int64)
-
-    batch, owner = empty()
+) -> Iterator[tuple[Batch, Owners]]:
+    """Windows packed next-fit into rows. The owner of a prediction is its window."""
+    batch, owners = empty_batch(batch_size, context_length)
     row, column, segment = 0, 0, 0
-    for index, (start, length, skip) in enumerate(zip(windows.start, windows.length, windows.skip, strict=True)):
+    places = zip(windows.start.tolist(), windows.length.tolist(), windows.skip.tolist(), strict=True)
+    for index, (start, length, skip) in enumerate(places):
         if column + length > context_length:
             row, column, segment = row + 1, 0, 0
         if row == batch_size:
-            yield batch, owner
-            batch, owner = empty()
+            yield batch, owners
+            batch, owners = empty_batch(batch_size, context_length)
             row = 0
         segment += 1
-        place = np.s_[row, column : column + length]
-        available = min(length + 1, split.num_tokens - start)
-        tokens = split.read(int(start), int(available))
-        batch["tokens"][place] = tokens[:length]
-        batch["targets"][place] = tokens[1:] if available > length else np.append(tokens[1:], eot_id)
-        batch["segment_ids"][place] = segment
-        batch["positions"][place] = np.arange(length)
-        owner[row, column + skip : column + length] = np.where(
-            _scored(split, int(start + skip), int(length - skip)), index, -1
-        )
+        text = split.read(start, min(length + 1, split.num_tokens - start))
+        put(batch, row, column, text if len(text) > length else np.append(text, eot_id), segment=segment)
+        scored = _scored(split, start + skip, length - skip)
+        owners[row, column + skip : column + length] = np.where(scored, index, -1)
         column += length
-    yield batch, owner
+    yield batch, owners
 
 
 def _scored(split: TokenSplit, start: int, length: int) -> np.ndarray:
-    """Which of the predictions from these inputs count; the end-of-text token after the last token is no dialogue's."""
+    """Which of the predictions from these inputs count. In dialogues, the closing end-of-text token is not scored."""
     if not split.has_mask:
         return np.ones(length, np.bool_)
     known = min(length, split.num_tokens - start - 1)
     return np.append(split.read_mask(start + 1, known), np.zeros(length - known, np.bool_))
-
-
-def _scored_tokens(split: TokenSplit, windows: Windows) -> np.ndarray:
-    """Predictions of each window that count."""
-    lengths = windows.length - windows.skip
-    if split.has_mask:
-        starts = windows.start + windows.skip
-        lengths = np.array([_scored(split, *w).sum() for w in zip(starts.tolist(), lengths.tolist(), strict=True)])
-    return lengths.astype(np.float64)
-
-
-def _accumulate(nll: np.ndarray, correct: np.ndarray, scores: tuple[jax.Array, jax.Array], owner: np.ndarray) -> None:
-    token_nll, token_correct = (np.asarray(s, np.float64) for s in scores)
-    scored = owner >= 0
-    np.add.at(nll, owner[scored], token_nll[scored])
-    np.add.at(correct, owner[scored], token_correct[scored])
 
 
 def _bytes(split: TokenSplit, windows: Windows, tokens: np.ndarray) -> np.ndarray:

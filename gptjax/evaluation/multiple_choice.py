@@ -17,8 +17,7 @@ from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.evaluation.continuations import ContinuationScorer, Scores, encode_pair
 from gptjax.evaluation.metrics import Outcome, item_ids, ratio_metric
-
-Progress = Callable[[int, int], None]
+from gptjax.evaluation.token_scorer import Progress
 
 Fields = tuple[Any, Any, Any]  # query, choices and gold, as a file has them
 

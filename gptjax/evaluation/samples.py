@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from gptjax.config import Config
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.generation.completion import Generator
+from gptjax.generation.engine import Model
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -26,7 +26,6 @@ class Sampler:
         workdir: Path,
         mesh: Mesh,
         architecture: Architecture,
-        graphdef: nnx.GraphDef,
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
         *,
@@ -37,7 +36,8 @@ class Sampler:
         self._writes = distributed.current().index == 0
         if self._writes:
             metrics.drop_after(self.path, start)
-        self._generator = Generator(architecture, graphdef, None, tokenizer, template, mesh=mesh)
+        self._architecture, self._mesh = architecture, mesh
+        self._tokenizer, self._template = tokenizer, template
         self._sampling = SamplingParams(
             max_new_tokens=config.logging.sample_tokens, temperature=0.8, top_k=200, seed=config.seed
         )
@@ -45,9 +45,9 @@ class Sampler:
     def sample(self, step: int, params: gpt.Params) -> None:
         """Every process takes part; the first writes."""
         prompt = self.config.logging.sample_prompt
-        self._generator.params = params
-        completions = self._generator.complete([prompt] * self.config.logging.samples, self._sampling)
-        self._generator.params = None  # the copy that decoding reads is freed
+        model = Model.prepare(self._architecture, params)  # a copy for decoding, freed at the end
+        generator = Generator(model, self._tokenizer, self._template, mesh=self._mesh)
+        completions = generator.complete([prompt] * self.config.logging.samples, self._sampling)
         if not self._writes:
             return
         with self.path.open("a", encoding="utf-8") as file:

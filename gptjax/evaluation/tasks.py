@@ -29,8 +29,7 @@ from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
 from gptjax.evaluation.metrics import Outcome
 from gptjax.evaluation.prompts import read_prompts
 from gptjax.evaluation.references import choose_tokenizer
-
-Progress = Callable[[int, int], None]
+from gptjax.evaluation.token_scorer import Progress
 
 _LOSSLESS = ("char", "byte", "bpe")  # kinds of tokenizers whose decoded text has the words of the original
 _SAMPLE_CHARACTERS = 100_000
@@ -85,14 +84,8 @@ class Context:
 
     @cached_property
     def scorer(self) -> ContinuationScorer:
-        trained = self.trained
-        return ContinuationScorer(
-            trained.graphdef,
-            trained.params,
-            self.mesh,
-            context_length=trained.architecture.context_length,
-            batch_size=self.config.evaluation.batch_size,
-        )
+        batch_size = self.config.evaluation.batch_size
+        return ContinuationScorer(self.trained.architecture, self.trained.params, self.mesh, batch_size=batch_size)
 
     @property
     def tokenizer_identity(self) -> str:
@@ -156,12 +149,7 @@ def _perplexity(context: Context, request: Request, _: None) -> Outcome:
     trained, options = context.trained, context.options
     stores, split_name = _open_data(context)
     splits = {name: store.split(split_name) for name, store in stores.items()}
-    scorer = Scorer(
-        trained.graphdef,
-        context.mesh,
-        context_length=trained.architecture.context_length,
-        batch_size=context.config.evaluation.batch_size,
-    )
+    scorer = Scorer(trained.architecture, context.mesh, batch_size=context.config.evaluation.batch_size)
     likelihoods = {
         name: scorer.score(
             trained.params,

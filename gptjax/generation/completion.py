@@ -1,21 +1,17 @@
 """Prompts to completions with a trained model, all at once or streaming."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from gptjax.artifacts.loading import Trained
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.generation import decoding
-from gptjax.generation.engine import Engine, Event, Model, Statistics, check_prompt
+from gptjax.generation.engine import Engine, Model, Statistics, check_prompt
+from gptjax.generation.events import Completion, Event
 from gptjax.generation.params import SamplingParams
-from gptjax.model import gpt
-from gptjax.model.architecture import Architecture
 
 OnText = Callable[[int, str], None]
 
@@ -23,71 +19,35 @@ BATCH_SIZE = 32
 STREAMING_ROUNDS = 4  # tokens between two pieces of text shown to a person
 
 
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What was generated for one prompt.
-
-    Attributes:
-      text: ends before the stop text; special tokens are left out.
-      tokens: int32 [num_tokens], with the token that ends it or the tokens of the stop text, if any.
-      log_probabilities: float32 [num_tokens], nats, under the model's own distribution: temperature 1,
-        nothing removed or penalised.
-      finish_reason: "stop" at the end of the text or turn or at a stop text, "length" at max_new_tokens or where the
-        context is full.
-      stop: the stop text that was found, or None.
-    """
-
-    text: str
-    tokens: np.ndarray
-    log_probabilities: np.ndarray
-    finish_reason: str
-    stop: str | None = None
-
-
 class Generator:
     """Completes prompts with a model.
 
     Attributes:
-      params: may be replaced, by those of a later training step for instance, or by None to free what is prepared.
       statistics: of the last prompts, or None before them.
     """
 
     def __init__(
         self,
-        architecture: Architecture,
-        graphdef: nnx.GraphDef,
-        params: gpt.Params | None,
+        model: Model,
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
-        mesh: Mesh | None = None,
-        batch_size: int = BATCH_SIZE,
-        draft: Model | None = None,
-        draft_tokens: int = 4,
-        name: str = "the model",
-        end_ids: Sequence[int] = (),
+        *,
         begin_ids: Sequence[int] | None = None,
+        end_ids: Sequence[int] = (),
+        batch_size: int = BATCH_SIZE,
+        **engine_options,
     ):
         """With a template, a text is a user's message, and a completion the assistant's turn.
 
-        With a mesh, rows are split over its data, fsdp and expert axes; `params` are expected on it. With a draft, a
-        small model of the same vocabulary, decoding is speculative; the completions are the same.
-
         A text ends with an end-of-text token, the end of the assistant's turn, or one of `end_ids`. `begin_ids` are put
-        before a prompt; default: the tokenizer's.
+        before a prompt; default: the tokenizer's. `engine_options`: mesh, draft and draft_tokens of `Engine`.
         """
-        self.architecture = architecture
-        self.params = params
-        self.tokenizer = tokenizer
-        self.template = template
+        self.model, self.tokenizer, self.template = model, tokenizer, template
         self.statistics: Statistics | None = None
         end_of_turn = [tokenizer.special_tokens[template.end_of_turn]] if template else []
         self.end_ids = tuple(dict.fromkeys([tokenizer.eot_id, *end_of_turn, *end_ids]))
         self.begin_ids = tokenizer.begin_ids if begin_ids is None else tuple(begin_ids)
-        self._graphdef = graphdef
-        self._mesh = mesh
-        self._batch_size = batch_size
-        self._draft, self._draft_tokens = draft, draft_tokens
-        self._name = name
+        self._batch_size, self._engine_options = batch_size, engine_options
 
     @classmethod
     def from_trained(cls, trained: Trained, *, draft: Trained | None = None, **options) -> "Generator":
@@ -102,43 +62,19 @@ class Generator:
                     f"the draft {draft.path} has another tokenizer ({draft.tokenizer.vocab_size} tokens) than "
                     f"{trained.path} ({trained.tokenizer.vocab_size} tokens); a draft needs the same"
                 )
-            options["draft"] = Model.prepare(
-                draft.architecture, draft.graphdef, draft.params, f"the draft {draft.path}"
-            )
+            options["draft"] = Model.prepare(draft.architecture, draft.params, f"the draft {draft.path}")
         return cls(
-            trained.architecture,
-            trained.graphdef,
-            trained.params,
+            Model.prepare(trained.architecture, trained.params, str(trained.path)),
             trained.tokenizer,
             trained.template,
-            name=str(trained.path),
-            end_ids=trained.generation.get("eos_token_ids", ()),
             begin_ids=trained.generation.get("begin_token_ids"),
+            end_ids=trained.generation.get("eos_token_ids", ()),
             **options,
         )
 
-    @property
-    def params(self) -> gpt.Params | None:
-        return self._params
-
-    @params.setter
-    def params(self, params: gpt.Params | None) -> None:
-        self._params, self._model = params, None
-
-    def engine(self, *, slots: int, **options) -> Engine:
+    def engine(self, **options) -> Engine:
         """An engine for the same model, for requests that come one by one. Options: see `Engine`."""
-        if self._model is None:
-            self._model = Model.prepare(self.architecture, self._graphdef, self._params, self._name)
-        return Engine(
-            self._model,
-            self.tokenizer,
-            end_ids=self.end_ids,
-            slots=slots,
-            mesh=self._mesh,
-            draft=self._draft,
-            draft_tokens=self._draft_tokens,
-            **options,
-        )
+        return Engine(self.model, self.tokenizer, end_ids=self.end_ids, **self._engine_options, **options)
 
     def complete(
         self,
@@ -180,10 +116,11 @@ class Generator:
         Raises:
           UserError: `params` are out of range; a prompt is empty, longer than the context, or has an id that
             is not in the vocabulary.
+          Exception: what ended the work on any of the prompts.
         """
         params.validate()
         for place, prompt in enumerate(prompts):
-            check_prompt(f"prompt {place}", np.asarray(prompt), self.architecture)
+            check_prompt(f"prompt {place}", np.asarray(prompt), self.model.architecture)
         indices = range(len(prompts)) if indices is None else indices
         engine = self.engine(
             slots=min(1 << max(len(prompts) - 1, 0).bit_length(), self._batch_size),
@@ -197,19 +134,11 @@ class Generator:
         events: list[list[Event]] = [[] for _ in prompts]
         while engine.busy:
             for event in engine.step():
+                if event.error is not None:
+                    raise event.error
                 place = places[event.handle]
                 events[place].append(event)
                 if on_text and event.text:
                     on_text(place, event.text)
         self.statistics = engine.statistics
-        return [_joined(own) for own in events]
-
-
-def _joined(events: list[Event]) -> Completion:
-    return Completion(
-        text="".join(event.text for event in events),
-        tokens=np.array([token for event in events for token in event.tokens], np.int32),
-        log_probabilities=np.array([value for event in events for value in event.log_probabilities], np.float32),
-        finish_reason=events[-1].finish_reason,
-        stop=events[-1].stop,
-    )
+        return [Completion.of(own) for own in events]

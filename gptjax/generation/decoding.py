@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gptjax.generation import sampling
@@ -26,7 +25,7 @@ ROUNDS = 16  # of one call of `decode`; a round is a token, or with a draft up t
 MAX_END_IDS = 8
 NO_TOKEN = -1
 
-Graphdefs = tuple[nnx.GraphDef, ...]  # of the model, and of the draft if there is one
+Architectures = tuple[Architecture, ...]  # of the model, and of the draft if there is one
 AllParams = tuple[gpt.Params, ...]  # likewise; each from `prepare`
 Rows = Int[Array, "slots"]
 
@@ -86,7 +85,7 @@ class Written(NamedTuple):
 
 @partial(jax.jit, static_argnames="architecture")
 def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
-    """Parameters as decoding reads them: one tree a layer, matrices in the compute dtype.
+    """Parameters as decoding reads them: one tree per layer, matrices in the compute dtype.
 
     Decoding reads every parameter for every token. Slices of stacked layers would be copied each time, and a matrix
     that is converted each time is read at its full size. The router of experts and the norms compute in float32.
@@ -103,7 +102,7 @@ def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
 
 
 @partial(jax.jit, static_argnames=("architectures", "slots", "capacity"))
-def new_state(*, architectures: tuple[Architecture, ...], slots: int, capacity: int) -> State:
+def new_state(*, architectures: Architectures, slots: int, capacity: int) -> State:
     """Free slots. `capacity`: tokens that prompt and completion may have together."""
     zeros, vocab = jnp.zeros(slots, jnp.int32), architectures[0].padded_vocab_size
     return _split(
@@ -125,15 +124,15 @@ def grow(caches: tuple[Cache, ...], *, capacity: int) -> tuple[Cache, ...]:
     return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, capacity - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]), caches)
 
 
-@partial(jax.jit, static_argnames="graphdefs", donate_argnames="state")
-def insert(graphdefs: Graphdefs, params: AllParams, state: State, prompts: Prompts) -> State:
+@partial(jax.jit, static_argnames="architectures", donate_argnames="state")
+def insert(architectures: Architectures, params: AllParams, state: State, prompts: Prompts) -> State:
     """Reads prompts into slots; scores only what follows their last tokens."""
     tokens, lengths, slots = map(jnp.asarray, (prompts.tokens, prompts.lengths, prompts.slots))
     batch, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     caches = []
-    for graphdef, own, cache in zip(graphdefs, params, state.caches, strict=True):
-        model, layers = _bind(graphdef, own)
+    for architecture, own, cache in zip(architectures, params, state.caches, strict=True):
+        model, layers = _bind(architecture, own)
         hidden, new = model.hidden(tokens, positions=positions, new_cache=True, layers=layers)
         if not caches:  # the model's own scores, not the draft's
             last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
@@ -153,9 +152,9 @@ def insert(graphdefs: Graphdefs, params: AllParams, state: State, prompts: Promp
     return _split(State(tuple(caches), *jax.tree.map(put, tuple(state[1:]), rows)))
 
 
-@partial(jax.jit, static_argnames=("graphdefs", "draft_tokens"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("architectures", "draft_tokens"), donate_argnames="state")
 def decode(
-    graphdefs: Graphdefs,
+    architectures: Architectures,
     params: AllParams,
     state: State,
     remaining: Rows | np.ndarray,
@@ -186,7 +185,7 @@ def decode(
     def write_tokens(carry):
         round_, state, remaining, count, written = carry
         active = remaining > 0
-        state, tokens, log_probabilities = _round(graphdefs, params, state, active, draft_tokens)
+        state, tokens, log_probabilities = _round(architectures, params, state, active, draft_tokens)
         # A text takes the tokens up to the first that ends it.
         places = jnp.arange(1 + draft_tokens)
         ends = (tokens[:, :, None] == state.end_ids[:, None, :]).any(-1) & (tokens != NO_TOKEN)
@@ -208,12 +207,12 @@ def decode(
 
 
 def _round(
-    graphdefs: Graphdefs, params: AllParams, state: State, active: Bool[Array, "slots"], draft_tokens: int
+    architectures: Architectures, params: AllParams, state: State, active: Bool[Array, "slots"], draft_tokens: int
 ) -> tuple[State, Int[Array, "slots tokens"], Float[Array, "slots tokens"]]:
     """One pass of the model: the next token of each slot, and the proposals that it would have drawn as well.
 
-    Returns the new state, tokens (NO_TOKEN after those that stand) and their log-probabilities. A slot that is not
-    active computes on, in a place of the cache that no other token reads.
+    Returns the new state, the tokens that are kept (then NO_TOKEN) and their log-probabilities. A slot that is not
+    active computes as well, and writes to a place of the cache that no other token reads.
     """
     rows, positions = jnp.arange(active.shape[0]), state.positions
     controls = sampling.only(active, state.controls)
@@ -231,13 +230,13 @@ def _round(
             before = jnp.maximum(positions - 1, 0)[:, None]
             block = jnp.concatenate([jnp.take_along_axis(state.caches[0].tokens, before, axis=1), block], axis=1)
             at = jnp.concatenate([before, at], axis=1)
-        logits, caches[1] = _extend(graphdefs[1], params[1], block, at, caches[1])
+        logits, caches[1] = _extend(architectures[1], params[1], block, at, caches[1])
         proposal, _ = draw(_fit(logits[:, -1], state.logits.shape[1]), seens[-1], ahead + 1)
         proposals.append(proposal)
         seens.append(seens[-1].at[rows, proposal].set(True))
 
     block, ahead = jnp.stack(proposals, axis=1), jnp.arange(1 + draft_tokens)
-    logits, caches[0] = _extend(graphdefs[0], params[0], block, positions[:, None] + ahead, caches[0])
+    logits, caches[0] = _extend(architectures[0], params[0], block, positions[:, None] + ahead, caches[0])
     log_probabilities, agreed = [log_probability], [active]
     for i in range(draft_tokens):
         token, log_probability = draw(logits[:, i], seens[i], i + 1)
@@ -256,10 +255,10 @@ def _round(
 
 
 def _extend(
-    graphdef: nnx.GraphDef, params: gpt.Params, tokens: Array, positions: Array, cache: Cache
+    architecture: Architecture, params: gpt.Params, tokens: Array, positions: Array, cache: Cache
 ) -> tuple[Float[Array, "slots length vocab"], Cache]:
     """Scores of what follows each of the tokens, and the cache with them."""
-    model, layers = _bind(graphdef, params)
+    model, layers = _bind(architecture, params)
     hidden, cache = model.hidden(tokens, positions=positions, cache=cache, layers=layers)
     return model.logits(hidden), cache
 
@@ -269,9 +268,9 @@ def _fit(logits: Float[Array, "slots vocab"], vocab: int) -> Float[Array, "slots
     return jnp.pad(logits[:, :vocab], [(0, 0), (0, max(vocab - logits.shape[1], 0))], constant_values=MASKED)
 
 
-def _bind(graphdef: nnx.GraphDef, params: gpt.Params) -> tuple[gpt.GPT, tuple[gpt.Params, ...]]:
+def _bind(architecture: Architecture, params: gpt.Params) -> tuple[gpt.GPT, tuple[gpt.Params, ...]]:
     layers = params["blocks"]
-    return gpt.bind(graphdef, {**params, "blocks": layers[0]}), layers
+    return gpt.bind(architecture, {**params, "blocks": layers[0]}), layers
 
 
 def _insert_cache(cache: Cache, new: Cache, slots: Int[Array, "batch"]) -> Cache:

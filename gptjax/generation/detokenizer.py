@@ -8,13 +8,14 @@ from gptjax.data.tokenization.tokenizer import Tokenizer
 
 HALF_CHARACTER = "\ufffd"  # what decoders put in the place of bytes that are not UTF-8
 CONTEXT_TOKENS = 8
+MAX_OPEN_TOKENS = 4 * CONTEXT_TOKENS
 
 
 class Detokenizer:
     """The text of one completion as its tokens come in, up to the first stop text.
 
-    All tokens so far are decoded each time, together with the end of the prompt: a character may be spread
-    over several tokens, and some vocabularies write a word differently at the start of a text.
+    The last few tokens are decoded each time, together with some before them: a character may be spread over several
+    tokens, and some vocabularies write a word differently at the start of a text.
 
     Attributes:
       tokens: the tokens kept. What follows the token that completes a stop text is dropped.
@@ -26,14 +27,11 @@ class Detokenizer:
         self.stop: str | None = None
         self._tokenizer = tokenizer
         self._stops = tuple(stop)
-        self._context = [int(token) for token in prompt[-CONTEXT_TOKENS:]]
-        self._prefix = tokenizer.decode(self._context)
-        self._shown = ""
-
-    @property
-    def text(self) -> str:
-        """What `push` and `finish` have returned so far."""
-        return self._shown
+        self._invisible = frozenset(tokenizer.special_tokens.values())
+        self._context, self._prefix = self._end_of([int(token) for token in prompt[-CONTEXT_TOKENS:]])
+        self._open: list[int] = []  # tokens after the context, decoded again at each push
+        self._held = ""  # text of tokens before the open ones that is not shown yet
+        self._shown = 0  # characters of the held and the open text that are shown
 
     def push(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Adds tokens; returns the new text that is final. After a stop text, nothing more is taken.
@@ -42,39 +40,66 @@ class Detokenizer:
         """
         if self.stop is not None:
             return ""
-        old, self.tokens = self.tokens, [*self.tokens, *map(int, tokens)]
-        text = self._decode(self.tokens)
-        if not any(stop in text for stop in self._stops):
-            text = text.rstrip(HALF_CHARACTER)
-            return self._show(text[: len(text) - self._unfinished_stop(text)])
-        # One token at a time, so that the result does not depend on how many came at once.
-        for count in range(len(old) + 1, len(self.tokens) + 1):
-            text = self._decode(self.tokens[:count])
-            found = [(text.index(stop), stop) for stop in self._stops if stop in text]
-            if found:
-                self.tokens = self.tokens[:count]
-                end, self.stop = min(found)
-                return self._show(text[:end])
-        raise AssertionError("a stop text is in the whole but in no part of it")
+        tokens = [int(token) for token in tokens]
+        new = [token for token in tokens if token not in self._invisible]
+        open_text = self._decode([*self._open, *new])
+        text = self._held + open_text
+        found = [(text.index(stop, self._shown), stop) for stop in self._stops if stop in text[self._shown :]]
+        if found and len(tokens) > 1:  # the result does not depend on how many came at once
+            return "".join(self.push([token]) for token in tokens)
+        self.tokens += tokens
+        self._open += new
+        if found:
+            end, self.stop = min(found)
+            return self._show(text[:end])
+        final = text.rstrip(HALF_CHARACTER)
+        piece = self._show(final[: len(final) - self._unfinished_stop(final)])
+        self._settle(open_text)
+        return piece
 
     def finish(self, *, cut: bool) -> str:
         """The text that was held back. `cut`: the end is arbitrary; half a character there is left out."""
         if self.stop is not None:
             return ""
-        text = self._decode(self.tokens)
+        text = self._held + self._decode(self._open)
         return self._show(text.rstrip(HALF_CHARACTER) if cut else text)
 
+    def _show(self, text: str) -> str:
+        new = text[self._shown :]
+        self._shown += len(new)
+        return new
+
+    def _settle(self, text: str) -> None:
+        """Closes open tokens, whose text this is: they are not decoded again. Later tokens cannot change their text."""
+        counts: Sequence[int] = ()
+        if len(self._open) >= CONTEXT_TOKENS and not text.endswith(HALF_CHARACTER):
+            counts = (len(self._open),)
+        elif len(self._open) >= MAX_OPEN_TOKENS:  # bytes that are no text; a character has four at most
+            last = len(self._open) - CONTEXT_TOKENS
+            counts = range(last, last - 4, -1)
+        for count in counts:
+            settled = self._decode(self._open[:count])
+            if text.startswith(settled):
+                before = self._held + settled
+                self._held, self._shown = before[self._shown :], max(self._shown - len(before), 0)
+                self._context, self._prefix = self._end_of([*self._context, *self._open[:count]])
+                self._open = self._open[count:]
+                return
+
+    def _end_of(self, tokens: list[int]) -> tuple[list[int], str]:
+        """The last few tokens and their text. They begin with a whole character where they can: some decoders give up
+        a whole run of bytes that begins with half a character."""
+        ends = (tokens[-count:] for count in range(CONTEXT_TOKENS, CONTEXT_TOKENS - 4, -1))
+        texts = [(end, self._tokenizer.decode(end)) for end in ends]
+        return next((pair for pair in texts if not pair[1].startswith(HALF_CHARACTER)), texts[0])
+
     def _decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens after the context."""
         text = self._tokenizer.decode([*self._context, *tokens])
         if text.startswith(self._prefix):
             return text[len(self._prefix) :]
         # The prompt ended in half a character, which the completion has completed.
         return text[len(self._prefix.rstrip(HALF_CHARACTER)) :]
-
-    def _show(self, text: str) -> str:
-        new = text[len(self._shown) :]
-        self._shown += new
-        return new
 
     def _unfinished_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop text."""

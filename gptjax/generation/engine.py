@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.generation import decoding, sampling
 from gptjax.generation.detokenizer import Detokenizer
+from gptjax.generation.events import Event
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -25,8 +25,8 @@ SLOTS = 32
 # The smallest compiled lengths: shorter ones would save less time than they take to compile.
 MIN_PREFILL_LENGTH = 16
 MIN_CAPACITY = 64
-# The fewest rows that a GPU multiplies with its matrix units. Fewer go another way, which takes twice as long a step
-# (124M, an H200: 1.22 ms for one row, 0.54 ms for eight).
+# The fewest rows that a GPU multiplies with its matrix units. With fewer, XLA takes another way, and a step takes twice
+# as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
 GROUP = 4  # prompts read at once where fewer than all slots are free
 
@@ -45,28 +45,20 @@ class Model:
     """
 
     architecture: Architecture
-    graphdef: nnx.GraphDef
     params: gpt.Params
     name: str = "the model"
 
     @classmethod
-    def prepare(
-        cls, architecture: Architecture, graphdef: nnx.GraphDef, params: gpt.Params, name: str = "the model"
-    ) -> "Model":
+    def prepare(cls, architecture: Architecture, params: gpt.Params, name: str = "the model") -> "Model":
         """A model for decoding. On a CPU it computes in float32.
 
         XLA has no fast bfloat16 product of a few rows with a matrix there: a 124M model takes 3 times as long at
         batch 1, 2 times at batch 8.
         """
+        architecture = architecture.for_inference()
         if _platform(params) == "cpu" and architecture.compute_dtype != "float32":
             architecture = dataclasses.replace(architecture, compute_dtype="float32")
-            graphdef, _ = gpt.abstract_model(architecture)
-        return cls(architecture, graphdef, decoding.prepare(params, architecture=architecture), name)
-
-    @property
-    def platform(self) -> str:
-        """Of the devices that hold it: cpu, gpu or tpu."""
-        return _platform(self.params)
+        return cls(architecture, decoding.prepare(params, architecture=architecture), name)
 
 
 def _platform(params: gpt.Params) -> str:
@@ -74,32 +66,9 @@ def _platform(params: gpt.Params) -> str:
     return device.platform
 
 
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """News of one request.
-
-    Attributes:
-      handle: what `submit` returned.
-      text: new text that is final. It is never half a character, nor the beginning of a stop text.
-      tokens: new tokens; the last event has the token that ends the text or those of the stop text, if any.
-      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
-        removed or penalised.
-      finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
-        max_new_tokens or where the context is full, "cancelled".
-      stop: the stop text that was found, or None.
-    """
-
-    handle: int
-    text: str
-    tokens: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
-    finish_reason: str | None = None
-    stop: str | None = None
-
-
 @dataclasses.dataclass
 class Statistics:
-    """Counts since the engine began. With a draft, `tokens` come of `passes` of the model; each saw `proposed`."""
+    """Counts since the engine began: tokens generated, passes of the model, and tokens that the draft proposed."""
 
     tokens: int = 0
     passes: int = 0
@@ -152,13 +121,15 @@ class Engine:
         if draft is not None:
             _check_draft(model, draft, draft_tokens)
         self.statistics = Statistics()
-        self._models = (model,) if draft is None else (model, draft)
+        models = (model,) if draft is None else (model, draft)
+        self._architectures = tuple(model.architecture for model in models)
+        self._params = tuple(model.params for model in models)
         self._draft_tokens = draft_tokens if draft else 0
         self._tokenizer = tokenizer
         self._end_ids = tuple(end_ids)
         self._mesh = mesh
         shards = partition.row_shards(mesh) if mesh else 1
-        slots = max(slots, GPU_SLOTS) if model.platform == "gpu" else slots
+        slots = max(slots, GPU_SLOTS) if _platform(model.params) == "gpu" else slots
         self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
@@ -168,6 +139,7 @@ class Engine:
         self._max_waiting = max_waiting
         self._waiting: deque[_Request] = deque()
         self._cancelled: set[int] = set()
+        self._events: list[Event] = []  # that `step` has not returned yet
         self._handles = itertools.count()
         self._changed = threading.Condition()
 
@@ -194,7 +166,7 @@ class Engine:
         """
         params.validate()
         prompt = np.asarray(prompt, np.int32)
-        check_prompt("the prompt", prompt, self._models[0].architecture)
+        check_prompt("the prompt", prompt, self._architectures[0])
         if len(prompt) > self._limit:
             raise UserError(f"the prompt has {len(prompt)} tokens, more than the {self._limit} of this engine")
         ends = self._end_ids if end_ids is None else tuple(end_ids)
@@ -218,7 +190,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._waiting or any(self._slots))
+        return bool(self._waiting or any(self._slots) or self._events)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Returns when `step` has something to do, or after `timeout` seconds; whether it has."""
@@ -226,24 +198,42 @@ class Engine:
             return self._changed.wait_for(lambda: self.busy, timeout)
 
     def step(self) -> list[Event]:
-        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it."""
-        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-            events = self._leave()
-            events += self._join()
-            return events + self._decode() if any(self._slots) else events
+        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it.
 
-    def _leave(self) -> list[Event]:
+        An exception on the way, such as a device out of memory, ends the requests that are in slots: each gets an
+        event with the reason "error". Those that wait are served by the next steps. KeyboardInterrupt and SystemExit
+        are raised as well; the next step returns the events.
+        """
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            try:
+                self._leave()
+                self._join()
+                if any(self._slots):
+                    self._decode()
+            except BaseException as error:
+                self._fail(error)
+                if not isinstance(error, Exception):
+                    raise
+        events, self._events = self._events, []
+        return events
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends all requests in slots. The state may be half written, or its buffers given away: it is made anew."""
+        self._state = None
+        failed, self._slots = self._slots, [None] * len(self._slots)
+        self._events += [Event(r.handle, "", (), (), "error", error=error) for r in failed if r]
+
+    def _leave(self) -> None:
         """Ends what was cancelled."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
             self._waiting = deque(r for r in self._waiting if r not in ended)
             self._slots = [None if r in ended else r for r in self._slots]
-        return [Event(request.handle, "", (), (), "cancelled") for request in ended]
+        self._events += [Event(request.handle, "", (), (), "cancelled") for request in ended]
 
-    def _join(self) -> list[Event]:
+    def _join(self) -> None:
         """Prompts into free slots, as many as there are, those of similar length together."""
-        events = []
         while free := [slot for slot, request in enumerate(self._slots) if request is None]:
             group: list[_Request] = []
             with self._changed:
@@ -255,7 +245,7 @@ class Engine:
                     if request.remaining:
                         group.append(request)
                     else:  # the prompt fills the context
-                        events.append(Event(request.handle, "", (), (), "length"))
+                        self._events.append(Event(request.handle, "", (), (), "length"))
             if not group:
                 break
             for slot, request in zip(free, group, strict=False):
@@ -265,15 +255,14 @@ class Engine:
                 size = max(size for size in (1, GROUP, len(self._slots)) if size <= len(group))
                 self._insert(free[:size], group[:size])
                 free, group = free[size:], group[size:]
-        return events
 
     def _provide(self, length: int) -> None:
         """Caches that hold `length` tokens."""
-        context = self._models[0].architecture.context_length
+        context = self._architectures[0].context_length
         capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
         if self._state is None:
             self._state = decoding.new_state(
-                architectures=tuple(model.architecture for model in self._models),
+                architectures=self._architectures,
                 slots=len(self._slots),
                 capacity=capacity,
             )
@@ -299,12 +288,12 @@ class Engine:
             controls=sampling.controls([request.params for request in requests]),
             end_ids=end_ids,
         )
-        self._state = decoding.insert(self._graphdefs, self._params, self._state, prompts)
+        self._state = decoding.insert(self._architectures, self._params, self._state, prompts)
 
-    def _decode(self) -> list[Event]:
+    def _decode(self) -> None:
         remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
         self._state, written = decoding.decode(
-            self._graphdefs,
+            self._architectures,
             self._params,
             self._state,
             remaining,
@@ -316,22 +305,13 @@ class Engine:
         self.statistics.passes += int(rounds.sum())
         self.statistics.proposed += int(rounds.sum()) * self._draft_tokens
         self.statistics.tokens += int((tokens != decoding.NO_TOKEN).sum())
-        events = []
         for slot, request in enumerate(self._slots):
             if request:
                 new = tokens[slot] != decoding.NO_TOKEN
-                events.append(request.extend(tokens[slot][new], log_probabilities[slot][new]))
-                if events[-1].finish_reason:
+                event = request.extend(tokens[slot][new], log_probabilities[slot][new])
+                self._events.append(event)
+                if event.finish_reason:
                     self._slots[slot] = None
-        return events
-
-    @property
-    def _graphdefs(self) -> decoding.Graphdefs:
-        return tuple(model.graphdef for model in self._models)
-
-    @property
-    def _params(self) -> decoding.AllParams:
-        return tuple(model.params for model in self._models)
 
 
 class _Request:

@@ -54,7 +54,7 @@ def only(active: Bool[Array, "batch"], controls: Controls) -> Controls:
 def sample(
     logits: Logits, seen: Bool[Array, "batch vocab"], controls: Controls, keys: Key[Array, "batch"]
 ) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
-    """Draws one token a row.
+    """Draws one token per row.
 
     Args:
       logits: float32 scores.

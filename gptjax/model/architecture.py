@@ -76,6 +76,14 @@ class Architecture:
         )
         return cls(**values)
 
+    def for_inference(self) -> "Architecture":
+        """The same model for scoring and writing texts: the same parameters, and every row and device served.
+
+        `attention` and `remat` say how a run trains. Its kernel may not take the packed or short rows of inference,
+        nor run on another device.
+        """
+        return dataclasses.replace(self, attention="auto", remat="none")
+
     def flops_per_token(self, context_length: int | None = None) -> float:
         """Training FLOPs per token, forward and backward.
 

@@ -38,7 +38,8 @@ class Visibility(NamedTuple):
         window: int = 0,
         slopes: Float[Array, "heads"] | None = None,
     ) -> "Visibility":
-        """Of whole rows, as in training. A window that holds a row hides nothing, and no kernel hears of it."""
+        """Of whole rows, as in training. A window as long as the row masks nothing; it is dropped, so that kernels run
+        without one."""
         places = jnp.arange(length)[None]
         window = window if window < length else 0
         return cls(places, places, None if segment_ids is None else (segment_ids, segment_ids), window, slopes)
@@ -117,7 +118,7 @@ def mask_scores(
 
 
 def rotary_frequencies(a: Architecture) -> Float[Array, "half"]:
-    """Radians a position of RoFormer's rotary embedding (Su et al. 2021, equation 15), scaled for longer contexts.
+    """Radians per position of RoFormer's rotary embedding (Su et al. 2021, equation 15), scaled for longer contexts.
 
     "linear" (Chen et al. 2023, "Position Interpolation") divides all of them by `rope_factor`. "llama3" (Llama 3.1)
     does so where the original context has fewer than `rope_low_freq_factor` turns, leaves those with more than
@@ -156,7 +157,7 @@ def rotate(
 def dropout(
     x: Float[Array, "batch *rest"], rate: float, keys: jax.Array | None, site: int | Int[Array, ""]
 ) -> Float[Array, "batch *rest"]:
-    """Dropout with one key a row (`keys`: [batch] or None for evaluation), told apart by `site`.
+    """Dropout with one key per row (`keys`: [batch] or None for evaluation), told apart by `site`.
 
     A key for each row, and not one for the batch, makes the mask the same however the batch is split over
     devices or micro-batches.

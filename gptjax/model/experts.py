@@ -38,9 +38,8 @@ class Experts(nnx.Module):
     On a mesh, the experts are split over the expert and tensor axes, and no device ever has those of others. Along
     expert, which splits rows too, each device gathers the tokens of its group, computes its own experts for them, and
     the results are summed and scattered to where the tokens came from. Along tensor, where tokens are the same, they
-    are summed. All tokens may choose the experts of one device, so each has room for the choices of its group: the
-    axes divide the memory of experts, not that of what goes in and comes out. What is computed of them on the way
-    takes the room, and while experts are in balance the time, of one share.
+    are summed. These axes divide expert weights. Each device still buffers all tokens of its group at input and
+    output; only the hidden activations shrink.
     """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):

@@ -1,9 +1,10 @@
 """The GPT: embeddings, a scan over stacked blocks, a head.
 
-Outside this room a model is a static `graphdef` and a plain pytree of parameters, {"blocks": {...}, ...}, whose
-leaves under "blocks" are stacked over layers. `bind` puts the two together again inside a pure function.
+Outside this room a model is an `Architecture` and a plain pytree of parameters, {"blocks": {...}, ...}, whose leaves
+under "blocks" are stacked over layers. `bind` puts the two together inside a pure function.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,8 +82,8 @@ class GPT(nnx.Module):
           positions: index of each token in its document. With a cache this is also the slot it is written to;
             a position beyond the capacity marks padding and is not written.
           segment_ids: which document of the row a token belongs to; tokens of different segments do not see
-            each other. None: one document a row. Not used with a cache.
-          dropout_keys: one random key a row, or None to evaluate.
+            each other. None: one document per row. Not used with a cache.
+          dropout_keys: one random key per row, or None to evaluate.
           cache: keys and values of earlier tokens.
           new_cache: returns a cache of these tokens, in their order. Without `cache` and segments.
           layers: the parameters of each block where they are not stacked. With a cache.
@@ -126,6 +127,7 @@ class GPT(nnx.Module):
 
         if keep:  # layer after layer: a scan would copy the caches, and slices of stacked parameters
             layers = layers or [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(a.num_layers)]
+            body = jax.jit(body)  # traced once; the compiler sees each layer in its place
             memories = zip(cache.keys, cache.values, strict=True) if cache else [None] * a.num_layers
             kept = []
             for layer, (params, memory) in enumerate(zip(layers, memories, strict=True)):
@@ -163,9 +165,20 @@ def abstract_model(architecture: Architecture) -> tuple[nnx.GraphDef, Params]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-def bind(graphdef: nnx.GraphDef, params: Params) -> GPT:
+def abstract_params(architecture: Architecture) -> Params:
+    """The shapes and dtypes of the parameters, without computing anything."""
+    return abstract_model(architecture)[1]
+
+
+@functools.cache
+def graphdef(architecture: Architecture) -> nnx.GraphDef:
+    """The static part of a model. Equal architectures share it, and with it their compiled programs."""
+    return abstract_model(architecture)[0]
+
+
+def bind(architecture: Architecture, params: Params) -> GPT:
     """The model with these parameters, for use inside a pure function."""
-    return nnx.merge(graphdef, params)
+    return nnx.merge(graphdef(architecture), params)
 
 
 def parameter_count(params: Params) -> int:

@@ -51,7 +51,7 @@ def make_train_step(
 
         def micro_gradients(batch, keys):
             def loss(trained):
-                model = gpt.bind(graphdef, lora.join(trained, fixed))
+                model = nnx.merge(graphdef, lora.join(trained, fixed))
                 return objective(model, batch, total_weight=total_weight, dropout_keys=keys)
 
             grads, metrics = jax.grad(loss, has_aux=True)(cast)

@@ -20,8 +20,7 @@ def model():
     config = config_lib.get_default()
     config.model.update(num_layers=2, num_heads=2, embed_dim=16, context_length=CONTEXT, vocab_multiple=1, init_std=0.3)
     architecture = Architecture.from_config(config.model, 97)
-    graphdef, _ = gpt.abstract_model(architecture)
-    return graphdef, gpt.initialise(architecture, jax.random.key(0))
+    return architecture, gpt.initialise(architecture, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def pairs():
 
 def scorer(model, batch_size, devices=None):
     mesh = make_mesh(config_lib.get_default().mesh, devices=devices)
-    return ContinuationScorer(*model, mesh, context_length=CONTEXT, batch_size=batch_size)
+    return ContinuationScorer(*model, mesh, batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")

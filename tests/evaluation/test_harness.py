@@ -54,7 +54,7 @@ def models(directory):
 
     mesh = make_mesh(config.get_default().mesh, devices=jax.devices()[:1])
     trained = loading.load(directory / "run")
-    scorer = ContinuationScorer(trained.graphdef, trained.params, mesh, context_length=CONTEXT, batch_size=4)
+    scorer = ContinuationScorer(trained.architecture, trained.params, mesh, batch_size=4)
     generate = evaluate._generator(trained, mesh)
     ours = CheckpointLM(scorer, trained.tokenizer, generate)
     theirs = HFLM(pretrained=str(directory / "hf"), device="cpu", dtype="float32", batch_size=1, add_bos_token=True)

@@ -46,8 +46,7 @@ def model():
     config = config_lib.get_default()
     config.model.update(num_layers=2, num_heads=2, embed_dim=16, context_length=CONTEXT, vocab_multiple=1, init_std=0.3)
     architecture = Architecture.from_config(config.model, 257)
-    graphdef, _ = gpt.abstract_model(architecture)
-    return architecture, graphdef, gpt.initialise(architecture, jax.random.key(0))
+    return architecture, gpt.initialise(architecture, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +55,15 @@ def mesh():
 
 
 def score(model, mesh, split, *, batch_size=8, **options):
-    _, graphdef, params = model
-    scorer = Scorer(graphdef, mesh, context_length=CONTEXT, batch_size=batch_size)
+    architecture, params = model
+    scorer = Scorer(architecture, mesh, batch_size=batch_size)
     return scorer.score(params, split, eot_id=256, **options)
 
 
 def by_hand(model, split, stride):
     """Nats of each document: one window at a time, alone in its row, with the whole forward pass."""
-    _, graphdef, params = model
-    bound = gpt.bind(graphdef, params)
+    architecture, params = model
+    bound = gpt.bind(architecture, params)
     totals = []
     ends = np.append(split.document_starts[1:], split.num_tokens)
     for start, end in zip(split.document_starts, ends, strict=True):

@@ -15,7 +15,7 @@ from gptjax.model.architecture import Architecture
 
 @pytest.fixture(scope="session")
 def random_model() -> Callable:
-    """Makes (architecture, graphdef, params) of a small model of 257 tokens, every parameter of it random.
+    """Makes (architecture, params) of a small model of 257 tokens, every parameter of it random.
 
     Drawn with NumPy: to compile the model's own initialisation takes longer than the tests.
     """
@@ -25,10 +25,10 @@ def random_model() -> Callable:
         config.model.update(num_layers=2, num_heads=4, embed_dim=32, context_length=64, scan_unroll=1)
         config.model.update(**options)
         architecture = Architecture.from_config(config.model, 257)
-        graphdef, abstract = gpt.abstract_model(architecture)
+        abstract = gpt.abstract_params(architecture)
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(leaf.dtype), abstract)
-        return architecture, graphdef, jax.device_put(params)
+        return architecture, jax.device_put(params)
 
     return make
 
@@ -45,7 +45,7 @@ def check_against_the_full_forward_pass(
 
     No cache, no batch, no buckets.
     """
-    architecture, graphdef, parameters = model
+    architecture, parameters = model
     text = np.concatenate([prompt, tokens]).astype(np.int32)
     padded = np.zeros(architecture.context_length, np.int32)
     padded[: len(text)] = text
@@ -53,17 +53,17 @@ def check_against_the_full_forward_pass(
     for position in range(1, len(text)):
         seen[position:, text[position - 1]] = True
     rows = sampling.controls([params] * len(padded))
-    drawn, scores = _draw(graphdef, parameters, padded, seen, rows, np.uint32(params.seed), np.int32(index))
+    drawn, scores = _draw(architecture, parameters, padded, seen, rows, np.uint32(params.seed), np.int32(index))
     own = slice(len(prompt), len(text))
     np.testing.assert_array_equal(drawn[own], tokens)
     np.testing.assert_allclose(scores[own], log_probabilities, atol=2e-4)
 
 
 @partial(jax.jit, static_argnums=0)
-def _draw(graphdef, params, text, seen, controls, seed, index):
+def _draw(architecture, params, text, seen, controls, seed, index):
     """For each position, the token drawn there given all before, and its log-probability."""
     positions = jnp.arange(len(text))
-    model = gpt.bind(graphdef, params)
+    model = gpt.bind(architecture, params)
     logits = model.logits(model.hidden(text[None], positions=positions[None])[0])[0]
     key = jax.random.fold_in(jax.random.key(seed), index)
     keys = jax.vmap(partial(jax.random.fold_in, key))(positions)

@@ -10,6 +10,7 @@ from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import UserError
 from gptjax.generation import decoding
 from gptjax.generation.completion import Generator
+from gptjax.generation.engine import Model
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.parallel import mesh as mesh_lib
@@ -26,7 +27,7 @@ def model(random_model):
 
 @pytest.fixture
 def generator(model):
-    return Generator(*model, BYTES)
+    return Generator(Model.prepare(*model), BYTES)
 
 
 def writer(model, text: str) -> Generator:
@@ -34,28 +35,28 @@ def writer(model, text: str) -> Generator:
 
     Its residual stream is the position embedding alone; the head reads the next token from it.
     """
-    architecture, _, _ = model
+    architecture, _ = model
     architecture = dataclasses.replace(
         architecture, positions="learned", tie_embeddings=False, embed_dim=CONTEXT, norm="layernorm"
     )
-    graphdef, abstract = gpt.abstract_model(architecture)
+    abstract = gpt.abstract_params(architecture)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
     params["final_norm"]["scale"] += 1.0
     params["position_embedding"]["embedding"] = jnp.eye(CONTEXT)
     tokens = [*BYTES.encode(text), *[BYTES.eot_id] * (CONTEXT - len(text.encode()))]
     kernel = params["head"]["kernel"]
     params["head"]["kernel"] = kernel.at[jnp.arange(CONTEXT), jnp.array(tokens)].set(100.0)
-    return Generator(architecture, graphdef, params, BYTES)
+    return Generator(Model.prepare(architecture, params), BYTES)
 
 
 def test_greedy_equals_an_uncached_loop(model, generator):
-    _, graphdef, params = model
+    architecture, params = model
     prompts = ["", "a", "The quick brown", "你好"]
     sampling = SamplingParams(temperature=0, max_new_tokens=12, ignore_eos=True)
     completions = generator.complete(prompts, sampling)
     forward = jax.jit(
-        lambda params, tokens, positions: gpt.bind(graphdef, params).logits(
-            gpt.bind(graphdef, params).hidden(tokens, positions=positions)[0]
+        lambda params, tokens, positions: gpt.bind(architecture, params).logits(
+            gpt.bind(architecture, params).hidden(tokens, positions=positions)[0]
         )
     )
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -73,7 +74,7 @@ def test_what_a_row_draws_does_not_depend_on_its_neighbours(model, generator):
     params = SamplingParams(max_new_tokens=40, top_k=40, seed=7)
     prompts = ["alpha", "b", "a much longer prompt than the others", "", "alpha"]
     together = generator.complete(prompts, params)
-    one_by_one = Generator(*model, BYTES, batch_size=1)
+    one_by_one = Generator(Model.prepare(*model), BYTES, batch_size=1)
     for a, b in zip(together, one_by_one.complete(prompts, params), strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()
         np.testing.assert_allclose(a.log_probabilities, b.log_probabilities, atol=1e-4)
@@ -89,19 +90,19 @@ def test_equal_prompts_differ_by_index_and_seed(generator):
 
 def test_draws_differ_from_position_to_position(model):
     """Under a uniform distribution; with one random key for all positions, all tokens would be the same."""
-    architecture, graphdef, params = model
-    uniform = Generator(architecture, graphdef, jax.tree.map(jnp.zeros_like, params), BYTES)
+    architecture, params = model
+    uniform = Generator(Model.prepare(architecture, jax.tree.map(jnp.zeros_like, params)), BYTES)
     (completion,) = uniform.complete([""], SamplingParams(max_new_tokens=40, ignore_eos=True))
     assert len(set(completion.tokens.tolist())) > 25
     np.testing.assert_allclose(completion.log_probabilities, -np.log(BYTES.vocab_size), rtol=1e-5)
 
 
 def test_log_probabilities_belong_to_the_tokens(model, generator):
-    _, graphdef, params = model
+    architecture, params = model
     prompt = np.array([BYTES.eot_id, 65, 66], np.int32)
     (completion,) = generator.complete_tokens([prompt], SamplingParams(max_new_tokens=9, ignore_eos=True))
     text = np.concatenate([prompt, completion.tokens])
-    bound = gpt.bind(graphdef, params)
+    bound = gpt.bind(architecture, params)
     hidden, _ = bound.hidden(jnp.asarray(text)[None], positions=jnp.arange(len(text))[None])
     expected = jax.nn.log_softmax(bound.logits(hidden)[0])[np.arange(2, len(text) - 1), text[3:]]
     np.testing.assert_allclose(completion.log_probabilities, expected, atol=1e-4)
@@ -176,21 +177,30 @@ def test_no_prompts_give_no_completions(generator):
 
 
 def test_settings_and_similar_sizes_share_compiled_programs(model):
-    generator = Generator(*model, BYTES)
+    generator = Generator(Model.prepare(*model), BYTES)
     generator.complete(["abc"] * 3, SamplingParams(max_new_tokens=20))
     programs = decoding.insert._cache_size(), decoding.decode._cache_size()
     generator.complete(["abcdef"] * 4, SamplingParams(max_new_tokens=9, temperature=0, stop=("x",), seed=3))
     others = SamplingParams(top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.1)
-    Generator(*model, BYTES).complete(["x"] * 3, others)
+    Generator(Model.prepare(*model), BYTES).complete(["x"] * 3, others)
     assert (decoding.insert._cache_size(), decoding.decode._cache_size()) == programs
 
 
 def test_a_mesh_gives_the_same_completions(model, generator):
-    architecture, graphdef, params = model
+    architecture, params = model
     mesh = mesh_lib.make_mesh(config_lib.get_default().mesh)
     placed = jax.device_put(params, partition.parameter_shardings(params, mesh))
-    on_mesh = Generator(architecture, graphdef, placed, BYTES, mesh=mesh)
+    on_mesh = Generator(Model.prepare(architecture, placed), BYTES, mesh=mesh)
     sampling = SamplingParams(max_new_tokens=20)
     prompts = ["alpha", "b", "gamma delta"]
     for a, b in zip(generator.complete(prompts, sampling), on_mesh.complete(prompts, sampling), strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()
+
+
+def test_an_error_leaves_no_half_results(generator, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(decoding, "decode", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        generator.complete(["a", "bc"], SamplingParams())

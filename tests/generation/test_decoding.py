@@ -1,4 +1,4 @@
-"""The compiled programs by themselves; what they write is tested in test_batching.py."""
+"""The compiled programs by themselves; what they write is tested in test_engine.py."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ def model(random_model):
 
 
 def begin(model, lengths, capacity=32):
-    """Graphdefs, parameters and a state with a prompt of each length."""
-    architecture, graphdef, params = model
+    """Architectures, parameters and a state with a prompt of each length."""
+    architecture, params = model
     slots, params = len(lengths), decoding.prepare(params, architecture=architecture)
     state = decoding.new_state(architectures=(architecture,), slots=slots, capacity=capacity)
     prompts = decoding.Prompts(
@@ -31,7 +31,7 @@ def begin(model, lengths, capacity=32):
         controls=sampling.controls([SamplingParams()] * slots),
         end_ids=np.full((slots, decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32),
     )
-    return (graphdef,), (params,), decoding.insert((graphdef,), (params,), state, prompts)
+    return (architecture,), (params,), decoding.insert((architecture,), (params,), state, prompts)
 
 
 def test_slots_end_one_by_one_and_the_others_go_on(model):
@@ -56,9 +56,19 @@ def test_caches_are_updated_where_they_lie(model):
     assert memory.temp_size_in_bytes < state.caches[0].keys[0].nbytes
 
 
+def test_a_layer_is_traced_once(random_model):
+    """The start of a command is mostly tracing and lowering: a deep model's programs are hardly longer."""
+
+    def products(layers):
+        arguments = (*begin(random_model(num_layers=layers), [4]), np.array([9], np.int32), FOREVER, np.False_)
+        return decoding.decode.lower(*arguments).as_text().count("dot_general")
+
+    assert products(2) == products(5) < 20
+
+
 @pytest.mark.parametrize("options", [{}, {"num_experts": 4, "activation": "swiglu"}], ids=["dense", "experts"])
 def test_prepared_parameters_compute_the_same_in_bfloat16(random_model, options):
-    architecture, graphdef, params = random_model(compute_dtype="bfloat16", **options)
+    architecture, params = random_model(compute_dtype="bfloat16", **options)
     prepared = decoding.prepare(params, architecture=architecture)
     assert prepared["blocks"][1]["attention"]["query"]["kernel"].dtype == jnp.bfloat16
     assert prepared["final_norm"]["scale"].dtype == jnp.float32
@@ -67,7 +77,7 @@ def test_prepared_parameters_compute_the_same_in_bfloat16(random_model, options)
 
     @jax.jit
     def logits(params, layers):
-        bound = gpt.bind(graphdef, params)
+        bound = gpt.bind(architecture, params)
         hidden, _ = bound.hidden(tokens, positions=positions, new_cache=True, layers=layers)
         return bound.logits(hidden)
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax.data.tokenization.tokenizer import build_tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.generation.detokenizer import Detokenizer
 
 BYTES = build_tokenizer("byte")
@@ -45,7 +46,7 @@ def test_bytes_that_are_never_text_do_not_block_what_follows():
 def test_a_stop_text_ends_the_text_before_it(size):
     tokens = BYTES.encode("one\n\nQ: two").tolist()
     pieces, detokenizer = pieces_of(tokens, size, stop=("Q:", "\n\nQ"))
-    assert "".join(pieces) == detokenizer.text == "one"
+    assert "".join(pieces) == "one"
     assert detokenizer.stop == "\n\nQ"
     assert detokenizer.tokens == BYTES.encode("one\n\nQ").tolist()
     assert detokenizer.finish(cut=False) == ""
@@ -67,9 +68,6 @@ def test_a_prompt_that_ends_in_half_a_character_is_completed():
 
 def test_words_keep_their_space_after_the_prompt():
     """A vocabulary of the SentencePiece kind leaves out the space before the first word it decodes."""
-    tokenizers = pytest.importorskip("tokenizers")
-    from gptjax.data.tokenization.tokenizer import Tokenizer
-
     vocabulary = [("<unk>", 0.0), ("</s>", 0.0), ("▁The", -1.0), ("▁end", -1.0)]
     model = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=0))
     model.decoder = tokenizers.decoders.Metaspace()
@@ -83,12 +81,53 @@ def test_result_does_not_depend_on_how_many_tokens_come_at_once(text, stop, size
     tokens = BYTES.encode(text).tolist()
     pieces, detokenizer = pieces_of(tokens, size, stop=stop)
     pieces.append(detokenizer.finish(cut=False))
-    _, whole = pieces_of(tokens, len(tokens) + 1, stop=stop)
-    whole.finish(cut=False)
-    assert "".join(pieces) == whole.text
+    at_once, whole = pieces_of(tokens, len(tokens) + 1, stop=stop)
+    expected = "".join([*at_once, whole.finish(cut=False)])
+    assert "".join(pieces) == expected
     assert detokenizer.tokens == whole.tokens
     assert detokenizer.stop == whole.stop
     if any(s in text for s in stop):
-        assert text.startswith(whole.text + whole.stop)
+        assert text.startswith(expected + whole.stop)
     else:
-        assert whole.text == text
+        assert expected == text
+
+
+def byte_fallback() -> Tokenizer:
+    """Writes bytes as the vocabularies of Llama do: a run of them that is no text is given up as a whole."""
+    words = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="</s>"))
+    model.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    model.add_special_tokens(["</s>"])
+    return Tokenizer(model)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, byte_fallback()], ids=["byte level", "byte fallback"])
+@given(st.text(st.sampled_from("aé你🚀 "), max_size=60), st.text(max_size=12), st.integers(1, 20))
+def test_long_texts_are_those_of_all_tokens_decoded_at_once(tokenizer, text, prompt, size):
+    tokens = list(text.encode())
+    detokenizer = Detokenizer(tokenizer, list(prompt.encode()))
+    pieces = [detokenizer.push(tokens[i : i + size]) for i in range(0, len(tokens), size)]
+    assert "".join([*pieces, detokenizer.finish(cut=False)]) == text == tokenizer.decode(tokens)
+
+
+@given(st.lists(st.sampled_from([*"a你🚀".encode(), 0x80, 0xFF, 256]), max_size=150), st.integers(1, 20))
+def test_bytes_that_are_no_text_are_those_of_all_tokens_decoded_at_once(tokens, size):
+    pieces, detokenizer = pieces_of(tokens, size)
+    assert "".join([*pieces, detokenizer.finish(cut=False)]) == BYTES.decode(tokens)
+
+
+@pytest.mark.parametrize("text", [TEXT.encode() * 40, b"\x80" * 1500, [256] * 1500], ids=["text", "bytes", "special"])
+def test_the_cost_of_a_token_does_not_grow_with_the_text(monkeypatch, text):
+    decoded, decode = [], Tokenizer.decode
+
+    def counting(self, ids):
+        decoded.append(len(ids))
+        return decode(self, ids)
+
+    monkeypatch.setattr(Tokenizer, "decode", counting)
+    detokenizer, costs = Detokenizer(BYTES, stop=("never",)), []
+    for token in list(text)[:1500]:
+        decoded.clear()
+        detokenizer.push([token])
+        costs.append(sum(decoded))
+    assert sum(costs[1000:]) <= 1.1 * sum(costs[500:1000]), "tokens handed to the tokenizer"

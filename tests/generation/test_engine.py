@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gptjax import config as config_lib
 from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import UserError
+from gptjax.generation import decoding
 from gptjax.generation.engine import Busy, Engine, Model
 from gptjax.generation.params import SamplingParams
 from gptjax.parallel import mesh as mesh_lib
@@ -82,8 +83,8 @@ def draft(random_model):
 
 
 def as_model(model, params=None) -> Model:
-    architecture, graphdef, own = model
-    return Model.prepare(architecture, graphdef, own if params is None else params)
+    architecture, own = model
+    return Model.prepare(architecture, own if params is None else params)
 
 
 def run(engine: Engine, arrivals) -> dict[int, list]:
@@ -149,7 +150,7 @@ def test_caches_grow_while_others_decode(check, random_model):
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}], ids=str)
 def test_a_mesh_gives_the_same(check, random_model, modern, sizes):
     model = random_model(num_experts=4, num_kv_heads=2) if "expert" in sizes else modern
-    architecture, _, params = model
+    architecture, params = model
     options = config_lib.get_default().mesh
     options.update(sizes)
     mesh = mesh_lib.make_mesh(options)
@@ -215,6 +216,58 @@ def test_cancelled_requests_make_room(modern):
         (waiting, "cancelled"),
         (last, None),
     ]
+
+
+def break_at(monkeypatch, name: str, call: int, error: BaseException) -> None:
+    """Call number `call` of a compiled program raises, after it has taken the state's buffers."""
+    program, calls = getattr(decoding, name), []
+
+    def broken(*arguments, **options):
+        result = program(*arguments, **options)
+        calls.append(name)
+        if len(calls) == call:
+            raise error
+        return result
+
+    monkeypatch.setattr(decoding, name, broken)
+
+
+@pytest.mark.parametrize(("name", "call"), [("insert", 1), ("insert", 2), ("decode", 1), ("decode", 3)])
+def test_after_an_error_the_requests_that_wait_are_served_right(check, modern, monkeypatch, name, call):
+    """Prompts of different lengths are read one by one: the second may fail when the first is in its slot."""
+    error = RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    break_at(monkeypatch, name, call, error)
+    engine = Engine(as_model(modern), BYTES, slots=2, rounds=2)
+    arrivals = [Arrival(0, length, 12, 1, length) for length in (20, 5, 30, 6, 3)]
+    handles = [engine.submit(arrival.prompt, arrival.params, index=i) for i, arrival in enumerate(arrivals)]
+    events = {handle: [] for handle in handles}
+    while engine.busy:
+        for event in engine.step():
+            events[event.handle].append(event)
+    failed = {handle for handle in handles if events[handle][-1].finish_reason == "error"}
+    assert failed == ({0} if (name, call) == ("insert", 1) else {0, 1})
+    assert all(events[handle][-1].error is error for handle in failed)
+    for index in set(handles) - failed:
+        tokens = [token for event in events[index] for token in event.tokens]
+        scores = [score for event in events[index] for score in event.log_probabilities]
+        assert len(tokens) == 12 and events[index][-1].finish_reason == "length"
+        check(modern, arrivals[index].prompt, arrivals[index].params, index, tokens, scores)
+
+
+def test_an_interrupt_is_raised_and_the_next_step_says_what_it_ended(check, modern, monkeypatch):
+    break_at(monkeypatch, "decode", 2, KeyboardInterrupt())
+    engine = Engine(as_model(modern), BYTES, slots=1, rounds=2)
+    first, second = Arrival(0, 4, 20, 1, 0), Arrival(0, 9, 6, 1, 1)
+    for index, arrival in enumerate((first, second)):
+        engine.submit(arrival.prompt, arrival.params, index=index)
+    engine.step()
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    failed, event = engine.step()
+    assert (failed.handle, failed.finish_reason) == (0, "error")
+    events = [event, *(event for _ in range(2) for event in engine.step())]
+    tokens, scores = (sum((getattr(e, name) for e in events), ()) for name in ("tokens", "log_probabilities"))
+    check(modern, second.prompt, second.params, 1, tokens, scores)
 
 
 def test_a_full_queue_says_so(modern):

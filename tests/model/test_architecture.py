@@ -96,11 +96,11 @@ def test_flops_grow_with_context_and_shrink_with_grouped_keys():
 def test_compiled_flops_agree_with_the_formula():
     """Forward pass of an unrolled model, counted by XLA, which does the whole square of attention."""
     architecture = architecture_of(256, num_layers=2, num_heads=2, embed_dim=64, context_length=64)
-    graphdef, params = gpt.abstract_model(architecture)
+    params = gpt.abstract_params(architecture)
     tokens = jax.ShapeDtypeStruct((4, 64), np.int32)
 
     def forward(params, tokens, positions):
-        model = gpt.bind(graphdef, params)
+        model = gpt.bind(architecture, params)
         return model.logits(model.hidden(tokens, positions=positions)[0])
 
     counted = jax.jit(forward).lower(params, tokens, tokens).cost_analysis()["flops"] / (4 * 64)

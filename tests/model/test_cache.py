@@ -8,8 +8,7 @@ from gptjax.model.cache import empty_cache
 
 def written_slots(architecture, positions) -> list[list[int]]:
     """Slots of each row that are not zero after a forward pass over tokens at these positions."""
-    graphdef, _ = gpt.abstract_model(architecture)
-    model = gpt.bind(graphdef, gpt.initialise(architecture, jax.random.key(0)))
+    model = gpt.bind(architecture, gpt.initialise(architecture, jax.random.key(0)))
     positions = jnp.asarray(positions)
     tokens = jnp.arange(positions.size).reshape(positions.shape)
     _, cache = model.hidden(tokens, positions=positions, cache=empty_cache(architecture, len(positions), 6))
@@ -29,8 +28,7 @@ def test_what_lies_beyond_the_capacity_is_not_written(tiny_architecture):
 
 
 def test_a_new_cache_holds_what_decoding_would_have_written(tiny_architecture):
-    graphdef, _ = gpt.abstract_model(tiny_architecture)
-    model = gpt.bind(graphdef, gpt.initialise(tiny_architecture, jax.random.key(0)))
+    model = gpt.bind(tiny_architecture, gpt.initialise(tiny_architecture, jax.random.key(0)))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 97, (3, 5)), jnp.int32)
     positions = jnp.tile(jnp.arange(5), (3, 1))
     whole, new = model.hidden(tokens, positions=positions, new_cache=True)

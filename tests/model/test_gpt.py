@@ -42,7 +42,7 @@ def forward(architecture: Architecture, params: gpt.Params, tokens, positions=No
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(architecture, params, tokens, positions, segment_ids):
-    model = gpt.bind(gpt.abstract_model(architecture)[0], params)
+    model = gpt.bind(architecture, params)
     return model.logits(model.hidden(tokens, positions=positions, segment_ids=segment_ids)[0])
 
 
@@ -161,10 +161,9 @@ def test_softcap_is_the_tanh_of_gemma(tiny_architecture):
 
 def test_a_tied_head_is_the_embedding_table(tiny_architecture):
     params = large_params(tiny_architecture)
-    graphdef, _ = gpt.abstract_model(tiny_architecture)
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 16)), jnp.float32)
     expected = np.float64(hidden) @ np.float64(params["embedding"]["embedding"]).T
-    found = gpt.bind(graphdef, params).logits(hidden)
+    found = gpt.bind(tiny_architecture, params).logits(hidden)
     np.testing.assert_allclose(found[..., :VOCABULARY], expected[..., :VOCABULARY], rtol=1e-4, atol=1e-5)
 
 
@@ -183,3 +182,9 @@ def test_initialisation_depends_on_the_key_alone(tiny_architecture):
     first, again, other = (gpt.initialise(tiny_architecture, jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first["embedding"]["embedding"], other["embedding"]["embedding"])
+
+
+def test_equal_architectures_share_compiled_programs(tiny_config):
+    """Initialisers are functions made anew each time, and no part of what a program is known by."""
+    first, second = (Architecture.from_config(tiny_config.model, 0) for _ in range(2))
+    assert first is not second and gpt.graphdef(first) is gpt.graphdef(second)

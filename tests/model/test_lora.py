@@ -40,11 +40,10 @@ def with_random_adapters(architecture):
 
 
 def logits(architecture, params, **options):
-    graphdef, _ = gpt.abstract_model(architecture)
     tokens = jax.random.randint(jax.random.key(1), (3, 16), 0, 97)
     positions = jnp.tile(jnp.arange(16), (3, 1))
-    hidden = gpt.bind(graphdef, params).hidden(tokens, positions=positions, **options)[0]
-    return gpt.bind(graphdef, params).logits(hidden)[..., :97]
+    hidden = gpt.bind(architecture, params).hidden(tokens, positions=positions, **options)[0]
+    return gpt.bind(architecture, params).logits(hidden)[..., :97]
 
 
 def paths(params):

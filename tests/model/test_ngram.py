@@ -17,8 +17,7 @@ def model():
     options.update(num_layers=2, num_heads=2, embed_dim=16, context_length=12, vocab_multiple=1)
     options.update(ngram_order=4, ngram_rows=97, init_std=0.5)
     architecture = Architecture.from_config(options, 7)
-    graphdef, _ = gpt.abstract_model(architecture)
-    return gpt.bind(graphdef, gpt.initialise(architecture, jax.random.key(0)))
+    return gpt.bind(architecture, gpt.initialise(architecture, jax.random.key(0)))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def products(jaxpr: jax.extend.core.Jaxpr):
 def test_every_product_of_float32_and_its_gradient_is_made_in_float32(tiny_config, options, dtype):
     tiny_config.model.update(**options, compute_dtype=dtype)
     architecture = Architecture.from_config(tiny_config.model, 0)
-    graphdef, params = gpt.abstract_model(architecture)
+    params = gpt.abstract_params(architecture)
     shape = (2, architecture.context_length)
     batch = {
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
@@ -43,7 +43,7 @@ def test_every_product_of_float32_and_its_gradient_is_made_in_float32(tiny_confi
     }
 
     def loss(params, batch):
-        return language_modeling.loss(gpt.bind(graphdef, params), batch, total_weight=jnp.float32(1))[0]
+        return language_modeling.loss(gpt.bind(architecture, params), batch, total_weight=jnp.float32(1))[0]
 
     found = list(products(jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr))
     assert len(found) > 20

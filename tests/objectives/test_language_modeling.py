@@ -12,9 +12,8 @@ ROWS, LENGTH, VOCABULARY = 4, 16, 97
 @pytest.fixture
 def model_of(tiny_architecture):
     """(params, function from parameters to a model), whose weights are large: the losses of tokens differ."""
-    graphdef, _ = gpt.abstract_model(tiny_architecture)
     params = jax.tree.map(lambda a: a * 5, gpt.initialise(tiny_architecture, jax.random.key(0)))
-    return params, lambda params: gpt.bind(graphdef, params)
+    return params, lambda params: gpt.bind(tiny_architecture, params)
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def test_every_token_counts_the_same_in_whatever_micro_batch(accumulation, param
     The mean of the micro-batches' means, which optax.MultiSteps takes, is another number.
     """
     config = tiny_run(accumulation=accumulation)
-    graphdef, _ = gpt.abstract_model(architecture_of(config))
+    architecture = architecture_of(config)
     params = jax.tree.map(lambda a: a * 4, params)  # losses far from uniform, so that rows differ
     batch = jax.tree.map(jnp.asarray, ragged_batch(0))
     row = np.arange(ROWS)
@@ -208,7 +208,7 @@ def test_every_token_counts_the_same_in_whatever_micro_batch(accumulation, param
     weights = np.float64(batch["weights"])
 
     def mean_loss(params):
-        model = gpt.bind(graphdef, params)
+        model = gpt.bind(architecture, params)
         hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
         losses, *_ = cross_entropy.token_losses(model.logits(hidden), batch["targets"])
         return (losses * batch["weights"]).sum() / batch["weights"].sum(), losses

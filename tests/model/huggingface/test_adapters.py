@@ -57,8 +57,7 @@ def base(a, params, directory):
 
 
 def logits(a, params, tokens):
-    graphdef, _ = gpt.abstract_model(a)
-    model = gpt.bind(graphdef, jax.tree.map(jnp.asarray, params))
+    model = gpt.bind(a, jax.tree.map(jnp.asarray, params))
     positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
     return np.asarray(model.logits(model.hidden(jnp.asarray(tokens), positions=positions)[0])[..., : a.vocab_size])
 

@@ -58,8 +58,7 @@ def random_model(**options):
 
 
 def logits(architecture, params, tokens):
-    graphdef, _ = gpt.abstract_model(architecture)
-    model = gpt.bind(graphdef, jax.tree.map(jnp.asarray, params))
+    model = gpt.bind(architecture, jax.tree.map(jnp.asarray, params))
     positions = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1))
     return model.logits(model.hidden(jnp.asarray(tokens), positions=positions)[0])[..., : architecture.vocab_size]
 

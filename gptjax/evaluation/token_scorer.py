@@ -1,0 +1,94 @@
+"""How probable a model finds given tokens: batches of rows in, sums by owner out."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, Int32
+
+from gptjax.model import gpt, sharding
+from gptjax.model.architecture import Architecture
+from gptjax.objectives.cross_entropy import score_tokens
+from gptjax.parallel import partition
+
+LOGITS_TOKENS = 2048  # per device, of all rows together, whose logits are in memory at once
+
+Progress = Callable[[int, int], None]
+Batch = dict[str, Int32[np.ndarray, "rows length"]]
+Owners = Int[np.ndarray, "rows length"]  # whose sums a prediction counts in; -1 where it counts in none
+
+
+class TokenScorer:
+    """Scores tokens with one compiled program for each shape of a batch.
+
+    Memory depends on the number of tokens in a batch and not on how many rows they are in, up to `max_rows`.
+    """
+
+    def __init__(self, architecture: Architecture, mesh: Mesh):
+        self._architecture, self._mesh = architecture.for_inference(), mesh
+        self._shards = partition.row_shards(mesh)
+        self.max_rows = LOGITS_TOKENS * self._shards
+        self.program = jax.jit(self._token_scores, out_shardings=partition.replicated(mesh))
+
+    def rows(self, wanted: int) -> int:
+        """The number of rows of a batch: `wanted`, at most `max_rows`, raised to a multiple of the row shards."""
+        return -(-min(max(wanted, 1), self.max_rows) // self._shards) * self._shards
+
+    def sums(
+        self,
+        params: gpt.Params,
+        batches: Iterable[tuple[Batch, Owners]],
+        num_owners: int,
+        progress: Progress | None = None,
+    ) -> Float[np.ndarray, "3 owners"]:
+        """Of each owner the nats of its targets, how many of them are the most probable token, and how many there are.
+
+        Args:
+          batches: from `empty_batch` and `put`; the owners are numbered in the order of the batches.
+          progress: called with the number of owners that are done, and with `num_owners`.
+        """
+        sums = np.zeros((3, num_owners))
+
+        def add(scores: tuple[jax.Array, jax.Array], owners: Owners) -> None:
+            scored = owners >= 0
+            for total, values in zip(sums, (*scores, scored), strict=True):
+                np.add.at(total, owners[scored], np.asarray(values, np.float64)[scored])
+
+        pending = None  # fetched when the device already works on the next batch
+        with jax.set_mesh(self._mesh):
+            for batch, owners in batches:
+                scores = self.program(params, partition.to_device(batch, self._mesh))
+                if pending:
+                    add(*pending)
+                pending = scores, owners
+                if progress and owners.max() + 1 < num_owners:
+                    progress(int(owners.max()) + 1, num_owners)
+        if pending:
+            add(*pending)
+        if progress:
+            progress(num_owners, num_owners)
+        return sums
+
+    def _token_scores(self, params: gpt.Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """(nats, whether the target is the most probable token), each [rows, length], of every target."""
+        model = gpt.bind(self._architecture, params)
+        hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
+        chunk = max(self.max_rows // batch["tokens"].shape[0], sharding.axis_size("context", "tensor"))
+        scores = score_tokens(model.architecture, hidden, model.table(), batch["targets"], chunk=chunk)
+        return scores.nll, scores.correct
+
+
+def empty_batch(rows: int, length: int) -> tuple[Batch, Owners]:
+    """A batch of padding, in which nothing is scored."""
+    names = ("tokens", "targets", "segment_ids", "positions")
+    batch = {name: np.zeros((rows, length), np.int32) for name in names}
+    return batch, np.full((rows, length), -1, np.int64)
+
+
+def put(batch: Batch, row: int, column: int, text: Int[np.ndarray, " tokens"], *, segment: int = 1) -> None:
+    """Writes the predictions of text[1:], each from what is before it in the text, from a column of a row on."""
+    place = np.s_[row, column : column + len(text) - 1]
+    batch["tokens"][place], batch["targets"][place] = text[:-1], text[1:]
+    batch["segment_ids"][place] = segment
+    batch["positions"][place] = np.arange(len(text) - 1)

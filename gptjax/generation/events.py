@@ -1,0 +1,58 @@
+"""What a request brings: news while it is served, and all of them together as a completion."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """News of one request.
+
+    Attributes:
+      handle: what `submit` returned.
+      text: new text that is final. It is never half a character, nor the beginning of a stop text.
+      tokens: new tokens; the last event has the token that ends the text or those of the stop text, if any.
+      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
+        removed or penalised.
+      finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
+        max_new_tokens or where the context is full, "cancelled", or "error".
+      stop: the stop text that was found, or None.
+      error: what was raised while the request was in a slot, where the reason is "error".
+    """
+
+    handle: int
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    finish_reason: str | None = None
+    stop: str | None = None
+    error: BaseException | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """All events of one request together; the attributes are those of `Event`.
+
+    Attributes:
+      tokens: int32 [num_tokens].
+      log_probabilities: float32 [num_tokens].
+    """
+
+    text: str
+    tokens: np.ndarray
+    log_probabilities: np.ndarray
+    finish_reason: str
+    stop: str | None = None
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> "Completion":
+        """The completion of a request that has ended."""
+        return cls(
+            text="".join(event.text for event in events),
+            tokens=np.array([token for event in events for token in event.tokens], np.int32),
+            log_probabilities=np.array([value for event in events for value in event.log_probabilities], np.float32),
+            finish_reason=events[-1].finish_reason,
+            stop=events[-1].stop,
+        )
