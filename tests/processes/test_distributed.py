@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ import pytest
 from gptjax.config import MESH_AXES
 from gptjax.parallel import partition
 from gptjax.processes import distributed
+from gptjax.processes.cluster import Cluster
+from gptjax.processes.rollcall import roll_call
 
 # A process of a group that runs the code of its first argument, with `group` and `index`.
 MEMBER = """
@@ -136,6 +139,60 @@ def test_strangers_do_not_disturb_the_roll_call():
         time.sleep(0.02)
     second = subprocess.Popen([*command, "1", "20"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert [output for _, output, _ in finish([first, second])] == ["[0, 1]\n"] * 2
+
+
+def test_strangers_who_say_nothing_keep_nobody_waiting():
+    address, timeout = f"localhost:{free_port()}", 12.0
+    port = int(address.rpartition(":")[2])
+    with ThreadPoolExecutor() as threads, contextlib.ExitStack() as strangers:
+        calls = [threads.submit(roll_call, Cluster(address, 0, ("", "")), timeout)]
+        for said in (b"", b"", b'{"process": 1', b"{}\n", b'{"process": 1}\n', b"x" * 2000, b""):
+            stranger = strangers.enter_context(connect(port))
+            stranger.sendall(said)
+        calls.append(threads.submit(roll_call, Cluster(address, 1, ("", "")), timeout))
+        (first,), (second,) = (call.result().values() for call in calls)
+        first.send({"kind": "greeting"})
+        assert second.receive() == {"kind": "greeting"}
+        first.socket.close()
+        second.socket.close()
+
+
+def connect(port: int) -> socket.socket:
+    """A connection to a process that may not listen yet."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("localhost", port))
+        time.sleep(0.01)
+
+
+def test_a_message_of_unknown_kind_is_passed_over():
+    code = """
+if index == 1:
+    for message in ({"kind": "tell"}, {"kind": None}, {"kind": []}, {"kind": "collect"}, {}):
+        group._connections[0].send(message)
+print(group.gather(index))
+"""
+    results = finish(start(code, 2, range(2)))
+    assert [(status, output) for status, output, _ in results] == [(0, "[0, 1]\n")] * 2
+    assert results[0][2] == "warning: process 1 (host machine-1) sent a message of unknown kind None"
+
+
+def test_last_words_before_an_abort_need_no_lock():
+    """JAX aborts in any of its threads, whatever the others hold."""
+    code = """
+import ctypes, threading
+distributed.LEADER_GRACE = 60
+group.gather()
+os.kill(os.getpid(), signal.SIGKILL) if index == 0 else None
+while not group._ended: time.sleep(0.01)
+holds = threading.Event()
+threading.Thread(target=lambda: (group._changed.acquire(), holds.set(), time.sleep(60)), daemon=True).start()
+holds.wait()
+ctypes.CDLL(None).abort()
+"""
+    _, (status, _, line) = finish(start(code, 2, range(2)))
+    assert status == 1
+    assert line.startswith("failed: process 0 (host machine-0) of 2 was killed or crashed")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
