@@ -46,7 +46,7 @@ def sacrebleu_cli(tmp_path, hypotheses, references_list, *options):
     system = tmp_path / "hypotheses"
     system.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     command = [sys.executable, "-m", "sacrebleu", *files, "-i", system, "--confidence", "--width=6", *options]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 @pytest.mark.parametrize(

@@ -356,9 +356,9 @@ def assert_same_losses(workdir: Path, expected: Path) -> None:
 def test_two_processes_are_one_run(config_file, alone, tmp_path):
     complete(train(config_file, tmp_path))
     assert_same_losses(tmp_path, alone)
-    assert (tmp_path / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+    assert (tmp_path / "samples.jsonl").read_text("utf-8") == (alone / "samples.jsonl").read_text("utf-8")
     assert json.loads((tmp_path / "manifest.json").read_text())["devices"]["processes"] == 2
-    assert "goodput" in (tmp_path / "report.html").read_text()
+    assert "goodput" in (tmp_path / "report.html").read_text("utf-8")
     verb = ["--checkpoint=last", "--tasks=perplexity", f"--workdir={tmp_path}"]
     complete(launch("evaluate", verb))
     (both,) = (tmp_path / "evaluation").glob("*-30.json")

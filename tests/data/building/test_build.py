@@ -252,7 +252,7 @@ def test_near_duplicates_across_the_splits_are_found(tmp_path):
         if pair["split"] != pair["kept_split"]:
             break
     assert card["duplicates"]["across_splits"] == 1
-    assert "1 across splits" in (store.directory / "card.md").read_text()
+    assert "1 across splits" in (store.directory / "card.md").read_text("utf-8")
 
 
 def test_exact_duplicates_are_left_out_and_counted(tmp_path):
@@ -307,7 +307,7 @@ def test_contaminated_documents_are_removed_and_listed(tmp_path):
     assert contamination["removed"] == store.manifest["contaminated"] == 1
     assert contamination["documents"][0]["id"] == "corpus.jsonl:71"
     assert contamination["documents"][0]["file"].endswith("test.jsonl")
-    assert "natalia sold clips" in (store.directory / "card.md").read_text()
+    assert "natalia sold clips" in (store.directory / "card.md").read_text("utf-8")
 
 
 def test_bad_documents_are_skipped_and_counted(tmp_path):
@@ -339,7 +339,7 @@ def test_text_that_cannot_be_written_back_is_stamped(tmp_path):
     source = open_source(f"text:{tmp_path}/a.txt")
     store = build_store(source, tmp_path / "s", tokenizer="byte", cleaning="plain+lowercase", test_fraction=0.0)
     assert store.manifest["invertible"] is False
-    assert "it cannot be written back" in (store.directory / "card.md").read_text()
+    assert "it cannot be written back" in (store.directory / "card.md").read_text("utf-8")
     plain = build_store(source, tmp_path / "t", tokenizer="byte", cleaning="plain", test_fraction=0.0)
     assert plain.manifest["invertible"] is True
 
@@ -442,7 +442,7 @@ def test_wrong_options(tmp_path, corpus, options, message):
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text("".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)])))
+    (tmp_path / "a.txt").write_bytes("".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)])).encode())
     with pytest.raises(UserError, match=r"dtype=uint16 has no room for the tokenizer's \d+ ids"):
         build_store(open_source(f"text:{tmp_path}/a.txt"), tmp_path / "s", tokenizer="char", dtype="uint16")
 

@@ -123,7 +123,7 @@ def test_strip_tags():
 def write_pages(directory: Path, source: str, expected: str):
     for name in ("one", "two"):
         (directory / name).mkdir()
-        (directory / name / "source.html").write_text(source)
+        (directory / name / "source.html").write_text(source, "utf-8")
         (directory / name / "expected.html").write_text(expected)
 
 
