@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -181,6 +182,26 @@ def test_workers_end_with_a_killed_parent(tmp_path, corpus):
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_an_interrupted_build_ends_its_workers_and_no_other_process(tmp_path, corpus, small_pieces):
+    def interrupt(stage, done, total):
+        if stage == "clean" and done:
+            workers.update(set(multiprocessing.active_children()) - {other})
+            raise KeyboardInterrupt
+
+    workers = set()
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_store(open_source(f"jsonl:{corpus}"), tmp_path / "s", **OPTIONS, workers=2, progress=interrupt)
+        assert len(workers) == 2
+        for worker in workers:
+            worker.join()
+        assert other.is_alive()
+    finally:
+        other.kill()
 
 
 def test_an_interrupted_build_is_continued(tmp_path, corpus, small_pieces):
