@@ -1,5 +1,6 @@
 """Building a store: the same bytes with any number of workers, on any runner, and after a kill."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from gptjax.data.building.build import build_store, work_directory
@@ -120,7 +122,7 @@ def test_a_long_document_in_several_pieces_stays_one(tmp_path, monkeypatch):
 # Continuing
 
 PROGRAM = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from gptjax.data.sources import text_files
 from gptjax.data.building import build
 text_files.PIECE_BYTES = 5000
@@ -128,6 +130,7 @@ text_files.PIECE_BYTES = 5000
 def progress(stage, done, total):
     print(stage, done, total, flush=True)
     if stage == sys.argv[3] and 0 < done < total:
+        print("pids", *[child.pid for child in multiprocessing.active_children()], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
@@ -147,7 +150,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, corpus, small_pieces,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "store").exists()
-    time.sleep(0.5)  # the workers notice that they are alone
+    assert wait_for_workers(killed.stdout) == 2
     folder = work_directory(tmp_path / "store") / {"clean": "cleaned", "tokenize": "tokens"}[stage]
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".partial"}
     assert times
@@ -165,23 +168,25 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, corpus, small_pieces,
 
 
 def test_workers_end_with_a_killed_parent(tmp_path, corpus):
-    program = PROGRAM.replace(
-        "os.kill(",
-        "import multiprocessing as m\n        print('pids', *[p.pid for p in m.active_children()], flush=True)\n"
-        "        os.kill(",
-    )
-    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "program.py").write_text(PROGRAM)
     killed = subprocess.run(
         [sys.executable, tmp_path / "program.py", f"jsonl:{corpus}", tmp_path / "store", "clean"],
         capture_output=True,
         text=True,
     )
-    pids = [int(pid) for pid in killed.stdout.rpartition("pids")[2].split()]
-    assert len(pids) == 2
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert wait_for_workers(killed.stdout) == 2
+
+
+def wait_for_workers(printed: str) -> int:
+    """Returns when the workers of a build that was killed have ended, and how many they were."""
+    pids = [int(pid) for pid in printed.rpartition("pids")[2].split()]
+    deadline = time.monotonic() + 120
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # nobody may be there to bury it
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    return len(pids)
 
 
 def test_an_interrupted_build_ends_its_workers_and_no_other_process(tmp_path, corpus, small_pieces):
