@@ -136,7 +136,8 @@ def test_config_file_that_fails(refuses, tmp_path, monkeypatch, text, reason):
 
 
 def test_data_file_that_is_not_there(refuses_to_train, tmp_path):
-    assert f"no file matches 'text:{tmp_path}/a.txt'" in refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt")
+    source = f"text:{tmp_path}/a.txt"
+    assert f"no file matches {source!r}" in refuses_to_train(f"--config.data.source={source}")
 
 
 def test_empty_data_file(refuses_to_train, tmp_path):
