@@ -12,7 +12,11 @@ WORKERS ?= 2
 ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/tokenization/test_tokenizer.py tests/data/tokenization/test_huggingface.py \
   tests/data/sources/test_hub.py tests/evaluation/test_harness.py
 
-.PHONY: help quickstart setup test test-slow test-oracles lint golden bench bench-scale clean
+EXACT := tests/test_golden.py tests/test_resume.py tests/training tests/model tests/generation tests/objectives tests/optim tests/parallel
+# The oldest instruction set that JAX runs on, where there is a choice
+ISA := $(if $(filter x86_64 amd64,$(shell uname -m)),--xla_cpu_max_isa=SSE4_2)
+
+.PHONY: help quickstart setup test test-exact test-slow test-oracles lint golden bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be done
@@ -49,6 +53,11 @@ quickstart: $(VENV)/.base  ## train, evaluate and sample a small GPT on the docu
 
 test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow'
+
+test-exact: $(VENV)/.dev  ## what must be exact, as on another machine: an older processor, no locale, a narrow terminal, long paths
+	@top=$$(mktemp -d) && trap 'rm -rf "$$top"' EXIT && long=$$top/$$(printf 'a-long-path-%.0s' 1 2 3 4 5 6 7 8 9 10) && mkdir "$$long" && \
+		XLA_FLAGS="$(ISA) $$XLA_FLAGS" LC_ALL=C COLUMNS=40 TMPDIR="$$long" \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow' $(EXACT)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -34,6 +34,8 @@ from gptjax.files import write_whole
 from gptjax.processes import cluster, distributed
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gptjax.evaluation.metrics import Outcome
 
 _LONGEST_NAME = 120  # bytes of a file's name
@@ -235,13 +237,14 @@ def compare(options: flags.FlagValues) -> None:
     differences, problems = comparison.differences, comparison.problems
     sides = [f"{side} = {' '.join(map(str, files))}" for side, files in zip("AB", comparison.files, strict=True)]
     title = "\n".join([*sides, f"B - A over the same items, {compare_lib.SAMPLES} paired bootstrap samples"])
-    table = Table("task", "metric", "A", "B", "B - A", "95 % interval", "p", "n", "", title=title, title_justify="left")
+    table = Table("task", "metric", "A", "B", "B - A", "95 % interval", "p", "n", "")
     for d in differences:
         low, high = d.ci95
         interval = f"{_number(low, '+')} .. {_number(high, '+')}"
         numbers = [_number(d.a), _number(d.b), _number(d.difference, "+"), interval, f"{d.p:.3f}"]
         table.add_row(d.task, d.metric, *numbers, f"{d.n:,}", d.verdict)
     console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    _print_title(console, title)
     console.print(table)
     better = {side: [f"{d.task} {d.metric}" for d in differences if d.verdict.startswith(side)] for side in "AB"}
     for side, names in better.items():
@@ -326,16 +329,22 @@ def _print_results(outcomes: "dict[str, Outcome]", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("task", "metric", "value", "95 % interval", "n", title=title, title_justify="left")
+    table = Table("task", "metric", "value", "95 % interval", "n")
     for task, outcome in outcomes.items():
         for name, estimate in outcome.metrics.items():
             low, high = estimate.ci95
             interval = f"{_number(low)} .. {_number(high)}" if low == low else ""  # NaN: no interval
             table.add_row(task, name, _number(estimate.value), interval, f"{estimate.n:,}")
     console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    _print_title(console, title)
     console.print(table)
     for signature in dict.fromkeys(e.signature for outcome in outcomes.values() for e in outcome.metrics.values()):
         console.print(f"  {signature}", style="dim", soft_wrap=True, highlight=False)
+
+
+def _print_title(console: "Console", title: str) -> None:
+    """A line by itself: the title of a rich table is broken at the width of the table, and a path is often longer."""
+    console.print(title, style="table.title", markup=False, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

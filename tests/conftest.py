@@ -3,34 +3,41 @@
 The environment is set before JAX is imported; child processes of a test inherit it.
 """
 
-import getpass
 import os
 import re
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 _XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",  # tests compile more than they compute: half the time
     # Eight virtual devices on one busy core take turns.
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
-# The user's own come last, and the last one counts.
-os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
-os.environ["JAX_PLATFORMS"] = "cpu"
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+# Of a flag that is there twice the last one counts: the user's own, but for the number of devices.
+os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", ""), _EIGHT_DEVICES])
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the directory of the process that started them
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what the process that started them sets here
+    # What tests assume: output is not to a terminal and has no colours, and nothing but the test chooses JAX's settings
+    # or says that this process is one of several.
+    for _name in list(os.environ):
+        if _name.startswith(("JAX_", "SLURM_STEP_")) or _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            del os.environ[_name]
     _session_cache = Path(tempfile.mkdtemp(prefix="gptjax-tests-"))
     os.environ["GPTJAX_CACHE"] = str(_session_cache)
     # Compiled programs outlive the session, so that the next is fast; JAX keys them by program and version.
-    _programs = Path(tempfile.gettempdir()) / f"gptjax-tests-xla-{getpass.getuser()}"
+    _programs = Path(tempfile.gettempdir()) / f"gptjax-tests-xla-{os.getuid()}"
     _programs.mkdir(exist_ok=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -68,6 +75,26 @@ def shared_data() -> Path:
     if not directory:
         pytest.skip("GPTJAX_SHARED_DATA is not set")
     return Path(directory)
+
+
+@pytest.fixture(scope="session")
+def assert_linear() -> Callable[..., None]:
+    """Asserts that `work(large)` takes at most so many times the processor time of `work(small)` as large is larger.
+
+    A factor of five is allowed for caches and memory. The time of the processor, not of the clock: other processes
+    do not count.
+    """
+
+    def seconds(work: Callable[[Any], Any], argument: Any) -> float:
+        start = time.process_time()
+        work(argument)
+        return time.process_time() - start
+
+    def check(work: Callable[[Any], Any], small: Any, large: Any) -> None:
+        base = max(min(seconds(work, small) for _ in range(3)), 0.001)
+        assert seconds(work, large) < 5 * base * len(large) / len(small)
+
+    return check
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_a_config_file_and_its_small_form_are_valid(path):
     validate(small)
     assert full.keys() == small.keys()
     assert small.train.num_steps <= 20 and small.model.embed_dim <= 32
-    assert f"--config=configs/{path.name}" in path.read_text(), "the docstring states the command"
+    assert f"--config=configs/{path.name}" in path.read_text("utf-8"), "the docstring states the command"
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)

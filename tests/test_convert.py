@@ -73,7 +73,7 @@ def test_what_a_model_was_published_with_is_kept(directory, tmp_path):
     """Ends of a text, sampling and the beginning of a text, in and out again."""
     published = {"eos_token_id": [256, 97], "do_sample": True, "temperature": 0.25, "top_k": 7}
     (directory / "generation_config.json").write_text(json.dumps(published))
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer = json.loads((directory / "tokenizer.json").read_text("utf-8"))
     tokenizer["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],

@@ -109,7 +109,7 @@ def test_the_model_answers_and_stops(workdir):
 
 
 def test_samples_are_answers(workdir):
-    *_, last = map(json.loads, (workdir / "samples.jsonl").read_text().splitlines())
+    *_, last = map(json.loads, (workdir / "samples.jsonl").read_text("utf-8").splitlines())
     assert last["prompt"] == "What are you?" and "small" in last["text"]
 
 

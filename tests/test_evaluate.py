@@ -138,9 +138,12 @@ def two_checkpoints(workdir, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("form", ["--compare {a} {b}", "--compare={a},{b}", "--compare={a} --compare={b}"])
 def test_two_checkpoints_are_compared(two_checkpoints, tmp_path, capsys, form):
-    arguments = form.format(a=two_checkpoints / "10.json", b=two_checkpoints / "40.json").split()
+    a, b = (two_checkpoints / f"{step}.json" for step in (10, 40))
+    arguments = [part.format(a=a, b=b) for part in form.split()]
     assert run(*arguments, f"--output={tmp_path}/compared.json") == 0
-    assert "B is better: perplexity perplexity, perplexity nll, perplexity bits_per_byte" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"A = {a.with_suffix('.items.jsonl')}\nB = {b.with_suffix('.items.jsonl')}\n" in printed
+    assert "B is better: perplexity perplexity, perplexity nll, perplexity bits_per_byte" in printed
     found = json.loads((tmp_path / "compared.json").read_text())["differences"]["perplexity"]["nll"]
     before, after = (results(two_checkpoints / f"{step}.json")["perplexity"]["nll"]["value"] for step in (10, 40))
     assert (found["a"], found["b"], found["difference"]) == pytest.approx((before, after, after - before))
@@ -148,21 +151,22 @@ def test_two_checkpoints_are_compared(two_checkpoints, tmp_path, capsys, form):
 
 
 def test_outputs_of_systems(tmp_path, capsys):
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "one.txt").write_text("The cat sat on the mat.\n\nA dog.\n")
-    (tmp_path / "outputs" / "two.txt").write_text("the Cat sat on the mat.\nIt rains.\nA dog.\n")
+    outputs = tmp_path / "outputs-of-systems" / ("with-a-long-name-" * 12)
+    outputs.mkdir(parents=True)
+    (outputs / "one.txt").write_text("The cat sat on the mat.\n\nA dog.\n")
+    (outputs / "two.txt").write_text("the Cat sat on the mat.\nIt rains.\nA dog.\n")
     (tmp_path / "references.txt").write_text("The cat sat on the mat.\nA cat sat.\n\nIt rains.\n\nThe dog.\nA dog.\n")
     options = [f"--references={tmp_path}/references.txt", f"--output={tmp_path}/scores.json"]
-    assert run(f"--hypotheses={tmp_path}/outputs", *options) == 0
+    assert run(f"--hypotheses={outputs}", *options) == 0
     printed = capsys.readouterr()
-    assert "warning: 1 of 3 hypotheses" in printed.err and "two.txt" in printed.out
+    assert "warning: 1 of 3 hypotheses" in printed.err and str(outputs / "two.txt") in printed.out
     systems = json.loads((tmp_path / "scores.json").read_text())["systems"]
     assert systems["two.txt"]["bleu_lowercase"]["bleu_lowercase"]["value"] == pytest.approx(100)
     assert systems["two.txt"]["bleu"]["bleu"]["value"] < 100 == pytest.approx(systems["two.txt"]["f1"]["f1"]["value"])
     assert systems["one.txt"]["rouge"]["rouge1"]["signature"].endswith("|empty:1")
     for name in ("one", "two"):
         options[-1] = f"--output={tmp_path}/{name}.json"
-        assert run(f"--hypotheses={tmp_path}/outputs/{name}.txt", "--tasks=f1,ter", *options) == 0
+        assert run(f"--hypotheses={outputs}/{name}.txt", "--tasks=f1,ter", *options) == 0
     assert run("--compare", f"{tmp_path}/one.json", f"{tmp_path}/two.json") == 0
 
 

@@ -67,7 +67,7 @@ def test_file_to_file_keeps_the_objects_and_their_order(run, tmp_path):
     prompts.write_text("\n\n".join(json.dumps(request) for request in requests))
     status, out, _ = run(f"--prompts={prompts}", f"--output={output}", "--num_samples=2", "--batch_size=4")
     assert status == 0 and str(output) in out
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [{k: line[k] for k in line if k not in ("completion", "finish_reason")} for line in lines] == [
         request for request in requests for _ in range(2)
     ]

@@ -150,7 +150,7 @@ def test_an_interrupt_says_how_to_continue(tmp_path):
     while process.poll() is None and not (cleaned.is_dir() and any(p.suffix != ".partial" for p in cleaned.iterdir())):
         pass
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "interrupted; what is done is kept in" in errors.splitlines()[-1]
     assert "the same command continues" in errors.splitlines()[-1]

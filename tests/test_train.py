@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,9 +69,9 @@ def test_workdir_has_everything(workdir):
     manifest = json.loads((workdir / "manifest.json").read_text())
     assert manifest["data"]["source_fingerprint"] and manifest["data"]["tokenizer"]["sha256"]
     assert {"git", "packages", "devices", "mesh", "prng", "parameters"} <= manifest.keys()
-    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [sample["step"] for sample in samples] == [20, 40]
-    page = (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text("utf-8")
     assert "<svg" in page
     assert "http://" not in page and "https://" not in page  # needs no network
 
@@ -174,12 +173,7 @@ def test_help_shows_the_flags_of_the_verb_and_starts_no_jax(verb):
         "except SystemExit as end: assert not end.code\n"
         "assert not {'jax', 'flax', 'orbax', 'grain'} & sys.modules.keys(), sorted(sys.modules)"
     )
-    seconds = []
-    while min(seconds, default=9) > 2 and len(seconds) < 3:  # a busy machine may need a second try
-        begin = time.perf_counter()
-        text = run(sys.executable, "-c", script).stdout
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 2
+    text = run(sys.executable, "-c", script).stdout
     flags = {line.strip() for line in text.splitlines() if line.startswith("  --")}
     expected = {
         "train": {"--config", "--workdir"},
@@ -203,10 +197,11 @@ def test_no_verb_loads_tensorflow_or_torch(workdir):
     run(sys.executable, "-c", script)
 
 
-def test_base_package_imports_in_under_two_seconds():
-    seconds = []
-    while min(seconds, default=9) > 2 and len(seconds) < 5:
-        begin = time.perf_counter()
-        run(sys.executable, "-c", "import gptjax, gptjax.cli, gptjax.config")
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 2
+def test_the_base_package_imports_nothing_heavy():
+    """So that the command line answers in a moment: with NumPy and JAX alone it would take more than a second."""
+    script = (
+        "import sys, gptjax, gptjax.cli, gptjax.config\n"
+        "heavy = {'numpy', 'jax', 'flax', 'optax', 'orbax', 'grain', 'pyarrow', 'rich', 'tensorflow', 'torch'}\n"
+        "assert not heavy & sys.modules.keys(), sorted(sys.modules)"
+    )
+    run(sys.executable, "-c", script)

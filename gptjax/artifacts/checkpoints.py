@@ -5,9 +5,13 @@ tokenizer, metrics), so that the directory of one step is self-contained. A save
 written beside its place and renamed, so what `steps()` lists can always be restored.
 """
 
+import contextlib
 import logging
 import math
 import shutil
+import traceback
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,34 @@ from gptjax.errors import RunError, UserError
 from gptjax.model import gpt
 from gptjax.parallel import partition
 
-# Orbax logs every phase of a save, and every error that it raises as well.
-for name in ("absl", "orbax", "asyncio"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+_ORBAX = str(Path(ocp.__file__).parent)
+
+
+class _OrbaxRecords(logging.Filter):
+    """Drops what Orbax itself logs, from any of its threads, and passes what everybody else does.
+
+    Orbax logs every phase of a save, and every error that it raises as well: by absl's logger, and by asyncio's for
+    tasks that nobody waits for after an error.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        calls = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+        files = [record.pathname, *(call.filename for call in calls)]
+        return _ORBAX not in record.getMessage() and not any(file.startswith(_ORBAX) for file in files)
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keeps the log lines of Orbax from the user's terminal while the body runs."""
+    records = _OrbaxRecords()
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(records)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(records)
 
 
 class Checkpoints:
@@ -33,6 +62,9 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int = 2):
         self.directory = Path(workdir).absolute() / "checkpoints"
+        quiet = contextlib.ExitStack()
+        quiet.enter_context(quiet_orbax())
+        self._end_quiet = weakref.finalize(self, quiet.close)  # saves go on in the background between our calls
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -114,6 +146,7 @@ class Checkpoints:
         """Waits for the last save. Raises RunError if it could not be written."""
         with _disk_errors(self):
             self._manager.close()
+        self._end_quiet()
 
 
 class _disk_errors:

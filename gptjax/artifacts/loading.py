@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax import config as config_lib
-from gptjax.artifacts.checkpoints import finished_steps
+from gptjax.artifacts.checkpoints import finished_steps, quiet_orbax
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -106,7 +106,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
         tree = shardings(abstract)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, tree)
     item = "ema_params" if config.train.ema_decay > 0 else "params"
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(
             path / "state",
             args=ocp.args.PyTreeRestore(

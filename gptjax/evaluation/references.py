@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
+import sacrebleu
 from jaxtyping import Float
 from sacrebleu.metrics.base import Metric as Scorer
 from sacrebleu.metrics.bleu import BLEU
@@ -14,9 +15,11 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from gptjax.data.scripts import count_han
-from gptjax.errors import UserError
+from gptjax.errors import RunError, UserError
 from gptjax.evaluation.metrics import FORMULAS, Metric, item_ids
 
+# Functions of sacrebleu's scorers that are not public: the statistics of each item, and the score of their sums
+_EXTRACT, _COMPUTE = "_extract_corpus_statistics", "_compute_score_from_stats"
 BOOTSTRAP_SAMPLES = 1000  # the default of sacrebleu --confidence
 
 
@@ -74,9 +77,20 @@ def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, 
     return _corpus_metric("ter", scorer, hypotheses, references_list, limit=math.inf, lower_is_better=True)
 
 
+def check_sacrebleu() -> None:
+    """Raises RunError where sacrebleu has not the functions, private ones, by which its statistics are had."""
+    missing = [name for name in (_EXTRACT, _COMPUTE) if not callable(getattr(Scorer, name, None))]
+    if missing:
+        raise RunError(
+            f"sacrebleu {sacrebleu.__version__} has no {' and no '.join(missing)}: gptjax knows versions 2.5 and 2.6; "
+            "pip install 'sacrebleu>=2.5,<2.7'"
+        )
+
+
 def _score_of_sums(scorer: Scorer, sums: Float[np.ndarray, " sums"]) -> float:
     """The score of summed statistics, which do not depend on tokenization and case any more."""
-    return float(scorer._compute_score_from_stats(sums.tolist()).score)
+    check_sacrebleu()
+    return float(getattr(scorer, _COMPUTE)(sums.tolist()).score)
 
 
 FORMULAS |= {
@@ -114,8 +128,9 @@ def _corpus_metric(
     sacrebleu holds all samples at once: about 80 KB an item for chrF, half of that for BLEU.
     """
     check(hypotheses, references_list)
+    check_sacrebleu()
     recorded = []
-    extract, compute = scorer._extract_corpus_statistics, scorer._compute_score_from_stats
+    extract, compute = getattr(scorer, _EXTRACT), getattr(scorer, _COMPUTE)
 
     def extract_and_record(*arguments):  # the statistics are not public, and TER takes minutes to compute them twice
         recorded.extend(extract(*arguments))
@@ -126,7 +141,8 @@ def _corpus_metric(
         score.score = float(score.score)
         return score
 
-    scorer._extract_corpus_statistics, scorer._compute_score_from_stats = extract_and_record, compute_as_float
+    setattr(scorer, _EXTRACT, extract_and_record)
+    setattr(scorer, _COMPUTE, compute_as_float)
     # sacrebleu takes the k-th references of all items together, None where an item has fewer.
     streams = list(itertools.zip_longest(*references_list))
     resampled = len(hypotheses) > 1

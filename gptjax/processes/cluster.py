@@ -139,7 +139,7 @@ def _from_tpu(environment: Mapping[str, str]) -> Cluster | None:
     try:
         if workers:
             names, worker, slices = workers.split(","), int(environment["TPU_WORKER_ID"]), environment
-        elif _has_tpu():
+        elif has_tpu():
             # "name:id:address" for each worker, or just names
             names = [entry.split(":")[-1] for entry in _metadata("worker-network-endpoints").split(",")]
             worker = int(_metadata("agent-worker-number"))
@@ -158,7 +158,8 @@ def _from_tpu(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster(f"{first}:{TPU_PORT}", number * len(names) + worker, tuple(hosts))
 
 
-def _has_tpu() -> bool:
+def has_tpu() -> bool:
+    """Whether this machine has a TPU and the library for it."""
     devices = (*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*"))
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from absl import flags
 
@@ -211,12 +211,17 @@ class _Members(Group):
         self._receive(0, message)
 
     def _listen(self, process: int, connection: Connection) -> None:
-        while message := connection.receive():
+        while (message := connection.receive()) is not None:
             self._receive(process, message)
         self._receive(process, {"kind": "ended", "process": process, "status": 1, "line": ""})
 
     def _receive(self, sender: int, message: Message) -> None:
-        getattr(self, f"_on_{message['kind']}")(sender, message)
+        kind = message.get("kind")
+        handler = self._HANDLERS.get(kind) if isinstance(kind, str) else None
+        if handler:
+            handler(self, sender, message)
+        else:  # a process of another version of gptjax, perhaps
+            print(f"warning: {self._cluster.describe(sender)} sent a message of unknown kind {kind!r}", file=sys.stderr)
 
     def _on_gather(self, sender: int, message: Message) -> None:
         if values := self._collect("gather", message["round"], sender, message["value"]):
@@ -265,6 +270,16 @@ class _Members(Group):
             wait = LEADER_GRACE if message["process"] == 0 and not message["line"] else GRACE
             threading.Thread(target=lambda: (time.sleep(wait), self._end(message)), daemon=True).start()
 
+    _HANDLERS: ClassVar[dict[str, Callable[["_Members", int, Message], None]]] = {
+        "gather": _on_gather,
+        "gathered": _on_gathered,
+        "signal": _on_signal,
+        "asked": _on_asked,
+        "coming": _on_coming,
+        "stop": _on_stop,
+        "ended": _on_ended,
+    }
+
     def _collect(self, question: str, number: int, sender: int, value: Any) -> list[Any] | None:
         """All answers to a question, once the last one is there."""
         with self._changed:
@@ -277,25 +292,30 @@ class _Members(Group):
 
     def _end(self, ended: Message) -> None:
         """Ends this process because another one has ended."""
-        name = self._cluster.describe(ended["process"])
-        if ended["line"]:
-            _exit(ended["status"], f"{ended['line']} (said by {name})")
-        self._end_advised(f"{name} of {self.size} was killed or crashed, and the run cannot go on without it")
+        _exit(*self._last_words(ended))
 
-    def _end_advised(self, what: str) -> None:
+    def _last_words(self, ended: Message | None) -> tuple[int, str]:
+        """The exit status and the last line of a process that ends because of `ended`, or of JAX where it is None."""
+        if ended and ended["line"]:
+            return ended["status"], f"{ended['line']} (said by {self._cluster.describe(ended['process'])})"
+        if ended:
+            name = self._cluster.describe(ended["process"])
+            what = f"{name} of {self.size} was killed or crashed, and the run cannot go on without it"
+        else:
+            # A peer that hangs but is there, for one: JAX waits 100 s for its heartbeat.
+            what = "JAX aborted this process, and the lines above say why"
         advice = self.advice()
-        _exit(1, f"failed: {what}; {advice}" if advice else f"failed: {what}")
+        return 1, f"failed: {what}; {advice}" if advice else f"failed: {what}"
 
     def _catch_abort(self) -> None:
         """JAX aborts a process whose coordinator is gone. Python's own handlers would come too late for a last line."""
 
         def handler(_: int) -> None:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended, timeout=2)
-            if self._ended:
-                self._end(self._ended)
-            # A peer that hangs but is there, for one: JAX waits 100 s for its heartbeat.
-            self._end_advised("JAX aborted this process, and the lines above say why")
+            # Takes no lock and no stream of Python: the thread that aborts may hold them.
+            deadline = time.monotonic() + 2
+            while not self._ended and time.monotonic() < deadline:
+                time.sleep(0.02)
+            _abort(*self._last_words(self._ended))
 
         self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # kept alive as long as the group
         with suppress(OSError, AttributeError):
@@ -311,4 +331,14 @@ def _exit(status: int, line: str) -> None:
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def _abort(status: int, line: str) -> None:
+    """As `_exit`, from a handler of a signal, which must not wait for what other threads hold."""
+    if not _exiting.acquire(blocking=False):
+        time.sleep(1)  # another thread has the last words
+        os._exit(status)
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))
     os._exit(status)

@@ -1,9 +1,11 @@
 """The roll call at the start of a run of several processes, and the connections that come of it."""
 
 import json
+import selectors
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -11,6 +13,7 @@ from gptjax.errors import RunError, UserError
 from gptjax.processes.cluster import Cluster
 
 Message = dict[str, Any]
+HELLO_BYTES = 1024  # more than a process says before it is answered
 
 
 class Connection:
@@ -35,10 +38,17 @@ class Connection:
         """The next message; None where the connection has ended or speaks something else."""
         self.socket.settimeout(timeout)
         try:
-            message = json.loads(self._reader.readline())
-        except (OSError, ValueError):
+            return _parse(self._reader.readline())
+        except OSError:
             return None
-        return message if isinstance(message, dict) else None
+
+
+def _parse(line: bytes) -> Message | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def roll_call(cluster: Cluster, timeout: float) -> dict[int, Connection]:
@@ -56,22 +66,18 @@ def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int
             server = stack.enter_context(_listen(port))
         except OSError as error:
             raise UserError(f"process 0 cannot listen on port {port}: {error.strerror}; use another port") from None
+        callers = _callers(stack, server, deadline)
         while len(there) < cluster.num_processes - 1 and not problem:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                connection = Connection(server.accept()[0])
-            except TimeoutError:
+            caller = next(callers, None)
+            if caller is None:
                 break
-            hello = connection.receive(timeout=5)
-            if not hello or "process" not in hello:
-                continue  # somebody else
-            process = hello["process"]
-            if process in there or hello["size"] != cluster.num_processes or not 0 < process < hello["size"]:
+            process, size, sock = caller
+            if process in there or size != cluster.num_processes or not 0 < process < size:
                 problem = (
-                    f"a process says that it is {process} of {hello['size']}, and this run has "
+                    f"a process says that it is {process} of {size}, and this run has "
                     f"{cluster.num_processes}, each once; check --num_processes and --process_id"
                 )
-            there[process] = connection
+            there[process] = Connection(sock)
     absent = [process for process in range(1, cluster.num_processes) if process not in there]
     if absent and not problem:
         names = ", ".join(cluster.describe(process) for process in absent[:16])
@@ -84,6 +90,43 @@ def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int
     if problem:
         raise RunError(problem)
     return there
+
+
+def _callers(stack: ExitStack, server: socket.socket, deadline: float) -> Iterator[tuple[int, int, socket.socket]]:
+    """(number, size of its run, connection) of each process that says hello, until the deadline.
+
+    All connections are listened to at once, so that one of somebody else, who says nothing, keeps nobody waiting.
+    """
+    selector = stack.enter_context(selectors.DefaultSelector())
+    server.setblocking(False)
+    selector.register(server, selectors.EVENT_READ)
+    heard: dict[socket.socket, bytes] = {}
+    stack.callback(lambda: [sock.close() for sock in heard])
+    while (left := deadline - time.monotonic()) > 0:
+        for key, _ in selector.select(left):
+            sock = key.fileobj
+            if sock is server:
+                with suppress(OSError):  # who called has hung up again
+                    caller = server.accept()[0]
+                    heard[caller] = b""
+                    caller.setblocking(False)
+                    selector.register(caller, selectors.EVENT_READ)
+                continue
+            try:
+                received = sock.recv(HELLO_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                received = b""
+            heard[sock] += received
+            if received and b"\n" not in heard[sock] and len(heard[sock]) < HELLO_BYTES:
+                continue
+            selector.unregister(sock)
+            match _parse(heard.pop(sock)):
+                case {"process": int(process), "size": int(size)}:
+                    yield process, size, sock
+                case _:  # somebody else
+                    sock.close()
 
 
 def _listen(port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from gptjax.config import MESH_AXES
 from gptjax.errors import UserError
-from gptjax.processes import distributed
+from gptjax.processes import cluster, distributed
 
 # Flags by hardware: (environment variable, flag, value). What the user has set is left as it is. A flag is here
 # for a reason that is written down; libtpu needs none, it overlaps collectives with computation by itself.
@@ -41,7 +41,7 @@ def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = 
     for hardware in _hardware():
         set_compiler_flags(hardware)
     provide_cpu_devices(mesh, rows)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and computes_on_cpu():
         _keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
@@ -66,6 +66,19 @@ def _hardware() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = len(list(Path("/dev").glob("nvidia[0-9]*"))) if visible is None else len(visible.split(","))
     return ("gpu", "several gpus") if count * distributed.current().size > 1 else ("gpu",)
+
+
+def computes_on_cpu() -> bool:
+    """Whether JAX will find nothing but the CPU, as far as can be known before it starts."""
+    if chosen := jax.config.jax_platforms:  # JAX_PLATFORMS
+        return chosen.split(",")[0] == "cpu"
+    return not (cluster.has_tpu() or (_hardware() and _sees_gpu()))
+
+
+def _sees_gpu() -> bool:
+    """JAX's plugin for CUDA may be installed on a machine that has no GPU."""
+    devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]  # dxg: Linux within Windows
+    return bool(devices) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def check_bfloat16(device: jax.Device) -> None:
@@ -109,17 +122,14 @@ def _cores(group: distributed.Group) -> list[tuple[list[int], int]]:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep large freed blocks instead of giving them back to the kernel.
+    """Makes glibc keep large freed blocks instead of giving them back to the kernel. For training on the CPU only.
 
     XLA's CPU client allocates its temporary buffer anew for every step. Above 32 MiB glibc maps and unmaps it each
     time, and the page faults take up to a third of a step (4 layers, batch 16 to 24). Other C libraries lack the
-    function or ignore it.
+    function or ignore it. One arena, since only the first can grow: beside a GPU, where nothing is gained, the
+    threads that load data would wait for each other.
     """
-    mmap_max, trim_threshold, arena_max = (
-        -4,
-        -1,
-        -8,
-    )  # names of malloc.h; one arena, since only the first can grow
+    mmap_max, trim_threshold, arena_max = -4, -1, -8  # names of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

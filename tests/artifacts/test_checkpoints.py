@@ -1,12 +1,17 @@
 import json
+import logging
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from absl import logging as absl_logging
 
 from gptjax import config as config_lib
 from gptjax.artifacts import checkpoints, loading
@@ -234,3 +239,37 @@ def test_what_is_stored_beside_the_state(ema_run):
     assert metadata["metrics"] == {"validation_loss": 1.0}
     assert metadata["config_sha256"] == config_lib.sha256(ema_run.config)
     assert metadata["config"] == ema_run.config.to_dict()
+
+
+def test_the_import_leaves_the_log_of_an_absl_program_alone():
+    code = (
+        "from absl import logging\n"
+        "logging.set_verbosity(logging.INFO)\n"
+        "import gptjax.artifacts.loading\n"
+        "logging.info('of the program')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert "of the program" in done.stderr
+
+
+def test_of_all_log_lines_only_those_of_orbax_are_hidden(tiny_config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
+    run = Run(tiny_config, tmp_path)
+    manager = Checkpoints(tmp_path)
+    manager.save(1, run.state(1), config=run.config, tokenizer=TOKENIZER, metrics={})
+    absl_logging.info("while it is saved")
+    manager.close()
+    loading.load(tmp_path)
+    absl_logging.info("afterwards")
+    messages = [record.getMessage() for record in caplog.records if record.name in ("absl", "asyncio")]
+    assert messages == ["while it is saved", "afterwards"]
+
+
+def test_orbax_has_its_log_back_when_a_run_is_closed(tiny_config, tmp_path, caplog):
+    """A program may use Orbax by itself, too."""
+    Run(tiny_config, tmp_path).save({1: None})
+    caplog.set_level(logging.INFO, logger="absl")
+    with ocp.CheckpointManager(tmp_path / "checkpoints"):
+        pass
+    assert any("/orbax/" in record.pathname for record in caplog.records)

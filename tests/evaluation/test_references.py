@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from gptjax.errors import UserError
+from gptjax.errors import RunError, UserError
 from gptjax.evaluation.metrics import FORMULAS
 from gptjax.evaluation.prompts import read_hypotheses, read_references
 from gptjax.evaluation.references import bleu, choose_tokenizer, chrf, ter
@@ -46,7 +46,7 @@ def sacrebleu_cli(tmp_path, hypotheses, references_list, *options):
     system = tmp_path / "hypotheses"
     system.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     command = [sys.executable, "-m", "sacrebleu", *files, "-i", system, "--confidence", "--width=6", *options]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +153,9 @@ def test_the_example_of_the_e2e_challenge(shared_data):
     hypotheses, _ = read_hypotheses(directory / "baseline-output.txt")
     references_list = read_references([str(directory / "devel-conc.txt")])
     assert round(bleu(hypotheses, references_list, lowercase=True).value, 4) == 72.0293
+
+
+def test_a_sacrebleu_that_is_not_known_is_told(monkeypatch):
+    monkeypatch.delattr("sacrebleu.metrics.base.Metric._compute_score_from_stats")
+    with pytest.raises(RunError, match=r"has no _compute_score_from_stats: gptjax knows .* pip install 'sacrebleu>="):
+        chrf(["a"], [["a"]])

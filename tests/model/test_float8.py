@@ -68,9 +68,11 @@ def test_a_model_learns_almost_as_with_exact_products():
             value, gradient = jax.value_and_grad(loss)(params)
             return value, jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient)
 
-        for _ in range(60):
+        losses[matmul] = []
+        for _ in range(8):  # later, when the rows are known by heart, the loss shows rounding and not learning
             value, params = step(params)
-        losses[matmul] = float(value)
-    assert losses["compute_dtype"] < 3.9  # from log 97 = 4.6
-    assert losses["float8"] == pytest.approx(losses["compute_dtype"], abs=0.05)
-    assert losses["float8"] != losses["compute_dtype"]
+            losses[matmul].append(float(value))
+    exact, rounded = map(np.array, (losses["compute_dtype"], losses["float8"]))
+    assert exact[-1] < exact[0] - 1  # from log 97 = 4.6
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+    assert (rounded != exact).all()

@@ -4,7 +4,7 @@ from unittest.mock import Mock
 import jax
 import pytest
 
-from gptjax.config import get_default
+from gptjax.config import MESH_AXES, get_default
 from gptjax.errors import UserError
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.parallel.mesh import make_mesh
@@ -82,7 +82,7 @@ def test_other_axes_do_not_cross_slices():
 
 
 def make_mesh_devices(devices, **sizes):
-    return mesh_lib.arrange(devices, {axis: sizes.get(axis, 1) for axis in config_lib.MESH_AXES})
+    return mesh_lib.arrange(devices, {axis: sizes.get(axis, 1) for axis in MESH_AXES})
 
 
 def test_every_process_has_a_part_of_the_mesh():

@@ -136,7 +136,7 @@ def test_tpu_virtual_machines_ask_their_metadata_server(monkeypatch):
     server = http.server.HTTPServer(("127.0.0.1", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(cluster, "_has_tpu", lambda: True)
+    monkeypatch.setattr(cluster, "has_tpu", lambda: True)
     found = find()
     server.shutdown()
     assert (found.process_id, found.hosts) == (1, ("10.0.0.2", "10.0.0.3"))

@@ -2,11 +2,13 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import jax
 import pytest
 
+from gptjax.config import get_default
 from gptjax.errors import UserError
 from gptjax.processes import runtime
 
@@ -71,3 +73,38 @@ def test_a_gpu_without_bfloat16_is_told_before_compiling(platform, capability, f
     said = r"Tesla T4 \(compute capability 7.5\) has no bfloat16.*compute_dtype=float32"
     with contextlib.nullcontext() if fine else pytest.raises(UserError, match=said):
         runtime.check_bfloat16(device)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "gpu", "tpu", "expected"),
+    [
+        (None, False, False, True),
+        (None, True, False, False),
+        (None, False, True, False),
+        ("cpu", True, True, True),
+        ("cuda,cpu", True, False, False),
+        ("tpu", False, True, False),
+    ],
+)
+def test_memory_is_kept_only_where_the_cpu_computes(monkeypatch, platforms, gpu, tpu, expected):
+    """The limit of one arena would make the threads that load data for a GPU wait for each other."""
+    monkeypatch.setattr(runtime, "_hardware", lambda: ("gpu",) if gpu else ())
+    monkeypatch.setattr(runtime, "_sees_gpu", lambda: gpu)
+    monkeypatch.setattr(runtime.cluster, "has_tpu", lambda: tpu)
+    kept = []
+    monkeypatch.setattr(runtime, "_keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(runtime, "set_compiler_flags", lambda hardware: None)
+    monkeypatch.setattr(runtime, "provide_cpu_devices", lambda mesh, rows: None)
+    with jax_platforms(platforms):
+        runtime.start(get_default().mesh, rows=8, cache_dir=Path("unused"))
+    assert bool(kept) == (expected and sys.platform == "linux")
+
+
+@contextlib.contextmanager
+def jax_platforms(platforms: str | None):
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)

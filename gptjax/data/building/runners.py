@@ -10,9 +10,10 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -77,6 +78,7 @@ class LocalRunner:
                 stage(item)
                 done(item)
             return
+        others = set(multiprocessing.active_children())
         executor = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(stage,)
         )
@@ -92,16 +94,17 @@ class LocalRunner:
                 "script that builds the store is not under `if __name__ == '__main__'`. Run again to continue"
             ) from None
         except BaseException:
-            _kill(executor)
+            _kill(executor, others)
             raise
         executor.shutdown()
 
 
-def _kill(executor: ProcessPoolExecutor) -> None:
-    processes = list((executor._processes or {}).values())  # Python 3.14 has kill_workers
+def _kill(executor: ProcessPoolExecutor, others: Collection[BaseProcess]) -> None:
+    """Ends the workers of an executor, which are the children of this process but for the others that it has."""
+    workers = set(multiprocessing.active_children()) - set(others)  # Python 3.14 has kill_workers
     executor.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.kill()
+    for worker in workers:
+        worker.kill()
 
 
 @contextlib.contextmanager

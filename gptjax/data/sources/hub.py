@@ -50,6 +50,7 @@ class HuggingFaceDataset(Source):
         return {**self.__dict__, "_opened": None}
 
     def key(self) -> str:
+        # The library's manual (about_cache) names `_fingerprint`, and has no other way to tell what a dataset holds.
         fingerprints = [rows._fingerprint for rows in self._splits().values()]
         return f"{self.spec} fingerprints={','.join(fingerprints)}"
 

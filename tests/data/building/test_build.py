@@ -1,7 +1,9 @@
 """Building a store: the same bytes with any number of workers, on any runner, and after a kill."""
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from gptjax.data.building.build import build_store, work_directory
@@ -119,7 +122,7 @@ def test_a_long_document_in_several_pieces_stays_one(tmp_path, monkeypatch):
 # Continuing
 
 PROGRAM = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from gptjax.data.sources import text_files
 from gptjax.data.building import build
 text_files.PIECE_BYTES = 5000
@@ -127,6 +130,7 @@ text_files.PIECE_BYTES = 5000
 def progress(stage, done, total):
     print(stage, done, total, flush=True)
     if stage == sys.argv[3] and 0 < done < total:
+        print("pids", *[child.pid for child in multiprocessing.active_children()], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
@@ -146,7 +150,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, corpus, small_pieces,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "store").exists()
-    time.sleep(0.5)  # the workers notice that they are alone
+    assert wait_for_workers(killed.stdout) == 2
     folder = work_directory(tmp_path / "store") / {"clean": "cleaned", "tokenize": "tokens"}[stage]
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".partial"}
     assert times
@@ -164,23 +168,45 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, corpus, small_pieces,
 
 
 def test_workers_end_with_a_killed_parent(tmp_path, corpus):
-    program = PROGRAM.replace(
-        "os.kill(",
-        "import multiprocessing as m\n        print('pids', *[p.pid for p in m.active_children()], flush=True)\n"
-        "        os.kill(",
-    )
-    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "program.py").write_text(PROGRAM)
     killed = subprocess.run(
         [sys.executable, tmp_path / "program.py", f"jsonl:{corpus}", tmp_path / "store", "clean"],
         capture_output=True,
         text=True,
     )
-    pids = [int(pid) for pid in killed.stdout.rpartition("pids")[2].split()]
-    assert len(pids) == 2
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert wait_for_workers(killed.stdout) == 2
+
+
+def wait_for_workers(printed: str) -> int:
+    """Returns when the workers of a build that was killed have ended, and how many they were."""
+    pids = [int(pid) for pid in printed.rpartition("pids")[2].split()]
+    deadline = time.monotonic() + 120
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # nobody may be there to bury it
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    return len(pids)
+
+
+def test_an_interrupted_build_ends_its_workers_and_no_other_process(tmp_path, corpus, small_pieces):
+    def interrupt(stage, done, total):
+        if stage == "clean" and done:
+            workers.update(set(multiprocessing.active_children()) - {other})
+            raise KeyboardInterrupt
+
+    workers = set()
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_store(open_source(f"jsonl:{corpus}"), tmp_path / "s", **OPTIONS, workers=2, progress=interrupt)
+        assert len(workers) == 2
+        for worker in workers:
+            worker.join()
+        assert other.is_alive()
+    finally:
+        other.kill()
 
 
 def test_an_interrupted_build_is_continued(tmp_path, corpus, small_pieces):
@@ -252,7 +278,7 @@ def test_near_duplicates_across_the_splits_are_found(tmp_path):
         if pair["split"] != pair["kept_split"]:
             break
     assert card["duplicates"]["across_splits"] == 1
-    assert "1 across splits" in (store.directory / "card.md").read_text()
+    assert "1 across splits" in (store.directory / "card.md").read_text("utf-8")
 
 
 def test_exact_duplicates_are_left_out_and_counted(tmp_path):
@@ -307,7 +333,7 @@ def test_contaminated_documents_are_removed_and_listed(tmp_path):
     assert contamination["removed"] == store.manifest["contaminated"] == 1
     assert contamination["documents"][0]["id"] == "corpus.jsonl:71"
     assert contamination["documents"][0]["file"].endswith("test.jsonl")
-    assert "natalia sold clips" in (store.directory / "card.md").read_text()
+    assert "natalia sold clips" in (store.directory / "card.md").read_text("utf-8")
 
 
 def test_bad_documents_are_skipped_and_counted(tmp_path):
@@ -339,7 +365,7 @@ def test_text_that_cannot_be_written_back_is_stamped(tmp_path):
     source = open_source(f"text:{tmp_path}/a.txt")
     store = build_store(source, tmp_path / "s", tokenizer="byte", cleaning="plain+lowercase", test_fraction=0.0)
     assert store.manifest["invertible"] is False
-    assert "it cannot be written back" in (store.directory / "card.md").read_text()
+    assert "it cannot be written back" in (store.directory / "card.md").read_text("utf-8")
     plain = build_store(source, tmp_path / "t", tokenizer="byte", cleaning="plain", test_fraction=0.0)
     assert plain.manifest["invertible"] is True
 
@@ -442,7 +468,7 @@ def test_wrong_options(tmp_path, corpus, options, message):
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text("".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)])))
+    (tmp_path / "a.txt").write_bytes("".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)])).encode())
     with pytest.raises(UserError, match=r"dtype=uint16 has no room for the tokenizer's \d+ ids"):
         build_store(open_source(f"text:{tmp_path}/a.txt"), tmp_path / "s", tokenizer="char", dtype="uint16")
 

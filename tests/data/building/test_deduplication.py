@@ -79,7 +79,7 @@ def test_the_signature_ignores_case_punctuation_and_white_space():
 def test_signatures_are_the_same_in_another_process():
     code = (
         "from gptjax.data.building.deduplication import MinHasher, exact_key;"
-        "print(MinHasher().signature('a b c 你好').tobytes().hex(), exact_key('a  b').hex())"
+        "print(MinHasher().signature('a b c \\u4f60\\u597d').tobytes().hex(), exact_key('a  b').hex())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [HASHER.signature("a b c 你好").tobytes().hex(), exact_key("a b").hex()]

@@ -123,8 +123,8 @@ def test_strip_tags():
 def write_pages(directory: Path, source: str, expected: str):
     for name in ("one", "two"):
         (directory / name).mkdir()
-        (directory / name / "source.html").write_text(source)
-        (directory / name / "expected.html").write_text(expected)
+        (directory / name / "source.html").write_text(source, "utf-8")
+        (directory / name / "expected.html").write_text(expected, "utf-8")
 
 
 def test_check_extraction_compares_words(tmp_path, capsys):

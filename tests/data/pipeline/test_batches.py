@@ -170,7 +170,7 @@ def test_iterating_starts_where_asked_and_stops_its_threads(split, prefetch):
         assert_same(batch, batches[step])
     assert bool(prefetch_threads()) == bool(prefetch)
     iterator.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while prefetch_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not prefetch_threads()

@@ -116,7 +116,7 @@ def test_text_files_are_documents_in_the_order_of_their_paths(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "z.txt").write_bytes("\ufeffzwei\r\n".encode())
     (tmp_path / "b" / "y.txt").write_text("eins")
-    (tmp_path / "a.txt").write_text("你好")
+    (tmp_path / "a.txt").write_text("你好", "utf-8")
     (tmp_path / "a.md").write_text("no")
     source = open_source(f"text:{tmp_path}/**/*.txt")
     found = [(document["id"], document["text"]) for document in source.documents()]

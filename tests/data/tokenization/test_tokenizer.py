@@ -217,7 +217,7 @@ def test_vocabulary_and_merges(tmp_path):
     trained = json.loads(tokenizer_of("bpe:340").to_str())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(trained["vocab"]))
     merges = "\n".join(" ".join(pair) for pair in trained["merges"])
-    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", "utf-8")
     tokenizer = build_tokenizer(f"hf:{tmp_path}")
     for text in CORPUS:
         np.testing.assert_array_equal(tokenizer.encode(text), tokenizer_of("bpe:340").encode(text))
