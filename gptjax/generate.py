@@ -22,7 +22,6 @@ from absl import flags
 
 from gptjax import cli
 from gptjax.errors import RunError, UserError
-from gptjax.evaluation.prompts import read_prompts
 from gptjax.files import write_whole
 from gptjax.generation import flags as sampling_flags
 
@@ -59,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
     else:
+        from gptjax.evaluation.prompts import read_prompts
+
         requests = read_prompts(flag_values.prompts, references=False)
     output = Path(flag_values.output) if flag_values.output else None
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):

@@ -23,6 +23,7 @@ from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.files import write_whole
 
+ASSUMED_CHARACTERS = 256  # different ones in a text, for a tokenizer of characters
 ASSUMED_EPOCH = 1000  # steps; the length of an epoch is in the data, and changes no shape
 
 
@@ -133,17 +134,20 @@ def open_compiler(config: config_lib.Config, topology: str) -> Iterator:
 
 def vocab_size(config: config_lib.Config) -> int:
     """Tokens of the vocabulary without reading data: the model's, or those that the tokenizer's name says."""
+    from gptjax.data.tokenization.tokenizer import known_vocab_size
+
     if config.model.vocab_size:
         return config.model.vocab_size
-    kind, _, rest = config.tokenizer.partition(":")
-    if kind in ("char", "byte"):
-        return 256
-    if match := re.match(r"\d+", rest):
-        return int(match[0])
-    raise UserError(
-        f"the vocabulary of tokenizer={config.tokenizer} is not known without its files; "
-        "add --config.model.vocab_size=N"
-    )
+    try:
+        size = known_vocab_size(config.tokenizer)
+    except UserError as error:
+        raise UserError(
+            f"the vocabulary of tokenizer={config.tokenizer} is not known without its files ({error}); "
+            "add --config.model.vocab_size=N"
+        ) from None
+    if not size:
+        print(f"tokenizer={config.tokenizer}: its vocabulary depends on the text and is taken as {ASSUMED_CHARACTERS}")
+    return size or ASSUMED_CHARACTERS
 
 
 def number_of_tokens(text: str) -> float:

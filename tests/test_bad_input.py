@@ -164,10 +164,11 @@ def test_split_without_documents(refuses_to_train, tmp_path):
     assert "use data.split_by=position" in message
 
 
-def test_no_validation_split(refuses_to_train):
-    message = refuses_to_train("--config.data.validation_fraction=0.0")
-    assert "no split 'validation'" in message
-    assert "a validation fraction above 0" in message
+def test_without_a_validation_split_a_run_trains_and_says_so(config_file, tmp_path, capsys):
+    options = ["--config.data.validation_fraction=0.0", f"--workdir={tmp_path}"]
+    assert cli.run(train.main, ["train", f"--config={config_file}", *options]) == 0
+    assert "done; nothing was validated" in capsys.readouterr().out
+    assert loading.load(tmp_path, "best").step == loading.load(tmp_path, "last").step > 0
 
 
 def test_split_too_small_for_a_batch(refuses_to_train, tmp_path):

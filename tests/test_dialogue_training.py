@@ -77,7 +77,7 @@ def test_loss_is_on_the_words_of_the_assistant_and_the_end_of_its_turn(store):
     config.data.source = f"store:{store.directory}"
     config.model.context_length = 96
     config.train.batch_size = 8
-    batches = opening.open_batches(opening.open_sources(config), config)
+    batches = opening.RunData.open(config).batches(config, dialogues=True)
     tokenizer = store.tokenizer()
     end = tokenizer.special_tokens["<|im_end|>"]
     for step in range(3):
@@ -126,6 +126,15 @@ def test_losses_and_epochs_are_told_by_source(workdir):
         low, high = sorted([line["loss/talk"], line["loss/notes"]])
         assert low < line["loss"] < high
     assert line["loss/notes"] < 1.0
+
+
+def test_tokens_are_counted_without_padding(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    config = json.loads((workdir / "config.json").read_text())
+    cells = config["train"]["batch_size"] * config["model"]["context_length"]
+    for line in lines:
+        assert 0.5 * cells * line["step"] < line["tokens_seen"] < cells * line["step"]
+    assert [line["tokens_seen"] for line in lines] == sorted(line["tokens_seen"] for line in lines)
 
 
 def test_evaluate_tells_the_sources_apart(workdir, tmp_path):

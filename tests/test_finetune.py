@@ -191,6 +191,23 @@ def test_a_run_takes_model_and_tokenizer_from_a_workdir(config_file, tmp_path):
     assert config.tokenizer == f"hf:{tmp_path / 'first'}" and config.model.dropout == 0.1
 
 
+@pytest.mark.parametrize("kind", ["hf", "workdir"])
+def test_a_run_continues_without_the_model_that_it_started_from(kind, config_file, tmp_path):
+    """The origin is needed for step 0 only: everything else is in the work directory."""
+    origin = tmp_path / "origin"
+    if kind == "hf":
+        write_model(origin, "gpt2", context_length=16)
+    else:
+        run(train, f"--config={config_file}", f"--workdir={origin}", "--config.tokenizer=byte")
+    options = [f"--config.init_from={'hf:' * (kind == 'hf')}{origin}", f"--workdir={tmp_path / 'run'}"]
+    run(train, f"--config={config_file}", *options)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    shutil.rmtree(origin)
+    run(train, f"--config={config_file}", *options)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert loading.load(tmp_path / "run", "last").config.tokenizer == f"hf:{origin}"
+
+
 def test_a_chat_template_adds_its_tokens_to_the_vocabulary(config_file, tmp_path):
     directory = write_model(tmp_path / "hf", "qwen3", vocab_multiple=1)
     turns = [{"role": "user", "content": "Good morning"}, {"role": "assistant", "content": "Good morning to you"}]

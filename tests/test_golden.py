@@ -17,14 +17,11 @@ from gptjax import config as config_lib
 from gptjax.artifacts.manifest import parameter_table
 from gptjax.config import resolve
 from gptjax.data import opening
-from gptjax.data.pipeline import batches as pipeline
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
-from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.state import abstract_state, initial_state
-from gptjax.training.step import make_train_step
+from gptjax.training.program import Program
+from gptjax.training.run import settle
 
 TESTS = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (TESTS.parent / "configs").glob("*.py"))
@@ -58,31 +55,13 @@ def first_losses(name: str, source: str, cache: Path, steps: int = 10) -> list[f
     config.data.update(source=source, cache_dir=str(cache))
     if config.data.validation_fraction < 0.05:  # of 120 documents, none would be left for it
         config.data.validation_fraction = 0.1
-    store = opening.open_corpus(config)
-    batches = pipeline.Batches(
-        store.split("train"),
-        context_length=config.model.context_length,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        isolate_documents=config.data.isolate_documents,
-    )
-    config = resolve(config, store.tokenizer().vocab_size, batches.steps_per_epoch)
-    architecture = Architecture.from_config(config.model, 0)
-    graphdef, _ = gpt.abstract_model(architecture)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    optimizer, schedule = make_optimizer(
-        config.optimizer,
-        config.schedule,
-        num_steps=config.train.num_steps,
-        warmup=config.schedule.warmup,
-        decay=config.schedule.decay,
-    )
-    target = abstract_state(architecture, optimizer, mesh, ema=False)
-    state = initial_state(architecture, optimizer, mesh, ema=False, seed=config.seed)
-    train_step = make_train_step(config, graphdef, optimizer, schedule, mesh, target)
+    data = opening.RunData.open(config)
+    config, _, batches = settle(config, None, data)
+    program = Program.of(config, make_mesh(config.mesh, jax.devices()[:1]))
+    state = program.initial_state()
     losses = []
     for step in range(steps):
-        state, metrics = train_step(state, partition.to_device(batches[step], mesh))
+        state, metrics = program.step(state, program.to_device(batches[step]), program.hyper(step))
         losses.append(float(metrics["loss"]))
     return losses
 

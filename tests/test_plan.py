@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,14 +74,20 @@ def test_bad_requests(config_file, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_vocabularies_without_data():
+def test_vocabularies_without_data(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=OSError("no network")))
     options = config.get_default()
     options.tokenizer = "bpe:4096"
     assert plan.vocab_size(options) == 4096
     options.model.vocab_size = 50257
     assert plan.vocab_size(options) == 50257
     options.model.vocab_size, options.tokenizer = 0, "byte"
-    assert plan.vocab_size(options) == 256
+    assert plan.vocab_size(options) == 257, "256 bytes and the end of a text"
+    options.tokenizer = "char"
+    assert plan.vocab_size(options) == 256, "is not known without the text"
+    options.tokenizer = "hf:01-ai/Yi-6B"
+    with pytest.raises(UserError, match=r"tokenizer=hf:01-ai/Yi-6B is not known without its files.*vocab_size=N"):
+        plan.vocab_size(options)
 
 
 def test_tokens():

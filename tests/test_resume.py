@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,8 @@ import pytest
 
 from gptjax import config as config_lib
 from gptjax.artifacts import checkpoints, loading
-from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import mesh as mesh_lib
-from gptjax.training.state import abstract_state
+from gptjax.training.program import Program
 
 REPOSITORY = Path(__file__).parent.parent
 NUM_STEPS = 60
@@ -70,6 +69,7 @@ def undisturbed(config_file, tmp_path_factory) -> Path:
 
 def start(config_file: Path, workdir: Path, *options: str, **environment: str) -> subprocess.Popen:
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    inherited["XLA_FLAGS"] = " ".join(re.findall(r"--xla_cpu_max_isa=\S+", os.environ["XLA_FLAGS"]))
     command = [
         sys.executable,
         "-m",
@@ -111,14 +111,9 @@ def losses(workdir: Path) -> list[tuple[str, int, float]]:
 def final_state(workdir: Path) -> list[np.ndarray]:
     """Every array of the last checkpoint: parameters, their average, optimizer state."""
     config = config_lib.from_json((workdir / "config.json").read_text())
-    architecture = Architecture.from_config(config.model, 0)
-    optimizer, _ = make_optimizer(
-        config.optimizer, config.schedule, num_steps=config.train.num_steps, warmup=config.schedule.warmup,
-        decay=config.schedule.decay,
-    )  # fmt: skip
-    mesh = mesh_lib.make_mesh(config.mesh)
+    program = Program.of(config, mesh_lib.make_mesh(config.mesh))
     store = checkpoints.Checkpoints(workdir)
-    state = store.restore(store.steps()[-1], abstract_state(architecture, optimizer, mesh, ema=True))
+    state = store.restore(store.steps()[-1], program.target)
     store.close()
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 

@@ -325,14 +325,9 @@ def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: boo
     import numpy as np
 
     from gptjax import config as config_lib
-    from gptjax.model import gpt
-    from gptjax.model.architecture import Architecture
-    from gptjax.optim.optimizers import make_optimizer
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition
     from gptjax.processes import runtime
-    from gptjax.training.state import abstract_state, initial_state
-    from gptjax.training.step import make_train_step
+    from gptjax.training.program import Program
 
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -345,17 +340,15 @@ def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: boo
         path, _, value = option.partition("=")
         section, key = path.split(".")
         config[section][key] = type(config[section][key])(value)
+    config.data.isolate_documents = False
     config.mesh.update(config_lib.get_default().mesh)
     runtime.start(config.mesh, rows=micro_batch, cache_dir=Path(os.environ.get("GPTJAX_CACHE", "/tmp/gptjax-bench")))
     mesh = mesh_lib.make_mesh(config.mesh)
     config.mesh.data = mesh.shape["data"]
     config_lib.validate(config)
     config = config_lib.resolve(config, config.model.vocab_size, steps_per_epoch=1000.0)
-    architecture = Architecture.from_config(config.model, 0)
-    graphdef, _ = gpt.abstract_model(architecture)
-    optimizer, schedule = make_optimizer(config.optimizer, config.schedule, num_steps=1000, warmup=10, decay=10)
-    target = abstract_state(architecture, optimizer, mesh, ema=False)
-    state = initial_state(architecture, optimizer, mesh, ema=False, seed=0)
+    program = Program.of(config, mesh)
+    state, hyper = program.initial_state(), program.hyper(0)
     shape = (config.train.batch_size, config.model.context_length)
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (shape[0], shape[1] + 1), dtype=np.int32)
     batch = {
@@ -364,8 +357,8 @@ def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: boo
         "weights": np.ones(shape, np.float32),
         "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
     }
-    step = make_train_step(config, graphdef, optimizer, schedule, mesh, target)
-    return config, state, step, partition.to_device(jax.tree.map(np.ascontiguousarray, batch), mesh)
+    batch = program.to_device(jax.tree.map(np.ascontiguousarray, batch))
+    return config, state, lambda state, batch: program.step(state, batch, hyper), batch
 
 
 def peer(*, tiny: bool) -> dict[str, Any]:

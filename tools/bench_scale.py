@@ -117,31 +117,23 @@ def _step_milliseconds(batch: int, context: int) -> float:
     import jax
 
     from gptjax import config as config_lib
-    from gptjax.model import gpt
-    from gptjax.model.architecture import Architecture
-    from gptjax.optim.optimizers import make_optimizer
     from gptjax.parallel import mesh as mesh_lib
-    from gptjax.parallel import partition
-    from gptjax.training.state import abstract_state, initial_state
-    from gptjax.training.step import make_train_step
+    from gptjax.training.program import Program
 
     config = _config(context_length=context)
     config.train.batch_size = batch
     config = config_lib.resolve(config, config.model.vocab_size, steps_per_epoch=100.0)
-    mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-    architecture = Architecture.from_config(config.model, 0)
-    optimizer, schedule = make_optimizer(config.optimizer, config.schedule, num_steps=100, warmup=2, decay=2)
-    target = abstract_state(architecture, optimizer, mesh, ema=False)
-    state = initial_state(architecture, optimizer, mesh, ema=False, seed=0)
-    step = make_train_step(config, gpt.abstract_model(architecture)[0], optimizer, schedule, mesh, target)
+    config.data.isolate_documents = False
+    program = Program.of(config, mesh_lib.make_mesh(config.mesh, jax.devices()[:1]))
+    state, hyper = program.initial_state(), program.hyper(0)
     tokens = np.random.default_rng(0).integers(0, 4096, (batch, context), dtype=np.int32)
     positions = np.tile(np.arange(context, dtype=np.int32), (batch, 1))
     arrays = {"tokens": tokens, "targets": tokens, "positions": positions, "weights": np.ones_like(tokens, np.float32)}
-    arrays = partition.to_device(arrays, mesh)
+    arrays = program.to_device(arrays)
     times = []
     for _ in range(8):
         begin = time.perf_counter()
-        state, metrics = step(state, arrays)
+        state, metrics = program.step(state, arrays, hyper)
         jax.block_until_ready(metrics)
         times.append(1000 * (time.perf_counter() - begin))
     return statistics.median(times[2:])

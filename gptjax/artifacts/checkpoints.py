@@ -6,6 +6,7 @@ written beside its place and renamed, so what `steps()` lists can always be rest
 """
 
 import contextlib
+import json
 import logging
 import math
 import shutil
@@ -25,8 +26,9 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.model import gpt
-from gptjax.parallel import partition
+from gptjax.parameters import path_string
 
+FORMAT = 2  # of checkpoints that are written; those of a lower one are read
 _ORBAX = str(Path(ocp.__file__).parent)
 
 
@@ -58,9 +60,10 @@ def quiet_orbax() -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one work directory: the newest `keep` and the best by validation loss are kept."""
+    """The checkpoints of one work directory: the newest `keep` and the best by a validation metric are kept."""
 
-    def __init__(self, workdir: Path, *, keep: int = 2):
+    def __init__(self, workdir: Path, *, keep: int = 2, monitor: str = "loss", lower_is_better: bool = True):
+        self._monitor, self._lower_is_better = f"validation_{monitor}", lower_is_better
         self.directory = Path(workdir).absolute() / "checkpoints"
         quiet = contextlib.ExitStack()
         quiet.enter_context(quiet_orbax())
@@ -69,7 +72,7 @@ class Checkpoints:
             [
                 checkpoint_managers.LatestN(keep),
                 checkpoint_managers.BestN(
-                    get_metric_fn=_validation_loss,
+                    get_metric_fn=self._score,
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -80,7 +83,7 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
-                best_fn=_validation_loss,  # Orbax then stores the metrics: the best outlives a restart
+                best_fn=self._score,  # Orbax then stores the metrics: the best outlives a restart
                 create=True,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
@@ -111,6 +114,7 @@ class Checkpoints:
     ) -> None:
         """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
         metadata = {
+            "format": FORMAT,
             "step": step,
             "config": config.to_dict(),
             "config_sha256": config_lib.sha256(config),
@@ -118,10 +122,11 @@ class Checkpoints:
             "chat_template": template and template.to_json(),
             "generation": generation or {},
             "metrics": metrics,
+            "monitor": [self._monitor, self._lower_is_better],
         }
         items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
         with _disk_errors(self):
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics | {"step": step}, force=True)
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises RunError if it could not be written."""
@@ -131,6 +136,18 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """The state of a step, sharded as `abstract_state` says (not necessarily as it was saved)."""
+        metadata = read_metadata(self.directory / str(step))
+        if metadata["format"] > 1:
+            return self._restore(step, abstract_state)
+        # Format 1 has no parameters of a reference, and no part for clipping in the optimizer's state where it is off.
+        clips = bool(metadata["config"]["optimizer"]["clip_norm"])
+        nothing, inner = abstract_state.opt_state
+        parts = {name: getattr(abstract_state, name) for name in ("step", "params", "opt_state", "ema_params")}
+        restored = self._restore(step, parts if clips else parts | {"opt_state": inner})
+        opt_state = restored["opt_state"] if clips else (nothing, restored["opt_state"])
+        return abstract_state.replace(**restored | {"opt_state": opt_state})
+
+    def _restore(self, step: int, abstract_state: Any) -> Any:
         there, here = map(_shapes, (self._manager.item_metadata(step)["state"].tree, abstract_state))
         if names := sorted(name for name in there | here if there.get(name) != here.get(name)):
             known = [f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here" for name in names]
@@ -141,6 +158,13 @@ class Checkpoints:
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         return self._manager.restore(step, args=args)["state"]
+
+    def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """Lower is better; of equals the first, of those that say nothing the last."""
+        value, step = metrics.get(self._monitor, math.nan), metrics.get("step", 0)
+        if not math.isfinite(value):
+            return math.inf, -step
+        return value if self._lower_is_better else -value, step
 
     def close(self) -> None:
         """Waits for the last save. Raises RunError if it could not be written."""
@@ -198,14 +222,27 @@ def finished_steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / "metadata").exists())
 
 
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """Config, tokenizer and metrics stored with a checkpoint, in the present form.
+
+    Raises UserError where it cannot be read, or was written by a newer gptjax.
+    """
+    try:
+        metadata = json.loads((checkpoint / "metadata" / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
+    metadata = {"format": 1, "monitor": ["validation_loss", True]} | metadata
+    if metadata["format"] > FORMAT:
+        raise UserError(
+            f"{checkpoint} is of checkpoint format {metadata['format']}, and this gptjax reads up to {FORMAT}; use the "
+            "gptjax that wrote it, or a newer one"
+        )
+    return metadata
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each array of a state, or of what Orbax knows about a stored one."""
-    return {partition.path_string(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _validation_loss(metrics: dict[str, float]) -> float:
-    loss = metrics.get("validation_loss", math.inf)
-    return loss if math.isfinite(loss) else math.inf
+    return {path_string(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _first_line(error: BaseException) -> str:

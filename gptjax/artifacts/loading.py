@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax import config as config_lib
-from gptjax.artifacts.checkpoints import finished_steps, quiet_orbax
+from gptjax.artifacts.checkpoints import finished_steps, quiet_orbax, read_metadata
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -40,7 +40,7 @@ class Trained:
 
 
 def find(workdir: Path, which: str = "best") -> Path:
-    """The directory of a checkpoint: `best` (lowest validation loss), `last` or a step. Raises UserError."""
+    """The directory of a checkpoint: `best` (by validation), `last` or a step. Raises UserError."""
     workdir = Path(workdir)
     if (workdir / "metadata").exists():
         return workdir.absolute()
@@ -51,21 +51,15 @@ def find(workdir: Path, which: str = "best") -> Path:
     if which == "last":
         return directory / str(steps[-1])
     if which == "best":
-        losses = {step: read_metadata(directory / str(step))["metrics"].get("validation_loss") for step in steps}
-        scored = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
-        return directory / str(min(scored, key=scored.get) if scored else steps[-1])
+        known = {step: read_metadata(directory / str(step)) for step in steps}
+        monitor, lower_is_better = known[steps[-1]]["monitor"]
+        values = {step: metadata["metrics"].get(monitor) for step, metadata in known.items()}
+        scored = {step: value for step, value in values.items() if value is not None and math.isfinite(value)}
+        best = min if lower_is_better else max
+        return directory / str(best(scored, key=scored.get) if scored else steps[-1])
     if which not in map(str, steps):
         raise UserError(f"--checkpoint={which}: choose best, last or one of {', '.join(map(str, steps))}")
     return directory / which
-
-
-def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """Config, tokenizer and metrics stored with a checkpoint."""
-    path = checkpoint / "metadata" / "metadata"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
 
 
 def read_config(checkpoint: Path) -> config_lib.Config:

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gptjax import __version__
+from gptjax import __version__, parameters
 from gptjax.config import Config, sha256
 from gptjax.model import lora
 from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
-from gptjax.optim import optimizers
 from gptjax.parallel import partition
+from gptjax.parameters import path_string
 
 PACKAGES = (
     "jax",
@@ -61,40 +61,34 @@ def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict
 
 
 def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, Any]]:
-    """One row a parameter: path, shape, sharding, whether it is decayed, and which optimizer updates it."""
-    trained = {partition.path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(lora.split(params)[0])}
-    decayed = jax.tree.leaves(optimizers.decay_mask(params))
-    labels = jax.tree.leaves(optimizers.muon_labels(params))
+    """One row per parameter: path, shape, sharding, whether it is decayed, and which optimizer updates it."""
+    trained = {path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(lora.split(params)[0])}
     rows = []
-    for (path, leaf), decay, label in zip(
-        jax.tree_util.tree_flatten_with_path(params)[0], decayed, labels, strict=True
-    ):
-        name = partition.path_string(path)
-        updater = label if config.optimizer.name == "muon" else config.optimizer.name
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_string(path)
+        row = parameters.find(name)
+        updater = "adamw" if config.optimizer.name == "muon" and not row.matrix else config.optimizer.name
         rows.append(
             {
                 "path": name,
                 "shape": list(leaf.shape),
                 "sharding": str(partition.partition_spec(name, leaf.shape, mesh)),
-                "init": initialisation(config, name),
-                "decay": decay and name in trained,
+                "init": initialisation(config, row),
+                "decay": row.decayed and name in trained,
                 "optimizer": updater if name in trained else "none",
             }
         )
     return rows
 
 
-def initialisation(config: Config, path: str) -> str:
+def initialisation(config: Config, row: parameters.Parameter) -> str:
     """How a parameter starts, in words."""
-    if path.endswith("scale"):
-        return "ones"
-    if path.endswith(("bias", "lora_b")):
-        return "zeros"
-    if path.endswith("lora_a"):
-        return "uniform(1 / sqrt(inputs))"
-    if path.startswith(("blocks/attention/out", "blocks/mlp/down")):
-        return f"normal({config.model.init_std} / sqrt(2 x {config.model.num_layers}))"
-    return f"normal({config.model.init_std})"
+    std, layers = config.model.init_std, config.model.num_layers
+    return {
+        "normal": f"normal({std})",
+        "residual": f"normal({std} / sqrt(2 x {layers}))",
+        "uniform": "uniform(1 / sqrt(inputs))",
+    }.get(row.initial, row.initial)
 
 
 def git_state() -> dict[str, str] | None:

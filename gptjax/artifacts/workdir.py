@@ -7,19 +7,8 @@ from pathlib import Path
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 
-# Options that may differ when a work directory is continued: none of them changes a parameter that is trained.
-FREE_OPTIONS = (
-    "logging.",
-    "evaluation.",
-    "mesh.",
-    "data.cache_dir",
-    "data.data_dir",
-    "model.scan_unroll",
-    "model.remat",
-    "train.accumulation",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-)
+# What may differ when a work directory is continued: none of it changes a parameter that is trained.
+FREE = ("computation", "place", "record", "score")
 
 
 def claim(workdir: Path, config: config_lib.Config) -> None:
@@ -34,9 +23,9 @@ def claim(workdir: Path, config: config_lib.Config) -> None:
     if not path.exists():
         return
     old = config_lib.from_json(path.read_text(encoding="utf-8"))
-    differences = []
+    differences, free = [], config_lib.affecting(*FREE)
     for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True):
-        if before != now and not name.startswith(FREE_OPTIONS):
+        if before != now and name not in free and before != "auto":  # an older run may not say what "auto" was
             differences.append(f"  {name}: {before!r} there, {now!r} now")
     if differences:
         raise UserError(
@@ -47,8 +36,8 @@ def claim(workdir: Path, config: config_lib.Config) -> None:
 
 def check_data(workdir: Path, identity: dict) -> None:
     recorded = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["data"]
-    for key in ("source_fingerprint", "tokenizer"):
-        if recorded[key] != identity[key]:
+    for key in ("source_fingerprint", "tokenizer", "weights"):
+        if key in recorded and recorded[key] != identity.get(key):
             raise UserError(
                 f"the {key.replace('_', ' ')} of {identity['source']} is not the one {workdir} was trained on; "
                 "restore the data or use a new --workdir"

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from gptjax.config.durations import UNITS, resolve_duration
-from gptjax.config.options import LORA_PATHS, MESH_AXES, OPTIONS, ROW_AXES, Config, Option, flat_options
+from gptjax.config.options import LORA_PATHS, MESH_AXES, OPTIONS, ROW_AXES, Config, Option, affecting, flat_options
 from gptjax.config.validation import suggestion, validate
 from gptjax.errors import UserError
 
@@ -26,6 +26,7 @@ __all__ = [
     "UNITS",
     "Config",
     "Option",
+    "affecting",
     "apply_arg",
     "cache_directory",
     "flat_options",
@@ -80,7 +81,7 @@ def apply_arg(config: Config, arg: str) -> Config:
 
 
 def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
-    """The config with durations in steps and the vocabulary filled in: what config.json holds."""
+    """The config with durations in steps and the vocabulary filled in."""
     config = config.copy_and_resolve_references()
     tokens_per_step = config.train.batch_size * config.model.context_length
 

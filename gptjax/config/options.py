@@ -1,6 +1,8 @@
 """The table of options: every option, its default, its meaning and its range."""
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -22,16 +24,52 @@ LORA_PATHS = (
 )
 
 
+AFFECTS = {
+    "model": "what function the parameters compute; comes with a model that a run starts from",
+    "training": "the values that parameters are trained to",
+    "hyper": "likewise, and is an input of the compiled step: one program serves all values",
+    "computation": "how it is computed; results differ by rounding at most",
+    "place": "where data are; what they are is known by their fingerprint",
+    "score": "what a validation loss is measured on",
+    "record": "what is measured, shown and kept, and when a run ends",
+}
+_OF_SECTION = {
+    "model": "model",
+    "data": "training",
+    "objective": "hyper",
+    "optimizer": "hyper",
+    "schedule": "hyper",
+    "mesh": "computation",
+    "train": "training",
+    "evaluation": "record",
+    "logging": "record",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option. A `duration` is a number of steps (int) or text such as "2%", "1 epoch", "10M tokens"."""
+    """One option.
+
+    Attributes:
+      affects: one of AFFECTS; where it is left out, that of the section. Everything that asks what an option does
+        derives from it: what may change when a run is continued, what is taken from the model that a run starts from,
+        what makes two runs comparable, what is an input of the step.
+      duration: a number of steps (int) or text such as "2%", "1 epoch", "10M tokens".
+    """
 
     default: Any
     help: str
+    affects: str = ""
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     duration: bool = False
+
+
+def _modules(room: str, *helpers: str) -> tuple[str, ...]:
+    """The names of the modules of a room, each of which is a choice; its `helpers` are none. Imports nothing."""
+    files = (Path(__file__).parents[1] / room).glob("*.py")
+    return tuple(sorted({file.stem for file in files} - {"__init__", *helpers}))
 
 
 def _probability(what: str) -> Option:
@@ -50,9 +88,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "hidden width of the MLP; 0 = 4 x embed_dim (8/3 x, to a multiple of 64, for swiglu)",
             minimum=0,
         ),
-        "context_length": Option(256, "tokens the model sees at once", minimum=1),
+        "context_length": Option(256, "tokens the model sees at once", affects="training", minimum=1),
         "vocab_size": Option(0, "0 = the tokenizer's", minimum=0),
-        "vocab_multiple": Option(64, "the embedding table is padded to a multiple of this", minimum=1),
+        "vocab_multiple": Option(
+            64, "the embedding table is padded to a multiple of this", affects="training", minimum=1
+        ),
         "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
         "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
         "norm_placement": Option("pre", "before each branch of a block, or after its sum", choices=("pre", "post")),
@@ -75,7 +115,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "rope_factor": Option(8.0, "scaled frequencies are divided by this", minimum=1),
         "rope_low_freq_factor": Option(
-            1.0, "llama3: frequencies with fewer turns than this in rope_original_length are scaled whole", minimum=0
+            1.0,
+            "llama3: frequencies with fewer turns than this in rope_original_length are scaled whole",
+            minimum=0,
         ),
         "rope_high_freq_factor": Option(4.0, "llama3: those with more turns than this stay as they are", minimum=0),
         "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1),
@@ -85,41 +127,55 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
         "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0),
         "init_std": Option(
-            0.02, "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)", minimum=0
+            0.02,
+            "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)",
+            affects="training",
+            minimum=0,
         ),
-        "dropout": Option(0.0, "rate on embeddings and on both residual branches", minimum=0, maximum=0.99),
-        "lora_rank": Option(0, "rank of low-rank adapters, which alone are then trained; 0 = none", minimum=0),
-        "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", minimum=0),
-        "lora_dropout": Option(0.0, "rate on the inputs of adapters", minimum=0, maximum=0.99),
+        "dropout": Option(
+            0.0, "rate on embeddings and on both residual branches", affects="training", minimum=0, maximum=0.99
+        ),
+        "lora_rank": Option(
+            0, "rank of low-rank adapters, which alone are then trained; 0 = none", affects="training", minimum=0
+        ),
+        "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", affects="training", minimum=0),
+        "lora_dropout": Option(0.0, "rate on the inputs of adapters", affects="training", minimum=0, maximum=0.99),
         "lora_targets": Option(
             "attention/(query|value)",
             "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
+            affects="training",
         ),
         "compute_dtype": Option(
             "float32",
             "activations and matrix products; float32 is exact on every device (no TF32), bfloat16 fast on GPU and TPU",
+            affects="training",
             choices=("float32", "bfloat16"),
         ),
         "matmul": Option(
             "compute_dtype",
             "products of the linear layers in blocks; float8 = operands scaled to 8 bits (NVIDIA Hopper and later)",
+            affects="training",
             choices=("compute_dtype", "float8"),
         ),
         "attention": Option(
             "auto",
             "reference | xla (blocks) | cudnn (GPU, bfloat16) | splash (TPU); auto = the best for the device",
+            affects="computation",
             choices=("auto", "reference", "xla", "cudnn", "splash"),
         ),
-        "scan_unroll": Option(0, "layers unrolled in the scan over depth; 0 = all of them", minimum=0),
+        "scan_unroll": Option(
+            0, "layers unrolled in the scan over depth; 0 = all of them", affects="computation", minimum=0
+        ),
         "remat": Option(
             "none",
             "what the backward pass recomputes: all but matrix products (dots), each block (full), each block from "
             "inputs kept in the memory of the host (offload)",
+            affects="computation",
             choices=("none", "dots", "full", "offload"),
         ),
     },
     "tokenizer": Option(
-        "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME"
+        "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME", "training"
     ),
     "data": {
         "source": Option(
@@ -128,9 +184,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
             "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB, "
             "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
+            affects="place",
         ),
-        "data_dir": Option("", "where prepared TFDS datasets are"),
-        "cache_dir": Option("", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax"),
+        "data_dir": Option("", "where prepared TFDS datasets are", affects="place"),
+        "cache_dir": Option(
+            "", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax", affects="place"
+        ),
         "cleaning": Option(
             "none",
             "none | plain | web | code | dialogue | chinese | guide, or steps (nfc,spaces), or PROFILE+STEP-STEP",
@@ -167,7 +226,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "what to do with documents that cannot be read; skip = leave them out and count them",
             choices=("raise", "skip"),
         ),
-        "workers": Option(0, "processes that read, clean and tokenise a large corpus; 0 = one per core", minimum=0),
+        "workers": Option(
+            0,
+            "processes that read, clean and tokenise a large corpus; 0 = one per core",
+            affects="computation",
+            minimum=0,
+        ),
         "isolate_documents": Option(True, "documents packed in one row do not see each other"),
         "token_dropout": _probability("input tokens blanked"),
         "token_replacement": _probability("input tokens replaced by any other"),
@@ -177,31 +241,50 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "sentence_reorder": _probability("documents whose sentences are shuffled"),
     },
     "objective": {
+        "name": Option(
+            "auto",
+            "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
+            "dialogues; auto = instruction where the data have dialogues",
+            affects="training",
+            choices=("auto", *_modules("objectives", "objective", "cross_entropy")),
+        ),
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
         "balance_loss": Option(0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0),
-        "logits_chunk": Option(0, "tokens of a row whose logits are held at once; 0 = all", minimum=0),
+        "logits_chunk": Option(
+            0, "tokens of a row whose logits are held at once; 0 = all", affects="computation", minimum=0
+        ),
         "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
     },
     "optimizer": {
         "name": Option(
-            "adamw", "muon = Muon for the matrices in blocks, AdamW for the rest", choices=("adamw", "muon")
+            "adamw",
+            "adamw | lion | muon = Muon for the matrices in blocks, AdamW for the rest",
+            affects="training",
+            choices=_modules("optim/algorithms"),
         ),
         "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0),
         "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0),
-        "beta1": Option(0.9, "AdamW first moment", minimum=0, maximum=1),
-        "beta2": Option(0.95, "AdamW second moment", minimum=0, maximum=1),
+        "beta1": Option(0.9, "AdamW first moment", minimum=0, maximum=0.999999),
+        "beta2": Option(0.95, "AdamW second moment", minimum=0, maximum=0.999999),
         "epsilon": Option(1e-8, "AdamW", minimum=0),
         "weight_decay": Option(0.1, "decoupled, on matrices and embedding tables only", minimum=0),
+        "learning_rate_multipliers": Option(
+            "",
+            "PATTERN=FACTOR PATTERN=FACTOR: factors for parameters whose path matches, e.g. 'embedding/.*=0.5'",
+            affects="training",
+        ),
+        "weight_decay_multipliers": Option("", "likewise, e.g. 'embedding/.*=0'", affects="training"),
         "clip_norm": Option(1.0, "global gradient norm; 0 = no clipping", minimum=0),
     },
     "schedule": {
         "name": Option(
             "cosine",
-            "learning rate over steps; wsd = warm-up, stable, linear decay",
-            choices=("cosine", "linear", "wsd", "rsqrt", "constant"),
+            "learning rate over steps; wsd = warm-up, stable, linear decay; cosine_restarts = `cycles` cosines",
+            choices=("cosine", "cosine_restarts", "linear", "wsd", "rsqrt", "constant"),
         ),
         "warmup": Option("2%", "linear warm-up from zero", duration=True),
         "decay": Option("20%", "length of the decay at the end (wsd only)", duration=True),
+        "cycles": Option(4, "cosines one after another (cosine_restarts only)", minimum=1, maximum=10_000),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
     },
     "mesh": {
@@ -215,22 +298,35 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     "train": {
         "num_steps": Option(1000, "optimizer steps", duration=True),
         "batch_size": Option(32, "rows in the global batch", minimum=1),
-        "accumulation": Option(1, "micro-batches in a step", minimum=1),
+        "accumulation": Option(1, "micro-batches in a step", affects="computation", minimum=1),
         "checkpoint_every": Option(
-            "25%", "a checkpoint also follows every evaluation that is the best so far", duration=True
+            "25%", "a checkpoint also follows every evaluation that is the best so far", affects="record", duration=True
         ),
-        "keep_checkpoints": Option(2, "newest checkpoints kept, beside the best", minimum=1),
-        "early_stopping_patience": Option(0, "evaluations without improvement before stopping; 0 = never", minimum=0),
-        "ema_decay": Option(0.0, "running average of parameters, used by evaluation; 0 = off", minimum=0, maximum=1),
+        "keep_checkpoints": Option(2, "newest checkpoints kept, beside the best", affects="record", minimum=1),
+        "early_stopping_patience": Option(
+            0, "evaluations without improvement before stopping; 0 = never", affects="record", minimum=0
+        ),
+        "early_stopping_min_delta": Option(
+            1e-5, "a smaller improvement (nats per token) does not count", affects="record", minimum=0
+        ),
+        "ema_decay": Option(
+            0.0,
+            "running average of parameters, used by evaluation; 0 = off",
+            affects="hyper",
+            minimum=0,
+            maximum=0.999999,
+        ),
         "divergence_threshold": Option(
-            3.0, "stop when the training loss stays this many nats above its lowest", minimum=0
+            3.0, "stop when the training loss stays this many nats above its lowest", affects="record", minimum=0
         ),
     },
     "evaluation": {
         "every": Option("10%", "steps between evaluations of the validation split", duration=True),
         "batch_size": Option(0, "rows in an evaluation batch; 0 = twice the training batch", minimum=0),
-        "stride": Option(0, "tokens between strided windows; 0 = context_length (no overlap)", minimum=0),
-        "max_tokens": Option(0, "validation tokens scored during training; 0 = all", minimum=0),
+        "stride": Option(
+            0, "tokens between strided windows; 0 = context_length (no overlap)", affects="score", minimum=0
+        ),
+        "max_tokens": Option(0, "validation tokens scored during training; 0 = all", affects="score", minimum=0),
         "tasks": Option("perplexity,bleu", "what `evaluate` runs unless told"),
         "prompts": Option(
             "", "prompts with references for BLEU: FILE.jsonl; empty = python_docs questions for that source"
@@ -240,22 +336,35 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     },
     "logging": {
         "every": Option(10, "steps between lines of metrics.jsonl", minimum=1),
+        "norms_every": Option(
+            0, "steps between norms of each layer's parameters, gradients, updates; 0 = never", minimum=0
+        ),
         "samples": Option(3, "texts sampled at each evaluation", minimum=0),
         "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
         "sample_tokens": Option(100, "tokens in a sample", minimum=1),
         "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = not said", minimum=0),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
     },
-    "seed": Option(0, "of initialisation, data order, dropout and samples", minimum=0),
+    "seed": Option(0, "of initialisation, data order, dropout and samples", "hyper", minimum=0),
+    "data_seed": Option(-1, "of the order of the data and of augmentation; -1 = seed", "training", minimum=-1),
     "init_from": Option(
-        "", "hf:DIR_OR_NAME, or a workdir or checkpoint: start from that model, which replaces the model section"
+        "",
+        "hf:DIR_OR_NAME, or a workdir or checkpoint: start from that model, which replaces the model section",
+        "training",
     ),
 }
 
 
+@functools.cache
 def flat_options() -> dict[str, Option]:
-    """{"section.option": Option} in the order of the table."""
+    """{"section.option": Option} in the order of the table, each with what it affects."""
     flat = {}
     for name, entry in OPTIONS.items():
-        flat |= {name: entry} if isinstance(entry, Option) else {f"{name}.{k}": o for k, o in entry.items()}
+        options = {name: entry} if isinstance(entry, Option) else {f"{name}.{k}": o for k, o in entry.items()}
+        flat |= {k: o if o.affects else dataclasses.replace(o, affects=_OF_SECTION[name]) for k, o in options.items()}
     return flat
+
+
+def affecting(*kinds: str) -> frozenset[str]:
+    """The names of the options that affect any of these."""
+    return frozenset(path for path, option in flat_options().items() if option.affects in kinds)

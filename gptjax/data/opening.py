@@ -1,4 +1,4 @@
-"""From a config's data section to open token stores and the batches of a run."""
+"""From the data section of a config to open token stores and the batches of a run."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from gptjax.data.pipeline.batches import Batches, BatchSource
 from gptjax.data.pipeline.mixture import Mixture, parse_mixture
 from gptjax.data.pipeline.packing import PackedBatches
 from gptjax.data.sources.opening import open_source
+from gptjax.data.store.shards import TokenSplit
 from gptjax.data.store.store import Store, open_store
 from gptjax.data.store.token_files import open_token_files
 from gptjax.data.tokenization.templates import ChatTemplate
@@ -30,88 +31,133 @@ class WeightedStore(NamedTuple):
     weight: Fraction
 
 
-def open_sources(config: Config, *, progress: Progress | None = None) -> list[WeightedStore]:
-    """`open_corpus` of every source of data.source, all with the tokenizer of the first.
+class RunData:
+    """The data of a run: a token store for each source, their tokenizer, and the batches that are made of them.
 
-    Raises:
-      UserError: a prepared store has another tokenizer, or two stores of dialogues another chat template.
+    Attributes:
+      stores: in the order of the mixture.
+      tokenizer: of all stores.
+      template: of the dialogues, where there are any.
     """
-    sources: list[WeightedStore] = []
-    tokenizer = None
-    for name, spec, weight in parse_mixture(config.data.source):
-        one = config.copy_and_resolve_references().unlock()
-        one.data.source = spec
-        store = open_corpus(one, tokenizer=tokenizer, progress=progress)
-        sources.append(WeightedStore(name, store, weight))
-        tokenizer = tokenizer or store.tokenizer()
-        if store.tokenizer().sha256 != tokenizer.sha256:
+
+    def __init__(self, stores: Sequence[WeightedStore]):
+        self.stores = list(stores)
+        self.tokenizer: Tokenizer = self.stores[0].store.tokenizer()
+        descriptions = (source.store.manifest.get("chat_template") for source in self.stores)
+        described = next(filter(None, descriptions), None)
+        self.template: ChatTemplate | None = described and ChatTemplate.from_json(described)
+
+    @classmethod
+    def open(cls, config: Config, *, tokenizer: Tokenizer | None = None, progress: Progress | None = None) -> "RunData":
+        """Opens, or builds, the store of every source of data.source, all with the tokenizer of the first.
+
+        Args:
+          tokenizer: instead of the one that the config describes.
+
+        Raises:
+          UserError: a prepared store has another tokenizer, or two stores of dialogues another chat template.
+        """
+        stores: list[WeightedStore] = []
+        for name, spec, weight in parse_mixture(config.data.source):
+            one = config.copy_and_resolve_references().unlock()
+            one.data.source = spec
+            store = open_store_of(one, tokenizer=tokenizer, progress=progress)
+            stores.append(WeightedStore(name, store, weight))
+            tokenizer = tokenizer or store.tokenizer()
+            if store.tokenizer().sha256 != tokenizer.sha256:
+                raise UserError(
+                    f"the sources of a mixture share one tokenizer, that of the first, {stores[0].name!r}; {spec!r} "
+                    "has another. Put a prepared store or a source of dialogues first, or prepare it with "
+                    "--tokenizer=hf:DIR of the first"
+                )
+        templates = {json.dumps(template) for s in stores if (template := s.store.manifest.get("chat_template"))}
+        if len(templates) > 1:
+            raise UserError(f"data.source={config.data.source!r}: the stores have different chat templates")
+        return cls(stores)
+
+    @property
+    def has_dialogues(self) -> bool:
+        """Whether any source says which of its tokens bear loss."""
+        return any(source.store.split("train").has_mask for source in self.stores)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run remembers of its data: the fingerprint of the text and what the manifest says of the tokenizer."""
+        fingerprints = [source.store.fingerprint for source in self.stores]
+        joined = hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+        identity = {
+            "source_fingerprint": fingerprints[0] if len(fingerprints) == 1 else joined,
+            "tokenizer": self.stores[0].store.manifest["tokenizer"],
+        }
+        if len(self.stores) > 1:
+            identity["weights"] = [str(source.weight) for source in self.stores]
+        return identity
+
+    @property
+    def card(self) -> str:
+        """The cards of all stores that have one, as Markdown."""
+        cards = [source.store.directory / "card.md" for source in self.stores]
+        return "\n\n".join(card.read_text(encoding="utf-8") for card in cards if card.exists())
+
+    @property
+    def num_training_tokens(self) -> int:
+        return sum(source.store.split("train").num_tokens for source in self.stores)
+
+    def splits(self, name: str) -> dict[str, TokenSplit]:
+        """A split of every source, by the source's name."""
+        return {source.name: source.store.split(name) for source in self.stores}
+
+    def batches(
+        self, config: Config, *, rows: slice | np.ndarray | None = None, dialogues: bool = False
+    ) -> BatchSource:
+        """The training batches, several sources mixed by weight.
+
+        Args:
+          rows: those of the global batch that this process reads; default: all.
+          dialogues: packs dialogues whole, with the mask of what bears loss; text is read in windows. Otherwise
+            everything is read in windows.
+
+        Raises UserError where there are no dialogues to pack.
+        """
+        if dialogues and not self.has_dialogues:
             raise UserError(
-                f"the sources of a mixture share one tokenizer, that of the first, {sources[0].name!r}; {spec!r} has "
-                "another. Put a prepared store or a source of dialogues first, or prepare it with "
-                "--tokenizer=hf:DIR of the first"
+                f"objective.name=instruction needs dialogues, whose loss mask says what is learnt, and "
+                f"data.source={config.data.source!r} has none; use --config.objective.name=language_modeling for text"
             )
-    templates = {json.dumps(template) for s in sources if (template := s.store.manifest.get("chat_template"))}
-    if len(templates) > 1:
-        raise UserError(f"data.source={config.data.source!r}: the stores have different chat templates")
-    return sources
+        size, seed = config.train.batch_size, data_seed(config)
+        if len(self.stores) == 1:
+            return self._batches(self.stores[0].store, config, seed, dialogues, batch_size=size, rows=rows)
+        parts = {
+            # A mixture asks for rows, not batches, and may go through a small source again and again.
+            source.name: self._batches(source.store, config, _source_seed(seed, number), dialogues, batch_size=1)
+            for number, source in enumerate(self.stores)
+        }
+        weights = {source.name: source.weight for source in self.stores}
+        return Mixture(parts, weights, batch_size=size, seed=seed, rows=rows)
+
+    def _batches(self, store: Store, config: Config, seed: int, dialogues: bool, **options: Any) -> BatchSource:
+        split = store.split("train")
+        kind = PackedBatches if dialogues and split.has_mask else Batches
+        return kind(
+            split,
+            context_length=config.model.context_length,
+            seed=seed,
+            isolate_documents=config.data.isolate_documents,
+            augmentation=Augmentation.from_config(config, self.tokenizer, seed=seed),
+            **options,
+        )
 
 
-def identity(sources: Sequence[WeightedStore]) -> dict[str, Any]:
-    """What a run remembers of its data: the fingerprint of the text and what the manifest says of the tokenizer."""
-    fingerprints = [source.store.fingerprint for source in sources]
-    joined = hashlib.sha256("".join(fingerprints).encode()).hexdigest()
-    return {
-        "source_fingerprint": fingerprints[0] if len(sources) == 1 else joined,
-        "tokenizer": sources[0].store.manifest["tokenizer"],
-    }
-
-
-def data_card(sources: Sequence[WeightedStore]) -> str:
-    """The cards of all stores that have one, as Markdown."""
-    cards = [source.store.directory / "card.md" for source in sources]
-    return "\n\n".join(card.read_text(encoding="utf-8") for card in cards if card.exists())
-
-
-def chat_template(sources: Sequence[WeightedStore]) -> ChatTemplate | None:
-    """The template of the dialogues, where there are any."""
-    descriptions = (source.store.manifest.get("chat_template") for source in sources)
-    return next((ChatTemplate.from_json(description) for description in descriptions if description), None)
-
-
-def open_batches(
-    sources: Sequence[WeightedStore], config: Config, *, rows: slice | np.ndarray | None = None
-) -> BatchSource:
-    """The training batches: dialogues packed whole, text in windows, several sources mixed by weight."""
-    tokenizer, size = sources[0].store.tokenizer(), config.train.batch_size
-    if len(sources) == 1:
-        return _batches(sources[0].store, config, tokenizer, config.seed, batch_size=size, rows=rows)
-    parts = {
-        # A mixture asks for rows, not batches, and may go through a small source again and again.
-        source.name: _batches(source.store, config, tokenizer, _source_seed(config.seed, number), batch_size=1)
-        for number, source in enumerate(sources)
-    }
-    weights = {source.name: source.weight for source in sources}
-    return Mixture(parts, weights, batch_size=size, seed=config.seed, rows=rows)
-
-
-def _batches(store: Store, config: Config, tokenizer: Tokenizer, seed: int, **options: Any) -> BatchSource:
-    split = store.split("train")
-    kind = PackedBatches if split.has_mask else Batches
-    return kind(
-        split,
-        context_length=config.model.context_length,
-        seed=seed,
-        isolate_documents=config.data.isolate_documents,
-        augmentation=Augmentation.from_config(config, tokenizer, seed=seed),
-        **options,
-    )
+def data_seed(config: Config) -> int:
+    """The seed of everything that is random about data."""
+    return config.seed if config.data_seed < 0 else config.data_seed
 
 
 def _source_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
-def open_corpus(config: Config, *, tokenizer: Tokenizer | None = None, progress: Progress | None = None) -> Store:
+def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progress: Progress | None = None) -> Store:
     """The prepared store of `store:DIR`, token files, or the cached store of any other source, built if it is new.
 
     Args:

@@ -3,18 +3,15 @@
 import json
 from pathlib import Path
 
-from jax.sharding import Mesh
-
 from gptjax.config import Config
-from gptjax.data.tokenization.templates import ChatTemplate
-from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.data.opening import RunData
 from gptjax.generation.completion import Generator
 from gptjax.generation.engine import Model
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
-from gptjax.model.architecture import Architecture
 from gptjax.processes import distributed
 from gptjax.training import metrics
+from gptjax.training.program import Program
 
 
 class Sampler:
@@ -24,10 +21,8 @@ class Sampler:
         self,
         config: Config,
         workdir: Path,
-        mesh: Mesh,
-        architecture: Architecture,
-        tokenizer: Tokenizer,
-        template: ChatTemplate | None = None,
+        program: Program,
+        data: RunData,
         *,
         start: int,
     ):
@@ -36,8 +31,8 @@ class Sampler:
         self._writes = distributed.current().index == 0
         if self._writes:
             metrics.drop_after(self.path, start)
-        self._architecture, self._mesh = architecture, mesh
-        self._tokenizer, self._template = tokenizer, template
+        self._architecture, self._mesh = program.architecture, program.mesh
+        self._tokenizer, self._template = data.tokenizer, data.template
         self._sampling = SamplingParams(
             max_new_tokens=config.logging.sample_tokens, temperature=0.8, top_k=200, seed=config.seed
         )

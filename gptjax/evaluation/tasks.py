@@ -188,7 +188,7 @@ def _open_data(context: Context) -> tuple[dict[str, Store], str]:
     trained, options = context.trained, context.options
     config = context.config.copy_and_resolve_references().unlock()
     if not options.data:
-        stores = {source.name: source.store for source in opening.open_sources(config)}
+        stores = {source.name: source.store for source in opening.RunData.open(config).stores}
         if next(iter(stores.values())).tokenizer().sha256 != trained.tokenizer.sha256:
             raise UserError(
                 f"{config.data.source} is not the data that {trained.path} was trained on (its tokenizer differs); "
@@ -199,7 +199,7 @@ def _open_data(context: Context) -> tuple[dict[str, Store], str]:
     for name, spec, _ in parse_mixture(options.data):
         config.data.update(source=spec, cleaning="none", deduplicate="none", decontaminate="")
         config.data.update(validation_fraction=0.0, test_fraction=0.0)
-        stores[name] = opening.open_corpus(config, tokenizer=trained.tokenizer)
+        stores[name] = opening.open_store_of(config, tokenizer=trained.tokenizer)
         if stores[name].tokenizer().sha256 != trained.tokenizer.sha256:
             raise UserError(
                 f"--data={spec}: its token store has another tokenizer than {trained.path}; name the text itself"

@@ -20,6 +20,7 @@ from gptjax.model import gpt, sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.attention import MASKED
 from gptjax.model.cache import Cache, empty_cache
+from gptjax.parameters import map_rows
 
 ROUNDS = 16  # of one call of `decode`; a round is a token, or with a draft up to 1 + draft_tokens
 MAX_END_IDS = 8
@@ -91,12 +92,8 @@ def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
     that is converted each time is read at its full size. The router of experts and the norms compute in float32.
     """
 
-    def cast(path, leaf):
-        names = {key.key for key in path}
-        matrix = names & {"kernel", "embedding"} and "router" not in names
-        return leaf.astype(architecture.compute_dtype) if matrix else leaf
-
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    dtype = architecture.compute_dtype
+    params = map_rows(lambda row, leaf: leaf if row.dtype == "float32" else leaf.astype(dtype), params)
     layers = range(architecture.num_layers)
     return {**params, "blocks": tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in layers)}
 

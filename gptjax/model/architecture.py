@@ -4,6 +4,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from gptjax import parameters
+
 FLOPS_CONVENTION = "6N + causal attention"
 
 
@@ -75,6 +77,10 @@ class Architecture:
             scan_unroll=model.scan_unroll or model.num_layers,
         )
         return cls(**values)
+
+    def deviation(self, path: str) -> float:
+        """The standard deviation of the initial values of a parameter, a matrix or a table."""
+        return parameters.deviation(path, self.init_std, self.num_layers)
 
     def for_inference(self) -> "Architecture":
         """The same model for scoring and writing texts: the same parameters, and every row and device served.

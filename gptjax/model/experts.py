@@ -10,22 +10,23 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gptjax import parameters
 from gptjax.model import sharding
 from gptjax.model.activations import ACTIVATIONS
 from gptjax.model.architecture import Architecture
 from gptjax.model.lora import Dropout
 from gptjax.model.precision import products_in
 
-OWNERS = ("expert", "tensor")  # axes of the mesh that experts are split over
+OWNERS = parameters.find("blocks/mlp/expert_up/kernel").split[1]  # axes of the mesh that experts are split over
 Tokens = Float[Array, "tokens embed"]
 
 
 class ExpertKernels(nnx.Module):
-    """One matrix for each expert."""
+    """One matrix for each expert; `path` is that of the layer in a block, "mlp/expert_up"."""
 
-    def __init__(self, experts: int, inputs: int, outputs: int, std: float, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(std)
-        self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs), jnp.float32))
+    def __init__(self, a: Architecture, path: str, inputs: int, outputs: int, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(a.deviation(f"blocks/{path}/kernel"))
+        self.kernel = nnx.Param(init(rngs.params(), (a.num_experts, inputs, outputs), jnp.float32))
 
 
 class Experts(nnx.Module):
@@ -44,14 +45,12 @@ class Experts(nnx.Module):
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
-        experts, down_std = a.num_experts, a.init_std * (2 * a.num_layers) ** -0.5
-        self.router = nnx.Linear(
-            a.embed_dim, experts, use_bias=False, kernel_init=nnx.initializers.normal(a.init_std), rngs=rngs
-        )
-        self.expert_up = ExpertKernels(experts, a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        router = nnx.initializers.normal(a.deviation("blocks/mlp/router/kernel"))
+        self.router = nnx.Linear(a.embed_dim, a.num_experts, use_bias=False, kernel_init=router, rngs=rngs)
+        self.expert_up = ExpertKernels(a, "mlp/expert_up", a.embed_dim, a.mlp_dim, rngs)
         if a.activation == "swiglu":
-            self.expert_gate = ExpertKernels(experts, a.embed_dim, a.mlp_dim, a.init_std, rngs)
-        self.expert_down = ExpertKernels(experts, a.mlp_dim, a.embed_dim, down_std, rngs)
+            self.expert_gate = ExpertKernels(a, "mlp/expert_gate", a.embed_dim, a.mlp_dim, rngs)
+        self.expert_down = ExpertKernels(a, "mlp/expert_down", a.mlp_dim, a.embed_dim, rngs)
 
     def __call__(
         self, x: Float[Array, "batch length embed"], drop: Dropout | None = None

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gptjax import parameters
 from gptjax.model import sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.attention import MASKED
@@ -13,7 +14,7 @@ Hidden = Float[Array, "batch length embed"]
 Table = Float[Array, "embed vocab"]
 Scores = Float[Array, "batch length vocab"]
 
-TABLE: tuple[sharding.Axis, ...] = ("fsdp", "tensor")  # axes that a table, and its gradient, are split over
+TABLE = parameters.find("head/kernel").split  # axes that a table, and its gradient, are split over
 
 
 def scores(a: Architecture, hidden: Hidden, table: Table) -> Scores:

@@ -59,10 +59,10 @@ class Attention(nnx.Module):
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
         heads, kv_heads = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        self.query = Linear(a, "attention/query", a.embed_dim, heads, a.init_std, rngs)
-        self.key = Linear(a, "attention/key", a.embed_dim, kv_heads, a.init_std, rngs)
-        self.value = Linear(a, "attention/value", a.embed_dim, kv_heads, a.init_std, rngs)
-        self.out = Linear(a, "attention/out", heads, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
+        self.query = Linear(a, "attention/query", a.embed_dim, heads, rngs)
+        self.key = Linear(a, "attention/key", a.embed_dim, kv_heads, rngs)
+        self.value = Linear(a, "attention/value", a.embed_dim, kv_heads, rngs)
+        self.out = Linear(a, "attention/out", heads, a.embed_dim, rngs)
         if a.qk_norm:
             dtype = jnp.dtype(a.compute_dtype)
             self.query_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
@@ -104,10 +104,10 @@ class MLP(nnx.Module):
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.activation, self.remat = a.activation, a.remat
-        self.up = Linear(a, "mlp/up", a.embed_dim, a.mlp_dim, a.init_std, rngs)
+        self.up = Linear(a, "mlp/up", a.embed_dim, a.mlp_dim, rngs)
         if a.activation == "swiglu":
-            self.gate = Linear(a, "mlp/gate", a.embed_dim, a.mlp_dim, a.init_std, rngs)
-        self.down = Linear(a, "mlp/down", a.mlp_dim, a.embed_dim, a.init_std * (2 * a.num_layers) ** -0.5, rngs)
+            self.gate = Linear(a, "mlp/gate", a.embed_dim, a.mlp_dim, rngs)
+        self.down = Linear(a, "mlp/down", a.mlp_dim, a.embed_dim, rngs)
 
     def __call__(
         self, x: Float[Array, "batch length embed"], drop: Dropout | None = None

@@ -35,7 +35,7 @@ class Linear(nnx.Linear):
     A starts uniform within 1 / sqrt(in), as PEFT's does, and B at zero, so that training starts at the model itself.
     """
 
-    def __init__(self, a: Architecture, path: str, inputs: int, outputs: int, std: float, rngs: nnx.Rngs):
+    def __init__(self, a: Architecture, path: str, inputs: int, outputs: int, rngs: nnx.Rngs):
         """`path` is that of the layer in a block, "attention/query"."""
         super().__init__(
             inputs,
@@ -43,7 +43,7 @@ class Linear(nnx.Linear):
             use_bias=a.use_bias or (a.qkv_bias and path in QKV),
             dtype=jnp.dtype(a.compute_dtype),
             dot_general=float8.dot_general if a.matmul == "float8" else jax.lax.dot_general,
-            kernel_init=nnx.initializers.normal(std),
+            kernel_init=nnx.initializers.normal(a.deviation(f"blocks/{path}/kernel")),
             rngs=rngs,
         )
         self.adapted = a.lora_rank > 0 and re.fullmatch(a.lora_targets, path) is not None

@@ -1,10 +1,12 @@
 """Published shapes of models, and the project's own: `config.model.update(presets.get("gpt2-124m"))`.
 
-Imports nothing, so that a config file costs no start-up time. Every preset sets all options that say what the model
+Imports little, so that a config file costs no start-up time. Every preset sets all options that say what the model
 computes, and is in a layout that `convert` exports.
 """
 
 from typing import Any
+
+from gptjax.config import affecting, flat_options
 
 GPT2 = {  # Radford et al. 2019, table 2; the hub's openai-community/gpt2* (config.json)
     "context_length": 1024,
@@ -117,22 +119,8 @@ PUBLISHED_PARAMETERS = {
     "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
 }
-# What a preset that does not name it has.
-OFF = {
-    "logit_softcap": 0.0,
-    "ngram_order": 1,
-    "sliding_window": 0,
-    "norm_placement": "pre",
-    "num_experts": 0,
-    "qkv_bias": False,
-    "rope_theta": 1e4,
-    "rope_scaling": "none",
-    "rope_factor": 8.0,
-    "rope_low_freq_factor": 1.0,
-    "rope_high_freq_factor": 4.0,
-    "rope_original_length": 8192,
-    "head_dim": 0,
-}
+# What a preset that does not name it has: the defaults of all options that say what a model computes.
+OFF = {path.removeprefix("model."): flat_options()[path].default for path in sorted(affecting("model"))}
 
 
 def get(name: str) -> dict[str, Any]:

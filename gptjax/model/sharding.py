@@ -4,16 +4,15 @@ Without a mesh (one device, a test of a layer) they do nothing.
 """
 
 import math
-import re
 from functools import partial
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
+from gptjax import parameters
 from gptjax.config import ROW_AXES
-
-Axis = str | tuple[str, ...] | None
+from gptjax.parameters import Axis
 
 BATCH = ROW_AXES
 # [batch, length, embed] inside a branch of a block, where the tensor axis splits heads and the width of the MLP, and
@@ -88,11 +87,10 @@ def gather_layer(params: Any) -> Any:
     """
 
     def gathered(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if re.match(r"(attention/(query|key|value)|mlp/(up|gate))/kernel", name):
-            return gather(leaf, ("fsdp", "tensor"), (None, "tensor"))
-        if re.match(r"(attention/out|mlp/down)/kernel", name):
-            return gather(leaf, ("tensor", "fsdp"), ("tensor", None))
-        return leaf
+        row = parameters.find(f"blocks/{parameters.path_string(path).removesuffix('/value')}")  # flax's own leaf
+        if not row.gathered:
+            return leaf
+        split = row.split[1:]
+        return gather(leaf, split, tuple(None if axis == "fsdp" else axis for axis in split))
 
     return jax.tree_util.tree_map_with_path(gathered, params)

@@ -17,15 +17,16 @@ Weights = Float[Array, "batch length"]
 
 
 class Terms(NamedTuple):
-    """What is added to the cross-entropy of a token.
+    """What is added to the cross-entropy of a token: float32 scalars, which may be traced.
 
     Attributes:
       z_loss: adds z * log_partition^2 (Chowdhery et al. 2022).
-      label_smoothing: takes (1 - s) of the target and spreads s evenly over the vocabulary (Szegedy et al. 2016).
+      label_smoothing: takes (1 - s) of the target and spreads s evenly over the vocabulary (Szegedy et al. 2016). None:
+        off, at no cost.
     """
 
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: Float[Array, ""] | float = 0.0
+    label_smoothing: Float[Array, ""] | float | None = None
 
 
 Sums = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
@@ -95,12 +96,12 @@ def sum_losses(
 
     With a chunk, only the logits of that many tokens of a row exist at a time: on a vocabulary of 50,000, whole logits
     are most of the memory of a small model's step. Their gradient is made at once, while they are there, so that
-    nothing is computed twice. `weights` are constants: no gradient comes back to them.
+    nothing is computed twice. `weights` and `terms` are constants: no gradient comes back to them.
     """
     pieces = Pieces.of(hidden.shape[1], chunk)
     if pieces.count == 1:
         return _sums(a, terms, hidden, table, targets, weights)
-    return _sums_in_pieces(a, terms, pieces, hidden, table, targets, weights)
+    return _sums_in_pieces(a, pieces, terms, hidden, table, targets, weights)
 
 
 def _score(a: Architecture, hidden: Hidden, table: Table, targets: Targets) -> TokenScores:
@@ -112,11 +113,10 @@ def _score(a: Architecture, hidden: Hidden, table: Table, targets: Targets) -> T
 def _sums(a: Architecture, terms: Terms, hidden: Hidden, table: Table, targets: Targets, weights: Weights) -> Sums:
     scores = _score(a, hidden, table, targets)
     objective = scores.nll
-    if terms.label_smoothing:
+    if terms.label_smoothing is not None:
         uniform = scores.log_partition - scores.mean_logit
         objective = (1 - terms.label_smoothing) * scores.nll + terms.label_smoothing * uniform
-    if terms.z_loss:
-        objective = objective + terms.z_loss * jnp.square(scores.log_partition)
+    objective = objective + terms.z_loss * jnp.square(scores.log_partition)
     metrics = {"loss": (scores.nll * weights).sum(), "accuracy": (scores.correct * weights).sum()}
     return (objective * weights).sum(), metrics
 
@@ -134,7 +134,7 @@ class Pieces(NamedTuple):
         shards = shards if length % shards == 0 else sharding.axis_size("context")
         local = length // shards
         fits = (n for n in range(1, local + 1) if local % n == 0 and (not chunk or local // n * shards <= chunk))
-        return cls(next(fits), shards)
+        return cls(next(fits, local), shards)
 
     def split(self, x: Array) -> Array:
         """[batch, length, ...] -> [count, batch, length / count, ...]."""
@@ -148,9 +148,9 @@ class Pieces(NamedTuple):
         return jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[4:])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sums_in_pieces(
-    a: Architecture, terms: Terms, pieces: Pieces, hidden: Hidden, table: Table, targets: Targets, weights: Weights
+    a: Architecture, pieces: Pieces, terms: Terms, hidden: Hidden, table: Table, targets: Targets, weights: Weights
 ) -> Sums:
     def add(sums, piece):
         hidden, targets, weights = piece
@@ -159,7 +159,7 @@ def _sums_in_pieces(
     return jax.lax.scan(add, _zero(), jax.tree.map(pieces.split, (hidden, targets, weights)))[0]
 
 
-def _forward(a, terms, pieces, hidden, table, targets, weights):
+def _forward(a, pieces, terms, hidden, table, targets, weights):
     """The sums, and the gradients of the first of them."""
 
     def add(carry, piece):
@@ -176,14 +176,15 @@ def _forward(a, terms, pieces, hidden, table, targets, weights):
     split = jax.tree.map(pieces.split, (hidden, targets, weights))
     (sums, table_gradient), hidden_gradient = jax.lax.scan(add, zero, split)
     hidden_gradient = sharding.constrain(pieces.join(hidden_gradient), *sharding.BETWEEN)
-    return sums, (hidden_gradient, table_gradient.astype(table.dtype), targets, weights)
+    return sums, (terms, hidden_gradient, table_gradient.astype(table.dtype), targets, weights)
 
 
-def _backward(a, terms, pieces, residuals, gradient):
-    hidden_gradient, table_gradient, targets, weights = residuals
+def _backward(a, pieces, residuals, gradient):
+    terms, hidden_gradient, table_gradient, targets, weights = residuals
     scale, _ = gradient  # metrics are not differentiated
     scaled = (scale.astype(x.dtype) * x for x in (hidden_gradient, table_gradient))
-    return *scaled, np.zeros(targets.shape, jax.dtypes.float0), jnp.zeros_like(weights)
+    no_terms = jax.tree.map(jnp.zeros_like, terms)
+    return no_terms, *scaled, np.zeros(targets.shape, jax.dtypes.float0), jnp.zeros_like(weights)
 
 
 _sums_in_pieces.defvjp(_forward, _backward)

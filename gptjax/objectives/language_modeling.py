@@ -1,46 +1,90 @@
-"""Next-token cross-entropy, weighted by token."""
+"""Next-token cross-entropy on windows of text, every token of which counts."""
+
+import dataclasses
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gptjax.model.gpt import GPT
+from gptjax.config import Config
+from gptjax.data.opening import RunData
+from gptjax.data.pipeline.batches import BatchSource
 from gptjax.objectives.cross_entropy import Terms, sum_losses
+from gptjax.objectives.objective import Batch, Field, Metrics, Models, Monitor, Rows
 
-Batch = dict[str, jax.Array]
+TOKEN = Field(("row", "length"))
+LOSS = Monitor("loss", lower_is_better=True)
+WEIGHT = Field(("row", "length"), "float32")
 
 
-def loss(
-    model: GPT,
-    batch: Batch,
-    *,
-    total_weight: Float[Array, ""],
-    dropout_keys: jax.Array | None = None,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    balance_loss: float = 0.0,
-    logits_chunk: int = 0,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(loss to differentiate, metrics): sums over this micro-batch divided by the weight of the whole batch.
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModeling:
+    """Cross-entropy of the next token, weighted by token.
 
-    Because the divisor is that of the global batch, losses and gradients of micro-batches add up to exactly those
-    of the batch, whatever the number of real tokens in each. Metrics: `loss` (cross-entropy alone), `accuracy`
-    and, of a mixture of experts, `balance_loss` (1 = balanced); they add up in the same way.
-
-    z_loss, label_smoothing: see `Terms`. balance_loss: the weight of `gptjax.model.experts.balance_loss`.
-    logits_chunk: see `sum_losses`.
+    Attributes:
+      isolate_documents: documents of a row do not see each other.
+      smooths: label smoothing is on.
+      logits_chunk: see `sum_losses`.
+      dialogues: dialogues are packed whole, and only their assistant's turns bear loss.
     """
-    hidden, _, balance = model.forward(
-        batch["tokens"],
-        positions=batch["positions"],
-        segment_ids=batch.get("segment_ids"),
-        dropout_keys=dropout_keys,
+
+    isolate_documents: bool
+    smooths: bool
+    logits_chunk: int
+    dialogues: bool = False
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    monitor: Monitor = LOSS
+    reference: bool = False
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        fields = {"tokens": TOKEN, "targets": TOKEN, "weights": WEIGHT, "positions": TOKEN}
+        return fields | ({"segment_ids": TOKEN} if self.isolate_documents else {})
+
+    def batches(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource:
+        return data.batches(config, rows=rows, dialogues=self.dialogues)
+
+    def validation(self, data: RunData, config: Config) -> None:
+        """None: the likelihood of the validation split is this loss, on all of it."""
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        return jnp.maximum(batch["weights"].sum(), 1.0)
+
+    def loss(
+        self,
+        models: Models,
+        batch: Batch,
+        *,
+        total_weight: Float[Array, ""],
+        hyper: Mapping[str, Array],
+        dropout_keys: jax.Array | None = None,
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Metrics: `loss` (cross-entropy alone), `accuracy`, and of a mixture of experts `balance_loss` (1 = balanced).
+
+        hyper: `z_loss` and `label_smoothing` as in `Terms`, `balance_loss` the weight of `experts.balance_loss`.
+        """
+        model = models.policy
+        hidden, _, balance = model.forward(
+            batch["tokens"],
+            positions=batch["positions"],
+            segment_ids=batch.get("segment_ids"),
+            dropout_keys=dropout_keys,
+        )
+        weights = batch["weights"] / total_weight
+        terms = Terms(hyper["z_loss"], hyper["label_smoothing"] if self.smooths else None)
+        total, metrics = sum_losses(
+            model.architecture, terms, hidden, model.table(), batch["targets"], weights, chunk=self.logits_chunk
+        )
+        if balance is not None:  # a row counts as much as its tokens
+            metrics["balance_loss"] = (balance * weights.sum(1)).sum()
+            total = total + hyper["balance_loss"] * metrics["balance_loss"]
+        return total, metrics
+
+
+def make(config: Config, *, dialogues: bool = False) -> LanguageModeling:
+    """The objective of a config."""
+    objective = config.objective
+    return LanguageModeling(
+        config.data.isolate_documents, objective.label_smoothing > 0, objective.logits_chunk, dialogues
     )
-    weights = batch["weights"] / total_weight
-    terms = Terms(z_loss, label_smoothing)
-    total, metrics = sum_losses(
-        model.architecture, terms, hidden, model.table(), batch["targets"], weights, chunk=logits_chunk
-    )
-    if balance is not None:  # a row counts as much as its tokens
-        metrics["balance_loss"] = (balance * weights.sum(1)).sum()
-        total = total + balance_loss * metrics["balance_loss"]
-    return total, metrics

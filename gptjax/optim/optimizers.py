@@ -1,106 +1,44 @@
-"""Optimizers from a config: optax chains, with what is decayed and what Muon sees decided by parameter path."""
+"""An optimizer from a config: clipping, the algorithm it names (a file in `algorithms`), multipliers by path."""
 
-import re
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from gptjax.optim.schedules import make_schedule
-
-# Matrices and embedding tables are decayed; norm scales and biases are not (nanoGPT's rule, by name because
-# stacking over layers gives biases two axes).
-DECAYED = r".*(kernel|embedding)"
-# Muon is for the matrices inside blocks; embeddings, head, norms, biases and routers stay with AdamW (Jordan et al.
-# 2024).
-ORTHOGONALISED = r"blocks/(?!.*router).*/kernel"
+from gptjax.optim.hyper import Hyper
+from gptjax.parameters import find, multipliers, path_string
 
 
-def make_optimizer(
-    optimizer: ConfigDict, schedule: ConfigDict, *, num_steps: int, warmup: int, decay: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimizer, learning-rate schedule). The schedule returned is AdamW's; Muon's has the same shape."""
+def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.GradientTransformation:
+    """The optimizer of one step.
 
-    def learning_rate(peak: float) -> optax.Schedule:
-        return make_schedule(
-            schedule.name,
-            peak=peak,
-            num_steps=num_steps,
-            warmup=warmup,
-            decay=decay,
-            final_fraction=schedule.final_fraction,
-        )
+    Args:
+      options: `config.optimizer`.
+      params: what it trains, maybe abstract.
+      hyper: this step's values, which may be traced. The form of the optimizer's state does not depend on them.
 
-    rate = learning_rate(optimizer.learning_rate)
-    adamw = optax.adamw(
-        rate,
-        b1=optimizer.beta1,
-        b2=optimizer.beta2,
-        eps=optimizer.epsilon,
-        weight_decay=optimizer.weight_decay,
-        mask=decay_mask,
-    )
-    transform = adamw
-    if optimizer.name == "muon":
-        muon = optax.chain(
-            _experts_first(
-                optax.contrib.scale_by_muon(
-                    weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
-                    mu_dtype=jnp.float32,
-                )
-            ),
-            optax.stateless(_scale_by_aspect_ratio),
-            optax.add_decayed_weights(optimizer.weight_decay),
-            optax.scale_by_learning_rate(learning_rate(optimizer.muon_learning_rate)),
-        )
-        transform = optax.partition({"muon": muon, "adamw": adamw}, muon_labels)
-    if optimizer.clip_norm:
-        transform = optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), transform)
-    return transform, rate
-
-
-# The last two axes of a stacked kernel [layers, in, out] or [layers, experts, in, out]; the matrices are orthogonalised
-# one by one.
-MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-
-
-def decay_mask(params: Any) -> Any:
-    """True for every parameter that weight decay acts on."""
-    return _match(DECAYED, params)
-
-
-def muon_labels(params: Any) -> Any:
-    """ "muon" or "adamw" for every parameter."""
-    return jax.tree.map(lambda matrix: "muon" if matrix else "adamw", _match(ORTHOGONALISED, params))
-
-
-def _experts_first(muon: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`muon`, computed on kernels [experts, layers, in, out].
-
-    It makes one axis of the first two. Only where experts come first is that axis split over a mesh as they are;
-    otherwise each device would gather the experts of all.
+    Raises UserError for multipliers that match no parameter.
     """
+    algorithm = importlib.import_module(f"gptjax.optim.algorithms.{options.name}")
+    names = [f"optimizer.{kind}_multipliers" for kind in ("learning_rate", "weight_decay")]
+    rates, decays = (multipliers(options[name.partition(".")[2]], params, name) for name in names)
 
-    def swap(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.swapaxes(0, 1) if x.ndim == 4 else x, tree)
+    def decay(path: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
+        name = path_string(path)
+        return update + hyper["weight_decay"] * decays[name] * param if find(name).decayed else update
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = muon.update(swap(updates), state._replace(mu=swap(state.mu)), params)
-        return swap(updates), state._replace(mu=swap(state.mu))
+    def scale(path: tuple, update: jax.Array, _: Any) -> jax.Array:
+        return rates[path_string(path)] * update
 
-    return optax.GradientTransformation(muon.init, update)
-
-
-def _scale_by_aspect_ratio(updates: Any, params: Any = None) -> Any:
-    """sqrt(max(1, out / in)): equal root-mean-square change of the outputs for every shape of matrix."""
-    del params
-    return jax.tree.map(lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5, updates)
+    transform = algorithm.build(hyper, _by_path(decay))
+    if options.learning_rate_multipliers:
+        transform = optax.chain(transform, _by_path(scale))
+    return optax.chain(optax.clip_by_global_norm(hyper["clip_norm"]), transform)
 
 
-def _match(pattern: str, params: Any) -> Any:
-    def matches(path, leaf):
-        return bool(re.fullmatch(pattern, jax.tree_util.keystr(path, simple=True, separator="/")))
-
-    return jax.tree_util.tree_map_with_path(matches, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+def _by_path(change: Callable[[tuple, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
+    """`change(path, update, parameter)` of every update."""
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(change, updates, params))

@@ -14,10 +14,13 @@ from gptjax.config import MESH_AXES
 from gptjax.errors import UserError
 
 
-def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config over the given devices (default: all). Raises UserError where sizes do not divide."""
+def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, members: int = 1) -> Mesh:
+    """The mesh of a config over the given devices (default: all). Raises UserError where sizes do not divide.
+
+    Members of one packed program are split over an axis "member" of its own, where there is more than one part.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: mesh[axis] for axis in MESH_AXES}
+    sizes = ({"member": members} if members > 1 else {}) | {axis: mesh[axis] for axis in MESH_AXES}
     others = math.prod(size for size in sizes.values() if size != -1)
     if sizes["data"] == -1:
         sizes["data"] = len(devices) // others
@@ -33,7 +36,7 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh
             f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} none of them; start fewer "
             "processes, or change mesh.* so that each has a part"
         )
-    return Mesh(arrange(devices[:total], sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Mesh(arrange(devices[:total], sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
@@ -51,6 +54,6 @@ def arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
             f"mesh.data is {sizes['data']}, which {slices} slices do not divide; the other axes stay inside a slice "
             f"of {len(devices) // slices} devices"
         )
-    inside = (sizes["data"] // slices, *shape[1:])
-    across = (slices, *[1] * (len(shape) - 1))
+    inside = tuple((sizes | {"data": sizes["data"] // slices}).values())
+    across = tuple(slices if axis == "data" else 1 for axis in sizes)
     return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)

@@ -1,11 +1,7 @@
-"""The one table that says how every parameter is split over the mesh. Edit it to change the sharding.
-
-A path is that of the parameter tree with slashes, e.g. "blocks/attention/query/kernel". Parameters under "blocks"
-have a leading axis of layers. The first pattern that matches counts, and every parameter must match one.
-"""
+"""Shardings of parameters, training states and batches on a mesh, from what `gptjax.parameters` says of each path."""
 
 import math
-import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,48 +10,29 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import ROW_AXES
+from gptjax.parameters import find, path_string
 
-TABLE: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"embedding/embedding", PartitionSpec("tensor", "fsdp")),
-    (r"ngram_embedding/embedding", PartitionSpec(None, "fsdp")),
-    (r"position_embedding/embedding", PartitionSpec(None, "fsdp")),
-    (r"head/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"blocks/attention/(query|key|value)/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks/attention/(query|key|value)/bias", PartitionSpec(None, "tensor")),
-    (r"blocks/attention/out/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks/mlp/(up|gate)/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks/mlp/(up|gate)/bias", PartitionSpec(None, "tensor")),
-    (r"blocks/mlp/down/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks/(attention/out|mlp/down)/bias", PartitionSpec()),
-    (r"blocks/(attention/(query|key|value)|mlp/(up|gate))/lora_a", PartitionSpec(None, "fsdp")),
-    (r"blocks/(attention/(query|key|value)|mlp/(up|gate))/lora_b", PartitionSpec(None, None, "tensor")),
-    (r"blocks/(attention/out|mlp/down)/lora_a", PartitionSpec(None, "tensor")),
-    (r"blocks/(attention/out|mlp/down)/lora_b", PartitionSpec(None, None, "fsdp")),
-    (r"blocks/mlp/expert_(up|gate)/kernel", PartitionSpec(None, ("expert", "tensor"), "fsdp", None)),
-    (r"blocks/mlp/expert_down/kernel", PartitionSpec(None, ("expert", "tensor"), None, "fsdp")),
-    (r"blocks/mlp/router/kernel", PartitionSpec()),
-    (r"(blocks/)?(.*/)?\w*norm/(scale|bias)", PartitionSpec()),
-)
-
-BATCH = PartitionSpec(ROW_AXES, "context")  # [batch, length]
-ROWS = PartitionSpec(ROW_AXES)  # [batch, ...]
+# What the axes of a batch's fields are split over; an axis with another name is whole.
+FIELD_AXES = {"row": ROW_AXES, "length": "context"}
 
 
-def path_string(path: tuple) -> str:
-    """ "blocks/mlp/up/kernel" from a key path of jax.tree_util."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+def field_spec(axes: Sequence[str]) -> PartitionSpec:
+    """How a field of a batch with these axes is split, such as ("row", "length") or ("row", "pair", "length")."""
+    return PartitionSpec(*map(FIELD_AXES.get, axes))
+
+
+BATCH = field_spec(["row", "length"])
+ROWS = field_spec(["row"])
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The spec of the first pattern that matches; an axis that does not divide its dimension is left out.
+    """How a parameter is split; an axis of the mesh that does not divide its dimension is left out.
 
-    Raises KeyError if no pattern matches: a new parameter needs a line in the table.
+    Raises KeyError for a parameter that the table does not have.
     """
-    for pattern, spec in TABLE:
-        if re.fullmatch(pattern, path):
-            sizes = (_devices(mesh, axes) for axes in spec)
-            return PartitionSpec(*(a if n % d == 0 else None for n, d, a in zip(shape, sizes, spec, strict=False)))
-    raise KeyError(f"no pattern of gptjax.parallel.partition.TABLE matches the parameter {path}")
+    split = find(path).split
+    sizes = (_devices(mesh, axes) for axes in split)
+    return PartitionSpec(*(a if n % d == 0 else None for n, d, a in zip(shape, sizes, split, strict=False)))
 
 
 def _devices(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
@@ -75,32 +52,33 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     )
 
 
-def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, params: Any, mesh: Mesh, *, members: int = 0) -> Any:
     """Shardings of a training state: a leaf whose path ends in a parameter's path and that has its shape is
-    split like that parameter (moments, averages); everything else is replicated."""
+    split like that parameter (moments, averages); everything else is replicated.
+
+    Of `members` stacked states each leaf has one more axis in front, split over the member axis of the mesh; `params`
+    are those of one.
+    """
     table = {
         path_string(path): (leaf.shape, partition_spec(path_string(path), leaf.shape, mesh))
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
+    stacked = () if not members else ("member",) if "member" in mesh.shape else (None,)
 
     def sharding(path, leaf):
-        keys = path_string(path).split("/")
+        keys, spec = path_string(path).split("/"), PartitionSpec()
         for start in range(len(keys)):
-            shape, spec = table.get("/".join(keys[start:]), (None, None))
-            if shape == leaf.shape:
-                return NamedSharding(mesh, spec)
-        return NamedSharding(mesh, PartitionSpec())
+            shape, own = table.get("/".join(keys[start:]), (None, None))
+            if shape == leaf.shape[len(stacked) :]:
+                spec = own
+                break
+        return NamedSharding(mesh, PartitionSpec(*stacked, *spec))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Rows over data, fsdp and expert, sequence over context."""
-    return {name: NamedSharding(mesh, BATCH) for name in batch}
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
@@ -112,26 +90,33 @@ def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
 
 
-def to_device(batch: dict[str, Any], mesh: Mesh, *, batch_size: int | None = None) -> dict[str, jax.Array]:
+def to_device(
+    batch: dict[str, Any],
+    mesh: Mesh,
+    *,
+    batch_size: int | None = None,
+    specs: Mapping[str, PartitionSpec] | None = None,
+) -> dict[str, jax.Array]:
     """The global batch as sharded arrays.
 
     Args:
-      batch: arrays [rows, length]: in every process the whole batch or, with `batch_size`, its `process_rows`.
+      batch: arrays [rows, ...]: in every process the whole batch or, with `batch_size`, its `process_rows`.
       batch_size: rows of the global batch.
+      specs: how each field is split; default: [rows, length].
     """
-    sharding = NamedSharding(mesh, BATCH)
+    shardings = {name: NamedSharding(mesh, specs[name] if specs else BATCH) for name in batch}
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
+        return jax.device_put(batch, shardings)
     if batch_size is None:
-        return {name: place(value, sharding) for name, value in batch.items()}
+        return {name: place(value, shardings[name]) for name, value in batch.items()}
     rows = process_rows(batch_size, mesh)
 
-    def part(array: np.ndarray, index: tuple[slice, slice]) -> np.ndarray:
+    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
         first, last = np.searchsorted(rows, index[0].indices(batch_size)[:2])
-        return array[first:last, index[1]]
+        return array[(slice(first, last), *index[1:])]
 
     return {
-        name: jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, partial(part, value))
+        name: jax.make_array_from_callback((batch_size, *value.shape[1:]), shardings[name], partial(part, value))
         for name, value in batch.items()
     }
 

@@ -1,31 +1,22 @@
 """Compiles the train step of a config for devices that need not be there, from shapes alone."""
 
-import math
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.extend
-import jax.numpy as jnp
 import jaxlib
-from jax.sharding import Mesh, NamedSharding
 
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.model import gpt
-from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import mesh as mesh_lib
-from gptjax.parallel import partition
-from gptjax.planning import traffic
+from gptjax.planning import hlo, traffic
 from gptjax.planning.facts import Facts, Memory
 from gptjax.planning.flops import program_flops
-from gptjax.planning.hlo import Program
 from gptjax.training import footprint
-from gptjax.training.state import abstract_state
-from gptjax.training.step import make_train_step
+from gptjax.training.program import Program
 
 SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 TOO_LARGE = re.compile(
@@ -58,24 +49,14 @@ def compile_step(
     config.mesh.data = mesh.shape["data"]
     config_lib.validate(config)
 
-    architecture = Architecture.from_config(config.model, config.model.vocab_size)
-    graphdef, params = gpt.abstract_model(architecture)
-    footprint.check_sharded(params, mesh, allow_replicated=config.mesh.allow_replicated)
-    optimizer, schedule = make_optimizer(
-        config.optimizer,
-        config.schedule,
-        num_steps=config.train.num_steps,
-        warmup=config.schedule.warmup,
-        decay=config.schedule.decay,
-    )
-    state = abstract_state(architecture, optimizer, mesh, ema=config.train.ema_decay > 0)
-    step = make_train_step(config, graphdef, optimizer, schedule, mesh, state)
-    batch = abstract_batch(config, mesh)
+    program = Program.of(config, mesh)
+    footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
+    state, batch = program.target, program.abstract_batch
     memory = needed = memory_bytes = None
     collectives, buffers = [], []
     begin = time.perf_counter()
     with jax.set_mesh(mesh):
-        traced = step.trace(state, batch)
+        traced = program.step.trace(state, batch, program.abstract_hyper)
         executed_flops = program_flops(traced.jaxpr.jaxpr)
         lowered = traced.lower()
         try:
@@ -84,7 +65,7 @@ def compile_step(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             temporaries, limit = too_large(str(error))
-            needed = temporaries and temporaries + bytes_per_device((state, batch))
+            needed = temporaries and temporaries + footprint.bytes_per_device((state, batch))
             available_bytes = limit or available_bytes
         else:
             analysis = compiled.memory_analysis()
@@ -96,9 +77,9 @@ def compile_step(
                 generated_code=analysis.generated_code_size_in_bytes,
                 host=analysis.host_temp_size_in_bytes + analysis.host_argument_size_in_bytes,
             )
-            program = Program(compiled.as_text())
-            collectives, buffers = traffic.collectives(program), traffic.largest_buffers(program)
-            memory_bytes = traffic.memory_bytes(program)
+            text = hlo.Program(compiled.as_text())
+            collectives, buffers = traffic.collectives(text), traffic.largest_buffers(text)
+            memory_bytes = traffic.memory_bytes(text)
     return Facts(
         topology=topology,
         devices=mesh.size,
@@ -108,8 +89,8 @@ def compile_step(
         rows=config.train.batch_size,
         context_length=config.model.context_length,
         accumulation=config.train.accumulation,
-        parameters=gpt.parameter_count(params),
-        flops_per_token=architecture.flops_per_token(),
+        parameters=gpt.parameter_count(program.abstract_params),
+        flops_per_token=program.architecture.flops_per_token(),
         executed_flops=executed_flops,
         compute_dtype=config.model.compute_dtype,
         memory=memory,
@@ -121,24 +102,6 @@ def compile_step(
         compile_seconds=time.perf_counter() - begin,
         versions={"jax": jax.__version__, "jaxlib": jaxlib.__version__, "compiler": _compiler(devices[0])},
     )
-
-
-def abstract_batch(config: config_lib.Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch that data.pipeline makes, as shapes."""
-    shape = (config.train.batch_size, config.model.context_length)
-    sharding = NamedSharding(mesh, partition.BATCH)
-    names = ["tokens", "targets", "weights", "positions"]
-    if config.data.isolate_documents:
-        names.append("segment_ids")
-    return {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32, sharding=sharding)
-        for name in names
-    }
-
-
-def bytes_per_device(arrays: Any) -> int:
-    """Bytes on one device of a tree of abstract arrays with shardings."""
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(arrays))
 
 
 def too_large(message: str) -> tuple[int | None, int | None]:

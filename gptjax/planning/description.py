@@ -9,11 +9,13 @@ import numpy as np
 from gptjax import config as config_lib
 from gptjax.config import Config
 from gptjax.data import opening
-from gptjax.data.tokenization.tokenizer import build_tokenizer
+from gptjax.data.tokenization.tokenizer import known_vocab_size
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
+from gptjax.optim.hyper import names
 from gptjax.optim.optimizers import make_optimizer
-from gptjax.parallel import partition
+from gptjax.parameters import path_string
+from gptjax.training.run import settle
 from gptjax.training.state import create_state
 
 MIN_WIDTH = 110  # of the table
@@ -27,12 +29,14 @@ def describe(config: Config) -> dict[str, Any]:
     The vocabulary is that of the config, or of a tokenizer that is known without its corpus (byte, hf, and bpe:N,
     whose N is a limit); otherwise, or where a length is in epochs, the data are opened.
     """
-    vocab_size, steps_per_epoch = config.model.vocab_size or _known_vocab_size(config), math.nan
+    vocab_size, steps_per_epoch = config.model.vocab_size, math.nan
+    if not vocab_size and not config.data.source.startswith("store:"):  # which has its own
+        vocab_size = known_vocab_size(config.tokenizer)
     in_epochs = isinstance(config.train.num_steps, str) and "epoch" in config.train.num_steps
     if not vocab_size or in_epochs:
-        sources = opening.open_sources(config)
-        vocab_size = max(config.model.vocab_size, sources[0].store.tokenizer().vocab_size)
-        steps_per_epoch = opening.open_batches(sources, config).steps_per_epoch
+        data = opening.RunData.open(config)
+        vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
+        steps_per_epoch = settle(config, None, data)[2].steps_per_epoch
     architecture = Architecture.from_config(config.model, vocab_size)
     _, params = gpt.abstract_model(architecture)
     flops = architecture.flops_per_token()
@@ -96,21 +100,11 @@ def show(config: Config) -> None:
         console.print(f"{name + ':':15} {text}", highlight=False)
 
 
-def _known_vocab_size(config: Config) -> int:
-    """The size of a vocabulary that can be known without the corpus; 0 otherwise."""
-    if config.data.source.startswith("store:"):  # has its own
-        return 0
-    scheme, _, rest = config.tokenizer.partition(":")
-    if scheme == "bpe" and rest.isdecimal():
-        return int(rest)
-    return build_tokenizer(config.tokenizer).vocab_size if scheme in ("byte", "hf") else 0
-
-
 def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
     """A row a parameter, with the FLOPs of its matrix product, and one for the products of attention."""
     rows, per_parameter = [], 4 if a.lora_rank else 6
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = partition.path_string(path)
+        name = path_string(path)
         flops = 0
         if name == "head/kernel" or (name == "embedding/embedding" and a.tie_embeddings):
             flops = per_parameter * a.vocab_size * a.embed_dim
@@ -126,7 +120,8 @@ def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
 
 def _memory(config: Config, params: gpt.Params) -> dict[str, int]:
     """Bytes of what lives as long as the run, in float32 as it is kept, by what it is."""
-    optimizer, _ = make_optimizer(config.optimizer, config.schedule, num_steps=1, warmup=0, decay=0)
+    hyper = dict.fromkeys(names(), 0.0)  # the form of the state does not depend on their values
+    optimizer = make_optimizer(config.optimizer, lora.split(params)[0], hyper)
     state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=config.train.ema_decay > 0), params)
 
     def size(tree: Any) -> int:

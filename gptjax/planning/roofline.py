@@ -4,7 +4,7 @@ import dataclasses
 
 from gptjax.planning import chips
 from gptjax.planning.facts import Facts
-from gptjax.training.throughput import PEAK_TFLOPS
+from gptjax.training.throughput import datasheet_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +25,10 @@ class Roofline:
     bound: str
 
 
-def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Peak FLOP/s of a kind of device by the table of `training.throughput`."""
-    for kind, (bfloat16, float32) in PEAK_TFLOPS.items():
-        if device_kind.startswith(kind):
-            tflops = bfloat16 if dtype == "bfloat16" else float32
-            return tflops * 1e12 if tflops else None
-    return None
-
-
 def roofline(facts: Facts, peak: float | None = None) -> Roofline:
     """The roofline of a compiled step. `peak`: FLOP/s of one device where the tables do not have it."""
     chip = chips.find(facts.device_kind)
-    peak = peak or peak_flops(facts.device_kind, facts.compute_dtype)
+    peak = peak or datasheet_flops(facts.device_kind, facts.compute_dtype)
     seconds: dict[str, float | None] = {"compute": None, "memory": None, "links": None}
     if peak:
         seconds["compute"] = facts.executed_flops / facts.devices / peak

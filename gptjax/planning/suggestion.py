@@ -8,14 +8,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
+import jax
+
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.model.architecture import Architecture
-from gptjax.model.gpt import abstract_model, parameter_count
+from gptjax.model.gpt import abstract_params, parameter_count
+from gptjax.optim.hyper import names
+from gptjax.optim.optimizers import make_optimizer
 from gptjax.planning import chips
 from gptjax.planning.compiler import Compiler
 from gptjax.planning.facts import Facts
-from gptjax.planning.roofline import Roofline, peak_flops, roofline
+from gptjax.planning.roofline import Roofline, roofline
+from gptjax.training.throughput import datasheet_flops
 
 REMAT = ("none", "dots", "full")  # from the fastest to the smallest
 RECOMPUTED = {"none": 1.0, "dots": 1.05, "full": 4 / 3, "offload": 4 / 3}  # FLOPs run / model FLOPs
@@ -114,17 +119,20 @@ class Model:
     def __init__(self, config: config_lib.Config, device_kind: str, peak: float | None = None):
         self.config = config
         self.architecture = Architecture.from_config(config.model, config.model.vocab_size)
-        parameters = abstract_model(self.architecture)[1]
+        parameters = abstract_params(self.architecture)
+        optimizer = make_optimizer(config.optimizer, parameters, dict.fromkeys(names(), 0.0))
+        state = jax.eval_shape(optimizer.init, parameters)
+        self.moments = sum(leaf.size for leaf in jax.tree.leaves(state)) / parameter_count(parameters)
         mlp = parameters["blocks"]["mlp"]
         self.experts = parameter_count({name: leaf for name, leaf in mlp.items() if name.startswith("expert_")})
         self.others = parameter_count(parameters) - self.experts
         self.chip = chips.find(device_kind)
-        self.peak = peak or peak_flops(device_kind, config.model.compute_dtype) or 1e12
+        self.peak = peak or datasheet_flops(device_kind, config.model.compute_dtype) or 1e12
         self.scale = dict.fromkeys(RECOMPUTED, 1.0)
 
     def state_bytes(self, c: Candidate) -> float:
-        """Parameters and moments in float32, and the average where there is one."""
-        copies = 3 + (self.config.train.ema_decay > 0)
+        """Parameters, the state of the optimizer and the average where there is one, in float32."""
+        copies = 1 + self.moments + (self.config.train.ema_decay > 0)
         return 4 * copies * self._parameters(c) / c.fsdp
 
     def _parameters(self, c: Candidate) -> float:

@@ -19,13 +19,9 @@ from gptjax.config import flat_options
 DIRECTORY = Path(__file__).parent / "reference_bands"
 Point = tuple[float, float]  # step, validation loss
 
-# What changes how a run is computed, reported or kept, but not (beyond rounding) its losses.
-WITHOUT_EFFECT = (
-    "seed", "mesh.", "logging.", "data.source", "data.data_dir", "data.cache_dir", "data.workers",
-    "evaluation.every", "evaluation.batch_size", "evaluation.tasks", "evaluation.prompts", "evaluation.max_",
-    "train.accumulation", "train.checkpoint_every", "train.keep_checkpoints", "train.divergence_threshold",
-    "train.early_stopping_patience", "model.attention", "model.scan_unroll", "model.remat", "objective.logits_chunk",
-)  # fmt: skip
+# What decides about the losses of a run; of two seeds they differ by chance, which is what a band shows.
+DECISIVE = ("model", "training", "hyper", "score")
+SEEDS = ("seed", "data_seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +62,7 @@ def identity(config: dict[str, Any], data: dict[str, Any]) -> str:
     for path, option in flat_options().items():
         section, _, name = path.rpartition(".")
         value = config.get(section, {}).get(name, option.default) if section else config.get(name, option.default)
-        if value != option.default and not path.startswith(WITHOUT_EFFECT):
+        if value != option.default and option.affects in DECISIVE and path not in SEEDS:
             options[path] = value
     source = str(config.get("data", {}).get("source", ""))
     text = source if source == "python_docs" else data.get("source_fingerprint")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.files import write_whole
-from gptjax.reporting import bands, charts, costs, markup
+from gptjax.reporting import bands, charts, costs, markup, norms
 from gptjax.reporting.charts import Area, Mark, Series
 
 Line = dict[str, Any]
@@ -81,6 +81,7 @@ def _page(workdir: Path) -> str:
         f"<header><h1>{name}</h1>{_subtitle(manifest)}</header>",
         _cards(metrics),
         _curves(metrics, band),
+        norms.section(metrics["train"]),
         _evaluations(sorted(workdir.glob("evaluation/*.json"))),
         _samples(_read_lines(workdir / "samples.jsonl")),
         _time(metrics["train"] + metrics["validation"]),

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 
 from gptjax.errors import UserError
 from gptjax.parallel import partition
+from gptjax.parameters import find, path_string
 from gptjax.training.state import TrainState
 
 LARGE = 2**20  # bytes: a smaller parameter may be on every device
@@ -30,19 +30,31 @@ def describe(state: TrainState, mesh: Mesh) -> str:
     return f"mesh {axes}; a device holds " + ", ".join(held[:-1]) + f" and {held[-1]}" * bool(held)
 
 
+def warnings(state: TrainState, mesh: Mesh) -> list[str]:
+    """What of the optimizer's state is large and whole on every device of an fsdp axis, as sentences."""
+    if mesh.shape["fsdp"] == 1:
+        return []
+    return [
+        f"warning: the optimizer's {path_string(path)} {list(leaf.shape)} is whole on each of the "
+        f"{mesh.shape['fsdp']} devices of mesh.fsdp ({readable(math.prod(leaf.shape) * leaf.dtype.itemsize)})"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if math.prod(leaf.shape) * leaf.dtype.itemsize > LARGE and leaf.sharding.is_fully_replicated
+    ]
+
+
 def check_sharded(params: Any, mesh: Mesh, *, allow_replicated: bool) -> None:
     """Raises UserError for a large parameter of which every device of the fsdp axis has a copy."""
     size = mesh.shape["fsdp"]
     if size == 1 or allow_replicated:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = partition.path_string(path)
-        wanted = next(spec for pattern, spec in partition.TABLE if re.fullmatch(pattern, name))
+        name = path_string(path)
+        wanted = find(name).split
         num_bytes = math.prod(leaf.shape) * leaf.dtype.itemsize
         if "fsdp" not in wanted or num_bytes <= LARGE:
             continue
         if "fsdp" not in partition.partition_spec(name, leaf.shape, mesh):
-            dimension = leaf.shape[list(wanted).index("fsdp")]
+            dimension = leaf.shape[wanted.index("fsdp")]
             raise UserError(
                 f"the parameter {name} {list(leaf.shape)} ({readable(num_bytes)}) would be whole on each of the "
                 f"{size} devices of mesh.fsdp, since its dimension {dimension} is not divisible by {size}. Change "

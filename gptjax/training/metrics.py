@@ -16,7 +16,7 @@ from gptjax.files import write_whole
 class MetricsLog:
     """Appends one JSON object a line to WORKDIR/metrics.jsonl; every plot and report is derived from it.
 
-    A run that continues at `step` first drops the lines after it, so that no step is ever told twice. Of several
+    A run that continues at `step` first drops the lines after it, so that each step is logged once. Of several
     processes the first writes, and the others have one that is not `enabled`.
     """
 
@@ -65,19 +65,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def history(path: Path) -> dict[str, Any]:
-    """What a run that continues must know of its past: JSON values, so that processes can pass it on.
+def history(path: Path, monitor: str = "loss", step: int = sys.maxsize) -> dict[str, Any]:
+    """What a run that continues at `step` must know of its past: JSON values, so that processes can pass it on.
 
     Returns:
-      lowest: the lowest training loss, or None. validation: the lines of the validation split, with `split` and
-      `loss` alone. seconds: by activity, of the last line (see `throughput.Meter`).
+      lowest: the lowest training loss, or None. monitored: the values of `monitor` on the validation split. seconds:
+      by activity, of the last line (see `throughput.Meter`).
     """
-    lines = read(path)
+    lines = [line for line in read(path) if line["step"] <= step] if path.exists() and step else []
     finite = [line["loss"] for line in lines if line["split"] == "train" and line["loss"] is not None]
     last = lines[-1] if lines else {}
     return {
         "lowest": min(finite, default=None),
-        "validation": [{"split": "validation", "loss": x["loss"]} for x in lines if x["split"] == "validation"],
+        "monitored": [x[monitor] for x in lines if x["split"] == "validation" and x.get(monitor) is not None],
         "seconds": {k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/")},
     }
 
@@ -123,10 +123,13 @@ class Display:
         self._progress.update(self._task, completed=line["step"], numbers=numbers)
 
     def validation(self, line: dict[str, Any]) -> None:
-        self.print(
-            f"step {line['step']:>6}  validation loss {line['loss']:.4f}  perplexity {line['perplexity']:.2f}"
-            f"  bits per byte {line['bits_per_byte']:.4f}  ({line['wall_time_s']:.0f} s)"
-        )
+        figures = [
+            f"{name.replace('_', ' ')} {line[name]:.{digits}f}"
+            for name, digits in (("perplexity", 2), ("bits_per_byte", 4))
+            if name in line
+        ]
+        parts = [f"step {line['step']:>6}", f"validation loss {line['loss']:.4f}", *figures]
+        self.print("  ".join([*parts, f"({line['wall_time_s']:.0f} s)"]))
 
     def print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -17,33 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import config as config_lib
-from gptjax.artifacts import loading
+from gptjax.artifacts import checkpoints, loading
 from gptjax.data.tokenization import huggingface as tokenizer_files
-from gptjax.data.tokenization.tokenizer import Tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
 from gptjax.model.architecture import Architecture
 from gptjax.model.huggingface import files as huggingface_files
 from gptjax.model.huggingface import weights as huggingface
-from gptjax.parallel import partition
+from gptjax.parameters import find as find_parameter
+from gptjax.parameters import path_string
 from gptjax.training.state import TrainState
-
-# Options of the model that say how to train and compute. All others are taken from the model that a run starts from.
-OF_THE_RUN = (
-    "context_length",
-    "vocab_multiple",
-    "init_std",
-    "dropout",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_targets",
-    "compute_dtype",
-    "matmul",
-    "attention",
-    "scan_unroll",
-    "remat",
-)
-VOCABULARY_AXIS = {"embedding/embedding": 0, "head/kernel": 1}
 
 
 class Origin(NamedTuple):
@@ -55,6 +38,7 @@ class Origin(NamedTuple):
       architecture: the same, resolved.
       tokenizer: the spec of its tokenizer; empty where there is no file of one.
       directory: of Hugging Face, or of the checkpoint.
+      is_own: it is the last checkpoint of the run itself, which continues.
       generation: what it was published with, as `Trained` has it, but for the beginning of a text: that is now the
         one of the token store.
     """
@@ -65,10 +49,11 @@ class Origin(NamedTuple):
     tokenizer: str
     directory: Path
     generation: dict[str, Any]
+    is_own: bool = False
 
     @property
     def is_checkpoint(self) -> bool:
-        return not self.init_from.startswith("hf:")
+        return self.is_own or not self.init_from.startswith("hf:")
 
 
 def find(init_from: str) -> Origin | None:
@@ -87,9 +72,34 @@ def find(init_from: str) -> Origin | None:
         model.lora_rank = 0  # `load` reads the adapters as a part of the kernels
         workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]
         tokenizer = f"hf:{workdirs[0]}" if workdirs else ""
-        generation = loading.read_metadata(directory).get("generation") or {}
+        generation = checkpoints.read_metadata(directory).get("generation") or {}
     generation = {name: value for name, value in generation.items() if name != "begin_token_ids"}
     return Origin(init_from, model.to_dict(), Architecture.from_config(model, 0), tokenizer, directory, generation)
+
+
+def of_own(workdir: Path, config: config_lib.Config) -> Origin | None:
+    """The last checkpoint of a run that continues, in the place of `init_from`, which is needed for step 0 alone."""
+    steps = checkpoints.finished_steps(workdir / "checkpoints")
+    if not steps or not config.init_from:
+        return None
+    directory = workdir / "checkpoints" / str(steps[-1])
+    own = loading.read_config(directory)
+    generation = checkpoints.read_metadata(directory)["generation"]
+    architecture = Architecture.from_config(own.model, 0)
+    return Origin(
+        config.init_from, own.model.to_dict(), architecture, own.tokenizer, directory, generation, is_own=True
+    )
+
+
+def own_tokenizer(origin: Origin | None, config: config_lib.Config) -> Tokenizer | None:
+    """The tokenizer stored with a run that continues, if its files are no longer where the config says; else None."""
+    if origin is None or not origin.is_own or not config.tokenizer.startswith("hf:"):
+        return None
+    try:
+        build_tokenizer(config.tokenizer)
+    except UserError:
+        return loading.read_tokenizer(checkpoints.read_metadata(origin.directory))
+    return None
 
 
 def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[str] = ()) -> config_lib.Config:
@@ -103,7 +113,8 @@ def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[s
     """
     if origin is None:
         return config
-    taken = {name: value for name, value in origin.model.items() if name not in OF_THE_RUN}
+    kept = config_lib.affecting("model")
+    taken = {name: value for name, value in origin.model.items() if f"model.{name}" in kept}
     problems = [
         f"  model.{name}: {getattr(origin.architecture, name)!r} there, {config.model[name]!r} here"
         for name in taken
@@ -136,7 +147,7 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
         return config
     theirs = tokenizer
     if origin.is_checkpoint:
-        theirs = loading.read_tokenizer(loading.read_metadata(origin.directory))
+        theirs = loading.read_tokenizer(checkpoints.read_metadata(origin.directory))
     elif origin.tokenizer:
         theirs = tokenizer_files.read_tokenizer(origin.directory)
     if not tokenizer.extends(theirs):
@@ -164,20 +175,21 @@ def load(origin: Origin, state: TrainState) -> TrainState:
         params = huggingface.read_parameters(origin.directory, origin.architecture)
 
     def replace(path, fresh):
-        name = partition.path_string(path)
+        name = path_string(path)
         if name.endswith(("lora_a", "lora_b")):
             return fresh
         return _placed(name, huggingface.lookup(params, name), fresh, origin.architecture.vocab_size)
 
     params = jax.tree_util.tree_map_with_path(replace, state.params)
-    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema_params=ema_params)
+    averages = ("ema_params", "reference_params")
+    copies = {n: jax.tree.map(jnp.copy, params) for n in averages if getattr(state, n) is not None}
+    return state.replace(params=params, **copies)
 
 
 def _placed(name: str, values: np.ndarray, fresh: jax.Array, vocab_size: int) -> jax.Array:
     """`values`, where those of `fresh` were: its first positions, and its rows of the vocabulary."""
-    if name in VOCABULARY_AXIS:
-        values = np.take(values, range(vocab_size), axis=VOCABULARY_AXIS[name])
+    if (axis := find_parameter(name).vocabulary) is not None:
+        values = np.take(values, range(vocab_size), axis=axis)
         update = partial(jax.lax.dynamic_update_slice, start_indices=(0, 0))
         return jax.jit(update, out_shardings=fresh.sharding)(fresh, values)
     values = values[tuple(map(slice, fresh.shape))]

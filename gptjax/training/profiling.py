@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,10 @@ class Profile:
             raise UserError(f"--profile={text}: this run makes the steps {start} to {num_steps - 1}")
         return cls(step, count, workdir / "profile")
 
-    def before(self, step: int, previous: Any) -> None:
-        """To be called before each step; `previous` is something that the step before it computes."""
+    def before(self, step: int, wait: Callable[[], None]) -> None:
+        """To be called before each step; `wait` returns when no step is under way."""
         if step == self.step:
-            jax.block_until_ready(previous)
+            wait()
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # calls of Python functions would be most of the trace
             jax.profiler.start_trace(str(self.directory), profiler_options=options)

@@ -1,132 +1,148 @@
-"""One optimizer step, compiled for a mesh."""
+"""One optimizer step, a pure function of state, batch and this step's hyper-parameters."""
 
-import re
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax.config import Config
 from gptjax.model import gpt, lora
-from gptjax.objectives import language_modeling
+from gptjax.model.architecture import Architecture
+from gptjax.objectives.objective import Batch, Field, Metrics, Models, Objective
+from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
+from gptjax.parameters import map_rows, path_string
 from gptjax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-MATRICES = r"(?!.*router/).*kernel"
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """step(state, batch, hyper) -> (state, metrics), for a mesh.
 
-def make_train_step(
-    config: Config,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    abstract_state: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step(state, batch) -> (state, metrics). The old state's buffers are given to the new one.
+    Gradients of `accumulation` micro-batches are summed before one update. A row's dropout depends on (seed, step, row
+    in the global batch) only. Calling it twice with stacked arguments under `jax.vmap` packs runs.
 
-    Gradients of `train.accumulation` micro-batches are summed before one update. A row's dropout depends on
-    (seed, step, row in the global batch) only.
+    Attributes:
+      optimizer: from hyper-parameters, which may be traced, to the optimizer of this step.
+      dropout: whether rows get random keys.
+      norms: metrics have the norms of each layer's parameters, gradients and updates.
     """
-    accumulation, ema_decay = config.train.accumulation, config.train.ema_decay
-    dropout = config.model.dropout > 0 or (config.model.lora_rank > 0 and config.model.lora_dropout > 0)
-    objective = partial(
-        language_modeling.loss,
-        z_loss=config.objective.z_loss,
-        label_smoothing=config.objective.label_smoothing,
-        balance_loss=config.objective.balance_loss,
-        logits_chunk=config.objective.logits_chunk,
-    )
 
-    def gradients(trained: gpt.Params, frozen: gpt.Params, batch: Batch, step: jax.Array) -> tuple[gpt.Params, Metrics]:
-        total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
-        keys = _dropout_keys(config.seed, step, batch["tokens"].shape[0]) if dropout else None
-        cast, fixed = (_cast_kernels(part, config.model.compute_dtype) for part in (trained, frozen))
+    architecture: Architecture
+    objective: Objective
+    optimizer: Callable[[Hyper], optax.GradientTransformation]
+    mesh: Mesh
+    compute_dtype: str
+    accumulation: int = 1
+    dropout: bool = False
+    norms: bool = False
 
-        def micro_gradients(batch, keys):
-            def loss(trained):
-                model = nnx.merge(graphdef, lora.join(trained, fixed))
-                return objective(model, batch, total_weight=total_weight, dropout_keys=keys)
+    def __call__(self, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return self._update(state, batch, hyper)
+
+    def _update(self, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+        # 1. Gradients of what is trained: everything, or adapters alone.
+        trained, frozen = lora.split(state.params)
+        grads, metrics = self._gradients(trained, frozen, state, batch, hyper)
+        # 2. The update, with the values of this step.
+        updates, opt_state = self.optimizer(hyper).update(grads, state.opt_state, trained)
+        changed = optax.apply_updates(trained, updates)
+        # 3. The average follows the new parameters.
+        ema_params = state.ema_params
+        if ema_params is not None:
+            average, _ = lora.split(ema_params)
+            ema_params = lora.join(_averaged(average, changed, hyper["ema_decay"], state.step), frozen)
+        metrics |= {
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(state.params),
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": hyper["learning_rate"],
+        }
+        if self.norms:
+            for kind, tree in (("parameter", trained), ("gradient", grads), ("update", updates)):
+                metrics |= _layer_norms(kind, tree)
+        new = state.replace(
+            step=state.step + 1, params=lora.join(changed, frozen), opt_state=opt_state, ema_params=ema_params
+        )
+        return new, metrics
+
+    def _gradients(
+        self, trained: gpt.Params, frozen: gpt.Params, state: TrainState, batch: Batch, hyper: Hyper
+    ) -> tuple[gpt.Params, Metrics]:
+        """The gradients and the metrics of a global batch, summed over its micro-batches."""
+        total_weight = self.objective.weight(batch)
+        cast, fixed = (_cast(part, self.compute_dtype) for part in (trained, frozen))
+        reference = None
+        if state.reference_params is not None:
+            reference = gpt.bind(self.architecture, _cast(state.reference_params, self.compute_dtype))
+        keys = _dropout_keys(hyper["dropout_key"], state.step, _num_rows(batch)) if self.dropout else None
+
+        def micro_gradients(batch: Batch, keys: jax.Array | None) -> tuple[gpt.Params, Metrics]:
+            def loss(trained: gpt.Params) -> tuple[jax.Array, Metrics]:
+                models = Models(gpt.bind(self.architecture, lora.join(trained, fixed)), reference)
+                return self.objective.loss(models, batch, total_weight=total_weight, hyper=hyper, dropout_keys=keys)
 
             grads, metrics = jax.grad(loss, has_aux=True)(cast)
             return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained), metrics
 
-        if accumulation == 1:
+        if self.accumulation == 1:
             return micro_gradients(batch, keys)
 
-        def add(total, inputs):
+        def add(total: Any, inputs: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, micro_gradients(*inputs)), None
 
-        micro_batches = jax.tree.map(partial(_split_rows, parts=accumulation, mesh=mesh), (batch, keys))
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype),
-            jax.eval_shape(micro_gradients, *jax.tree.map(lambda a: a[0], micro_batches)),
-        )
-        total, _ = jax.lax.scan(add, zeros, micro_batches)
-        return total
+        split = {name: self._split_rows(x, self.objective.fields[name]) for name, x in batch.items()}
+        micro_batches = split, keys if keys is None else self._split_rows(keys, Field(("row",)))
+        shapes = jax.eval_shape(micro_gradients, *jax.tree.map(lambda a: a[0], micro_batches))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return jax.lax.scan(add, zeros, micro_batches)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return update(state, batch)
+    def _split_rows(self, x: jax.Array, field: Field) -> jax.Array:
+        """[rows, ...] -> [accumulation, rows / accumulation, ...] such that every device keeps the rows it has.
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        trained, frozen = lora.split(state.params)
-        grads, metrics = gradients(trained, frozen, batch, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
-        ema_params = state.ema_params
-        if ema_params is not None:
-            # The warm-up of the average (1 + n) / (10 + n) forgets the initial parameters quickly.
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            average, _ = lora.split(ema_params)
-            average = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, trained)
-            ema_params = lora.join(average, frozen)
-        metrics |= {
-            "gradient_norm": optax.tree.norm(grads),
-            "parameter_norm": optax.tree.norm(state.params),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-        }
-        return TrainState(state.step + 1, lora.join(trained, frozen), opt_state, ema_params), metrics
-
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_state)
-    return jax.jit(
-        step,
-        in_shardings=(shardings, NamedSharding(mesh, partition.BATCH)),
-        out_shardings=(shardings, partition.replicated(mesh)),
-        donate_argnums=0,
-    )
+        Row r goes to micro-batch r % accumulation. The rows of a micro-batch are then spread over all devices, where
+        consecutive rows would lie on a few.
+        """
+        parts = self.accumulation
+        x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        spec = PartitionSpec(None, *partition.field_spec(field.axes))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 
-def _cast_kernels(params: gpt.Params, dtype: str) -> gpt.Params:
-    """The matrices of blocks and head in the compute dtype: cast once a step, and half as much to gather from others.
+def _averaged(average: gpt.Params, params: gpt.Params, decay: jax.Array, step: jax.Array) -> gpt.Params:
+    """The moving average with new parameters. Its warm-up, (1 + n) / (10 + n), forgets the initial ones quickly.
 
-    Norms, embedding tables and the router of a mixture of experts are used in float32.
+    Written as a change, so that an average of equal numbers stays equal whatever the rounding of a product.
     """
-
-    def cast(path, leaf):
-        return leaf.astype(dtype) if re.fullmatch(MATRICES, partition.path_string(path)) else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, params)
+    share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + share * (p - e), average, params)
 
 
-def _dropout_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
+def _cast(params: gpt.Params, dtype: str) -> gpt.Params:
+    """What is used in the compute dtype, cast once per step, before the all-gather, which halves its bytes."""
+    return map_rows(lambda row, leaf: leaf.astype(dtype) if row.dtype == "compute" else leaf, params)
+
+
+def _num_rows(batch: Batch) -> int:
+    return next(iter(batch.values())).shape[0]
+
+
+def _dropout_keys(key_data: jax.Array, step: jax.Array, rows: int) -> jax.Array:
     """One key for each row of the global batch."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(key_data), 1), step)
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
 
 
-def _split_rows(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[batch, ...] -> [parts, batch / parts, ...] such that every device keeps the rows it has.
-
-    Row r goes to micro-batch r % parts. The rows of a micro-batch are then spread over all devices, where
-    consecutive rows would lie on a few.
-    """
-    x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-    spec = partition.BATCH if x.ndim == 3 else partition.ROWS
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, jax.sharding.PartitionSpec(None, *spec)))
+def _layer_norms(kind: str, tree: gpt.Params) -> Metrics:
+    """{"norms/KIND/PATH": a scalar, or a norm for each layer of stacked parameters}."""
+    norms = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_string(path)
+        axes = tuple(range(name.startswith("blocks/"), leaf.ndim))
+        norms[f"norms/{kind}/{name}"] = jnp.sqrt(jnp.square(leaf.astype(jnp.float32)).sum(axes))
+    return norms

@@ -2,24 +2,41 @@
 
 import math
 import signal
+from collections.abc import Iterable
 
 from gptjax.errors import RunError
 
 
 class EarlyStopping:
-    """Counts evaluations since the best one, the ones of an earlier part of the run included."""
+    """Counts evaluations since the last real improvement, the ones of an earlier part of the run included.
 
-    def __init__(self, patience: int, history: list[dict]):
-        self.patience, self.best, self.since = patience, math.inf, 0
-        for line in history:
-            if line["split"] == "validation" and line["loss"] is not None:
-                self.update(line["loss"])
+    Attributes:
+      best: the best value so far; NaN before the first.
+    """
 
-    def update(self, loss: float) -> bool:
+    def __init__(
+        self, patience: int, history: Iterable[float], *, min_delta: float = 0.0, lower_is_better: bool = True
+    ):
+        """
+        Args:
+          patience: evaluations without an improvement, after which a run is exhausted; 0: never.
+          history: values of earlier evaluations.
+          min_delta: how much better a value must be than the last that counted. What rounding changes does not count.
+        """
+        self.patience, self.best, self.since = patience, math.nan, 0
+        self._sign = 1.0 if lower_is_better else -1.0
+        self._min_delta, self._mark = min_delta, math.inf
+        for value in history:
+            self.update(value)
+
+    def update(self, value: float) -> bool:
         """Takes the next evaluation: is it the best so far?"""
-        improved = loss < self.best
-        self.best, self.since = min(loss, self.best), 0 if improved else self.since + 1
-        return improved
+        score = self._sign * value
+        is_best = math.isnan(self.best) or score < self._sign * self.best
+        self.best = value if is_best else self.best
+        improved = score < self._mark - self._min_delta
+        self._mark, self.since = (score, 0) if improved else (self._mark, self.since + 1)
+        return is_best
 
     @property
     def exhausted(self) -> bool:

@@ -28,8 +28,13 @@ def peak_flops(device: jax.Device, dtype: str) -> float | None:
     """Peak FLOP/s of a device, or None if it is not known. A CPU's is measured: its float32 matrix product."""
     if device.platform == "cpu":
         return _measured_cpu_flops() / max(len(jax.local_devices()), 1)
+    return datasheet_flops(device.device_kind, dtype)
+
+
+def datasheet_flops(device_kind: str, dtype: str) -> float | None:
+    """Peak FLOP/s of a kind of device by its vendor's data sheet, or None."""
     for kind, (bfloat16, float32) in PEAK_TFLOPS.items():
-        if device.device_kind.startswith(kind):
+        if device_kind.startswith(kind):
             tflops = bfloat16 if dtype == "bfloat16" else float32
             return tflops * 1e12 if tflops else None
     return None
@@ -67,7 +72,6 @@ class Meter:
 
     def __init__(
         self,
-        tokens_per_step: int,
         flops_per_token: float,
         peak: float | None,
         *,
@@ -75,7 +79,7 @@ class Meter:
         before: dict[str, float] | None = None,
     ):
         """`started`: when the set-up began (time.perf_counter); `before`: seconds of an earlier part of the run."""
-        self.tokens_per_step, self.flops_per_token, self.peak = tokens_per_step, flops_per_token, peak
+        self.flops_per_token, self.peak = flops_per_token, peak
         self.begin = time.perf_counter()
         self._seconds = dict.fromkeys(ACTIVITIES, 0.0) | (before or {})
         self._seconds["start"] += self.begin - (self.begin if started is None else started)
@@ -112,13 +116,13 @@ class Meter:
     def step(self) -> None:
         self._steps += 1
 
-    def read(self) -> dict[str, float | str]:
-        """Per-step figures since the last reading. `data_wait_s` and `step_time_s` are seconds a step."""
+    def read(self, tokens: int) -> dict[str, float | str]:
+        """Figures since the last reading; `tokens`: of its steps. `data_wait_s` and `step_time_s` are per step."""
         now = time.perf_counter()
         steps = max(self._steps, 1)
         step_time = max(now - self._start - self._paused, 1e-9) / steps
         figures = {
-            "tokens_per_second": self.tokens_per_step / step_time,
+            "tokens_per_second": tokens / steps / step_time,
             "step_time_s": step_time,
             "data_wait_s": self._waited / steps,
             "wall_time_s": now - self.begin,

@@ -19,10 +19,10 @@ from gptjax.artifacts.checkpoints import Checkpoints
 from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import UserError
 from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.state import TrainState, abstract_state, initial_state
+from gptjax.training.program import Program
+from gptjax.training.state import TrainState
 
 TOKENIZER = build_tokenizer("byte")
 # Orbax abandons its reads where the shapes of a checkpoint are not those that are wanted.
@@ -38,13 +38,12 @@ class Run:
         self.config, self.workdir = config, workdir
         self.architecture = Architecture.from_config(config.model, 0)
         self.mesh = make_mesh(config.mesh)
-        self.optimizer, _ = make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=2)
-        self.ema = config.train.ema_decay > 0
-        self.target = abstract_state(self.architecture, self.optimizer, self.mesh, ema=self.ema)
+        self.program = Program.of(config, self.mesh)
+        self.target = self.program.target
 
     def state(self, seed: int) -> TrainState:
         """A state in which every leaf, the moments and the average too, has other values."""
-        state = initial_state(self.architecture, self.optimizer, self.mesh, ema=self.ema, seed=seed)
+        state = self.program.initial_state(seed)
         leaves, tree = jax.tree.flatten(state)
         changed = [leaf + jnp.asarray(seed + i, leaf.dtype) for i, leaf in enumerate(leaves)]
         return jax.device_put(tree.unflatten(changed), jax.tree.map(lambda a: a.sharding, self.target))

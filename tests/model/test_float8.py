@@ -7,6 +7,7 @@ from gptjax.config import get_default
 from gptjax.model import float8, gpt
 from gptjax.model.architecture import Architecture
 from gptjax.objectives import language_modeling
+from gptjax.objectives.objective import Models
 
 
 def random(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_zeros_stay_zeros():
 
 
 def test_a_model_learns_almost_as_with_exact_products():
-    losses = {}
+    losses, objective = {}, language_modeling.make(get_default())
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 97, (4, 17)), jnp.int32)
     batch = {
         "tokens": tokens[:, :-1],
@@ -63,7 +64,8 @@ def test_a_model_learns_almost_as_with_exact_products():
         def step(params, architecture=architecture):
             def loss(params):
                 model = gpt.bind(architecture, params)
-                return language_modeling.loss(model, batch, total_weight=jnp.float32(64))[0]
+                hyper = {"z_loss": jnp.float32(0)}
+                return objective.loss(Models(model), batch, total_weight=jnp.float32(64), hyper=hyper)[0]
 
             value, gradient = jax.value_and_grad(loss)(params)
             return value, jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient)

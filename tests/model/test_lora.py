@@ -11,11 +11,9 @@ from gptjax.artifacts.manifest import parameter_table
 from gptjax.errors import UserError
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
-from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.state import abstract_state, initial_state
-from gptjax.training.step import make_train_step
+from gptjax.parameters import path_string
+from gptjax.training.program import Program
 
 EVERYWHERE = ".*"
 
@@ -24,6 +22,7 @@ EVERYWHERE = ".*"
 def adapted_config(tiny_config):
     tiny_config.model.update(lora_rank=3, lora_alpha=6.0, lora_targets="attention/(query|out)|mlp/down")
     tiny_config.model.update(activation="swiglu", num_kv_heads=1)
+    tiny_config.data.isolate_documents = False
     return tiny_config
 
 
@@ -47,7 +46,7 @@ def logits(architecture, params, **options):
 
 
 def paths(params):
-    return {partition.path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    return {path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def test_adapters_are_where_the_pattern_says(adapted_config):
@@ -102,7 +101,7 @@ def test_dropout_acts_on_adapters_alone_and_depends_on_the_row_only(adapted_conf
 def test_dropout_keeps_the_mean(adapted_config):
     adapted_config.model.lora_dropout = 0.25
     architecture = Architecture.from_config(adapted_config.model, 0)
-    layer = lora.Linear(architecture, "attention/query", 16, 8, 0.02, nnx.Rngs(0))
+    layer = lora.Linear(architecture, "attention/query", 16, 8, nnx.Rngs(0))
     layer.lora_b[...] = jax.random.normal(jax.random.key(1), (3, 8))
     x = jnp.tile(jax.random.normal(jax.random.key(2), (1, 1, 16)), (4000, 1, 1))
     drop = lora.Dropout(jax.random.split(jax.random.key(3), 4000), jnp.int32(1))
@@ -117,17 +116,12 @@ def test_training_changes_adapters_and_nothing_else(adapted_config, optimizer, e
     config.model.update(lora_targets=EVERYWHERE, lora_dropout=0.1, dropout=0.1)
     config.optimizer.update(name=optimizer, weight_decay=0.5)
     config.train.update(ema_decay=ema, accumulation=accumulation)
-    architecture = Architecture.from_config(config.model, 0)
-    graphdef, abstract = gpt.abstract_model(architecture)
-    mesh = make_mesh(config.mesh, jax.devices()[:2])
-    transform, schedule = make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=0)
-    target = abstract_state(architecture, transform, mesh, ema=ema > 0)
-    moments = [leaf for leaf in jax.tree.leaves(target.opt_state) if leaf.ndim > 1]
-    trained = gpt.parameter_count(lora.split(abstract)[0])
+    program = Program.of(config, make_mesh(config.mesh, jax.devices()[:2]))
+    moments = [leaf for leaf in jax.tree.leaves(program.target.opt_state) if leaf.ndim > 1]
+    trained = gpt.parameter_count(lora.split(program.abstract_params)[0])
     assert sum(leaf.size for leaf in moments) == 2 * trained
-    state = initial_state(architecture, transform, mesh, ema=ema > 0, seed=0)
+    state = program.initial_state()
     before = jax.tree.map(np.asarray, state.params)
-    step = make_train_step(config, graphdef, transform, schedule, mesh, target)
     losses = []
     batch = {
         "tokens": np.tile(np.arange(16, dtype=np.int32), (8, 1)),
@@ -135,35 +129,30 @@ def test_training_changes_adapters_and_nothing_else(adapted_config, optimizer, e
         "positions": np.tile(np.arange(16, dtype=np.int32), (8, 1)),
         "weights": np.ones((8, 16), np.float32),
     }
-    for _ in range(8):
-        state, metrics = step(state, partition.to_device(batch, mesh))
+    for i in range(8):
+        state, metrics = program.step(state, program.to_device(batch), program.hyper(i))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     for tree in filter(None, (state.params, state.ema_params)):
         for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(tree), strict=True):
             same = np.array_equal(old, new)
-            assert same != path[-1].key.startswith("lora_"), partition.path_string(path)
+            assert same != path[-1].key.startswith("lora_"), path_string(path)
 
 
 def test_losses_do_not_depend_on_the_mesh(adapted_config):
     config = adapted_config
     config.model.update(lora_targets=EVERYWHERE, lora_dropout=0.2, num_kv_heads=2)
     config.optimizer.learning_rate = 0.05
-    architecture = Architecture.from_config(config.model, 0)
-    graphdef, _ = gpt.abstract_model(architecture)
-    transform, schedule = make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=0)
     batch = {name: np.tile(np.arange(16, dtype=np.int32), (8, 1)) for name in ("tokens", "positions", "targets")}
     batch["weights"] = np.ones((8, 16), np.float32)
     traces = []
     for devices, sizes in ((1, {}), (8, {"fsdp": 2, "tensor": 2})):
         config.mesh.update(data=-1, **sizes)
-        mesh = make_mesh(config.mesh, jax.devices()[:devices])
-        target = abstract_state(architecture, transform, mesh, ema=False)
-        state = initial_state(architecture, transform, mesh, ema=False, seed=0)
-        step = make_train_step(config, graphdef, transform, schedule, mesh, target)
+        program = Program.of(config, make_mesh(config.mesh, jax.devices()[:devices]))
+        state = program.initial_state()
         losses = []
-        for _ in range(4):
-            state, metrics = step(state, partition.to_device(batch, mesh))
+        for i in range(4):
+            state, metrics = program.step(state, program.to_device(batch), program.hyper(i))
             losses.append(float(metrics["loss"]))
         traces.append(losses)
     np.testing.assert_allclose(*traces, rtol=1e-5)

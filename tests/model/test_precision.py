@@ -6,6 +6,7 @@ import pytest
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.objectives import language_modeling
+from gptjax.objectives.objective import Models
 
 EXACT = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 
@@ -42,8 +43,12 @@ def test_every_product_of_float32_and_its_gradient_is_made_in_float32(tiny_confi
         "weights": jax.ShapeDtypeStruct(shape, jnp.float32),
     }
 
+    objective = language_modeling.make(tiny_config)
+    hyper = {"z_loss": jnp.float32(0), "balance_loss": jnp.float32(0.01)}
+
     def loss(params, batch):
-        return language_modeling.loss(gpt.bind(architecture, params), batch, total_weight=jnp.float32(1))[0]
+        models = Models(gpt.bind(architecture, params))
+        return objective.loss(models, batch, total_weight=jnp.float32(1), hyper=hyper)[0]
 
     found = list(products(jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr))
     assert len(found) > 20

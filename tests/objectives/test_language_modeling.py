@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from gptjax.model import gpt
-from gptjax.objectives import language_modeling
+from gptjax.objectives.language_modeling import LanguageModeling
+from gptjax.objectives.objective import Batch, Models
 
 ROWS, LENGTH, VOCABULARY = 4, 16, 97
 
@@ -17,7 +18,7 @@ def model_of(tiny_architecture):
 
 
 @pytest.fixture
-def batch() -> language_modeling.Batch:
+def batch() -> Batch:
     random = np.random.default_rng(0)
     weights = random.random((ROWS, LENGTH)) * (random.random((ROWS, LENGTH)) < 0.7)
     weights[1] = 0
@@ -29,7 +30,14 @@ def batch() -> language_modeling.Batch:
     }
 
 
-def logits_of(model: gpt.GPT, batch: language_modeling.Batch) -> np.ndarray:
+def loss_of(model: gpt.GPT, batch: Batch, total: jax.Array, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
+    """(loss, metrics) of language modelling."""
+    objective = LanguageModeling(isolate_documents=False, smooths=label_smoothing > 0, logits_chunk=0)
+    hyper = {"z_loss": jnp.float32(z_loss), "label_smoothing": jnp.float32(label_smoothing)}
+    return objective.loss(Models(model), batch, total_weight=total, hyper=hyper)
+
+
+def logits_of(model: gpt.GPT, batch: Batch) -> np.ndarray:
     """The scores of the real tokens of the vocabulary, in float64."""
     hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"])
     return np.float64(model.logits(hidden))[..., :VOCABULARY]
@@ -44,9 +52,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_the_objective_is_the_weighted_sum_of_its_published_terms(model_of, batch, z_loss, label_smoothing):
     params, bind = model_of
     total = jnp.float32(batch["weights"].sum())
-    found, metrics = language_modeling.loss(
-        bind(params), batch, total_weight=total, z_loss=z_loss, label_smoothing=label_smoothing
-    )
+    found, metrics = loss_of(bind(params), batch, total, z_loss=z_loss, label_smoothing=label_smoothing)
     logits = logits_of(bind(params), batch)
     log_probabilities = log_softmax(logits)
     cross_entropy = -np.take_along_axis(log_probabilities, np.asarray(batch["targets"])[..., None], -1)[..., 0]
@@ -65,7 +71,7 @@ def test_z_loss_pulls_the_log_partition_to_zero(model_of, batch):
     total = jnp.float32(batch["weights"].sum())
 
     def penalty(params):
-        both, metrics = language_modeling.loss(bind(params), batch, total_weight=total, z_loss=1.0)
+        both, metrics = loss_of(bind(params), batch, total, z_loss=1.0)
         return both - metrics["loss"]
 
     before, gradient = jax.jit(jax.value_and_grad(penalty))(params)
@@ -81,7 +87,7 @@ def test_micro_batches_of_different_weight_add_up(model_of, batch):
     @jax.jit
     def value_and_gradient(part):
         def loss(params):
-            return language_modeling.loss(bind(params), part, total_weight=total, label_smoothing=0.1)
+            return loss_of(bind(params), part, total, label_smoothing=0.1)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -95,6 +101,6 @@ def test_tokens_without_weight_do_not_matter(model_of, batch):
     params, bind = model_of
     total = jnp.float32(batch["weights"].sum())
     targets = jnp.where(batch["weights"] > 0, batch["targets"], 0)
-    found, _ = language_modeling.loss(bind(params), batch, total_weight=total)
-    changed, _ = language_modeling.loss(bind(params), batch | {"targets": targets}, total_weight=total)
+    found, _ = loss_of(bind(params), batch, total)
+    changed, _ = loss_of(bind(params), batch | {"targets": targets}, total)
     assert float(found) == float(changed)

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from gptjax.optim.schedules import make_schedule
 
@@ -9,8 +10,8 @@ PEAK, STEPS, WARMUP, DECAY, FINAL = 0.5, 100, 10, 30, 0.1
 
 
 def schedule(name, **changes):
-    options = {"num_steps": STEPS, "warmup": WARMUP, "decay": DECAY, "final_fraction": FINAL}
-    return make_schedule(name, peak=PEAK, **options | changes)
+    options = {"name": name, "warmup": WARMUP, "decay": DECAY, "final_fraction": FINAL, "cycles": 3}
+    return make_schedule(ConfigDict(options | changes), peak=PEAK, num_steps=STEPS)
 
 
 def rates(name, steps=range(STEPS + 1), **changes) -> np.ndarray:
@@ -18,7 +19,7 @@ def rates(name, steps=range(STEPS + 1), **changes) -> np.ndarray:
     return np.array([float(function(step)) for step in steps])
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "rsqrt", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "cosine_restarts", "linear", "wsd", "rsqrt", "constant"])
 def test_warmup_rises_linearly_from_a_first_rate_that_is_not_zero(name):
     np.testing.assert_allclose(rates(name, range(WARMUP)), PEAK * np.arange(1, WARMUP + 1) / WARMUP, rtol=1e-6)
     assert float(schedule(name)(WARMUP)) == pytest.approx(PEAK)
@@ -35,6 +36,10 @@ def test_without_warmup_the_peak_comes_first(name):
         ("cosine", 55, PEAK * (FINAL + (1 - FINAL) * 0.5)),  # half way
         ("cosine", 40, PEAK * (FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi / 3)))),  # a third
         ("cosine", 100, PEAK * FINAL),
+        ("cosine_restarts", 25, PEAK * (1 + FINAL) / 2),  # half of the first of three
+        ("cosine_restarts", 40, PEAK),  # the second begins
+        ("cosine_restarts", 85, PEAK * (1 + FINAL) / 2),
+        ("cosine_restarts", 100, PEAK * FINAL),
         ("linear", 55, PEAK * (1 + FINAL) / 2),
         ("linear", 100, PEAK * FINAL),
         ("wsd", 70, PEAK),  # the last stable step

@@ -3,17 +3,16 @@ import re
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from gptjax.config import get_default
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.state import abstract_state, create_state, initial_state
+from gptjax.parameters import TABLE, find, path_string
+from gptjax.training.program import Program
 
 
 def mesh_of(**sizes: int) -> Mesh:
@@ -29,14 +28,17 @@ def architecture_of(**model) -> Architecture:
     return Architecture.from_config(config.model, 0)
 
 
-def optimizer_of(name: str) -> optax.GradientTransformation:
+def program_of(optimizer: str, mesh: Mesh, *, ema: bool = False, **model) -> Program:
     config = get_default()
-    config.optimizer.name = name
-    return make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=2)[0]
+    config.model.update(num_layers=2, num_heads=4, embed_dim=16, context_length=16, vocab_size=64)
+    config.model.update(model)
+    config.optimizer.name = optimizer
+    config.train.ema_decay = 0.9 * ema
+    return Program.of(config, mesh)
 
 
 def by_path(tree) -> dict[str, object]:
-    return {partition.path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 OPTIONS = {  # the first values make the fewest parameters, the last ones the most
@@ -60,8 +62,8 @@ def test_every_parameter_of_every_architecture_is_in_the_table():
         _, params = gpt.abstract_model(architecture_of(lora_targets=".*", **others | {option: values[-1 - base]}))
         for path, leaf in by_path(params).items():
             partition.partition_spec(path, leaf.shape, mesh)
-            used.add(next(pattern for pattern, _ in partition.TABLE if re.fullmatch(pattern, path)))
-    assert used == {pattern for pattern, _ in partition.TABLE}, "a pattern that matches nothing"
+            used.add(find(path))
+    assert used == set(TABLE), "a row that matches nothing"
 
 
 def test_matrices_are_split_over_both_axes_and_layers_over_none():
@@ -108,10 +110,10 @@ def test_an_axis_that_does_not_divide_is_left_out():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_moments_and_averages_are_split_like_their_parameters(optimizer):
-    architecture, mesh = architecture_of(use_bias=True), mesh_of(data=2, fsdp=2, tensor=2)
-    _, params = gpt.abstract_model(architecture)
-    state = jax.eval_shape(lambda p: create_state(p, optimizer_of(optimizer), ema=True), params)
-    shardings = by_path(partition.state_shardings(state, params, mesh))
+    mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    program = program_of(optimizer, mesh, ema=True, use_bias=True)
+    state, params = program.target, program.abstract_params
+    shardings = {path: leaf.sharding for path, leaf in by_path(state).items()}
     expected = by_path(partition.parameter_shardings(params, mesh))
     owners = {path: [] for path in expected}
     for path, leaf in by_path(state).items():
@@ -128,9 +130,8 @@ def test_moments_and_averages_are_split_like_their_parameters(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_first_state_does_not_depend_on_the_mesh(optimizer):
-    architecture = architecture_of(tie_embeddings=False)
     states = [
-        initial_state(architecture, optimizer_of(optimizer), mesh, ema=True, seed=3)
+        program_of(optimizer, mesh, ema=True, tie_embeddings=False).initial_state(3)
         for mesh in (mesh_of(data=1), mesh_of(fsdp=2, context=2, tensor=2))
     ]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -138,10 +139,9 @@ def test_the_first_state_does_not_depend_on_the_mesh(optimizer):
 
 def test_memory_of_a_device_falls_with_fsdp():
     """Bytes of parameters and moments on one device: nearly 1 / fsdp of the whole."""
-    architecture, optimizer = architecture_of(), optimizer_of("adamw")
 
     def bytes_on_first_device(fsdp: int) -> int:
-        state = initial_state(architecture, optimizer, mesh_of(data=1, fsdp=fsdp), ema=False, seed=0)
+        state = program_of("adamw", mesh_of(data=1, fsdp=fsdp)).initial_state()
         return sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
 
     whole = bytes_on_first_device(1)
@@ -151,9 +151,8 @@ def test_memory_of_a_device_falls_with_fsdp():
 
 def test_the_abstract_state_describes_the_first_state():
     """What a checkpoint is restored into has the shapes, types and shardings of what was saved."""
-    architecture, optimizer, mesh = architecture_of(), optimizer_of("muon"), mesh_of(data=2, fsdp=4)
-    abstract = abstract_state(architecture, optimizer, mesh, ema=True)
-    state = initial_state(architecture, optimizer, mesh, ema=True, seed=0)
+    program = program_of("muon", mesh_of(data=2, fsdp=4), ema=True)
+    abstract, state = program.target, program.initial_state()
 
     def check(described, array):
         assert (described.shape, described.dtype) == (array.shape, array.dtype)

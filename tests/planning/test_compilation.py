@@ -3,7 +3,8 @@ import pytest
 
 from gptjax import config as config_lib
 from gptjax.errors import UserError
-from gptjax.planning.compilation import abstract_batch, compile_step, too_large
+from gptjax.planning.compilation import compile_step, too_large
+from gptjax.training.program import Program
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def test_the_abstract_batch_is_that_of_the_pipeline(config, tiny_corpus, tmp_pat
     real.data.update(source=f"text:{tiny_corpus}/*.txt", cache_dir=str(tmp_path))
     for isolate in (True, False):
         real.data.isolate_documents = isolate
-        batch = opening.open_batches(opening.open_sources(real), real)[0]
-        abstract = abstract_batch(real, make_mesh(real.mesh))
+        batch = opening.RunData.open(real).batches(real)[0]
+        abstract = Program.of(real, make_mesh(real.mesh)).abstract_batch
         assert {name: (a.shape, a.dtype) for name, a in abstract.items()} == {
             name: (a.shape, a.dtype) for name, a in batch.items()
         }

@@ -8,20 +8,16 @@ import pytest
 from gptjax.errors import UserError
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel.mesh import make_mesh
 from gptjax.training import footprint
-from gptjax.training.state import abstract_state, initial_state
+from gptjax.training.program import Program
 
 
 def state_and_mesh(config, *, make=False, **sizes):
     config.mesh.update(sizes)
     mesh = make_mesh(config.mesh)
-    optimizer, _ = make_optimizer(config.optimizer, config.schedule, num_steps=10, warmup=2, decay=0)
-    architecture = Architecture.from_config(config.model, 0)
-    if make:
-        return initial_state(architecture, optimizer, mesh, ema=False, seed=0), mesh
-    return abstract_state(architecture, optimizer, mesh, ema=False), mesh
+    program = Program.of(config, mesh)
+    return program.initial_state() if make else program.target, mesh
 
 
 def test_bytes_are_those_that_devices_hold(tiny_config):

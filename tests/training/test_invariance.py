@@ -13,11 +13,9 @@ from gptjax.config import Config, get_default, validate
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.objectives import cross_entropy
-from gptjax.optim.optimizers import make_optimizer
-from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
-from gptjax.training.state import TrainState, abstract_state, create_state
-from gptjax.training.step import make_train_step
+from gptjax.training.program import Program
+from gptjax.training.state import TrainState, create_state
 
 STEPS, ROWS, LENGTH, VOCABULARY = 6, 16, 16, 97
 
@@ -32,6 +30,7 @@ def tiny_run(optimizer: str = "adamw", dropout: float = 0.0, **changes: int | st
     # With AdamW's usual epsilon the rounding of a gradient near zero would be a whole step.
     config.optimizer.update(name=optimizer, learning_rate=5e-3, epsilon=1e-6)
     config.train.update(num_steps=STEPS, batch_size=ROWS)
+    config.schedule.update(warmup=2, decay=1)
     config.mesh.data = 1
     for name, value in changes.items():
         section = next(s for s in (config.mesh, config.train, config.model, config.objective) if name in s)
@@ -66,25 +65,21 @@ def architecture_of(config: Config) -> Architecture:
     return Architecture.from_config(config.model, 0)
 
 
-def prepare(config: Config, params: gpt.Params):
-    """(the mesh, the compiled step, the first state)."""
-    architecture = architecture_of(config)
-    graphdef, _ = gpt.abstract_model(architecture)
-    mesh = make_mesh(config.mesh)
-    optimizer, schedule = make_optimizer(config.optimizer, config.schedule, num_steps=STEPS, warmup=2, decay=1)
-    target = abstract_state(architecture, optimizer, mesh, ema=False)
+def prepare(config: Config, params: gpt.Params) -> tuple[Program, TrainState]:
+    """The program of a config, and its first state with these parameters."""
+    program = Program.of(config, make_mesh(config.mesh))
+    optimizer = program.optimizer(program.hyperparameters.at(0))
     state = create_state(jax.tree.map(jnp.copy, params), optimizer, ema=False)
-    state = jax.device_put(state, jax.tree.map(lambda a: a.sharding, target))
-    return mesh, make_train_step(config, graphdef, optimizer, schedule, mesh, target), state
+    return program, jax.device_put(state, jax.tree.map(lambda a: a.sharding, program.target))
 
 
 def train(config: Config, params: gpt.Params) -> tuple[list[dict[str, float]], TrainState]:
     """The metrics of each step, and the last state."""
-    mesh, step, state = prepare(config, params)
+    program, state = prepare(config, params)
     history = []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(program.mesh):
         for i in range(STEPS):
-            state, metrics = step(state, partition.to_device(ragged_batch(i), mesh))
+            state, metrics = program.step(state, program.to_device(ragged_batch(i)), program.hyper(i))
             history.append({name: float(value) for name, value in metrics.items()})
     return history, state
 
@@ -172,9 +167,10 @@ def test_no_device_gathers_the_experts_of_others(activation, optimizer):
     """In the compiled step nothing that goes between devices is as wide as experts are; sums over data are."""
     config = tiny_run(optimizer, num_experts=4, mlp_dim=88, activation=activation, data=2, expert=4)
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(config), jax.random.key(0))
-    mesh, step, state = prepare(config, params)
-    with jax.set_mesh(mesh):
-        text = step.lower(state, partition.to_device(ragged_batch(0), mesh)).compile().as_text()
+    program, _ = prepare(config, params)
+    with jax.set_mesh(program.mesh):
+        lowered = program.step.lower(program.target, program.abstract_batch, program.abstract_hyper)
+        text = lowered.compile().as_text()
     sent = re.findall(r"= (\S+|\(.*?\)) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", text)
     assert {"all-gather", "reduce-scatter"} <= {kind for _, kind in sent}, "tokens go to experts and back"
     wide = {(kind, shape) for shapes, kind in sent for shape in re.findall(r"\w+\[[\d,]*\b88\b[\d,]*\]", shapes)}
@@ -214,8 +210,8 @@ def test_every_token_counts_the_same_in_whatever_micro_batch(accumulation, param
         return (losses * batch["weights"]).sum() / batch["weights"].sum(), losses
 
     (expected, losses), gradient = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
-    mesh, step, state = prepare(config, params)
-    _, metrics = step(state, partition.to_device(batch, mesh))
+    program, state = prepare(config, params)
+    _, metrics = program.step(state, program.to_device(batch), program.hyper(0))
     np.testing.assert_allclose(metrics["loss"], (np.float64(losses) * weights).sum() / weights.sum(), rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-4)

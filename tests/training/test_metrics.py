@@ -61,7 +61,7 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 
 def test_the_past_of_a_run_in_short(tmp_path):
-    assert history_of(tmp_path, []) == {"lowest": None, "validation": [], "seconds": {}}
+    assert history_of(tmp_path, []) == {"lowest": None, "monitored": [], "seconds": {}}
     lines = [
         {"step": 1, "split": "train", "loss": 3.0, "seconds/step": 1.0},
         {"step": 2, "split": "train", "loss": math.nan, "seconds/step": 2.0},
@@ -69,7 +69,7 @@ def test_the_past_of_a_run_in_short(tmp_path):
     ]
     assert history_of(tmp_path, lines) == {
         "lowest": 3.0,
-        "validation": [{"split": "validation", "loss": 4.0}],
+        "monitored": [4.0],
         "seconds": {"step": 2.5},
     }
 

@@ -27,7 +27,7 @@ def profile(tmp_path_factory):
     x = jnp.ones((600, 600))
     texts, result = [], program(x)
     for step in range(10):
-        profile.before(step, result)
+        profile.before(step, lambda result=result: result.block_until_ready())
         result = program(x)
         texts.append(profile.after(step, result))
     profile.stop()

@@ -62,15 +62,29 @@ def test_early_stopping_counts_from_the_best():
 
 
 def test_early_stopping_remembers_an_earlier_part_of_the_run():
-    history = [
-        {"split": "validation", "loss": 2.0},
-        {"split": "train", "loss": 1.0},
-        {"split": "validation", "loss": None},
-        {"split": "validation", "loss": 2.1},
-    ]
-    stopper = EarlyStopping(2, history)
+    stopper = EarlyStopping(2, [2.0, 2.1])
     stopper.update(2.2)
     assert stopper.exhausted
+
+
+def test_what_rounding_changes_is_no_improvement():
+    stopper = EarlyStopping(3, [], min_delta=1e-5)
+    losses = [2.0, 2.0 - 4e-9, 2.0 - 8e-9, 2.0 - 12e-9]
+    assert [stopper.update(loss) for loss in losses] == [True] * 4, "each is the best so far"
+    assert stopper.exhausted and stopper.best == losses[-1]
+
+
+def test_many_small_improvements_add_up():
+    stopper = EarlyStopping(3, [], min_delta=1e-5)
+    for i in range(20):
+        stopper.update(2.0 - 4e-6 * i)
+        assert not stopper.exhausted
+
+
+def test_a_metric_of_which_more_is_better():
+    stopper = EarlyStopping(2, [0.5], lower_is_better=False)
+    assert [stopper.update(value) for value in (0.7, 0.6, 0.65)] == [True, False, False]
+    assert stopper.exhausted and stopper.best == 0.7
 
 
 def test_without_patience_nothing_stops():

@@ -25,7 +25,7 @@ def clock(monkeypatch) -> Clock:
 
 def test_pauses_are_left_out_of_the_speed(clock):
     """Four steps in 10 s, of which 2 s are evaluation: 2 s a step, 500 tokens/s, half of the peak."""
-    meter = throughput.Meter(tokens_per_step=1000, flops_per_token=6.0, peak=6000.0)
+    meter = throughput.Meter(flops_per_token=6.0, peak=6000.0)
     for _ in range(4):
         with meter.doing("data"):
             clock.now += 0.25
@@ -34,7 +34,7 @@ def test_pauses_are_left_out_of_the_speed(clock):
         meter.step()
     with meter.doing("eval"):
         clock.now += 2.0
-    assert meter.read() == {
+    assert meter.read(4000) == {
         "tokens_per_second": 500.0,
         "step_time_s": 2.0,
         "data_wait_s": 0.25,
@@ -45,11 +45,11 @@ def test_pauses_are_left_out_of_the_speed(clock):
 
 
 def test_a_reading_starts_anew_but_the_wall_time_goes_on(clock):
-    meter = throughput.Meter(1000, 6.0, None)
+    meter = throughput.Meter(6.0, None)
     for seconds, wall in ((1.0, 1.0), (4.0, 5.0)):
         clock.now += seconds
         meter.step()
-        figures = meter.read()
+        figures = meter.read(1000)
         assert figures["step_time_s"] == seconds
         assert figures["tokens_per_second"] == 1000 / seconds
         assert figures["wall_time_s"] == wall
@@ -62,7 +62,7 @@ def test_the_seconds_of_a_run_add_up_and_go_on_after_a_restart(clock):
     for part in (1, 2):
         started = clock.now
         clock.now += 10.0
-        meter = throughput.Meter(1000, 6.0, None, started=started, before=before)
+        meter = throughput.Meter(6.0, None, started=started, before=before)
         with meter.doing("compile"):
             clock.now += 4.0
         for _ in range(10):
@@ -80,7 +80,7 @@ def test_the_seconds_of_a_run_add_up_and_go_on_after_a_restart(clock):
 
 
 def test_what_evaluation_compiles_is_compilation():
-    meter = throughput.Meter(1000, 6.0, None)
+    meter = throughput.Meter(6.0, None)
     with meter.doing("eval"):
         begin = time.perf_counter()
         jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((7, 7))).block_until_ready()

@@ -42,6 +42,18 @@ class BatchSource(ABC):
     def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
         """The rows of these numbers of the sequence."""
 
+    @abstractmethod
+    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        """How many tokens are in each of these rows; cells that are not filled are none."""
+
+    def num_tokens(self, start: int, stop: int) -> int:
+        """Tokens in the global batches of the steps from `start` up to `stop`."""
+        total, chunk = 0, max(1, 1_000_000 // self.batch_size)
+        for first in range(start, stop, chunk):
+            last = min(first + chunk, stop)
+            total += int(self.row_tokens(np.arange(first * self.batch_size, last * self.batch_size)).sum())
+        return total
+
     @property
     def notes(self) -> list[str]:
         """What a person should know of the data before the run: what is left out, how full the rows are."""
@@ -129,6 +141,9 @@ class Batches(BatchSource):
             segment_ids, positions = document_segments(self.split.document_starts, starts, self.context_length)
             return batch | {"segment_ids": segment_ids, "positions": positions}
         return batch | {"positions": np.tile(np.arange(self.context_length, dtype=np.int32), (len(starts), 1))}
+
+    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        return np.full(len(rows), self.context_length)
 
     def windows(
         self, rows: Int64[np.ndarray, " rows"]

@@ -114,6 +114,14 @@ class Mixture(BatchSource):
         own = self._rows_of_block[sources]
         return sources, blocks * own + places - (ends[sources] - own)
 
+    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        of_source, numbers = self.assign(rows)
+        tokens = np.zeros(len(rows), np.int64)
+        for index, source in enumerate(self.sources.values()):
+            mine = of_source == index
+            tokens[mine] = source.row_tokens(numbers[mine])
+        return tokens
+
     def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
         of_source, numbers = self.assign(rows)
         batch: Batch = {}

@@ -68,6 +68,7 @@ class PackedBatches(BatchSource):
                 f"fill {self.plan.num_rows} rows of context_length={context_length}, fewer than "
                 f"batch_size={batch_size}; use more dialogues, a smaller batch, or a shorter context"
             )
+        self._filled = np.bincount(self.plan.row, self.plan.length, self.plan.num_rows).astype(np.int64)
         super().__init__(self.plan.num_rows, batch_size=batch_size, rows=rows)
 
     @property
@@ -79,6 +80,10 @@ class PackedBatches(BatchSource):
             notes.append(f"{rows} {has} no token that bears loss and {are} left out")
         return notes
 
+    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        _, numbers = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
+        return self._filled[numbers]
+
     def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
         epochs, numbers = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
         first, counts = self._first_piece[numbers], self._first_piece[numbers + 1] - self._first_piece[numbers]
@@ -86,7 +91,7 @@ class PackedBatches(BatchSource):
         pieces = np.repeat(first, counts) + inner
         starts, lengths = self._piece_starts[pieces], self.plan.length[pieces]
         # The pieces of a row follow each other from column 0 without gaps.
-        filled = np.diff(np.cumsum(lengths)[np.cumsum(counts) - 1], prepend=0)
+        filled = self._filled[numbers]
         is_filled = np.arange(self.context_length) < filled[:, None]
         positions = _ranges(lengths if self.isolate_documents else filled)
 

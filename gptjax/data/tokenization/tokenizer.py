@@ -292,3 +292,14 @@ def _codepoint_table(description: dict) -> Int32[np.ndarray, " codepoints"]:
     table = np.full(max(vocabulary) + 2, -1, dtype=np.int32)
     table[list(vocabulary)] = list(vocabulary.values())
     return table
+
+
+def known_vocab_size(spec: str) -> int:
+    """The tokens of a tokenizer that are known without the corpus it is trained on; 0: they are not.
+
+    bpe:N, word:N and jieba:N have N at most. Raises UserError for hf:... whose files are not there.
+    """
+    scheme, _, rest = spec.partition(":")
+    if scheme in ("bpe", "word", "jieba") and rest.isdecimal():
+        return int(rest)
+    return build_tokenizer(spec).vocab_size if scheme in ("byte", "hf") else 0

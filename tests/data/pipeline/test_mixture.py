@@ -26,6 +26,9 @@ class Numbers(BatchSource):
     def read_rows(self, rows):
         return {"tokens": (1_000_000 * self.source + rows)[:, None].astype(np.int32)}
 
+    def row_tokens(self, rows):
+        return np.ones(len(rows), np.int64)
+
 
 def mixture(*weights, **options) -> Mixture:
     sources = {f"s{i}": Numbers(i) for i in range(len(weights))}
@@ -139,31 +142,31 @@ def folder(tmp_path_factory):
     return directory
 
 
-def sources_of(source, tokenizer="byte"):
+def data_of(source, tokenizer="byte"):
     config = config_lib.get_default()
     config.data.source, config.tokenizer = source, tokenizer
     config.model.context_length, config.train.batch_size = 16, 8
-    return opening.open_sources(config), config
+    return opening.RunData.open(config), config
 
 
 def test_stores_are_mixed_with_one_tokenizer(folder):
     spec = f"text:{folder}/upper/*.txt@3 + text:{folder}/lower/*.txt@1"
-    sources, config = sources_of(spec, "bpe:270")
-    assert [source.name for source in sources] == ["upper", "lower"]
-    assert len({source.store.tokenizer().sha256 for source in sources}) == 1
-    batches = opening.open_batches(sources, config)
-    decode = sources[0].store.tokenizer().decode
+    data, config = data_of(spec, "bpe:270")
+    assert [source.name for source in data.stores] == ["upper", "lower"]
+    assert len({source.store.tokenizer().sha256 for source in data.stores}) == 1
+    batches = data.batches(config, dialogues=data.has_dialogues)
+    decode = data.stores[0].store.tokenizer().decode
     rows = [decode(row) for step in range(4) for row in batches[step]["tokens"]]
     assert sum(row.isupper() for row in rows) == 24 and sum(row.islower() for row in rows) == 8
-    halves = [opening.open_batches(sources, config, rows=rows) for rows in (slice(0, 4), slice(4, 8))]
+    halves = [data.batches(config, rows=rows) for rows in (slice(0, 4), slice(4, 8))]
     for name, value in batches[3].items():
         np.testing.assert_array_equal(np.concatenate([half[3][name] for half in halves]), value)
 
 
 def test_one_source_is_read_as_ever(folder):
-    sources, config = sources_of(f"text:{folder}/upper/*.txt")
-    batches = opening.open_batches(sources, config)
-    alone = Batches(sources[0].store.split("train"), context_length=16, batch_size=8, seed=0)
+    data, config = data_of(f"text:{folder}/upper/*.txt")
+    batches = data.batches(config, dialogues=data.has_dialogues)
+    alone = Batches(data.stores[0].store.split("train"), context_length=16, batch_size=8, seed=0)
     assert type(batches) is Batches
     for name, value in alone[5].items():
         np.testing.assert_array_equal(batches[5][name], value)
@@ -171,22 +174,35 @@ def test_one_source_is_read_as_ever(folder):
 
 
 def test_dialogues_and_text_in_one_batch(folder):
-    sources, config = sources_of(f"store:{folder}/talk@1 + text:{folder}/upper/*.txt@1")
-    batches = opening.open_batches(sources, config)
+    data, config = data_of(f"store:{folder}/talk@1 + text:{folder}/upper/*.txt@1")
+    batches = data.batches(config, dialogues=data.has_dialogues)
     assert [type(source) for source in batches.sources.values()] == [PackedBatches, Batches]
     weights = np.concatenate([batches[step]["weights"] for step in range(2)])
     assert (weights == 1).all(axis=1).sum() == 8
-    assert opening.chat_template(sources).end_of_turn == "<|im_end|>"
+    assert data.template.end_of_turn == "<|im_end|>"
 
 
 def test_sources_that_do_not_fit_together_are_refused(folder):
     with pytest.raises(UserError, match=r"share one tokenizer, that of the first, 'talk'; 'store:.*other' has another"):
-        sources_of(f"store:{folder}/talk@1 + store:{folder}/other@1")
+        data_of(f"store:{folder}/talk@1 + store:{folder}/other@1")
 
 
 def test_the_identity_of_a_mixture_is_that_of_all_its_texts(folder):
-    one, _ = sources_of(f"text:{folder}/upper/*.txt")
-    both, _ = sources_of(f"text:{folder}/upper/*.txt@1 + text:{folder}/lower/*.txt@1")
-    assert opening.identity(one)["source_fingerprint"] == one[0].store.fingerprint
-    assert opening.identity(both)["source_fingerprint"] not in [source.store.fingerprint for source in both]
-    assert opening.identity(both)["tokenizer"] == opening.identity(one)["tokenizer"]
+    one, _ = data_of(f"text:{folder}/upper/*.txt")
+    both, _ = data_of(f"text:{folder}/upper/*.txt@1 + text:{folder}/lower/*.txt@1")
+    other, _ = data_of(f"text:{folder}/upper/*.txt@1 + text:{folder}/lower/*.txt@2")
+    assert one.identity["source_fingerprint"] == one.stores[0].store.fingerprint
+    assert both.identity["source_fingerprint"] not in [source.store.fingerprint for source in both.stores]
+    assert both.identity["tokenizer"] == one.identity["tokenizer"]
+    assert both.identity != other.identity, "weights are a part of what is trained on"
+
+
+def test_tokens_are_counted_without_what_is_not_filled(folder):
+    """However the steps are cut, and in a mixture row by row."""
+    data, config = data_of(f"store:{folder}/talk@1 + text:{folder}/upper/*.txt@1")
+    config.model.context_length = 96
+    batches = data.batches(config, dialogues=True)
+    counts = [int((batches[step]["segment_ids"] > 0).sum()) for step in range(12)]
+    assert sum(counts) < 12 * 8 * 96
+    assert [batches.num_tokens(step, step + 1) for step in range(12)] == counts
+    assert batches.num_tokens(3, 11) == sum(counts[3:11])

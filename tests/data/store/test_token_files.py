@@ -84,14 +84,14 @@ def test_a_config_names_them(tmp_path):
     config = get_default()
     config.tokenizer = "byte"
     config.data.update(source=f"tokens:{tmp_path}/*.bin", cache_dir=str(tmp_path / "cache"))
-    store = opening.open_corpus(config)
+    store = opening.open_store_of(config)
     assert store.split("validation").num_documents == len(TEXTS)
     assert store.tokenizer().vocab_size == 257
     with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
         store.split("test")
     config.tokenizer = "bpe:300"
     with pytest.raises(UserError, match="holds tokens, and tokenizer='bpe:300' is trained on text"):
-        opening.open_corpus(config)
+        opening.open_store_of(config)
 
 
 def test_gpt2(tmp_path, shared_data):

@@ -15,7 +15,6 @@ from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.model.huggingface import files, layouts
 from gptjax.model.huggingface import weights as huggingface
-from gptjax.training import pretrained
 
 # Of four frequencies the first is kept, the last divided, and the others are in between; texts are longer than 12.
 SCALED = {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_length": 12, "rope_theta": 50.0}
@@ -299,7 +298,8 @@ def test_generation_config_is_written_whole(tmp_path):
 
 def test_every_option_of_a_model_is_in_each_layout_or_needed_to_be_off(tmp_path):
     """A new option of the architecture changes what a model computes, unless it is one of these."""
-    of_the_run = {"padded_vocab_size", *pretrained.OF_THE_RUN}
+    others = config_lib.affecting("training", "computation")
+    of_the_run = {"padded_vocab_size", *(path.removeprefix("model.") for path in others)}
     fields = {field.name for field in dataclasses.fields(Architecture)}
     for name, options in OPTIONS.items():
         layout = layouts.LAYOUTS[name.split()[0]]

@@ -1,0 +1,83 @@
+"""What is measured of a model while it trains: the likelihood of the validation split, the objective's own metrics."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gptjax.data.opening import RunData
+from gptjax.evaluation.likelihood import Likelihood, Scorer
+from gptjax.evaluation.samples import Sampler
+from gptjax.model import gpt
+from gptjax.objectives.objective import Batch, Metrics, Models
+from gptjax.optim.hyper import Hyper
+from gptjax.parallel import partition
+from gptjax.training.program import Program
+from gptjax.training.state import TrainState
+
+
+class Validator:
+    """Evaluates a state; every process of a run takes part."""
+
+    def __init__(self, program: Program, data: RunData, workdir: Path, *, start: int):
+        """Drops the samples of steps after `start`, where the run continues."""
+        config = program.config
+        self._program, self._tokenizer = program, data.tokenizer
+        stores = (source.store for source in data.stores)
+        self._splits = data.splits("validation") if all("validation" in store.splits for store in stores) else {}
+        self._scorer = Scorer(
+            program.architecture,
+            program.mesh,
+            batch_size=config.evaluation.batch_size or 2 * config.train.batch_size,
+        )
+        self._batches = program.objective.validation(data, config)
+        self._objective_metrics = jax.jit(self._metrics_of_batch, out_shardings=partition.replicated(program.mesh))
+        self._sampler = None
+        if config.logging.samples:
+            self._sampler = Sampler(config, workdir, program, data, start=start)
+
+    def line(self, step: int, state: TrainState) -> dict[str, Any]:
+        """What is known of the state after `step` updates, by the keys of metrics.jsonl; empty if nothing can be."""
+        line = self._likelihood(state.evaluation_params)
+        if self._batches is not None:
+            line |= self._mean_metrics(state)
+        if self._sampler:
+            self._sampler.sample(step, state.evaluation_params)
+        return line
+
+    def _likelihood(self, params: gpt.Params) -> dict[str, Any]:
+        evaluation, tokenizer = self._program.config.evaluation, self._tokenizer
+        options = {"eot_id": tokenizer.eot_id, "stride": evaluation.stride, "max_tokens": evaluation.max_tokens}
+        parts = {name: self._scorer.score(params, split, **options) for name, split in self._splits.items()}
+        if not parts:
+            return {}
+        whole = Likelihood.joined(list(parts.values()))
+        line = {
+            "loss": whole.loss,
+            "perplexity": math.exp(min(whole.loss, 700)),
+            "bits_per_byte": whole.bits_per_byte,
+            "accuracy": whole.accuracy,
+        }
+        return line | ({f"loss/{name}": part.loss for name, part in parts.items()} if len(parts) > 1 else {})
+
+    def _mean_metrics(self, state: TrainState) -> dict[str, float]:
+        """The metrics of the objective over its validation batches, each batch by its weight."""
+        totals: dict[str, float] = {}
+        weights, hyper = 0.0, self._program.hyper(0)
+        for number in range(math.ceil(self._batches.steps_per_epoch)):
+            batch = self._program.to_device(self._batches[number])
+            weight, metrics = jax.device_get(self._objective_metrics(state, batch, hyper))
+            weights += float(weight)
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + float(weight) * float(value)
+        return {name: total / weights for name, total in totals.items()}
+
+    def _metrics_of_batch(self, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[jax.Array, Metrics]:
+        program = self._program
+        with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
+            bind = lambda params: None if params is None else gpt.bind(program.architecture, params)  # noqa: E731
+            models = Models(bind(state.evaluation_params), bind(state.reference_params))
+            weight = program.objective.weight(batch)
+            _, metrics = program.objective.loss(models, batch, total_weight=weight, hyper=hyper)
+        return weight, metrics

@@ -1,0 +1,128 @@
+"""What a training objective is. One module beside this one is one objective, and its name that of `objective.name`.
+
+A module has `make(config) -> Objective`. To add an objective is to add the module (and data that have its fields).
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from gptjax.config import Config
+from gptjax.data.opening import RunData
+from gptjax.data.pipeline.batches import BatchSource
+from gptjax.errors import UserError
+from gptjax.model.gpt import GPT
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Array]
+Rows = Any  # which rows of the global batch are of this process
+
+
+class Field(NamedTuple):
+    """One array of a batch.
+
+    Attributes:
+      axes: the name of each axis. The first is "row"; "length" is that of the sequence. These two are split over the
+        mesh and over micro-batches; others, such as "pair", are whole.
+    """
+
+    axes: tuple[str, ...]
+    dtype: str = "int32"
+
+    def shape(self, rows: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """For a batch of `rows` rows; `sizes` are those of the other axes."""
+        return tuple(rows if axis == "row" else sizes[axis] for axis in self.axes)
+
+
+class Monitor(NamedTuple):
+    """The validation metric that decides which checkpoint is the best, and when to stop early."""
+
+    name: str
+    lower_is_better: bool
+
+
+class Models(NamedTuple):
+    """What a loss may look at. `reference` has the parameters of the beginning, where the objective wants them."""
+
+    policy: GPT
+    reference: GPT | None = None
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """From batches to the loss that is minimised.
+
+    Attributes:
+      fields: what a batch has. Shardings, micro-batches, `plan` and the checks of the data derive from it.
+      sizes: lengths of the axes that are neither "row" nor "length".
+      monitor: see `Monitor`.
+      reference: whether the parameters of the beginning are kept beside the trained ones and passed to `loss`.
+    """
+
+    fields: Mapping[str, Field]
+    sizes: Mapping[str, int]
+    monitor: Monitor
+    reference: bool
+
+    def batches(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource:
+        """The training batches. Raises UserError for data that the objective cannot learn from."""
+        ...
+
+    def validation(self, data: RunData, config: Config) -> BatchSource | None:
+        """Batches whose metrics are averaged at each evaluation; None where the likelihood says all there is."""
+        ...
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """What the loss of a global batch is divided by: its tokens, pairs or sequences that count."""
+        ...
+
+    def loss(
+        self,
+        models: Models,
+        batch: Batch,
+        *,
+        total_weight: Float[Array, ""],
+        hyper: Mapping[str, Array],
+        dropout_keys: jax.Array | None = None,
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """(loss to differentiate, metrics) of a micro-batch: sums, divided by the weight of the whole batch.
+
+        Because the divisor is that of the global batch, losses, gradients and metrics of micro-batches add up to
+        exactly those of the batch. There is a metric `loss`. `dropout_keys` has a key for each row; None: no dropout.
+        """
+        ...
+
+
+def make(config: Config) -> Objective:
+    """The objective of a config. One that only the data could tell ("auto") is taken as language modelling."""
+    name = config.objective.name
+    return importlib.import_module(f"gptjax.objectives.{'language_modeling' if name == 'auto' else name}").make(config)
+
+
+def settled_name(config: Config, data: RunData) -> str:
+    """`objective.name`, with "auto" decided by the data."""
+    name = config.objective.name
+    return ("instruction" if data.has_dialogues else "language_modeling") if name == "auto" else name
+
+
+def abstract_batch(objective: Objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a global batch."""
+    sizes = {"length": config.model.context_length, **objective.sizes}
+    return {
+        name: jax.ShapeDtypeStruct(field.shape(config.train.batch_size, sizes), jnp.dtype(field.dtype))
+        for name, field in objective.fields.items()
+    }
+
+
+def check_fields(objective: Objective, batches: BatchSource, config: Config) -> None:
+    """Raises UserError where the data lack a field that the objective needs."""
+    if missing := [name for name in objective.fields if name not in (there := batches[0])]:
+        raise UserError(
+            f"objective.name={config.objective.name} needs {', '.join(missing)} in a batch, and "
+            f"data.source={config.data.source!r} gives {', '.join(there)}; use data made for it, or another objective"
+        )

@@ -1,0 +1,14 @@
+"""AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay, from optax."""
+
+import optax
+
+from gptjax.optim.hyper import Hyper, rate
+from gptjax.parameters import map_rows
+
+
+def build(hyper: Hyper, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Moments, then weight decay, then the learning rate."""
+    adam = optax.scale_by_adam(b1=hyper["beta1"], b2=hyper["beta2"], eps=hyper["epsilon"])
+    # Masked, as optax.adamw masks it: the state keeps the form that checkpoints have.
+    masked = optax.masked(decay, lambda params: map_rows(lambda row, _: row.decayed, params))
+    return optax.chain(adam, masked, rate(hyper["learning_rate"]))

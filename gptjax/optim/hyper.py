@@ -1,0 +1,73 @@
+"""Hyper-parameters as inputs of a step: what the options that affect "hyper" say at each step.
+
+A compiled step takes them as arrays, so that one program serves all their values, and `vmap` packs runs that differ in
+nothing else.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from gptjax.config import Config, affecting
+from gptjax.errors import UserError
+from gptjax.optim.schedules import make_schedule
+
+# Float32 scalars by the names of options, and `dropout_key`: uint32 [2]; on devices, on the host, or traced.
+Hyper = dict[str, ArrayLike]
+SECTIONS = ("optimizer", "objective", "train")
+
+
+def names() -> dict[str, str]:
+    """{name in Hyper: "section.name"}; those that end in learning_rate follow the schedule."""
+    paths = sorted(path for path in affecting("hyper") if path.startswith(tuple(f"{s}." for s in SECTIONS)))
+    return {path.rpartition(".")[2]: path for path in paths}
+
+
+def rate(learning_rate: ArrayLike) -> optax.GradientTransformation:
+    """Times minus this step's learning rate. It counts steps, as optax does for a schedule."""
+    return optax.scale_by_learning_rate(lambda count: learning_rate)
+
+
+class Hyperparameters:
+    """The hyper-parameters of a resolved config at any step, on the host.
+
+    Attributes:
+      constant: those that are the same at every step.
+    """
+
+    def __init__(self, config: Config):
+        """Raises UserError for one that is not finite in float32."""
+        self.constant: Hyper = {}
+        self._peaks: dict[str, float] = {}
+        for name, path in names().items():
+            section, _, option = path.partition(".")
+            value = config[section][option]
+            with np.errstate(over="ignore"):
+                if not np.isfinite(np.float32(value)):
+                    raise UserError(f"{path} is {value}, which is not a finite number in float32")
+            if name.endswith("learning_rate"):
+                self._peaks[name] = value
+            else:
+                self.constant[name] = np.float32(value)
+        if not config.optimizer.clip_norm:
+            self.constant["clip_norm"] = np.float32(np.inf)
+        self.constant["dropout_key"] = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+        self._schedule = config.schedule
+        self._num_steps = config.train.num_steps
+        self._rates: dict[str, np.ndarray] = {}
+
+    def at(self, step: int) -> Hyper:
+        """This step's values."""
+        return self.constant | self.rates(step)
+
+    def rates(self, step: int) -> Hyper:
+        """This step's learning rates."""
+        if not self._rates:
+            steps = jnp.arange(max(self._num_steps, 1))
+            for name, peak in self._peaks.items():
+                schedule = make_schedule(self._schedule, peak=peak, num_steps=self._num_steps)
+                rates = jax.jit(jax.vmap(lambda s, schedule=schedule: jnp.asarray(schedule(s), jnp.float32)))(steps)
+                self._rates[name] = np.asarray(rates)
+        return {name: rates[min(step, len(rates) - 1)] for name, rates in self._rates.items()}

@@ -1,0 +1,201 @@
+"""A run as an object: from a settled config and a mesh to the model, the objective, the state and the compiled step.
+
+Training, planning, descriptions, benchmarks, studies and tests build what they need of a run here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from gptjax.config import Config
+from gptjax.model import gpt, lora
+from gptjax.model.architecture import Architecture
+from gptjax.objectives import objective as objectives
+from gptjax.objectives.objective import Batch, Metrics, Objective
+from gptjax.optim.hyper import Hyper, Hyperparameters, names
+from gptjax.optim.optimizers import make_optimizer
+from gptjax.parallel import partition
+from gptjax.training.state import TrainState, create_state
+from gptjax.training.step import Step
+
+CompiledStep = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What a config means on a mesh. Nothing is computed or compiled before it is asked for.
+
+    Attributes:
+      config: resolved, with its objective settled.
+      members: how many runs the step computes at once; 0: one, whose arrays have no axis for it.
+    """
+
+    config: Config
+    mesh: Mesh
+    architecture: Architecture
+    objective: Objective
+    members: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        mesh: Mesh,
+        vocab_size: int = 0,
+        *,
+        objective: Objective | None = None,
+        members: int = 0,
+    ) -> "Program":
+        """The program of a config.
+
+        Args:
+          vocab_size: of the tokenizer, where `model.vocab_size` is 0.
+          objective: instead of the one that `objective.name` says.
+          members: runs that differ in hyper-parameters and seeds alone, packed into one program. Arrays of states,
+            batches and hyper-parameters then have one more axis in front, split over the mesh's axis "member".
+        """
+        architecture = Architecture.from_config(config.model, vocab_size)
+        return cls(config, mesh, architecture, objective or objectives.make(config), members)
+
+    @cached_property
+    def hyperparameters(self) -> Hyperparameters:
+        return Hyperparameters(self.config)
+
+    @cached_property
+    def abstract_params(self) -> gpt.Params:
+        """Shapes and dtypes of the parameters of one run."""
+        return gpt.abstract_model(self.architecture)[1]
+
+    def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
+        """The optimizer with the values of one step."""
+        return make_optimizer(self.config.optimizer, lora.split(self.abstract_params)[0], hyper)
+
+    @cached_property
+    def target(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
+        state = jax.eval_shape(self._initializer, self._keys(0))
+        shardings = partition.state_shardings(state, self.abstract_params, self.mesh, members=self.members)
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
+
+    def initial_state(self, *seeds: int) -> TrainState:
+        """A fresh state, made where it lives: each device computes only its own shards.
+
+        Args:
+          seeds: of each member; default: `config.seed`.
+        """
+        shardings = jax.tree.map(lambda a: a.sharding, self.target)
+        return jax.jit(self._initializer, out_shardings=shardings)(self._keys(*(seeds or [self.config.seed])))
+
+    def _keys(self, *seeds: int) -> jax.Array:
+        if not self.members:
+            return jax.random.key(seeds[0])
+        seeds = seeds if len(seeds) == self.members else seeds * self.members
+        return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+    @cached_property
+    def _initializer(self) -> Callable[[jax.Array], TrainState]:
+        """From a random key, or those of the members, to the state before the first step."""
+        optimizer = self.optimizer(dict.fromkeys(names(), 0.0))  # the form of its state does not depend on them
+        ema, reference = self.config.train.ema_decay > 0, self.objective.reference
+
+        def create(key: jax.Array) -> TrainState:
+            return create_state(gpt.initialise(self.architecture, key), optimizer, ema=ema, reference=reference)
+
+        return jax.vmap(create) if self.members else create
+
+    @property
+    def batch_specs(self) -> dict[str, PartitionSpec]:
+        """How each field of a batch is split."""
+        return {
+            name: PartitionSpec(*self._stacked, *partition.field_spec(field.axes))
+            for name, field in self.objective.fields.items()
+        }
+
+    @property
+    def _stacked(self) -> tuple[str | None, ...]:
+        """What the axis of members is split over, as the beginning of a PartitionSpec."""
+        return () if not self.members else ("member",) if "member" in self.mesh.shape else (None,)
+
+    @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The global batch, of all members, as shapes with shardings."""
+        shapes = objectives.abstract_batch(self.objective, self.config)
+        front = (self.members,) if self.members else ()
+        return {
+            name: jax.ShapeDtypeStruct(
+                (*front, *a.shape), a.dtype, sharding=NamedSharding(self.mesh, self.batch_specs[name])
+            )
+            for name, a in shapes.items()
+        }
+
+    def to_device(self, batch: dict[str, ArrayLike]) -> Batch:
+        """A batch that this process has read its rows of, as sharded arrays."""
+        rows = self.config.train.batch_size
+        return partition.to_device(batch, self.mesh, batch_size=None if self.members else rows, specs=self.batch_specs)
+
+    def hyper(self, step: int) -> Hyper:
+        """The hyper-parameters of a step on the devices; what does not change is sent once."""
+        return self._constant_hyper | self._placed(self.hyperparameters.rates(step))
+
+    @cached_property
+    def _constant_hyper(self) -> Hyper:
+        return self._placed(self.hyperparameters.constant)
+
+    def _placed(self, values: Hyper) -> Hyper:
+        return {name: partition.place(value, partition.replicated(self.mesh)) for name, value in values.items()}
+
+    @cached_property
+    def step(self) -> CompiledStep:
+        """The jitted step(state, batch, hyper) -> (state, metrics). The old state's buffers become the new one's."""
+        return self._compiled(norms=False)
+
+    @cached_property
+    def step_with_norms(self) -> CompiledStep:
+        """The same with the norms of every layer among the metrics."""
+        return self._compiled(norms=True)
+
+    def _compiled(self, *, norms: bool) -> CompiledStep:
+        model = self.config.model
+        step = Step(
+            architecture=self.architecture,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            mesh=self.mesh,
+            compute_dtype=model.compute_dtype,
+            accumulation=self.config.train.accumulation,
+            dropout=model.dropout > 0 or (model.lora_rank > 0 and model.lora_dropout > 0),
+            norms=norms,
+        )
+        if self.members:
+            name = "member" if "member" in self.mesh.shape else None
+            step = jax.vmap(step, spmd_axis_name=name)
+        place = partial(NamedSharding, self.mesh)
+        shardings = jax.tree.map(lambda a: a.sharding, self.target)
+        batch = {name: place(spec) for name, spec in self.batch_specs.items()}
+        rest = place(PartitionSpec(*self._stacked))
+        return jax.jit(step, in_shardings=(shardings, batch, rest), out_shardings=(shardings, rest), donate_argnums=0)
+
+    @property
+    def abstract_hyper(self) -> Any:
+        """The hyper-parameters as shapes with shardings."""
+        front, sharding = (
+            (self.members,) if self.members else (),
+            NamedSharding(self.mesh, PartitionSpec(*self._stacked)),
+        )
+        return {
+            name: jax.ShapeDtypeStruct((*front, *np.shape(value)), np.asarray(value).dtype, sharding=sharding)
+            for name, value in self.hyperparameters.at(0).items()
+        }
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Cells of a batch: tokens, and what is not filled where rows have room left."""
+        return self.config.train.batch_size * self.config.model.context_length

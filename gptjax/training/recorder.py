@@ -1,0 +1,143 @@
+"""What a run tells while it trains: metrics.jsonl, the terminal, the clock; and when it has to end."""
+
+import math
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gptjax.data.pipeline.batches import BatchSource
+from gptjax.training import metrics, stopping, throughput
+from gptjax.training.program import Program
+
+
+class Recorder:
+    """The numbers of a run, from the devices to the files.
+
+    Metrics of a step are fetched after the next step was dispatched, so that the device never waits for the host. At
+    most two steps are in flight, so that memory stays bounded and Ctrl-C acts at once. Of several processes all record,
+    and the first one writes.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batches: BatchSource,
+        workdir: Path,
+        *,
+        start: int,
+        started: float,
+        chief: bool,
+        history: dict[str, Any],
+    ):
+        """
+        Args:
+          start: the step at which this part of the run begins.
+          started: when its set-up began (time.perf_counter).
+          history: what the part before has left, from `metrics.history`.
+        """
+        config, monitor = program.config, program.objective.monitor
+        device = program.mesh.devices.flat[0]
+        peak = throughput.peak_flops(device, config.model.compute_dtype)
+        self.num_steps, self.monitor = config.train.num_steps, monitor
+        self.log = metrics.MetricsLog(workdir, step=start, tensorboard=config.logging.tensorboard, enabled=chief)
+        self.display = metrics.Display(self.num_steps, start=start, enabled=chief)
+        self.meter = throughput.Meter(
+            program.architecture.flops_per_token(),
+            peak and peak * program.mesh.devices.size,
+            started=started,
+            before=history["seconds"],
+        )
+        self.stopper = stopping.EarlyStopping(
+            config.train.early_stopping_patience,
+            history["monitored"],
+            min_delta=config.train.early_stopping_min_delta,
+            lower_is_better=monitor.lower_is_better,
+        )
+        self._guard = stopping.DivergenceGuard(config.train.divergence_threshold, lowest=history["lowest"])
+        self._every, self._batches = config.logging.every, batches
+        self._logged, self._tokens_seen = start, batches.num_tokens(0, start)
+        self._pending: tuple[int, dict] | None = None  # metrics of a step that is not yet waited for
+        self._in_flight: Any = None  # the loss of the last step that was dispatched
+        self._first = True
+        self.advice = ""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether validation has stopped to improve."""
+        return self.stopper.exhausted
+
+    def timed(self, activity: str) -> AbstractContextManager[None]:
+        """Counts the body as one of throughput.ACTIVITIES; the first step counts as compilation."""
+        return self.meter.doing("compile" if self._first and activity == "step" else activity)
+
+    def dispatched(self, step: int, step_metrics: dict[str, jax.Array], *, log: bool) -> None:
+        """The update that makes the state number `step` is under way: tells of the one before. Raises RunError."""
+        if self._first:
+            self._first = False
+            self.display.print(f"first step after {time.perf_counter() - self.meter.begin:.1f} s")
+        self.meter.step()
+        self.flush()
+        if log or step % self._every == 0 or step == self.num_steps:
+            self._pending = step, step_metrics
+        with self.timed("step"):
+            jax.block_until_ready(self._in_flight)
+        self._in_flight = step_metrics["loss"]
+
+    def wait(self) -> None:
+        """Returns when no step is under way."""
+        jax.block_until_ready(self._in_flight)
+
+    def flush(self) -> None:
+        """Fetches and writes the metrics of the last logged step. Raises RunError if the run has diverged."""
+        if self._pending is None:
+            return
+        (step, device_metrics), self._pending = self._pending, None
+        with self.timed("step"):
+            values = jax.device_get(device_metrics)
+        numbers = {name: float(value) for name, value in values.items() if not np.ndim(value)}
+        norms = {k: v for name, value in values.items() if np.ndim(value) for k, v in _by_layer(name, value)}
+        tokens = self._batches.num_tokens(self._logged, step)
+        self._logged, self._tokens_seen = step, self._tokens_seen + tokens
+        line = {"step": step, "split": "train", **numbers, **self.meter.read(tokens)}
+        line |= {"tokens_seen": self._tokens_seen, "epoch": self._batches.epoch(step)}
+        line |= {f"epoch/{name}": epoch for name, epoch in self._batches.epochs(step).items()}
+        line |= norms | self.meter.goodput()
+        self.log.write(line)
+        self.display.train(line)
+        self._guard.check(step, numbers["loss"], self.advice)
+
+    def validation(self, step: int, line: dict[str, Any]) -> bool:
+        """Writes the line of an evaluation. Is it the best so far?"""
+        seen = self._tokens_seen + self._batches.num_tokens(self._logged, step)
+        wall_time = time.perf_counter() - self.meter.begin
+        line = {"step": step, "split": "validation", **line, "tokens_seen": seen, "wall_time_s": wall_time}
+        self.log.write(line | self.meter.goodput())
+        self.display.validation(line)
+        return self.stopper.update(line[self.monitor.name])
+
+    def print(self, text: str) -> None:
+        """A line for the terminal."""
+        self.display.print(text)
+
+    def close(self) -> None:
+        self.display.close()
+        self.log.close()
+
+    def summary(self) -> str:
+        """How the run ended, in a line."""
+        early = f"stopped early: {self.stopper.patience} evaluations without improvement"
+        ending, best = early if self.exhausted else "done", self.stopper.best
+        if math.isnan(best):
+            return f"{ending}; nothing was validated"
+        perplexity = f", perplexity {math.exp(min(best, 700)):.2f}" if self.monitor.name == "loss" else ""
+        return f"{ending}; best validation {self.monitor.name.replace('_', ' ')} {best:.4f}{perplexity}"
+
+
+def _by_layer(name: str, norms: np.ndarray) -> list[tuple[str, float]]:
+    """("norms/KIND/blocks/LAYER/PATH", norm) from the norms of stacked parameters, norms/KIND/blocks/PATH."""
+    before, _, path = name.partition("/blocks/")
+    return [(f"{before}/blocks/{layer}/{path}", float(norm)) for layer, norm in enumerate(norms)]

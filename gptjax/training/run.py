@@ -1,0 +1,225 @@
+"""A training run: its set-up, its batches, its checkpoints, and how it ends. The loop is in `gptjax.train`."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from gptjax import config as config_lib
+from gptjax.artifacts import checkpoints as checkpoints_lib
+from gptjax.artifacts import manifest
+from gptjax.artifacts import workdir as workdir_lib
+from gptjax.data.building.build import Progress
+from gptjax.data.opening import RunData
+from gptjax.data.pipeline import batches as batches_lib
+from gptjax.data.pipeline.batches import BatchSource
+from gptjax.errors import RunError
+from gptjax.files import write_whole
+from gptjax.model import gpt, kernels
+from gptjax.objectives import objective as objectives
+from gptjax.objectives.objective import Batch
+from gptjax.parallel import mesh as mesh_lib
+from gptjax.parallel import partition
+from gptjax.processes import distributed, runtime
+from gptjax.training import footprint, pretrained, stopping
+from gptjax.training.program import Program
+from gptjax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything of a run that does not change from step to step.
+
+    Attributes:
+      start: the step at which it begins: 0, or that of the last checkpoint.
+      origin: the model that it starts from, if any.
+      attention: the kernel that is used.
+    """
+
+    workdir: Path
+    program: Program
+    data: RunData
+    batches: BatchSource
+    checkpoints: checkpoints_lib.Checkpoints
+    start: int
+    origin: pretrained.Origin | None
+    attention: str
+
+    @classmethod
+    def open(
+        cls,
+        config: config_lib.Config,
+        workdir: Path,
+        *,
+        chosen: Collection[str] = (),
+        progress: Progress | None = None,
+    ) -> "Run":
+        """Sets a run up. Everything that can be wrong is found here, before anything is compiled.
+
+        Args:
+          chosen: options that were set on the command line; those of the model are not taken from `init_from`.
+          progress: told how far the building of a token store is.
+
+        Raises UserError. Every process of a run calls it.
+        """
+        group = distributed.current()
+        origin = pretrained.of_own(workdir, config) or pretrained.find(config.init_from)
+        config = pretrained.adopt(config, origin, chosen)
+        rows = config.train.batch_size // config.train.accumulation
+        cache, dtype = config_lib.cache_directory(config), config.model.compute_dtype
+        runtime.start(config.mesh, rows=rows, cache_dir=cache, compute_dtype=dtype)
+        mesh = mesh_lib.make_mesh(config.mesh)
+        with_devices = config.copy_and_resolve_references()
+        with_devices.mesh.data = mesh.shape["data"]
+        config_lib.validate(with_devices)
+
+        with group.first_goes_first():  # it builds the token store, if there is none
+            data = RunData.open(config, tokenizer=pretrained.own_tokenizer(origin, config), progress=progress)
+        config, objective, batches = settle(config, origin, data, partition.process_rows(config.train.batch_size, mesh))
+        group.same("config", dict(config_lib.flat_values(config)))
+        group.same("data", {"source_fingerprint": data.identity["source_fingerprint"]})
+        program = Program.of(config, mesh, objective=objective)
+        task = kernels.Task.of(
+            program.architecture, packed=config.data.isolate_documents, context=mesh.shape["context"]
+        )
+        attention = kernels.resolve(program.architecture.attention, task, mesh.devices.flat[0].platform)
+        footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
+        identity = {"source": config.data.source, **data.identity}
+        group.first(lambda: workdir_lib.claim(workdir, config))
+
+        monitor = objective.monitor
+        checkpoints = checkpoints_lib.Checkpoints(
+            workdir,
+            keep=config.train.keep_checkpoints,
+            monitor=monitor.name,
+            lower_is_better=monitor.lower_is_better,
+        )
+        start = group.first(lambda: max(checkpoints.steps(), default=0))
+        saved = checkpoints.directory / str(start) if start else None
+        footprint.check_fits(program.target, mesh, checkpoint=saved)
+        group.advice = checkpoints.advice
+        if start:
+            group.first(lambda: workdir_lib.check_data(workdir, identity))
+        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention)
+        if group.index == 0:
+            run._describe(identity)
+        return run
+
+    def _describe(self, identity: dict[str, Any]) -> None:
+        """Writes what the run is: config.json, tokenizer.json, manifest.json, data_card.md."""
+        config, program = self.program.config, self.program
+        write_whole(self.workdir / "config.json", config_lib.to_json(config))
+        self.data.tokenizer.save(self.workdir / "tokenizer.json")
+        about = manifest.build(config, program.mesh, program.abstract_params, identity)
+        write_whole(self.workdir / "manifest.json", json.dumps(about, indent=1) + "\n")
+        if card := self.data.card:
+            write_whole(self.workdir / "data_card.md", card)
+
+    def notes(self) -> Iterator[str]:
+        """What a person should know before the first step."""
+        program, group = self.program, distributed.current()
+        num_steps = program.config.train.num_steps
+        yield (
+            f"{gpt.parameter_count(program.abstract_params):,} parameters, {self.data.num_training_tokens:,} training "
+            f"tokens, vocabulary {self.data.tokenizer.vocab_size}, {num_steps} steps of {program.tokens_per_step:,} "
+            f"tokens ({num_steps / self.batches.steps_per_epoch:.2f} epochs)"
+        )
+        yield from self.batches.notes
+        yield f"attention: {self.attention}"
+        yield from footprint.warnings(program.target, program.mesh)
+        processes = f"; {group.size} processes" if group.size > 1 else ""
+        yield footprint.describe(program.target, program.mesh) + processes
+        if self.start:
+            yield f"continuing at step {self.start} from {self.checkpoints.directory / str(self.start)}"
+
+    def state(self) -> TrainState:
+        """The state of the last checkpoint, of the model that the run starts from, or a fresh one."""
+        if self.start:
+            return self.checkpoints.restore(self.start, self.program.target)
+        state = self.program.initial_state()
+        return state if self.origin is None else pretrained.load(self.origin, state)
+
+    def batch(self, step: int, state: TrainState) -> Batch:
+        """The batch of a step, on the devices.
+
+        `state` is for objectives that write their own texts; batches of data are a function of seed and step alone.
+        """
+        del state
+        number, batch = next(self._stream)
+        if number != step:
+            raise ValueError(f"batch {number} was read for step {step}")
+        return self.program.to_device(batch)
+
+    @cached_property
+    def _stream(self) -> Iterator[tuple[int, dict]]:
+        return batches_lib.iterate(self.batches, self.start)
+
+    @cached_property
+    def _parameter_norm(self) -> Any:
+        return jax.jit(optax.tree.norm)
+
+    def save(self, step: int, state: TrainState, line: dict[str, Any]) -> None:
+        """Begins to save a state and its validation line. Raises RunError where it is not worth it."""
+        if not math.isfinite(self._parameter_norm(state.params)):  # or it would push a good checkpoint out
+            raise RunError(f"the parameters are not finite after step {step}. {self.advice}")
+        monitor = self.program.objective.monitor.name
+        self.checkpoints.save(
+            step,
+            state,
+            config=self.program.config,
+            tokenizer=self.data.tokenizer,
+            template=self.data.template,
+            generation=self.origin and self.origin.generation,
+            metrics={f"validation_{monitor}": line[monitor]} if line else {},
+        )
+
+    def stop_if_asked(
+        self, step: int, state: TrainState, stop: stopping.StopSignals, before: Callable[[], None]
+    ) -> None:
+        """Saves and raises RunError if a signal came, to this process or to another; `before` is called first."""
+        signal = distributed.current().stops_at(step, stop.received)
+        if not signal:
+            return
+        before()
+        if step not in self.checkpoints.steps():
+            self.save(step, state, {})
+        self.checkpoints.wait()
+        where = self.checkpoints.directory / str(step)
+        raise RunError(f"stopped by {signal} at step {step}; saved in {where}. The same command continues")
+
+    @property
+    def advice(self) -> str:
+        """What to do after a divergence."""
+        saved = self.checkpoints.steps() or "none"
+        return f"Try a lower --config.optimizer.learning_rate. Checkpoints: {saved} in {self.checkpoints.directory}"
+
+    def close(self) -> None:
+        """Stops reading ahead; waits for the last save."""
+        if "_stream" in vars(self):
+            self._stream.close()
+        self.checkpoints.close()
+
+
+def settle(
+    config: config_lib.Config, origin: pretrained.Origin | None, data: RunData, rows: Any = None
+) -> tuple[config_lib.Config, objectives.Objective, BatchSource]:
+    """The one resolved config of a run, which config.json holds, with the objective and the batches that it means.
+
+    Args:
+      config: what the user asks for, with the model of `origin` adopted.
+      rows: those of the global batch that this process reads.
+    """
+    name = objectives.settled_name(config, data)
+    config = pretrained.with_vocabulary(config, origin, data.tokenizer).copy_and_resolve_references().unlock()
+    config.objective.name = name
+    objective = objectives.make(config)
+    batches = objective.batches(data, config, rows)
+    objectives.check_fields(objective, batches, config)
+    config = config_lib.resolve(config, data.tokenizer.vocab_size, batches.steps_per_epoch)
+    return config, objectives.make(config), batches
