@@ -67,6 +67,13 @@ def test_the_table_is_printed_with_every_option(capsys, monkeypatch):
         assert all(choice in printed for choice in option.choices)
 
 
+def test_every_option_begins_a_line_of_its_own_where_the_table_goes_to_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert options_main() == 0
+    first_cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [cell for cell in first_cells if cell] == list(flat_options())
+
+
 def test_the_defaults_are_valid_and_those_of_the_table():
     config = get_default()
     validate(config)
