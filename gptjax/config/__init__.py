@@ -103,12 +103,12 @@ def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
 
 
 def to_json(config: Config) -> str:
-    """Canonical text of a config: what config.json holds and what its sha256 is taken over."""
+    """Canonical text of a config: the content of config.json, over which its sha256 is computed."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """A config from `to_json`; options that came later take their defaults."""
+    """A config from the text of `to_json`. Options that are newer than the text take their defaults."""
     config = get_default()
     for name, entry in json.loads(text).items():
         if isinstance(entry, dict):
@@ -119,7 +119,7 @@ def from_json(text: str) -> Config:
 
 
 def cache_directory(config: Config) -> Path:
-    """Of token stores and compiled programs: data.cache_dir, else $GPTJAX_CACHE, else ~/.cache/gptjax."""
+    """Where token stores and compiled programs are kept: data.cache_dir, else $GPTJAX_CACHE, else ~/.cache/gptjax."""
     return Path(config.data.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser()
 
 

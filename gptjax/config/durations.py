@@ -19,7 +19,7 @@ def duration_problem(value: Any) -> str | None:
 
 
 def resolve_duration(value: int | str, *, total: int | None, tokens_per_step: int, steps_per_epoch: float) -> int:
-    """Steps in a duration. A percentage is of `total` steps. Raises ValueError if the text is not a duration."""
+    """Steps in a duration; a percentage is a share of `total`. Raises ValueError if the text is not a duration."""
     if isinstance(value, int):
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMB]?)\s*(%|epochs?|tokens?|steps?|)\s*", value)

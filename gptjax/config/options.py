@@ -9,10 +9,10 @@ import ml_collections
 
 Config = ml_collections.ConfigDict
 
-# Facts that rooms which do not know each other share.
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")  # neighbours along the last ones exchange the most
-ROW_AXES = ("data", "fsdp", "expert")  # axes of the mesh that the rows of a batch are split over
-# Linear layers of a block that an adapter may be put beside; experts have none.
+# Facts that several rooms share without importing each other. Devices along the later axes exchange the most.
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+ROW_AXES = ("data", "fsdp", "expert")  # the mesh axes over which the rows of a batch are split
+# Linear layers of a block that can have an adapter; experts cannot.
 LORA_PATHS = (
     "attention/query",
     "attention/key",
@@ -25,12 +25,12 @@ LORA_PATHS = (
 
 
 AFFECTS = {
-    "model": "what function the parameters compute; comes with a model that a run starts from",
+    "model": "which function the parameters compute; taken from the model that a run starts from",
     "training": "the values that parameters are trained to",
-    "hyper": "likewise, and is an input of the compiled step: one program serves all values",
-    "computation": "how it is computed; results differ by rounding at most",
-    "place": "where data are; what they are is known by their fingerprint",
-    "score": "what a validation loss is measured on",
+    "hyper": "the same, as an input of the compiled step: one program serves all values",
+    "computation": "how results are computed; they differ by rounding at most",
+    "place": "where the data are stored; their fingerprint says which data they are",
+    "score": "on which tokens the validation loss is measured",
     "record": "what is measured, shown and kept, and when a run ends",
 }
 _OF_SECTION = {
@@ -51,10 +51,10 @@ class Option:
     """One option.
 
     Attributes:
-      affects: one of AFFECTS; where it is left out, that of the section. Everything that asks what an option does
-        derives from it: what may change when a run is continued, what is taken from the model that a run starts from,
-        what makes two runs comparable, what is an input of the step.
-      duration: a number of steps (int) or text such as "2%", "1 epoch", "10M tokens".
+      affects: one of AFFECTS; "" means the entry of the option's section. Four questions are answered from it: which
+        options may change when a run is continued, which are taken from the model that a run starts from, which must
+        be equal for two runs to be comparable, and which are inputs of the compiled step.
+      duration: whether the value is a number of steps (int) or a text such as "2%", "1 epoch", "10M tokens".
     """
 
     default: Any
@@ -67,13 +67,13 @@ class Option:
 
 
 def _modules(room: str, *helpers: str) -> tuple[str, ...]:
-    """The names of the modules of a room, each of which is a choice; its `helpers` are none. Imports nothing."""
+    """The names of the modules of a room, without its `helpers`: each is a choice. No module is imported."""
     files = (Path(__file__).parents[1] / room).glob("*.py")
     return tuple(sorted({file.stem for file in files} - {"__init__", *helpers}))
 
 
 def _probability(what: str) -> Option:
-    return Option(0.0, f"augmentation: share of {what}; in dialogues, of the prompts alone", minimum=0, maximum=1)
+    return Option(0.0, f"augmentation: share of {what}; in dialogues, only in the prompts", minimum=0, maximum=1)
 
 
 OPTIONS: dict[str, dict[str, Option] | Option] = {
@@ -95,51 +95,60 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
         "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
-        "norm_placement": Option("pre", "before each branch of a block, or after its sum", choices=("pre", "post")),
+        "norm_placement": Option(
+            "pre", "pre = before each branch of a block; post = after each residual sum", choices=("pre", "post")
+        ),
         "activation": Option(
             "squared_relu",
             "MLP non-linearity",
             choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
         ),
-        "num_experts": Option(0, "MLPs of width mlp_dim in every block, mixture of experts; 0 = one MLP", minimum=0),
-        "experts_per_token": Option(2, "experts that compute a token", minimum=1),
+        "num_experts": Option(0, "mixture of experts: MLPs of width mlp_dim per block; 0 = one MLP", minimum=0),
+        "experts_per_token": Option(2, "experts that process each token", minimum=1),
         "positions": Option("rope", "position information", choices=("rope", "learned", "alibi", "none")),
-        "sliding_window": Option(0, "a token sees this many latest tokens, itself included; 0 = all", minimum=0),
-        "ngram_order": Option(1, "embeddings of the 2, 3, ... this many latest tokens are added; 1 = off", minimum=1),
-        "ngram_rows": Option(8192, "rows of the hashed embedding table of each such length", minimum=1),
+        "sliding_window": Option(0, "a token attends to this many latest tokens, itself included; 0 = all", minimum=0),
+        "ngram_order": Option(1, "adds embeddings of the last 2, 3, ..., ngram_order tokens; 1 = off", minimum=1),
+        "ngram_rows": Option(8192, "rows of the hashed embedding table for each n-gram length", minimum=1),
         "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
         "rope_scaling": Option(
             "none",
-            "for contexts longer than trained on: frequencies / rope_factor, all (linear) or the low ones (llama3)",
+            "for longer contexts than trained on: rope_factor divides all (linear) or only low frequencies (llama3)",
             choices=("none", "linear", "llama3"),
         ),
-        "rope_factor": Option(8.0, "scaled frequencies are divided by this", minimum=1),
+        "rope_factor": Option(8.0, "divisor of the scaled frequencies", minimum=1),
         "rope_low_freq_factor": Option(
             1.0,
-            "llama3: frequencies with fewer turns than this in rope_original_length are scaled whole",
+            "llama3: frequencies with fewer turns than this in rope_original_length are divided by rope_factor",
             minimum=0,
         ),
-        "rope_high_freq_factor": Option(4.0, "llama3: those with more turns than this stay as they are", minimum=0),
+        "rope_high_freq_factor": Option(4.0, "llama3: frequencies with more turns than this are not scaled", minimum=0),
         "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
         "use_bias": Option(False, "biases in linear layers and layer norms"),
-        "qkv_bias": Option(False, "biases of queries, keys and values alone"),
+        "qkv_bias": Option(False, "biases only for queries, keys and values"),
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
         "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0),
         "init_std": Option(
             0.02,
-            "standard deviation of initial weights; residual outputs / sqrt(2 num_layers)",
+            "standard deviation of initial weights; for residual outputs, divided by sqrt(2 num_layers)",
             affects="training",
             minimum=0,
         ),
         "dropout": Option(
-            0.0, "rate on embeddings and on both residual branches", affects="training", minimum=0, maximum=0.99
+            0.0,
+            "dropout rate on embeddings and on both residual branches",
+            affects="training",
+            minimum=0,
+            maximum=0.99,
         ),
         "lora_rank": Option(
-            0, "rank of low-rank adapters, which alone are then trained; 0 = none", affects="training", minimum=0
+            0,
+            "rank of low-rank adapters; only they are then trained; 0 = no adapters",
+            affects="training",
+            minimum=0,
         ),
         "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", affects="training", minimum=0),
-        "lora_dropout": Option(0.0, "rate on the inputs of adapters", affects="training", minimum=0, maximum=0.99),
+        "lora_dropout": Option(0.0, "dropout rate on inputs of adapters", affects="training", minimum=0, maximum=0.99),
         "lora_targets": Option(
             "attention/(query|value)",
             "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
@@ -159,7 +168,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "attention": Option(
             "auto",
-            "reference | xla (blocks) | cudnn (GPU, bfloat16) | splash (TPU); auto = the best for the device",
+            "reference, xla (blocks), cudnn (GPU, bfloat16) or splash (TPU); auto = the best for the device",
             affects="computation",
             choices=("auto", "reference", "xla", "cudnn", "splash"),
         ),
@@ -168,8 +177,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "remat": Option(
             "none",
-            "what the backward pass recomputes: all but matrix products (dots), each block (full), each block from "
-            "inputs kept in the memory of the host (offload)",
+            "what the backward pass recomputes: dots = all but matrix products; full = whole blocks; offload = whole "
+            "blocks, whose inputs are kept in host memory",
             affects="computation",
             choices=("none", "dots", "full", "offload"),
         ),
@@ -186,31 +195,33 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
             affects="place",
         ),
-        "data_dir": Option("", "where prepared TFDS datasets are", affects="place"),
+        "data_dir": Option("", "directory of prepared TFDS datasets", affects="place"),
         "cache_dir": Option(
-            "", "token stores and compiled programs; empty = $GPTJAX_CACHE or ~/.cache/gptjax", affects="place"
+            "",
+            "where token stores and compiled programs are; empty = $GPTJAX_CACHE or ~/.cache/gptjax",
+            affects="place",
         ),
         "cleaning": Option(
             "none",
             "none | plain | web | code | dialogue | chinese | guide, or steps (nfc,spaces), or PROFILE+STEP-STEP",
         ),
         "cleaning_options": Option(
-            "", "options of the steps, e.g. 'min_characters=200 languages=en,zh'; empty = the profile's"
+            "", "options of the steps, e.g. 'min_characters=200 languages=en,zh'; empty = those of the profile"
         ),
         "deduplicate": Option(
             "none",
-            "leave out documents that repeat an earlier one; near = also those that nearly repeat one",
+            "exact = leave out documents that are equal to an earlier one; near = also those that nearly are",
             choices=("none", "exact", "near"),
         ),
         "near_threshold": Option(
             0.8,
-            "share of common word 5-grams (Jaccard) from which on documents are nearly equal",
+            "documents are nearly equal if they share at least this part of their word 5-grams (Jaccard)",
             minimum=0.01,
             maximum=1,
         ),
         "decontaminate": Option(
             "",
-            "files of evaluation sets, GLOB,GLOB: documents that share 13 words in a row with one are left out",
+            "files of evaluation sets, GLOB,GLOB: leaves out documents that share 13 words in a row with them",
         ),
         "split_by": Option(
             "auto",
@@ -218,8 +229,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "auto = document for 100 documents or more",
             choices=("auto", "document", "position"),
         ),
-        "validation_fraction": Option(0.05, "share of documents or characters held out", minimum=0, maximum=0.9),
-        "test_fraction": Option(0.05, "share of documents or characters held out", minimum=0, maximum=0.9),
+        "validation_fraction": Option(0.05, "share of documents or characters for validation", minimum=0, maximum=0.9),
+        "test_fraction": Option(0.05, "share of documents or characters for the test split", minimum=0, maximum=0.9),
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
         "on_error": Option(
             "raise",
@@ -232,11 +243,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             affects="computation",
             minimum=0,
         ),
-        "isolate_documents": Option(True, "documents packed in one row do not see each other"),
+        "isolate_documents": Option(True, "tokens attend only to their own document where a row packs several"),
         "token_dropout": _probability("input tokens blanked"),
         "token_replacement": _probability("input tokens replaced by any other"),
         "character_noise": _probability("input tokens misspelt in one character"),
-        "word_swap": _probability("words that change places with their neighbour"),
+        "word_swap": _probability("words that are swapped with their neighbour"),
         "span_shuffle": _probability("spans of 8 words that are shuffled"),
         "sentence_reorder": _probability("documents whose sentences are shuffled"),
     },
@@ -251,9 +262,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
         "balance_loss": Option(0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0),
         "logits_chunk": Option(
-            0, "tokens of a row whose logits are held at once; 0 = all", affects="computation", minimum=0
+            0, "tokens per row whose logits are in memory at once; 0 = all", affects="computation", minimum=0
         ),
-        "label_smoothing": Option(0.0, "share of the target spread over the vocabulary", minimum=0, maximum=0.9),
+        "label_smoothing": Option(
+            0.0, "share of the target probability spread over the vocabulary", minimum=0, maximum=0.9
+        ),
     },
     "optimizer": {
         "name": Option(
@@ -264,45 +277,50 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0),
         "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0),
-        "beta1": Option(0.9, "AdamW first moment", minimum=0, maximum=0.999999),
-        "beta2": Option(0.95, "AdamW second moment", minimum=0, maximum=0.999999),
-        "epsilon": Option(1e-8, "AdamW", minimum=0),
-        "weight_decay": Option(0.1, "decoupled, on matrices and embedding tables only", minimum=0),
+        "beta1": Option(0.9, "decay rate of AdamW's first moment", minimum=0, maximum=0.999999),
+        "beta2": Option(0.95, "decay rate of AdamW's second moment", minimum=0, maximum=0.999999),
+        "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=0),
+        "weight_decay": Option(0.1, "decoupled weight decay, only for matrices and embedding tables", minimum=0),
         "learning_rate_multipliers": Option(
             "",
             "PATTERN=FACTOR PATTERN=FACTOR: factors for parameters whose path matches, e.g. 'embedding/.*=0.5'",
             affects="training",
         ),
-        "weight_decay_multipliers": Option("", "likewise, e.g. 'embedding/.*=0'", affects="training"),
-        "clip_norm": Option(1.0, "global gradient norm; 0 = no clipping", minimum=0),
+        "weight_decay_multipliers": Option("", "the same for weight decay, e.g. 'embedding/.*=0'", affects="training"),
+        "clip_norm": Option(1.0, "gradients are clipped to this global norm; 0 = no clipping", minimum=0),
     },
     "schedule": {
         "name": Option(
             "cosine",
-            "learning rate over steps; wsd = warm-up, stable, linear decay; cosine_restarts = `cycles` cosines",
+            "shape of the learning rate; wsd = warm-up, stable, linear decay; cosine_restarts = `cycles` cosines",
             choices=("cosine", "cosine_restarts", "linear", "wsd", "rsqrt", "constant"),
         ),
         "warmup": Option("2%", "linear warm-up from zero", duration=True),
         "decay": Option("20%", "length of the decay at the end (wsd only)", duration=True),
-        "cycles": Option(4, "cosines one after another (cosine_restarts only)", minimum=1, maximum=10_000),
+        "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=10_000),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
     },
     "mesh": {
-        "data": Option(-1, "copies of the model, batch split over them; -1 = all remaining devices"),
-        "fsdp": Option(1, "parameters, optimizer state and batch split over this axis", minimum=1),
-        "expert": Option(1, "experts of a mixture and batch split over this axis", minimum=1),
-        "context": Option(1, "sequence split over this axis", minimum=1),
-        "tensor": Option(1, "heads, MLP width and vocabulary split over this axis", minimum=1),
-        "allow_replicated": Option(False, "large parameters that fsdp does not divide may be whole on every device"),
+        "data": Option(-1, "copies of the model, over which the batch is split; -1 = all remaining devices"),
+        "fsdp": Option(1, "devices over which parameters, optimizer state and batch are split", minimum=1),
+        "expert": Option(1, "devices over which experts and batch are split", minimum=1),
+        "context": Option(1, "devices over which the sequence is split", minimum=1),
+        "tensor": Option(1, "devices over which heads, MLP width and vocabulary are split", minimum=1),
+        "allow_replicated": Option(False, "allows large parameters that fsdp does not divide to be replicated"),
     },
     "train": {
         "num_steps": Option(1000, "optimizer steps", duration=True),
         "batch_size": Option(32, "rows in the global batch", minimum=1),
-        "accumulation": Option(1, "micro-batches in a step", affects="computation", minimum=1),
+        "accumulation": Option(1, "micro-batches per step", affects="computation", minimum=1),
         "checkpoint_every": Option(
-            "25%", "a checkpoint also follows every evaluation that is the best so far", affects="record", duration=True
+            "25%",
+            "steps between checkpoints; each best evaluation so far is saved, too",
+            affects="record",
+            duration=True,
         ),
-        "keep_checkpoints": Option(2, "newest checkpoints kept, beside the best", affects="record", minimum=1),
+        "keep_checkpoints": Option(
+            2, "number of newest checkpoints kept, besides the best", affects="record", minimum=1
+        ),
         "early_stopping_patience": Option(
             0, "evaluations without improvement before stopping; 0 = never", affects="record", minimum=0
         ),
@@ -311,7 +329,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "ema_decay": Option(
             0.0,
-            "running average of parameters, used by evaluation; 0 = off",
+            "decay rate of a running average of the parameters, which evaluation uses; 0 = off",
             affects="hyper",
             minimum=0,
             maximum=0.999999,
@@ -327,12 +345,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             0, "tokens between strided windows; 0 = context_length (no overlap)", affects="score", minimum=0
         ),
         "max_tokens": Option(0, "validation tokens scored during training; 0 = all", affects="score", minimum=0),
-        "tasks": Option("perplexity,bleu", "what `evaluate` runs unless told"),
+        "tasks": Option("perplexity,bleu", "tasks of `gptjax evaluate` without --tasks"),
         "prompts": Option(
-            "", "prompts with references for BLEU: FILE.jsonl; empty = python_docs questions for that source"
+            "", "prompts with references for BLEU: FILE.jsonl; empty = the built-in questions, for source python_docs"
         ),
         "max_prompts": Option(200, "prompts scored at most; 0 = all", minimum=0),
-        "max_new_tokens": Option(48, "tokens generated for a prompt", minimum=1),
+        "max_new_tokens": Option(48, "tokens generated per prompt", minimum=1),
     },
     "logging": {
         "every": Option(10, "steps between lines of metrics.jsonl", minimum=1),
@@ -342,14 +360,14 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "samples": Option(3, "texts sampled at each evaluation", minimum=0),
         "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
         "sample_tokens": Option(100, "tokens in a sample", minimum=1),
-        "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = not said", minimum=0),
+        "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
     },
-    "seed": Option(0, "of initialisation, data order, dropout and samples", "hyper", minimum=0),
-    "data_seed": Option(-1, "of the order of the data and of augmentation; -1 = seed", "training", minimum=-1),
+    "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0),
+    "data_seed": Option(-1, "seed of data order and augmentation; -1 = the value of seed", "training", minimum=-1),
     "init_from": Option(
         "",
-        "hf:DIR_OR_NAME, or a workdir or checkpoint: start from that model, which replaces the model section",
+        "hf:DIR_OR_NAME, or a workdir or checkpoint: starts from that model and takes its model options",
         "training",
     ),
 }
@@ -357,7 +375,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
 
 @functools.cache
 def flat_options() -> dict[str, Option]:
-    """{"section.option": Option} in the order of the table, each with what it affects."""
+    """{"section.option": Option} in the order of the table; `affects` is filled in from the section."""
     flat = {}
     for name, entry in OPTIONS.items():
         options = {name: entry} if isinstance(entry, Option) else {f"{name}.{k}": o for k, o in entry.items()}
@@ -366,5 +384,5 @@ def flat_options() -> dict[str, Option]:
 
 
 def affecting(*kinds: str) -> frozenset[str]:
-    """The names of the options that affect any of these."""
+    """The names of the options whose `affects` is one of these kinds."""
     return frozenset(path for path, option in flat_options().items() if option.affects in kinds)

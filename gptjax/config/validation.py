@@ -1,4 +1,4 @@
-"""What is wrong with a config, before anything starts."""
+"""Finds what is wrong with a config before anything starts."""
 
 import difflib
 import math
@@ -21,7 +21,7 @@ def validate(config: Config) -> None:
 
 
 def option_problem(path: str, option: Option, value: Any) -> str | None:
-    """What is wrong with the value of an option by itself, or None. `path` is what the message calls it."""
+    """What is wrong with the value of one option by itself, or None. The message calls the option `path`."""
     if value is None:
         return f"{path} is missing; the default is {option.default!r}"
     if option.duration:
@@ -67,12 +67,14 @@ def _lora_problem(model: Config) -> str | None:
 
 
 def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
-    """What is wrong between options, where none of them is already known to be wrong."""
+    """What is wrong between options. An option in `wrong` is not looked at again."""
 
+    # One mistake gives one message: every rule below first asks whether the options it reads are right by themselves.
     def right(*paths: str) -> bool:
         return not wrong.intersection(paths)
 
     model, train, mesh = config.get("model"), config.get("train"), config.get("mesh")
+    # Rules within the model come first, in the order of its options: heads, positions, biases, adapters.
     heads = right("model.num_heads")
     if heads and right("model.head_dim", "model.embed_dim"):
         if not model.head_dim and model.embed_dim % model.num_heads:
@@ -88,12 +90,13 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         if model.rope_scaling == "llama3" and low >= high:
             yield f"model.rope_low_freq_factor {low} is not less than model.rope_high_freq_factor {high}"
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
-        yield "model.qkv_bias is True beside model.use_bias, which has those biases; set one of them"
+        yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
+    # mesh.data has to be known before the batch is divided: a value that fails here must not fail a second rule.
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"
         wrong = wrong | {"mesh.data"}
@@ -102,6 +105,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             yield (f"train.batch_size {train.batch_size} is not divisible by train.accumulation {train.accumulation}")
         elif right(*(f"mesh.{axis}" for axis in ROW_AXES)):
             micro_batch = train.batch_size // train.accumulation
+            # -1, all remaining devices, counts as 1: a run checks again once it knows its devices.
             shards = math.prod(max(mesh[axis], 1) for axis in ROW_AXES)
             if micro_batch % shards:
                 yield (
@@ -116,6 +120,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             yield f"model.experts_per_token {count} is more than model.num_experts {model.num_experts}"
         if right("model.use_bias") and model.use_bias:
             yield "model.use_bias is True; experts have no biases"
+    # What the tensor and expert axes split; num_kv_heads 0 (= num_heads) and num_experts 0 (none) divide by anything.
     for name in ("num_heads", "num_kv_heads"):
         if right(f"model.{name}", "mesh.tensor") and model[name] % mesh.tensor:
             yield f"model.{name} {model[name]} is not divisible by mesh.tensor {mesh.tensor}"
@@ -141,6 +146,6 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
 
 
 def suggestion(name: str, known) -> str:
-    """'; did you mean X?' for the nearest known name, or nothing."""
+    """'; did you mean X?' with the nearest known name, or "" where none is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
