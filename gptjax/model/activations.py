@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exact GELU (Hendrycks and Gimpel 2016). Through erf, which costs half of the erfc in jax.nn.gelu."""
+    """Exact GELU (Hendrycks and Gimpel 2016), with erf, which costs half as much as the erfc of jax.nn.gelu."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 2.0**-0.5))
 
 

@@ -83,21 +83,21 @@ class Architecture:
         return parameters.deviation(path, self.init_std, self.num_layers)
 
     def for_inference(self) -> "Architecture":
-        """The same model for scoring and writing texts: the same parameters, and every row and device served.
+        """The same model, with the same parameters, for scoring and writing texts on any device.
 
-        `attention` and `remat` say how a run trains. Its kernel may not take the packed or short rows of inference,
-        nor run on another device.
+        `attention` and `remat` say how a run trains. The attention kernel of training may refuse the packed or short
+        rows of inference, or may not exist on the present device.
         """
         return dataclasses.replace(self, attention="auto", remat="none")
 
     def flops_per_token(self, context_length: int | None = None) -> float:
         """Training FLOPs per token, forward and backward.
 
-        Convention "6N + causal attention": six per parameter of every matrix product (embedding look-ups and
-        experts that a token does not use left out, the head counted once), plus 6 x layers x heads x head_dim x
-        context for the two attention products, counted at half their square because of the causal mask (what a
-        sliding window leaves of it). Where adapters alone are trained, four per parameter: the gradients of the
-        matrices themselves are not computed. Adapters are not counted.
+        Convention "6N + causal attention": six per parameter of every matrix product, plus 6 x layers x heads x
+        head_dim x context for the two attention products. Embedding look-ups and experts that a token does not use are
+        left out; the head is counted once. The causal mask halves the square of the attention products; a sliding
+        window leaves less of it. Where only adapters are trained, the factor is four instead of six, because the
+        gradients of the matrices themselves are not computed; the adapters are not counted.
         """
         context_length = context_length or self.context_length
         window = min(self.sliding_window or context_length, context_length)

@@ -1,4 +1,4 @@
-"""Causal attention: who sees whom, the reference that every kernel must equal, rotary positions, dropout."""
+"""Causal attention: which tokens attend to which, the reference for all kernels, rotary positions, dropout."""
 
 import math
 from typing import NamedTuple
@@ -16,11 +16,11 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to (padding) give
 class Visibility(NamedTuple):
     """Which keys a query sees, and how their distance counts.
 
-    A query sees a key whose place is not later, in the same segment, and fewer than `window` places back (0: any
-    distance). Places are indices in the row; differences within a document are those of its positions.
+    A query sees a key of the same segment whose place is not later and is fewer than `window` places back (0: any
+    distance). Places are indices in the row. Within a document, places and positions differ by a constant.
 
     Attributes:
-      slopes: of each head; ALiBi adds -slope x distance to its scores (Press et al. 2022).
+      slopes: one per head; ALiBi adds -slope x distance to the scores of the head (Press et al. 2022).
     """
 
     queries: Int[Array, "batch_or_one length"]
@@ -38,7 +38,7 @@ class Visibility(NamedTuple):
         window: int = 0,
         slopes: Float[Array, "heads"] | None = None,
     ) -> "Visibility":
-        """Of whole rows, as in training. A window as long as the row masks nothing; it is dropped, so that kernels run
+        """For whole rows, as in training. A window as long as the row masks nothing; it is dropped, so that kernels run
         without one."""
         places = jnp.arange(length)[None]
         window = window if window < length else 0
@@ -53,7 +53,7 @@ class Visibility(NamedTuple):
         window: int = 0,
         slopes: Float[Array, "heads"] | None = None,
     ) -> "Visibility":
-        """Of tokens at `positions` over a cache in which slot j holds position j."""
+        """For tokens at `positions` over a cache in which slot j holds position j."""
         return cls(positions, jnp.arange(capacity)[None], None, window, slopes)
 
     def mask(self) -> Bool[Array, "batch_or_one length keys"]:
@@ -87,8 +87,8 @@ def reference(
 ) -> Float[Array, "batch length heads head_dim"]:
     """softmax(q k^T / sqrt(head_dim) + bias) v over the visible keys; softmax in float32. Heads share keys in groups.
 
-    The maximum is taken out of the gradient: softmax does not depend on it, and the backward pass is cheaper
-    than that of jax.nn.softmax.
+    No gradient flows through the maximum, since softmax does not depend on it. The backward pass is cheaper than
+    that of jax.nn.softmax.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -120,9 +120,9 @@ def mask_scores(
 def rotary_frequencies(a: Architecture) -> Float[Array, "half"]:
     """Radians per position of RoFormer's rotary embedding (Su et al. 2021, equation 15), scaled for longer contexts.
 
-    "linear" (Chen et al. 2023, "Position Interpolation") divides all of them by `rope_factor`. "llama3" (Llama 3.1)
-    does so where the original context has fewer than `rope_low_freq_factor` turns, leaves those with more than
-    `rope_high_freq_factor`, and goes from one to the other in between.
+    "linear" (Chen et al. 2023, "Position Interpolation") divides all frequencies by `rope_factor`. "llama3" (Llama
+    3.1) divides those with fewer than `rope_low_freq_factor` turns in the original context, keeps those with more than
+    `rope_high_freq_factor` turns, and interpolates in between.
     """
     frequencies = a.rope_theta ** (-jnp.arange(0, a.head_dim, 2, dtype=jnp.float32) / a.head_dim)
     if a.rope_scaling == "none":
@@ -157,10 +157,10 @@ def rotate(
 def dropout(
     x: Float[Array, "batch *rest"], rate: float, keys: jax.Array | None, site: int | Int[Array, ""]
 ) -> Float[Array, "batch *rest"]:
-    """Dropout with one key per row (`keys`: [batch] or None for evaluation), told apart by `site`.
+    """Dropout with one key per row (`keys`: [batch], or None for evaluation). Each `site` has a mask of its own.
 
-    A key for each row, and not one for the batch, makes the mask the same however the batch is split over
-    devices or micro-batches.
+    Because each row has its own key, the mask does not depend on how the batch is split over devices or
+    micro-batches.
     """
     if keys is None or rate == 0.0:
         return x

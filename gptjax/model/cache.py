@@ -1,4 +1,4 @@
-"""What is kept of the tokens decoded so far: their ids, keys and values. Attention over them."""
+"""The cache of decoding: ids, keys and values of the tokens so far, and attention over them."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from gptjax.model import sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.attention import Visibility, mask_scores
 
-# Rows and their heads share one axis, and each layer has an array of its own: only so does XLA update a cache where
-# it lies. On a CPU, a cache [layers, 1, capacity, heads, head_dim] is copied for every token, which takes six times
-# as long as the attention.
+# Rows and their heads share one axis, and each layer has its own array. Otherwise XLA does not update a cache in
+# place: on a CPU, a cache [layers, 1, capacity, heads, head_dim] is copied for every token, which takes six times as
+# long as the attention.
 Memory = Float[Array, "rows_x_heads capacity head_dim"]
 HEADS_OF_ROWS = (*sharding.BATCH, "tensor")
 
@@ -21,8 +21,8 @@ class Cache(NamedTuple):
     """Slot j of a row holds its position j.
 
     Attributes:
-      keys: of each layer; head h of row r is at r x kv_heads + h.
-      values: likewise.
+      keys: one array per layer; head h of row r is at index r x kv_heads + h.
+      values: in the same form.
     """
 
     keys: tuple[Memory, ...]
@@ -51,7 +51,7 @@ def fold(x: Float[Array, "batch length kv_heads head_dim"]) -> Memory:
 def write(
     memory: Memory, new: Float[Array, "batch length kv_heads head_dim"], positions: Int[Array, "batch length"]
 ) -> Memory:
-    """`memory` with `new` at `positions`; what is out of its range is not written."""
+    """`memory` with `new` at `positions`; positions outside the cache are not written."""
     slots = jnp.repeat(positions, new.shape[2], axis=0)
     return _split(jax.vmap(lambda old, at, new: old.at[at].set(new, mode="drop"))(memory, slots, fold(new)))
 
@@ -59,7 +59,7 @@ def write(
 def attend(
     q: Float[Array, "batch length heads head_dim"], keys: Memory, values: Memory, visibility: Visibility
 ) -> Float[Array, "batch length heads head_dim"]:
-    """What `attention.reference` returns, over a cache."""
+    """The same result as `attention.reference`, for keys and values in a cache."""
     batch, length, heads, head_dim = q.shape
     kv_heads, capacity = keys.shape[0] // batch, keys.shape[1]
     grouped = (batch, kv_heads, heads // kv_heads, length)

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends each token to a few of many MLPs, and none is dropped."""
+"""Mixture of experts: a router sends each token to a few of many MLPs, and no token is dropped."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from gptjax.model.architecture import Architecture
 from gptjax.model.lora import Dropout
 from gptjax.model.precision import products_in
 
-OWNERS = parameters.find("blocks/mlp/expert_up/kernel").split[1]  # axes of the mesh that experts are split over
+OWNERS = parameters.find("blocks/mlp/expert_up/kernel").split[1]  # the mesh axes over which experts are split
 Tokens = Float[Array, "tokens embed"]
 
 
 class ExpertKernels(nnx.Module):
-    """One matrix for each expert; `path` is that of the layer in a block, "mlp/expert_up"."""
+    """One matrix per expert; `path` is the path of the layer in a block, such as "mlp/expert_up"."""
 
     def __init__(self, a: Architecture, path: str, inputs: int, outputs: int, rngs: nnx.Rngs):
         init = nnx.initializers.normal(a.deviation(f"blocks/{path}/kernel"))
@@ -33,14 +33,14 @@ class Experts(nnx.Module):
     """The MLP of a block as a mixture (Shazeer et al. 2017), dropless (Gale et al. 2022).
 
     A token's gates are the softmax over its `experts_per_token` highest router scores (Jiang et al. 2024). Tokens are
-    sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), so that no capacity is set and no token lost. A
-    CPU computes every group for all tokens: use it there for small studies only.
+    sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), so that no capacity is set and no token is lost.
+    On a CPU, every group is computed for all tokens, which is affordable only in small studies.
 
-    On a mesh, the experts are split over the expert and tensor axes, and no device ever has those of others. Along
-    expert, which splits rows too, each device gathers the tokens of its group, computes its own experts for them, and
-    the results are summed and scattered to where the tokens came from. Along tensor, where tokens are the same, they
-    are summed. These axes divide expert weights. Each device still buffers all tokens of its group at input and
-    output; only the hidden activations shrink.
+    On a mesh, the experts are split over the expert and tensor axes, and no device ever holds the experts of another.
+    The expert axis splits rows, too: each device gathers the tokens of its group and computes its own experts for
+    them; the results are summed and scattered to the devices that the tokens came from. Devices along the tensor axis
+    have the same tokens, so their results are only summed. Both axes divide the weights of experts. Each device still
+    buffers all tokens of its group at input and output; only the hidden activations shrink.
     """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
@@ -55,7 +55,7 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length embed"], drop: Dropout | None = None
     ) -> tuple[Float[Array, "batch length embed"], Float[Array, "batch"]]:
-        """(output, load-balancing loss of each row). `drop` is that of adapters, which experts do not have."""
+        """(output, load-balancing loss of each row). `drop` is not used: experts have no adapters."""
         a, activation = self.architecture, ACTIVATIONS[self.architecture.activation]
         with products_in(jnp.float32):
             scores = self.router(x.astype(jnp.float32))
@@ -100,15 +100,15 @@ def _mixture(
     activation: Callable,
     shares: int,
 ) -> Tokens:
-    """What the experts `first`, `first + 1`, ... of `kernels` add to each token; what others add is left out.
+    """The sum over the experts in `kernels`, `first`, `first + 1`, ..., for each token; other experts are left out.
 
-    `kernels` are one of `shares` of all experts. Their rows are computed in as many parts, and parts that are empty are
-    skipped: all but one or two while experts are in balance.
+    `kernels` hold one of `shares` equal shares of all experts. The rows are computed in `shares` parts, and empty parts
+    are skipped. While the experts are in balance, all parts but one or two are empty.
     """
     *up, down = kernels
     experts = down.shape[0]
     expert = chosen.reshape(-1) - first
-    expert = jnp.where((expert >= 0) & (expert < experts), expert, experts)  # those of other devices come last
+    expert = jnp.where((expert >= 0) & (expert < experts), expert, experts)  # experts of other devices come last
     order = jnp.argsort(expert)
     sizes = jnp.bincount(expert, length=experts + 1)[:-1].astype(jnp.int32)
 
@@ -116,7 +116,8 @@ def _mixture(
         hidden, *gate = (jax.lax.ragged_dot(rows, kernel, sizes) for kernel in up)
         hidden = activation(gate[0]) * hidden if gate else activation(hidden)
         out = jax.lax.ragged_dot(hidden, down, sizes)
-        return jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)  # beyond the groups it is not defined
+        # ragged_dot leaves the rows beyond the groups undefined.
+        return jnp.where((jnp.arange(len(rows)) < sizes.sum())[:, None], out, 0)
 
     rows = x[order // chosen.shape[1]]
     if (parts := math.gcd(shares, len(rows))) > 1:
@@ -130,9 +131,9 @@ def _mixture(
 def _in_parts(
     compute: Callable, rows: Float[Array, "rows embed"], sizes: Int[Array, "experts"], parts: int
 ) -> Float[Array, "rows embed"]:
-    """`compute(rows, sizes)`, a part of the rows after the other; those beyond the groups are zero.
+    """`compute(rows, sizes)`, one part of the rows after the other; rows beyond the groups are zero.
 
-    For the backward pass a part is computed again, so that there is never room for more than one.
+    The backward pass computes each part again, so that the activations of only one part are in memory at a time.
     """
     ends = jnp.cumsum(sizes)
     length = len(rows) // parts
@@ -152,8 +153,8 @@ def balance_loss(
 ) -> Float[Array, "batch"]:
     """experts x sum over experts of (share of choices) x (mean probability), in each row; 1 when balanced.
 
-    The loss of Fedus et al. 2021 (equation 4), taken in each row as DeepSeek-AI 2024 does (V3, equations 17 to 20):
-    so it does not depend on how rows are split over devices and micro-batches.
+    The loss of Fedus et al. 2021 (equation 4), taken in each row as DeepSeek-AI 2024 does (V3, equations 17 to 20).
+    So the loss does not depend on how rows are split over devices and micro-batches.
     """
     experts = scores.shape[-1]
     share = jax.nn.one_hot(chosen, experts, dtype=jnp.float32).mean((1, 2))

@@ -51,7 +51,7 @@ class GPT(nnx.Module):
             self.ngram_embedding = nnx.Embed(rows, a.embed_dim, embedding_init=init, rngs=rngs)
         layer_rngs = nnx.Rngs(params=jax.random.split(rngs.params(), a.num_layers))
         self.blocks = nnx.vmap(lambda rngs: Block(a, rngs=rngs))(layer_rngs)
-        if a.norm_placement == "pre":  # the last block of a post-norm model ends in one
+        if a.norm_placement == "pre":  # a post-norm model already ends in the norm of its last block
             self.final_norm = norm(a, a.embed_dim, rngs)
         if not a.tie_embeddings:
             self.head = nnx.Linear(
@@ -74,31 +74,37 @@ class GPT(nnx.Module):
         new_cache: bool = False,
         layers: Sequence[Params] | None = None,
     ) -> tuple[Float[Array, "batch length embed"], Cache | None, Float[Array, "batch"] | None]:
-        """Final hidden states, the cache with these tokens added if one is given or wanted, and of a mixture of
-        experts the load-balancing loss of each row, mean over layers.
+        """(final hidden states, cache, load-balancing loss of each row as the mean over layers).
+
+        The cache is the given one with these tokens added, or a new one with `new_cache`, or None. The loss is None in
+        a model without experts, and with a cache.
 
         Args:
           tokens: token ids.
           positions: index of each token in its document. With a cache this is also the slot it is written to;
             a position beyond the capacity marks padding and is not written.
-          segment_ids: which document of the row a token belongs to; tokens of different segments do not see
+          segment_ids: which document of the row a token belongs to; tokens of different segments do not attend to
             each other. None: one document per row. Not used with a cache.
           dropout_keys: one random key per row, or None to evaluate.
           cache: keys and values of earlier tokens.
-          new_cache: returns a cache of these tokens, in their order. Without `cache` and segments.
-          layers: the parameters of each block where they are not stacked. With a cache.
+          new_cache: whether to return a cache of these tokens, in their order. Not with `cache` or `segment_ids`.
+          layers: the parameters of each block, if the caller has them unstacked. Only with a cache.
         """
         a = self.architecture
+        # 1. Embeddings: everything that is added to the residual stream before the first block.
         x = self.embedding(tokens)
         if a.positions == "learned":
             x = x + self.position_embedding(jnp.minimum(positions, a.context_length - 1))
         history = None
+        # These tokens enter the history before n-grams are looked up: an n-gram may begin within the same call.
         if cache is not None:
             history = cache.tokens.at[jnp.arange(tokens.shape[0])[:, None], positions].set(tokens, mode="drop")
         if a.ngram_order > 1:
             x = x + self.ngram_embedding(ngram_rows(a, tokens, positions, history)).sum(axis=2)
+        # Cast only after the sum: embeddings and their gradients add up in float32.
         x = sharding.constrain(x.astype(a.compute_dtype), *sharding.BETWEEN)
         x = attention_lib.dropout(x, a.dropout, dropout_keys, 0)
+        # 2. What all blocks share is computed once, outside of the scan.
         slopes = attention_lib.alibi_slopes(a.num_heads) if a.positions == "alibi" else None
         sight = {"window": a.sliding_window, "slopes": slopes}
         if cache is None:
@@ -108,11 +114,13 @@ class GPT(nnx.Module):
         angles = None
         if a.positions == "rope":
             angles = attention_lib.rotary_angles(positions, attention_lib.rotary_frequencies(a))
+        # 3. The blocks: one body for all of them, run layer by layer with a cache, else scanned.
         graphdef, stacked = nnx.split(self.blocks)
         keep = new_cache or cache is not None
 
         def body(x, layer_inputs):
             layer, params, layer_cache = layer_inputs
+            # Named before the gather: "offload" keeps the input of the block, never its gathered parameters.
             x = checkpoint_name(x, BLOCK_INPUT)
             x, memory, balance = nnx.merge(graphdef, sharding.gather_layer(params))(
                 x,
@@ -125,7 +133,7 @@ class GPT(nnx.Module):
             )
             return x, (memory if keep else None, balance)
 
-        if keep:  # layer after layer: a scan would copy the caches, and slices of stacked parameters
+        if keep:  # layer by layer: a scan would copy the caches, and the slices of stacked parameters
             layers = layers or [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(a.num_layers)]
             body = jax.jit(body)  # traced once; the compiler sees each layer in its place
             memories = zip(cache.keys, cache.values, strict=True) if cache else [None] * a.num_layers
@@ -136,6 +144,7 @@ class GPT(nnx.Module):
             keys, values = zip(*kept, strict=True)
             cache = Cache(keys, values, tokens if history is None else history)
             return self.final_norm(x) if a.norm_placement == "pre" else x, cache, None
+        # prevent_cse=False: within a scan, XLA does not merge the recomputation with the forward pass.
         if a.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[a.remat], prevent_cse=False)
         x, (_, balance) = jax.lax.scan(body, x, (jnp.arange(a.num_layers), stacked, None), unroll=a.scan_unroll)
@@ -143,11 +152,11 @@ class GPT(nnx.Module):
         return x, None, None if balance is None else balance.mean(0)
 
     def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
-        """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""
+        """Float32 scores of the next token; the scores of the vocabulary's padding are -1e30."""
         return head.scores(self.architecture, hidden, self.table())
 
     def table(self) -> Float[Array, "embed vocab"]:
-        """What final hidden states are multiplied with, in the compute dtype."""
+        """The output matrix, by which final hidden states are multiplied, in the compute dtype."""
         a = self.architecture
         table = self.embedding.embedding[...].T if a.tie_embeddings else self.head.kernel[...]
         return sharding.gather(table.astype(a.compute_dtype), head.TABLE, (None, "tensor"))

@@ -14,11 +14,11 @@ Hidden = Float[Array, "batch length embed"]
 Table = Float[Array, "embed vocab"]
 Scores = Float[Array, "batch length vocab"]
 
-TABLE = parameters.find("head/kernel").split  # axes that a table, and its gradient, are split over
+TABLE = parameters.find("head/kernel").split  # the mesh axes over which a table and its gradient are split
 
 
 def scores(a: Architecture, hidden: Hidden, table: Table) -> Scores:
-    """Float32 scores of the next token; those of the vocabulary's padding are -1e30."""
+    """Float32 scores of the next token; the scores of the vocabulary's padding are -1e30."""
     hidden = sharding.gather(hidden, sharding.BETWEEN, sharding.INSIDE)
     logits = _product(hidden, table)
     logits = sharding.constrain(logits, sharding.BATCH, "context", "tensor")
@@ -33,9 +33,9 @@ def scores(a: Architecture, hidden: Hidden, table: Table) -> Scores:
 def _product(hidden: Hidden, table: Table) -> Scores:
     """hidden @ table in float32.
 
-    Its gradient is rounded to the compute dtype before it is multiplied, as everywhere else in the model. Otherwise
-    the two largest products of a small model's backward pass are made in float32 (TF32 on a GPU: three times the
-    time), and read twice the bytes.
+    The incoming gradient is rounded to the compute dtype before it is multiplied, as everywhere else in the model.
+    Otherwise the two largest products of a small model's backward pass are computed in float32 (TF32 on a GPU: three
+    times the time), and read twice the bytes.
     """
     with products_in(hidden.dtype):
         return jnp.einsum("ble,ev->blv", hidden, table, preferred_element_type=jnp.float32)

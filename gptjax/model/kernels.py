@@ -3,9 +3,9 @@
 | name | what it is | where it pays | what it cannot do |
 |---|---|---|---|
 | reference | the whole matrix of scores at once | CPU and short rows | long rows: memory grows with their square |
-| xla | blocks of keys, scores never held whole (forward and backward) | anywhere, packed documents on a GPU | |
+| xla | blocks of keys, scores never held whole (forward and backward) | everywhere; on a GPU for packed documents | |
 | cudnn | cuDNN's flash attention | GPU | float32, packed documents, ALiBi, a context axis |
-| splash | Pallas kernel for TPU; interpreted, and slow, elsewhere | TPU | ALiBi, rows that are no multiple of 128 |
+| splash | Pallas kernel for TPU; interpreted, and slow, elsewhere | TPU | ALiBi, lengths that 128 does not divide |
 """
 
 from collections.abc import Callable
@@ -33,29 +33,29 @@ SHORT = 1024  # rows up to this long: their matrix of scores is small, and one p
 
 
 class Task(NamedTuple):
-    """What decides which implementation can do it."""
+    """The properties of an attention call that decide which implementation can compute it."""
 
     dtype: jax.typing.DTypeLike
     length: int
     head_dim: int
     packed: bool
     alibi: bool = False
-    context: int = 1  # devices that a row is split over
+    context: int = 1  # devices over which a row is split
 
     @classmethod
     def of(cls, a: Architecture, *, packed: bool, context: int) -> "Task":
-        """Of whole rows in training."""
+        """The task of training on whole rows."""
         alibi = a.positions == "alibi"
         return cls(jnp.dtype(a.compute_dtype), a.context_length, a.head_dim, packed, alibi, context)
 
 
 def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementation: str = "auto") -> Queries:
-    """Attention of whole rows by the named implementation; "auto" takes the best that can do this.
+    """Attention of whole rows by the named implementation; "auto" takes the best possible one.
 
-    On a mesh with a context axis each device has its part of the queries and all keys: memory for scores and
-    activations falls with the axis, at the price of gathering keys and values once a layer.
+    On a mesh with a context axis, each device has its part of the queries and all keys. Memory for scores and
+    activations falls with the axis, at the price of gathering keys and values once per layer.
 
-    Raises UserError where the named implementation cannot do what is asked.
+    Raises UserError where the named implementation cannot compute this task.
     """
     task = Task(
         dtype=q.dtype,
@@ -72,7 +72,7 @@ def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementati
 
 
 def limits(implementation: str, task: Task) -> str | None:
-    """Why an implementation cannot do this, or None if it can."""
+    """Why an implementation cannot compute this task, or None if it can."""
     if implementation == "cudnn":
         if task.dtype not in (jnp.bfloat16, jnp.float16):
             return f"computes in bfloat16, not {jnp.dtype(task.dtype).name} (model.compute_dtype)"
@@ -90,7 +90,7 @@ def limits(implementation: str, task: Task) -> str | None:
 
 
 def resolve(implementation: str, task: Task, platform: str) -> str:
-    """The implementation that will be used. Raises UserError where the one that was asked for cannot do the task."""
+    """The implementation that will be used. Raises UserError where the requested one cannot compute the task."""
     if implementation == "auto":
         return choose(task, platform)
     if reason := limits(implementation, task):
@@ -113,7 +113,7 @@ def blocked(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
     """Attention by blocks of keys with a running softmax (Dao et al. 2022; Rabe and Staats 2021), in plain XLA.
 
     The backward pass computes the scores of each block again (Dao 2023, algorithm 2), so that neither pass
-    holds more than [batch, heads, length, block] of them.
+    holds more than [batch, heads, length, block] scores.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads, block = k.shape[2], min(BLOCK, k.shape[1])

@@ -36,8 +36,8 @@ def ngram_rows(
 ) -> Int[Array, "batch length orders"]:
     """Rows of the n-gram table for the 2, 3, ... ngram_order tokens that end at each position.
 
-    The token k places back is read from `tokens`, or from `history` (slot j: position j) when decoding. It counts
-    only where `positions` >= k, so an n-gram never reaches beyond the beginning of its document. Hash collisions
+    The token k places back is read from `tokens`, or when decoding from `history` (slot j: position j). It is used
+    only where `positions` >= k, so that an n-gram never begins before its document. Hash collisions
     are accepted.
     """
     code, rows = tokens.astype(jnp.uint32), []
@@ -78,7 +78,8 @@ class Attention(nnx.Module):
         cache: tuple[Array, Array] | None = None,
         drop: Dropout | None = None,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
-        """(output, keys and values of `x`, or the cache with them: written first, at `positions`, if in range)."""
+        """(output, keys and values). With a cache the latter are the cache after `x` is written to it at `positions`;
+        positions out of range are not written."""
         a = self.architecture
         q = self._heads(self.query(x, drop), a.num_heads)
         k = self._heads(self.key(x, drop), a.num_kv_heads)
@@ -115,7 +116,7 @@ class MLP(nnx.Module):
         """(output, None): a single MLP has no load to balance."""
         up, activation = self.up(x, drop), ACTIVATIONS[self.activation]
         if self.remat == "none" and sharding.platform() == "gpu":
-            # Reading `up` once more costs less than writing and reading what XLA would keep of the activation.
+            # XLA would store values of the activation for the backward pass; reading `up` again costs less.
             activation = jax.checkpoint(activation)
         hidden = activation(self.gate(x, drop)) * up if self.activation == "swiglu" else activation(up)
         return self.down(sharding.constrain(hidden, sharding.BATCH, "context", "tensor"), drop), None

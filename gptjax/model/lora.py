@@ -1,4 +1,4 @@
-"""Low-rank adapters of linear layers (Hu et al. 2021, "LoRA"): W + (alpha / rank) A B, with A and B alone trained.
+"""Low-rank adapters of linear layers (Hu et al. 2021, "LoRA"): W + (alpha / rank) A B, where only A and B are trained.
 
 A model with adapters has `lora_a` [in, rank] and `lora_b` [rank, out] beside the kernels that `model.lora_targets`
 names. Everything else in it is frozen: `split` says what is trained, `merge` makes a model without adapters.
@@ -23,20 +23,20 @@ QKV = ("attention/query", "attention/key", "attention/value")
 
 
 class Dropout(NamedTuple):
-    """What an adapter needs to drop its inputs: one key a row (None to evaluate), and the layer it is in."""
+    """What an adapter needs to drop its inputs: one key per row (None to evaluate), and its layer."""
 
     keys: jax.Array | None
     layer: Int[Array, ""]
 
 
 class Linear(nnx.Linear):
-    """x W + b, and with an adapter (alpha / rank) dropout(x) A B beside it.
+    """x W + b, plus (alpha / rank) dropout(x) A B where the layer has an adapter.
 
-    A starts uniform within 1 / sqrt(in), as PEFT's does, and B at zero, so that training starts at the model itself.
+    A starts uniform within 1 / sqrt(in), as in PEFT. B starts at zero, so that training starts from the base model.
     """
 
     def __init__(self, a: Architecture, path: str, inputs: int, outputs: int, rngs: nnx.Rngs):
-        """`path` is that of the layer in a block, "attention/query"."""
+        """`path` is the path of the layer in a block, such as "attention/query"."""
         super().__init__(
             inputs,
             outputs,
@@ -52,7 +52,7 @@ class Linear(nnx.Linear):
             self.lora_a = nnx.Param(uniform(rngs.params(), (inputs, a.lora_rank), jnp.float32))
             self.lora_b = nnx.Param(jnp.zeros((a.lora_rank, outputs), jnp.float32))
             self.scale, self.rate = a.lora_alpha / a.lora_rank, a.lora_dropout
-            # Sites 0 to 2 num_layers are those of the dropout outside adapters.
+            # Sites 0 to 2 num_layers belong to the dropout outside adapters.
             self.sites = 2 * a.num_layers + 1 + LORA_PATHS.index(path), len(LORA_PATHS)
 
     def __call__(
@@ -69,13 +69,13 @@ class Linear(nnx.Linear):
 
 
 def split(params: Params) -> tuple[Params, Params]:
-    """(trained, frozen): adapters and the rest; without adapters all and nothing. `join` puts them together again."""
+    """(trained, frozen): adapters and the rest; without adapters, everything and nothing. `join` is the inverse."""
     trained = _select(params, adapters=True)
     return (trained, _select(params, adapters=False)) if trained else (params, {})
 
 
 def join(trained: Params, frozen: Params) -> Params:
-    """The whole tree of the two parts of `split`."""
+    """The whole tree from the two parts that `split` returns."""
     merged = dict(frozen)
     for name, value in trained.items():
         merged[name] = join(value, merged.get(name, {})) if isinstance(value, dict) else value
@@ -83,7 +83,7 @@ def join(trained: Params, frozen: Params) -> Params:
 
 
 def merge(params: Params, a: Architecture) -> tuple[Params, Architecture]:
-    """The same model without adapters: W + (alpha / rank) A B in their place."""
+    """The same model without adapters: each adapted W becomes W + (alpha / rank) A B."""
 
     def visit(node: Any) -> Any:
         if not isinstance(node, dict):
@@ -98,7 +98,7 @@ def merge(params: Params, a: Architecture) -> tuple[Params, Architecture]:
 
 
 def _select(params: Params, *, adapters: bool) -> Params:
-    """The leaves whose names begin with lora_, or the others; branches without any are left out."""
+    """The leaves whose names begin with lora_, or all others; branches without such leaves are left out."""
     selected = {}
     for name, value in params.items():
         if not isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Published shapes of models, and the project's own: `config.model.update(presets.get("gpt2-124m"))`.
 
-Imports little, so that a config file costs no start-up time. Every preset sets all options that say what the model
-computes, and is in a layout that `convert` exports.
+This module imports little, so that a config file costs no start-up time. Every preset sets all options that say what
+the model computes, and has a layout that `convert` can export.
 """
 
 from typing import Any
@@ -119,12 +119,12 @@ PUBLISHED_PARAMETERS = {
     "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
 }
-# What a preset that does not name it has: the defaults of all options that say what a model computes.
+# The defaults of all options that say what a model computes, for options that a preset does not name.
 OFF = {path.removeprefix("model."): flat_options()[path].default for path in sorted(affecting("model"))}
 
 
 def get(name: str) -> dict[str, Any]:
-    """The options of `config.model` of a preset; "modern-d12" is the project's own with 12 layers.
+    """The options of `config.model` in a preset; "modern-d12" is the project's own preset with 12 layers.
 
     Raises ValueError for an unknown name.
     """
@@ -137,7 +137,7 @@ def get(name: str) -> dict[str, Any]:
 
 
 def modern(depth: int) -> dict[str, Any]:
-    """The project's own preset, of `depth` layers, 64 wide for each, in heads of 64.
+    """The project's own preset: `depth` layers, a width of 64 x depth, heads of 64.
 
     The layout is that of Qwen3 (RMSNorm, RoPE, QK-norm, SwiGLU, no biases), tied; the vocabulary is the tokenizer's.
     """

@@ -1,4 +1,4 @@
-"""Where activations live: constraints on the mesh of the program that is being traced.
+"""How activations are split: constraints on the mesh of the program that is being traced.
 
 Without a mesh (one device, a test of a layer) they do nothing.
 """
@@ -16,8 +16,8 @@ from gptjax.parameters import Axis
 
 BATCH = ROW_AXES
 # [batch, length, embed] inside a branch of a block, where the tensor axis splits heads and the width of the MLP, and
-# between branches, where it splits the sequence (Korthikanti et al. 2022, "sequence parallelism"): sums over the axis
-# become half sums, half gathers, and what a layer keeps for the backward pass is divided by the axis.
+# between branches, where it splits the sequence (Korthikanti et al. 2022, "sequence parallelism"). Each
+# sum over the axis becomes a reduce-scatter and a gather, and the activations kept for the backward pass are divided.
 INSIDE: tuple[Axis, ...] = (BATCH, "context", None)
 BETWEEN: tuple[Axis, ...] = (BATCH, ("context", "tensor"), None)
 
@@ -29,7 +29,7 @@ def axis_size(*names: str) -> int:
 
 
 def platform() -> str:
-    """What the current program is compiled for: cpu, gpu or tpu; of the mesh where it says."""
+    """The platform that the current program is compiled for: cpu, gpu or tpu. The mesh decides where it names one."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     name = device.platform if device is not None else jax.default_backend()
@@ -37,7 +37,7 @@ def platform() -> str:
 
 
 def fitting(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> PartitionSpec:
-    """The spec without the axes that do not divide their dimension."""
+    """The spec without the mesh axes whose size does not divide the dimension of the array."""
 
     def fits(size: int, axis: Axis) -> bool:
         names = (axis,) if isinstance(axis, str) else axis or ()
@@ -49,8 +49,8 @@ def fitting(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> PartitionSpec:
 def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     """`x`, with each dimension split over the given axes of the mesh.
 
-    XLA would otherwise choose, and for large models it chooses to replicate activations (6x the memory of a
-    175B model's step). The same constraint holds for the gradient.
+    Otherwise XLA chooses, and for large models it replicates activations (6x the memory of a 175B model's step).
+    The same constraint holds for the gradient.
     """
     if axis_size(*jax.sharding.get_abstract_mesh().axis_names) == 1:
         return x
@@ -59,10 +59,10 @@ def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(x: jax.Array, split: tuple[Axis, ...], whole: tuple[Axis, ...]) -> jax.Array:
-    """`x`, which is split one way, split another way; its gradient is split as `x` is.
+    """`x`, which is split as `split` says, split as `whole` says; its gradient is split as `split` says.
 
-    Where `whole` has fewer axes, x is gathered and its gradient summed and scattered; the gradient of `constrain`
-    would be summed whole on every device.
+    Where `whole` has fewer axes, x is gathered, and its gradient is summed and scattered. With `constrain`, every
+    device would hold the whole sum of the gradient.
     """
     del split
     return constrain(x, *whole)
@@ -81,13 +81,14 @@ gather.defvjp(_gather_forward, _gather_backward)
 
 
 def gather_layer(params: Any) -> Any:
-    """The parameters of one block with its matrices whole along fsdp, as they are used.
+    """The parameters of one block, gathered along fsdp, as the block uses them.
 
-    Without it XLA multiplies by the shards and sums activations over the axis, which moves more and needs more.
+    Otherwise XLA multiplies by the shards and sums activations over the axis, which sends more bytes and needs more
+    memory.
     """
 
     def gathered(path: tuple, leaf: jax.Array) -> jax.Array:
-        row = parameters.find(f"blocks/{parameters.path_string(path).removesuffix('/value')}")  # flax's own leaf
+        row = parameters.find(f"blocks/{parameters.path_string(path).removesuffix('/value')}")  # flax adds /value
         if not row.gathered:
             return leaf
         split = row.split[1:]

@@ -1,8 +1,8 @@
 """Low-rank adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-PEFT has one pair of matrices for each of the modules of transformers, we one for each of our linear layers. They are
-the same where the module is one layer. GPT-2's c_attn is three, and is written as one pair of the sum of their ranks,
-whose B is block diagonal (`rank_pattern`); it is read as three pairs of its rank that share A.
+PEFT has one pair of matrices per module of transformers; we have one pair per linear layer. The two agree where a
+module is one layer. GPT-2's module c_attn holds three layers. It is written as one pair whose rank is the sum of the
+three ranks and whose B is block diagonal (`rank_pattern`). It is read as three pairs that share A.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from gptjax.model.huggingface.weights import insert, lookup
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What changes the mathematics of an adapter, and must be off.
+# Settings that change the mathematics of an adapter; all of them must be off.
 PLAIN = {
     "bias": "none",
     "use_dora": False,
@@ -34,9 +34,9 @@ PLAIN = {
 
 
 def write_adapter(directory: Path, a: Architecture, params: gpt.Params, *, base: str | None) -> None:
-    """Writes the adapters of parameters that have some; `base` names the model they belong to.
+    """Writes the adapters among the parameters; `base` names the model that they belong to.
 
-    Raises UserError for a model without adapters, or in no layout.
+    Raises UserError for a model without adapters, and for a model that no layout holds.
     """
     if not a.lora_rank:
         raise UserError("the model has no adapters (model.lora_rank is 0); export it whole with --to=hf:DIR")
@@ -76,17 +76,20 @@ def write_adapter(directory: Path, a: Architecture, params: gpt.Params, *, base:
 
 
 def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[dict[str, Any], gpt.Params]:
-    """(options of `config.model`, parameters with adapters) from the parameters of the base model, which `a` describes.
+    """(options of `config.model`, parameters with adapters). `a` and `params` are those of the base model.
 
-    A layer that the adapters leave out gets zeros. Raises UserError for kinds of adapters other than plain LoRA, and
-    listing the tensors that do not fit.
+    A layer without an adapter gets zeros. Raises UserError for adapters that are not plain LoRA, and one UserError
+    that lists all tensors that do not fit.
     """
+    # 1. The kind of adapter, before any tensor is read.
     raw = files.read_json(directory / CONFIG)
     wrong = [f"{key}={raw[key]!r}" for key, plain in PLAIN.items() if raw.get(key, plain) not in (plain, None, [], {})]
     if raw.get("peft_type") != "LORA" or wrong:
         raise UserError(
             f"{directory / CONFIG}: {raw.get('peft_type')} with {', '.join(wrong) or 'no more'} is not plain LoRA"
         )
+    # 2. Each module of PEFT becomes one pair per linear layer of ours. Problems are collected, to be told all at once.
+    # Tensors are taken out of `tensors` as they are found: what is left in the end belongs to no linear layer.
     _, layout = layouts.exportable(a)
     tensors = dict(files.open_safetensors(directory / WEIGHTS))
     found: dict[str, list[tuple[np.ndarray, np.ndarray] | None]] = {}
@@ -106,14 +109,16 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
                     f"  {module} has {down.shape} and {up.shape}, expected [{shapes[0][-2]}, r] and [r, {borders[-1]}]"
                 )
                 continue
+            # Ranks, and with them the scales, may differ between modules: each scale moves into its B (`up`).
             up = up * _scale(raw, module, down.shape[1])
             for part, slice_ in zip(parts, np.split(up, borders[:-1], axis=1), strict=True):
                 found.setdefault(part, [None] * a.num_layers)[layer] = down, slice_
-    problems += [f"  {name} is not that of a linear layer" for name in sorted(tensors)]
+    problems += [f"  {name} does not belong to a linear layer" for name in sorted(tensors)]
     if problems or not found:
         raise UserError(
             f"the adapters in {directory} do not fit the model:\n" + "\n".join(problems or ["  there are none"])
         )
+    # 3. Layers are stacked, so all get the largest rank; zeros fill up the smaller ones and change nothing.
     rank = max(pair[0].shape[1] for pairs in found.values() for pair in pairs if pair)
     adapters: gpt.Params = {}
     for part, pairs in found.items():
@@ -126,13 +131,13 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
         insert(adapters, f"{part}/lora_b", up)
     targets = "|".join(sorted(part.removeprefix("blocks/") for part in found))
     dropout = float(raw.get("lora_dropout") or 0.0)
-    # The scale alpha / r of each module is in its B.
+    # B already has the scale: lora_alpha = rank gives the factor 1.
     options = {"lora_rank": rank, "lora_alpha": float(rank), "lora_dropout": dropout, "lora_targets": targets}
     return options, lora.join(adapters, params)
 
 
 def _modules(layout: Layout, params: gpt.Params) -> Iterator[tuple[TensorMap, list[str]]]:
-    """The kernels of blocks as the layout has them, each with the paths of our linear layers in it."""
+    """The kernels of blocks in the layout, each with the paths of the linear layers that it holds."""
     for tensor in layout.tensors:
         parts = [path.removesuffix("/kernel") for path in tensor.parameters if path.endswith("/kernel")]
         if LAYER in tensor.name and parts and all(lookup(params, f"{part}/kernel") is not None for part in parts):
@@ -140,7 +145,7 @@ def _modules(layout: Layout, params: gpt.Params) -> Iterator[tuple[TensorMap, li
 
 
 def _fused(params: gpt.Params, parts: list[str], layer: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """A [in, sum of ranks] and block-diagonal B [sum of ranks, sum of out] of the layers that make one module."""
+    """A [in, sum of ranks] and block-diagonal B [sum of ranks, sum of out] for the layers of one module."""
     widths = [lookup(params, f"{part}/kernel").shape[-1] for part in parts]
     downs, ups, start = [], [], 0
     for part, width in zip(parts, widths, strict=True):
@@ -155,7 +160,7 @@ def _fused(params: gpt.Params, parts: list[str], layer: int, rank: int) -> tuple
 
 
 def _scale(raw: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r of a module, or alpha / sqrt(r) (rank-stabilised); patterns as PEFT matches them."""
+    """alpha / r of a module, or alpha / sqrt(r) (rank-stabilised); patterns are matched as in PEFT."""
     alpha = raw.get("lora_alpha", 8)
     for pattern, value in (raw.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

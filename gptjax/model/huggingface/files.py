@@ -31,9 +31,9 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read or made when it is needed, so that a model is never in memory twice.
+    """A tensor that is read or computed only when it is needed, so that a model is never in memory twice.
 
-    `dtype` is that of the file, as safetensors spells it.
+    `dtype` is the type in the file, as safetensors spells it.
     """
 
     shape: tuple[int, ...]
@@ -45,9 +45,9 @@ Weights = Mapping[str, Tensor]
 
 
 def locate(name: str, *, allow_pickle: bool = False) -> Path:
-    """A directory, or that of a name on the hub: from its cache, or downloaded.
+    """The directory of a model. A name on the hub is looked up in the hub's cache, or downloaded.
 
-    Raises UserError where there is neither a directory nor such a name, network or cache.
+    Raises UserError where `name` is no directory and the hub's cache and the hub do not give it.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -61,7 +61,7 @@ def locate(name: str, *, allow_pickle: bool = False) -> Path:
     patterns += ["pytorch_model*.bin", PICKLE_INDEX] if allow_pickle else []
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # no network, no such name, no permission
+    except Exception as error:  # no network, unknown name, or no permission
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"hf:{name}: there is no such directory, it is not in the cache of the Hugging Face hub, and the hub did "
@@ -91,8 +91,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def open_weights(directory: Path, *, allow_pickle: bool = False) -> Weights:
     """The tensors of a directory, from one file or the shards that an index lists; `read` gives float32.
 
-    Pickle files, which can run code when they are opened, are read only where `allow_pickle` is given and there
-    are no others; torch then reads them as bare tensors (`weights_only`).
+    Pickle files can run code when they are opened. They are read only with `allow_pickle` and where there are no
+    other files; torch then reads them as bare tensors (`weights_only`).
     """
     files = _files(directory, WEIGHTS, INDEX)
     missing = [file.name for file in files if not file.exists()]
@@ -133,7 +133,7 @@ def _open_pickle(file: Path) -> Weights:
         raise UserError(f"{file.name} is read by torch, which is not installed: pip install torch") from None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever is in the file
+    except Exception as error:  # the file may hold anything
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{file} holds more than tensors, or is damaged: {reason}") from None
     return {
@@ -152,10 +152,10 @@ def _files(directory: Path, whole: str, index: str) -> list[Path]:
 
 
 def read_generation_config(directory: Path) -> dict[str, Any]:
-    """What generation_config.json, or else config.json, says of generation, under our names.
+    """The settings of generation in generation_config.json, or else config.json, under our names.
 
-    Keys, as far as they are there: `eos_token_ids` (each ends a text), `temperature`, `top_k`, `top_p`, `min_p`,
-    `repetition_penalty`. The sampling is left out where it is switched off (`do_sample`).
+    Possible keys: `eos_token_ids` (each ends a text), `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`.
+    Settings of sampling are left out where it is switched off (`do_sample`).
     """
     path = directory / GENERATION_CONFIG
     raw = read_json(path if path.exists() else directory / CONFIG)
@@ -194,8 +194,8 @@ def write_weights(directory: Path, weights: Weights, *, dtype: str = "float32", 
 
 
 def write_generation_config(directory: Path, generation: Mapping[str, Any], *, eot_id: int) -> None:
-    """Writes a whole generation_config.json: where nothing is known of the sampling, it is from the plain
-    distribution, as ours is, and not transformers' top_k of 50."""
+    """Writes a complete generation_config.json. Unknown settings of sampling get our default, the plain
+    distribution, since transformers would otherwise use a top_k of 50."""
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
     sampling = plain | {name: generation[name] for name in SAMPLING if name in generation}
     ends = list(generation.get("eos_token_ids") or [eot_id])
@@ -204,7 +204,7 @@ def write_generation_config(directory: Path, generation: Mapping[str, Any], *, e
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "5GB", "500MB". Raises UserError."""
+    """The number of bytes in a text such as "5GB" or "500MB". Raises UserError for other texts."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     size = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
     if size < 1:

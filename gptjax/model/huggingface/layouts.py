@@ -1,6 +1,6 @@
 """How families of models are stored by Hugging Face: GPT-2, Llama, Mistral, Qwen2 and Qwen3.
 
-One table a layout says which tensor is which parameter; import, export and LoRA adapters all read it.
+Each layout has one table that says which tensor is which parameter; import, export and LoRA adapters all read it.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ LAYER = "{layer}"
 
 @dataclasses.dataclass(frozen=True)
 class TensorMap:
-    """One tensor of a layout: its name there, the parameter (or parameters, joined on the last axis) here.
+    """One tensor of a layout: its name in the file, and our parameter (or parameters, joined on the last axis).
 
-    `transposed`: torch's Linear keeps [out, in] where a kernel is [in, out].
+    `transposed`: the file holds [out, in], as torch's Linear does, where our kernel is [in, out].
     """
 
     name: str
@@ -31,12 +31,12 @@ class Layout:
     """How one family of models is stored.
 
     Attributes:
-      architectures: the class of transformers.
-      prefix: of every tensor but the head's; may be missing in files of the bare model.
+      architectures: the name of the model class in transformers.
+      prefix: what the name of every tensor but the head begins with; files of the bare model may lack it.
       tensors: the table.
       needs: the values of options that a model must have to be written in this layout.
-      read_config: options of the model from a config.json.
-      write_config: the entries of a config.json that say the shape.
+      read_config: makes model options from a config.json.
+      write_config: makes the entries of config.json that give the shape.
     """
 
     architectures: str
@@ -48,7 +48,7 @@ class Layout:
 
 
 def find(raw: dict[str, Any], place: str) -> Layout:
-    """The layout of a config.json. Raises UserError that names those there are."""
+    """The layout of a config.json. Raises UserError that lists the known layouts."""
     kind = raw.get("model_type")
     if kind not in LAYOUTS:
         raise UserError(f"{place}: model_type {kind!r} is not supported; these are: {', '.join(LAYOUTS)}")
@@ -56,7 +56,7 @@ def find(raw: dict[str, Any], place: str) -> Layout:
 
 
 def exportable(a: Architecture) -> tuple[str, Layout]:
-    """The layout that has all options of a model, with its name. Raises UserError naming those that no layout has."""
+    """(name, layout) that has all options of a model. Raises UserError that names the options no layout has."""
     reasons = []
     for name, layout in LAYOUTS.items():
         wrong = [f"{key}={getattr(a, key)!r}" for key, some in layout.needs.items() if getattr(a, key) not in some]
@@ -64,7 +64,7 @@ def exportable(a: Architecture) -> tuple[str, Layout]:
             wrong.append(f"head_dim={a.head_dim}")
         if name == "gpt2" and a.num_kv_heads != a.num_heads:
             wrong.append(f"num_kv_heads={a.num_kv_heads}")
-        if name == "llama" and a.embed_dim % a.num_heads:  # transformers 5 refuses it, in this family only
+        if name == "llama" and a.embed_dim % a.num_heads:  # transformers 5 refuses such a model, only in this family
             wrong.append(f"embed_dim={a.embed_dim} with num_heads={a.num_heads}")
         if not wrong:
             return name, layout
@@ -171,7 +171,7 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
     kind = raw["model_type"]
     raw = LLAMA_DEFAULTS[kind] | raw
     _refuse(raw, mlp_bias=False, quantization_config=None)
-    if kind != "qwen2":  # whose class does not read it
+    if kind != "qwen2":  # the Qwen2 class does not read this entry
         _refuse(raw, attention_bias=False)
     heads = _entry(raw, "num_attention_heads")
     return {
@@ -197,7 +197,7 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """The rotary options: transformers 5 has them in `rope_parameters`, 4 in `rope_scaling` and `rope_theta`."""
+    """The rotary options. transformers 5 has them in `rope_parameters`, version 4 in `rope_scaling`, `rope_theta`."""
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     for entries in (raw, rope):
         _refuse(entries, partial_rotary_factor=1.0)
@@ -214,7 +214,7 @@ def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
         options["rope_low_freq_factor"] = float(_entry(rope, "low_freq_factor"))
         options["rope_high_freq_factor"] = float(_entry(rope, "high_freq_factor"))
         options["rope_original_length"] = int(
-            raw.get("original_max_position_embeddings")  # goes first in transformers 5
+            raw.get("original_max_position_embeddings")  # transformers 5 prefers this entry
             or rope.get("original_max_position_embeddings")
             or _entry(raw, "max_position_embeddings")
         )
@@ -222,7 +222,7 @@ def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_rope(a: Architecture) -> dict[str, Any]:
-    """For transformers 5, and for 4, which does not read `rope_parameters`."""
+    """The rotary entries for transformers 5 and for version 4, which does not read `rope_parameters`."""
     scaling: dict[str, Any] = {"rope_type": "default" if a.rope_scaling == "none" else a.rope_scaling}
     if a.rope_scaling != "none":
         scaling["factor"] = a.rope_factor
@@ -238,7 +238,7 @@ def _write_rope(a: Architecture) -> dict[str, Any]:
 
 
 def _read_window(raw: dict[str, Any]) -> int:
-    """The sliding window of all layers; 0 where they see everything. Raises UserError where only some slide."""
+    """The sliding window of all layers; 0 = no window. Raises UserError where only some layers have one."""
     layers, window = _entry(raw, "num_hidden_layers"), raw.get("sliding_window") or 0
     if raw["model_type"] == "llama":
         window = 0
@@ -283,7 +283,7 @@ def _write_qwen(a: Architecture) -> dict[str, Any]:
     return _write_mistral(a) | window
 
 
-# What a model must be to be written in a layout. Options that only say how to train or to compute are not named.
+# The options that a model must have to be written in a layout. Options of training or computation do not matter.
 NEEDS = {
     "logit_softcap": (0.0,),
     "ngram_order": (1,),
@@ -311,7 +311,7 @@ MISTRAL_NEEDS = {option: values for option, values in LLAMA_NEEDS.items() if opt
 QWEN2_NEEDS = MISTRAL_NEEDS | {"qkv_bias": (True,)}
 QWEN3_NEEDS = MISTRAL_NEEDS | {"qk_norm": (True,)}
 
-LAYOUTS = {  # a model is written in the first that has all its options: without a window, Mistral's is Llama's
+LAYOUTS = {  # a model is written in the first layout that has all its options; Mistral's without a window is Llama's
     "gpt2": Layout("GPT2LMHeadModel", "transformer.", GPT2_TENSORS, GPT2_NEEDS, _read_gpt2, _write_gpt2),
     "llama": Layout("LlamaForCausalLM", "model.", LLAMA_TENSORS, LLAMA_NEEDS, _read_llama, _write_llama),
     "mistral": Layout("MistralForCausalLM", "model.", LLAMA_TENSORS, MISTRAL_NEEDS, _read_llama, _write_mistral),
@@ -334,7 +334,7 @@ def _choice(raw: dict[str, Any], key: str, default: str, known: dict[str, str]) 
 
 
 def _refuse(raw: dict[str, Any], **expected: Any) -> None:
-    """Raises UserError where an entry that is there says something else than expected."""
+    """Raises UserError where an entry is present and its value is not the expected one."""
     for key, value in expected.items():
         if raw.get(key, value) not in (value, None):
             raise UserError(f"{CONFIG}: {key}={raw[key]!r} is not supported; only {value!r} is")

@@ -21,15 +21,15 @@ MAX_SHARD_BYTES = 5 * 10**9
 def read_config(directory: Path) -> dict[str, Any]:
     """The options of `config.model` that config.json gives. Raises UserError for what is not supported."""
     raw = files.read_json(directory / files.CONFIG)
-    without = {option: values[0] for option, values in layouts.NEEDS.items()}  # what no layout has is off
+    without = {option: values[0] for option, values in layouts.NEEDS.items()}  # options that no layout has are off
     return without | layouts.find(raw, str(directory / files.CONFIG)).read_config(raw)
 
 
 def read_parameters(directory: Path, architecture: Architecture, *, allow_pickle: bool = False) -> gpt.Params:
     """The parameters of a directory as float32 NumPy arrays; `architecture` is that of its config.
 
-    Raises UserError for weights in pickle files only, and tensors that are missing, left over, of another shape or
-    not floats (all of them are listed).
+    Raises UserError where all weights are in pickle files, and one UserError that lists all tensors that are missing,
+    left over, of another shape or not floats.
     """
     layout = layouts.find(files.read_json(directory / files.CONFIG), str(directory / files.CONFIG))
     return to_params(layout, architecture, files.open_weights(directory, allow_pickle=allow_pickle))
@@ -46,7 +46,7 @@ def write_directory(
 ) -> None:
     """Writes config.json and safetensors in the layout that has all options of this model.
 
-    Raises UserError naming the options that no layout has.
+    Raises UserError that names the options no layout has.
     """
     name, layout = layouts.exportable(architecture)
     directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def to_params(layout: Layout, architecture: Architecture, weights: files.Weights
             array = array.T if tensor.transposed else array
             for part, values in zip(parts, np.split(array, borders, axis=-1), strict=True):
                 target = part if layer is None else part[layer]
-                target[tuple(slice(size) for size in values.shape)] = values  # the vocabulary's padding stays 0
+                target[tuple(slice(size) for size in values.shape)] = values  # the padding of the vocabulary stays 0
         for path, part in zip(tensor.parameters, parts, strict=True):
             insert(params, path, part)
     return params
@@ -107,7 +107,7 @@ def to_weights(layout: Layout, architecture: Architecture, params: gpt.Params) -
 def _misfits(
     architecture: Architecture, tensors: list[TensorMap], abstract: gpt.Params, weights: files.Weights
 ) -> Iterator[str]:
-    """A line for each tensor that is missing, misshapen, not of floats, or not part of the layout."""
+    """One line per tensor that is missing, has a wrong shape or type, or is not part of the layout."""
     used = set()
     for tensor in tensors:
         wanted = _shape(architecture, tensor, abstract)
@@ -144,7 +144,7 @@ def insert(params: gpt.Params, path: str, leaf: Any) -> None:
 
 
 def _present(layout: Layout, params: gpt.Params) -> list[TensorMap]:
-    """The tensors whose parameters this model has (no bias, no separate head, ... otherwise)."""
+    """The tensors whose parameters this model has; it may lack biases, a separate head, and so on."""
     return [t for t in layout.tensors if all(lookup(params, path) is not None for path in t.parameters)]
 
 
@@ -153,7 +153,7 @@ def _layers(architecture: Architecture, tensor: TensorMap) -> list[int] | list[N
 
 
 def _shape(a: Architecture, tensor: TensorMap, params: gpt.Params) -> tuple[int, ...]:
-    """Of one layer, the way kernels are: [in, out]; without the vocabulary's padding."""
+    """The shape of a tensor in one layer, oriented as our kernels [in, out], without the vocabulary's padding."""
     shapes = [lookup(params, path).shape for path in tensor.parameters]
     shape = list(shapes[0][1:] if LAYER in tensor.name else shapes[0])
     shape[-1] = sum(s[-1] for s in shapes)

@@ -144,7 +144,7 @@ def test_adapters_that_do_not_fit_are_listed(tmp_path):
     message = str(caught.value)
     assert "model.layers.0.self_attn.q_proj has one of lora_A and lora_B" in message
     assert "model.layers.1.self_attn.q_proj has (7, 3) and (3, 32), expected [32, r] and [r, 32]" in message
-    assert "base_model.model.lm_head.lora_A.weight is not that of a linear layer" in message
+    assert "base_model.model.lm_head.lora_A.weight does not belong to a linear layer" in message
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "IA3"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
