@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     if not flag_values.topology:
         from gptjax.planning import chips
 
-        raise UserError(f"--topology is missing. Those there are:\n{chips.listing()}")
+        raise UserError(f"--topology is missing. Choose one of these:\n{chips.listing()}")
     plan(cli.read_config(flag_values), flag_values)
 
 
@@ -102,7 +102,9 @@ def suggest(config: config_lib.Config, trials: list, tokens: float | None, price
     best = trials[0]
     if best.times is None:
         size = suggestion.needed(best.facts) / chips.GIB
-        print(f"\nNothing fits; the smallest of {len(trials)} tried needs {size:.2f} GiB a device. Try a larger slice")
+        print(
+            f"\nNothing fits; the smallest of {len(trials)} tried needs {size:.2f} GiB per device. Try a larger slice"
+        )
         return None
     changes = best.candidate.flags(config)
     print(f"\nThe fastest that fits: {' '.join(changes) or 'the config as it is'}\n")

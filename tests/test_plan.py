@@ -59,8 +59,8 @@ def test_a_suggestion_for_this_machine(config_file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--topology is missing. Those there are:\n  v4: v4:2x2x1"),
-        (["--topology=v5e:5x5"], "v5e has no such slice. Those there are:"),
+        ([], "--topology is missing. Choose one of these:\n  v4: v4:2x2x1"),
+        (["--topology=v5e:5x5"], "v5e has no such slice. Choose one of these:"),
         (["--topology=local", "--config.mesh.data=3", "--config.train.batch_size=9"], "does not fit 8 cpu device"),
         (["--topology=local", "--config.mesh.data=4"], "uses 4 of the 8 chips"),
         (["--topology=local", "--config.train.batch_size=12"], "by mesh.data x mesh.fsdp x mesh.expert = 8"),

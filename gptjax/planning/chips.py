@@ -1,4 +1,4 @@
-"""The TPU chips and slices one can rent, and what their data sheets promise."""
+"""The TPU chips and slices that can be rented, and the figures of their data sheets."""
 
 import dataclasses
 import math
@@ -14,14 +14,13 @@ class Chip:
     """One kind of accelerator, per chip.
 
     Sources: for TPUs cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e ("key chip specifications"); for GPUs NVIDIA's
-    data sheets. Rates are peaks; what a program reaches is less.
+    data sheets. Rates are peaks; programs reach less.
 
     Attributes:
-      usable_gib: what a program may have of the memory (v4 32 GiB, v5e 16, v5p 96, v6e 32), as the TPU compiler
-        itself says (libtpu 0.0.50) of a program that is too large; of a GPU, what the driver reports.
+      usable_gib: the part of the memory (v4 32 GiB, v5e 16, v5p 96, v6e 32) that a program may use: for a TPU as the
+        compiler (libtpu 0.0.50) reports it for programs that are too large, for a GPU as the driver reports it.
       memory_rate: bytes per second to and from HBM.
-      link_rate: bytes per second that leave a chip over all its links to others at once (half of the bidirectional
-        figure).
+      link_rate: bytes per second that leave a chip over all its links together (half of the bidirectional figure).
       shapes: slices that can be rented as one; others of the same kind also compile.
     """
 
@@ -77,11 +76,11 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """The slice of "v5e:4x4", or of "v5e:4x4*2" for two of them. Raises UserError with those there are."""
+    """The topology named "v5e:4x4", or "v5e:4x4*2" for two slices. Raises UserError that lists all slices."""
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
     chip = TPUS.get(match[1]) if match else None
     if chip is None:
-        raise UserError(f"--topology={text}: there is no such topology. Those there are:\n{listing()}")
+        raise UserError(f"--topology={text}: there is no such topology. Choose one of these:\n{listing()}")
     sizes = [int(n) for n in match[2].split("x")]
     # A slice is made of hosts of four chips, or is a part of one host.
     wanted = len(chip.shapes[0].split("x"))
@@ -89,18 +88,18 @@ def parse_topology(text: str) -> Topology:
     regular = match[2] in chip.shapes or (len(sizes) == wanted and sizes[0] % 2 == sizes[1] % 2 == 0 and all(sizes))
     slices = int(match[3] or 1)
     if not regular or math.prod(sizes) > largest or slices < 1:
-        raise UserError(f"--topology={text}: {chip.name} has no such slice. Those there are:\n{listing()}")
+        raise UserError(f"--topology={text}: {chip.name} has no such slice. Choose one of these:\n{listing()}")
     return Topology(chip, match[2], slices)
 
 
 def listing() -> str:
-    """Every slice by name, one line a kind of chip."""
+    """The names of all slices, one line per kind of chip."""
     lines = (f"  {chip.name}: " + " ".join(f"{chip.name}:{shape}" for shape in chip.shapes) for chip in TPUS.values())
     return "\n".join(lines) + "\n  several slices: v5e:16x16*2\n  the devices of this machine: local"
 
 
 def find(device_kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`, if the table has it."""
-    if device_kind == "TPU v5":  # what the compiler calls a v5p
+    """The chip with this `jax.Device.device_kind`, or None where the table does not have it."""
+    if device_kind == "TPU v5":  # the compiler's name of a v5p
         return TPUS["v5p"]
     return next((c for c in (*TPUS.values(), *GPUS) if device_kind.startswith(c.device_kind)), None)

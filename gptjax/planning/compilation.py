@@ -1,4 +1,4 @@
-"""Compiles the train step of a config for devices that need not be there, from shapes alone."""
+"""Compiles the train step of a config from shapes alone, for devices that need not exist here."""
 
 import re
 import time
@@ -27,17 +27,18 @@ TOO_LARGE = re.compile(
 def compile_step(
     config: config_lib.Config, devices: Sequence[jax.Device], *, topology: str, available_bytes: int | None = None
 ) -> Facts:
-    """Compiles one train step over all the devices, and says what is in it.
+    """Compiles one train step over all the devices, and reports its memory, traffic and FLOPs.
 
     Args:
       config: resolved (`config.resolve`), with a vocabulary. Nothing is read and nothing is allocated.
-      devices: of `jax.devices()` or of a topology.
-      topology: what the devices are called in the report.
+      devices: from `jax.devices()` or from a topology.
+      topology: the name of the devices in the report.
       available_bytes: memory of a device.
 
     Raises:
       UserError: the mesh does not divide the devices, the heads or the batch, or leaves devices out.
     """
+    # 1. What can be refused without compiling. A run may leave devices idle; a plan for a rented slice may not.
     mesh = mesh_lib.make_mesh(config.mesh, list(devices))
     if mesh.size != len(devices):
         axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -45,10 +46,12 @@ def compile_step(
             f"the mesh {axes} uses {mesh.size} of the {len(devices)} chips of {topology}; set "
             "--config.mesh.data=-1 to use them all, or name a smaller topology"
         )
+    # mesh.data=-1 is known now: the rules between the mesh and the batch are checked once more.
     config = config.copy_and_resolve_references()
     config.mesh.data = mesh.shape["data"]
     config_lib.validate(config)
 
+    # 2. The program that `train` would run, compiled but never executed.
     program = Program.of(config, mesh)
     footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
     state, batch = program.target, program.abstract_batch
@@ -59,6 +62,7 @@ def compile_step(
         traced = program.step.trace(state, batch, program.abstract_hyper)
         executed_flops = program_flops(traced.jaxpr.jaxpr)
         lowered = traced.lower()
+        # A program that is too large is an answer, not an error; the message often says how much it needs.
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -77,6 +81,7 @@ def compile_step(
                 generated_code=analysis.generated_code_size_in_bytes,
                 host=analysis.host_temp_size_in_bytes + analysis.host_argument_size_in_bytes,
             )
+            # 3. The optimised text, since only the compiler decides which collectives and buffers there are.
             text = hlo.Program(compiled.as_text())
             collectives, buffers = traffic.collectives(text), traffic.largest_buffers(text)
             memory_bytes = traffic.memory_bytes(text)
@@ -105,7 +110,7 @@ def compile_step(
 
 
 def too_large(message: str) -> tuple[int | None, int | None]:
-    """(bytes of temporaries, bytes there are) in the compiler's message of a program too large, if it says so."""
+    """(bytes of temporaries, bytes available) from the compiler's message on a program that is too large, or Nones."""
     match = TOO_LARGE.search(message)
     if not match:
         return None, None

@@ -1,4 +1,4 @@
-"""What compiles train steps, and for which devices."""
+"""The common form of the compilers of train steps: for TPU topologies and for local devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,10 +9,12 @@ from gptjax.planning.facts import Facts
 
 @dataclasses.dataclass(frozen=True)
 class Compiler:
-    """Attributes:
-    compile: the facts of a resolved config; raises UserError for a mesh or a batch that does not divide.
-    devices: how many, each of `device_kind` with `available_bytes` of memory (None: not known).
-    peak: FLOP/s of a device where no table has it.
+    """Compiles train steps for one kind of device.
+
+    Attributes:
+      compile: makes the facts of a resolved config; raises UserError for a mesh or a batch that does not divide.
+      devices: number of devices, each of `device_kind` with `available_bytes` of memory (None: not known).
+      peak: FLOP/s of a device that no table knows.
     """
 
     compile: Callable[[Config], Facts]

@@ -18,7 +18,7 @@ from gptjax.parameters import path_string
 from gptjax.training.run import settle
 from gptjax.training.state import create_state
 
-MIN_WIDTH = 110  # of the table
+MIN_WIDTH = 110  # columns of the table
 ORDER = ("embedding", "position_embedding", "ngram_embedding", "blocks", "final_norm", "head")
 TABLES = ("embedding/embedding", "position_embedding/embedding", "ngram_embedding/embedding", "head/kernel")
 
@@ -26,11 +26,11 @@ TABLES = ("embedding/embedding", "position_embedding/embedding", "ngram_embeddin
 def describe(config: Config) -> dict[str, Any]:
     """What `show` prints.
 
-    The vocabulary is that of the config, or of a tokenizer that is known without its corpus (byte, hf, and bpe:N,
-    whose N is a limit); otherwise, or where a length is in epochs, the data are opened.
+    The size of the vocabulary is taken from the config, or from a tokenizer that is known without its corpus (byte,
+    hf, and bpe:N, where N is the largest size). Otherwise, or where a length is in epochs, the data are opened.
     """
     vocab_size, steps_per_epoch = config.model.vocab_size, math.nan
-    if not vocab_size and not config.data.source.startswith("store:"):  # which has its own
+    if not vocab_size and not config.data.source.startswith("store:"):  # a store has its own vocabulary
         vocab_size = known_vocab_size(config.tokenizer)
     in_epochs = isinstance(config.train.num_steps, str) and "epoch" in config.train.num_steps
     if not vocab_size or in_epochs:
@@ -70,7 +70,7 @@ def show(config: Config) -> None:
 
     about = describe(config)
     console = Console(width=max(Console().width, MIN_WIDTH))
-    table = Table("parameter", "shape", "count", "share", "FLOPs a token", "share", title="parameters")
+    table = Table("parameter", "shape", "count", "share", "FLOPs per token", "share", title="parameters")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in about["rows"]:
@@ -88,20 +88,20 @@ def show(config: Config) -> None:
         "parameters": f"{count:,} = {about['embedding_parameters']:,} in embeddings and head "
         f"+ {about['non_embedding_parameters']:,} in blocks and norms",
         "vocabulary": f"{about['vocab_size']:,}",
-        "FLOPs a token": f"{about['flops_per_token']:.4g} to train ({about['convention']})",
-        "tokens": f"{tokens:,} = {about['num_steps']:,} steps of {about['tokens_per_step']:,}; {tokens / count:.1f} a "
-        "parameter",
+        "FLOPs per token": f"{about['flops_per_token']:.4g} to train ({about['convention']})",
+        "tokens": f"{tokens:,} = {about['num_steps']:,} steps of {about['tokens_per_step']:,}; "
+        f"{tokens / count:.1f} per parameter",
         "training": f"{about['training_flops']:.3g} FLOPs",
     }
     memory = about["memory"]
     parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in memory.items() if size)
-    lines["memory"] = f"{_gigabytes(sum(memory.values()))} on all devices together ({parts}), and activations"
+    lines["memory"] = f"{_gigabytes(sum(memory.values()))} on all devices together ({parts}), without activations"
     for name, text in lines.items():
-        console.print(f"{name + ':':15} {text}", highlight=False)
+        console.print(f"{name + ':':17} {text}", highlight=False)
 
 
 def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
-    """A row a parameter, with the FLOPs of its matrix product, and one for the products of attention."""
+    """One row per parameter, with the FLOPs of its matrix product, and one row for the products of attention."""
     rows, per_parameter = [], 4 if a.lora_rank else 6
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = path_string(path)
@@ -119,8 +119,8 @@ def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
 
 
 def _memory(config: Config, params: gpt.Params) -> dict[str, int]:
-    """Bytes of what lives as long as the run, in float32 as it is kept, by what it is."""
-    hyper = dict.fromkeys(names(), 0.0)  # the form of the state does not depend on their values
+    """{kind: bytes} of the arrays that live as long as the run, in float32."""
+    hyper = dict.fromkeys(names(), 0.0)  # the form of the state does not depend on the values
     optimizer = make_optimizer(config.optimizer, lora.split(params)[0], hyper)
     state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=config.train.ema_decay > 0), params)
 

@@ -1,4 +1,4 @@
-"""What one compilation of a train step found out: plain data that crosses from process to process as JSON."""
+"""The results of compiling a train step, as plain data that processes exchange as JSON."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from gptjax.planning.traffic import Buffer, Collective
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. The aliased part of the outputs is in the arguments' place (donated buffers)."""
+    """Bytes on one device. The aliased part of the outputs reuses the memory of arguments (donated buffers)."""
 
     arguments: int
     outputs: int
@@ -28,16 +28,16 @@ class Facts:
     """One train step, compiled for one device of the mesh.
 
     Attributes:
-      devices: how many, and `device_kind` of what kind.
+      devices: number of devices; all are of `device_kind`.
       mesh: devices along each axis.
-      parameters: of the whole model.
+      parameters: number in the whole model.
       flops_per_token: model FLOPs of one token, forward and backward, by `throughput.CONVENTION`.
-      executed_flops: FLOPs of the matrix products and kernels that all devices together run in a step, with what
-        rematerialisation repeats.
+      executed_flops: FLOPs of the matrix products and kernels that all devices together run in a step, including
+        what rematerialisation repeats.
       memory: None where the program does not fit.
-      needed_bytes: what the compiler says it needs where it does not fit; None if it does not say.
-      available_bytes: memory of the device as the compiler or the device gives it; None: not known.
-      memory_bytes: read from and written to the main memory of one device in a step.
+      needed_bytes: for a program that does not fit, the bytes that the compiler says it needs, or None.
+      available_bytes: memory of the device according to the compiler or the device; None: not known.
+      memory_bytes: bytes read from and written to the main memory of one device in a step.
     """
 
     topology: str
@@ -63,7 +63,7 @@ class Facts:
 
     @property
     def fits(self) -> bool:
-        """Whether arguments, outputs, temporaries and code are in the memory together."""
+        """Whether arguments, outputs, temporaries and code fit into the memory together."""
         return self.memory is not None and (self.available_bytes is None or self.memory.peak <= self.available_bytes)
 
     @property

@@ -1,4 +1,4 @@
-"""FLOPs of a traced program, loops counted as often as they turn."""
+"""FLOPs of a traced program; the body of a loop counts once per turn."""
 
 import math
 from typing import Any
@@ -7,10 +7,10 @@ import jax
 
 
 def program_flops(jaxpr: Any) -> float:
-    """FLOPs of matrix products, convolutions left out, and of kernels by their own estimate.
+    """FLOPs of matrix products, and of kernels by their own estimate. Convolutions are not counted.
 
-    XLA's cost analysis counts the body of a loop once; this counts the turns of a scan. Of a conditional the most
-    expensive branch counts; a while loop counts once, since nothing says how often it turns.
+    XLA's cost analysis counts the body of a loop once; this function counts every turn of a scan. A conditional counts
+    as its most expensive branch. A while loop counts once, since its number of turns is not known.
     """
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
@@ -29,7 +29,7 @@ def _equation_flops(equation: Any) -> float:
     if name == "cond":
         return max(inner, default=0.0)
     times = params["length"] if name == "scan" else 1
-    if name == "shard_map":  # its body is the program of one device
+    if name == "shard_map":  # the body is the program of one device
         times = params["mesh"].size
     return times * sum(inner)
 

@@ -33,7 +33,7 @@ class ArrayShape:
 
     @property
     def padded_bytes(self) -> int:
-        """Bytes in memory: the dimensions that vary fastest are padded to whole tiles."""
+        """Bytes in memory, where the dimensions that vary fastest are padded to whole tiles."""
         order, _, rest = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", rest)
         if not tile or not order:
@@ -47,7 +47,7 @@ class ArrayShape:
 
     @property
     def in_main_memory(self) -> bool:
-        """Whether it lies in HBM (RAM on a CPU) and not in a scratch memory or on the host."""
+        """Whether the array is in HBM (RAM on a CPU), and not in scratch memory or on the host."""
         return "S(" not in self.layout
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class ArrayShape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `shapes` are those of its result, flattened; `rest` is all that follows the operands."""
+    """One line. `shapes`: the arrays of the result, flattened; `rest`: the text after the operands."""
 
     name: str
     opcode: str
@@ -73,7 +73,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the source program it comes from, e.g. "jit(step)/jvp()/while/body/dot_general"."""
+        """The place in the source program that it comes from, e.g. "jit(step)/jvp()/while/body/dot_general"."""
         match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return match[1].replace("\\'", "'") if match else ""
 
@@ -83,10 +83,10 @@ class Program:
 
     Attributes:
       computations: {name: {instruction name: Instruction}} in the order of the text.
-      entry: name of the computation that runs.
-      counts: {name: how often one run of the program runs it}, without those that never run as themselves (the
-        scalar functions of reductions). The body of a loop counts as often as the loop turns.
-      fused: names of those inside a fusion, where results stay in registers and scratch memory.
+      entry: name of the computation with which the program starts.
+      counts: {name: how often one run of the program runs it}, without computations that never run by themselves (the
+        scalar functions of reductions). The body of a loop counts once per turn.
+      fused: names of the computations inside fusions, whose results stay in registers and scratch memory.
     """
 
     def __init__(self, text: str):
@@ -115,7 +115,7 @@ class Program:
                     self._count(name, times * turns)
 
     def _called(self, instruction: Instruction) -> list[tuple[str, int]]:
-        """(computation, how often) for all that an instruction runs."""
+        """(computation, number of runs) for all computations that an instruction calls."""
         if instruction.opcode == "while":
             return [(instruction.attribute("body") or "", self.trip_count(instruction))]
         if instruction.opcode == "conditional":  # any one of its branches; the parts of a step are alike
@@ -129,7 +129,7 @@ class Program:
         return [(called, 1)] if called else []
 
     def trip_count(self, loop: Instruction) -> int:
-        """Turns of a counted loop from zero: what the compiler notes, or the bound in its condition; else 1."""
+        """Turns of a loop that counts from zero: the compiler's note, else the bound in its condition, else 1."""
         if known := re.search(r'"known_trip_count":(\{[^}]*\})', loop.rest):
             return int(json.loads(known[1])["n"])
         condition = self.computations.get(loop.attribute("condition") or "", {})
@@ -149,7 +149,7 @@ class Program:
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """The instruction of a line, or None where the line is none."""
+    """The instruction in a line, or None for other lines."""
     match = _INSTRUCTION.match(line)
     if not match:
         return None

@@ -12,7 +12,7 @@ from gptjax.training.throughput import peak_flops
 
 
 def open_local(config: config_lib.Config) -> Compiler:
-    """The compiler of this machine's devices, which take up no memory for it."""
+    """The compiler for the devices of this machine. It allocates no memory on them."""
     runtime.provide_cpu_devices(config.mesh, config.train.batch_size // config.train.accumulation)
     devices = jax.devices()
     available = device_memory(devices[0], len(devices))

@@ -31,9 +31,9 @@ def text(facts: Facts, times: Roofline, cost: Cost | None) -> str:
 
 
 def verdict(facts: Facts) -> str:
-    """One line: fits or does not, with the numbers."""
+    """One line that says whether the step fits, with the numbers."""
     there = facts.available_bytes
-    have = f"{there / GIB:.2f} GiB a device" if there is not None else "an unknown amount of memory"
+    have = f"{there / GIB:.2f} GiB per device" if there is not None else "an unknown amount of memory"
     if facts.memory is None:
         need = f"{facts.needed_bytes / GIB:.2f} GiB" if facts.needed_bytes else "more"
         return f"DOES NOT FIT: it needs {need} of {have}. --suggest finds what does"
@@ -49,14 +49,14 @@ def _memory(facts: Facts) -> list[str]:
     rows = [
         ("arguments (parameters, optimizer state, batch)", m.arguments),
         ("outputs", m.outputs),
-        ("  of them in the place of arguments", -m.aliased),
+        ("  outputs that reuse the memory of arguments", -m.aliased),
         ("temporaries (activations, gradients)", m.temporaries),
         ("program", m.generated_code),
     ]
-    lines = ["", "Peak memory of a device, GiB"]
+    lines = ["", "Peak memory per device, GiB"]
     lines += [f"  {name:<50}{size / GIB:>9.3f}" for name, size in rows]
     if m.host:
-        lines.append(f"  {'in the memory of the host':<50}{m.host / GIB:>9.3f}")
+        lines.append(f"  {'in host memory':<50}{m.host / GIB:>9.3f}")
     return lines
 
 
@@ -71,7 +71,7 @@ def _buffers(facts: Facts) -> list[str]:
 def _collectives(facts: Facts) -> list[str]:
     if not facts.collectives:
         return ["", "No collectives"]
-    lines = ["", f"{'Collectives of a device in a step':<36}{'number':>8}{'payload GiB':>14}{'sent GiB':>12}"]
+    lines = ["", f"{'Collectives per device and step':<36}{'number':>8}{'payload GiB':>14}{'sent GiB':>12}"]
     for c in facts.collectives:
         lines.append(f"  {c.kind:<34}{c.count:>8,}{c.payload_bytes / GIB:>14.3f}{c.sent_bytes / GIB:>12.3f}")
     return lines
@@ -81,9 +81,9 @@ def _time(facts: Facts, times: Roofline) -> list[str]:
     flops = facts.flops_per_token * facts.tokens_per_step
     lines = [
         "",
-        f"FLOPs of a step: {flops / 1e12:,.1f} T, {facts.flops_per_token / 1e6:,.1f} M a token ({CONVENTION})",
+        f"FLOPs per step: {flops / 1e12:,.1f} T, {facts.flops_per_token / 1e6:,.1f} M per token ({CONVENTION})",
         f"  run by the program: {facts.executed_flops / 1e12:,.1f} T "
-        f"({facts.executed_flops / flops:.2f} x; full attention squares, what rematerialisation repeats)",
+        f"({facts.executed_flops / flops:.2f} x: with full attention squares and recomputation)",
     ]
     if times.at_best_s is None or facts.memory_bytes is None:
         return lines
@@ -96,7 +96,7 @@ def _time(facts: Facts, times: Roofline) -> list[str]:
     ):
         share = f", MFU {mfu:.1%}" if mfu is not None else ""
         rate = facts.tokens_per_step / seconds
-        lines.append(f"  {name:<17}{_seconds(seconds)} a step, {rate:,.0f} tokens/s{share}")
+        lines.append(f"  {name:<17}{_seconds(seconds)} per step, {rate:,.0f} tokens/s{share}")
     return lines
 
 
@@ -106,8 +106,8 @@ def _cost(cost: Cost) -> list[str]:
 
     line = f"{cost.tokens / 1e9:,.2f}B tokens: {span(cost.hours)} hours, {span(cost.chip_hours)} chip-hours"
     if cost.price is not None:
-        line += f", {span(cost.price, 2)} at {cost.price_per_chip_hour:g} a chip-hour"
-    return [f"{line} (steps alone)"]
+        line += f", {span(cost.price, 2)} at {cost.price_per_chip_hour:g} per chip-hour"
+    return [f"{line} (only steps)"]
 
 
 def _seconds(seconds: float) -> str:
@@ -115,13 +115,13 @@ def _seconds(seconds: float) -> str:
 
 
 def short_name(op_name: str) -> str:
-    """The end of an operation's path, where it says what it is."""
+    """The last part of an operation's path, which says what the operation is."""
     parts = [p for p in op_name.split("/") if p not in ("while", "body", "eval_jaxpr", "closed_call", "checkpoint")]
     return "/".join(parts[-4:])
 
 
 def to_dict(facts: Facts, times: Roofline, cost: Cost | None, config_sha256: str) -> dict[str, Any]:
-    """What --output writes: everything of the report, in bytes and seconds."""
+    """The JSON that --output writes: everything in the report, in bytes and seconds."""
     memory = facts.memory and {**dataclasses.asdict(facts.memory), "peak": facts.memory.peak}
     return {
         "config_sha256": config_sha256,

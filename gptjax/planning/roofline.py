@@ -1,4 +1,4 @@
-"""How long a step takes at least, and what a run costs."""
+"""The least time that a step can take, and the cost of a run."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from gptjax.training.throughput import datasheet_flops
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step, if each resource ran at its peak (Williams et al. 2009); None: the rate is not known.
+    """Seconds of one step, if each resource ran at its peak (Williams et al. 2009); None where a rate is not known.
 
-    `at_best` has computation, memory and links overlap fully, `at_worst` not at all. MFU counts model FLOPs only. All
-    traffic is taken to use the links within a slice; the network between slices is slower and not in here.
+    In `at_best`, computation, memory and links overlap fully; in `at_worst`, not at all. MFU counts only model FLOPs.
+    All traffic is assumed to use the links within a slice; the slower network between slices is not modelled.
     """
 
     compute_s: float | None
@@ -26,7 +26,7 @@ class Roofline:
 
 
 def roofline(facts: Facts, peak: float | None = None) -> Roofline:
-    """The roofline of a compiled step. `peak`: FLOP/s of one device where the tables do not have it."""
+    """The roofline of a compiled step. `peak`: FLOP/s of one device that the tables do not know."""
     chip = chips.find(facts.device_kind)
     peak = peak or datasheet_flops(facts.device_kind, facts.compute_dtype)
     seconds: dict[str, float | None] = {"compute": None, "memory": None, "links": None}
@@ -52,7 +52,7 @@ def roofline(facts: Facts, peak: float | None = None) -> Roofline:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Time and money for a number of tokens; the first of each pair is at best, the second at worst."""
+    """Time and money for a number of tokens; each pair is (at best, at worst)."""
 
     tokens: float
     price_per_chip_hour: float | None
@@ -62,7 +62,7 @@ class Cost:
 
 
 def cost(facts: Facts, times: Roofline, tokens: float, price_per_chip_hour: float | None) -> Cost | None:
-    """What `tokens` take, without evaluation, checkpoints and restarts; None without a program or a step time."""
+    """The cost of training on `tokens`, without evaluation, checkpoints and restarts; None without a step time."""
     if facts.memory is None or times.at_best_s is None or times.at_worst_s is None:
         return None
     steps = tokens / facts.tokens_per_step

@@ -1,7 +1,7 @@
 """Searches batch, accumulation, rematerialisation and mesh for the fastest step that fits.
 
-A model of memory and time orders the candidates; the compiler has the last word on each that is tried, and what it
-says corrects the model of memory for those that follow.
+A model of memory and time orders the candidates. The compiler decides about each candidate that is tried, and its
+figures correct the model of memory for the next ones.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from gptjax.training.throughput import datasheet_flops
 
 REMAT = ("none", "dots", "full")  # from the fastest to the smallest
 RECOMPUTED = {"none": 1.0, "dots": 1.05, "full": 4 / 3, "offload": 4 / 3}  # FLOPs run / model FLOPs
-HEADROOM = 0.97  # of the memory; the rest is for what a run keeps beside the step
+HEADROOM = 0.97  # usable share of the memory; a run keeps other things beside the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Candidate:
         return changed.lock()
 
     def flags(self, config: config_lib.Config) -> list[str]:
-        """What differs from the config, as flags for the command line; mesh.data=-1 is all that is left already."""
+        """The values that differ from the config, as flags. mesh.data=-1 already means all remaining devices."""
         options = [(p, v) for p, v in self._options().items() if p != "mesh.data" or config.mesh.data != -1]
         return [f"--config.{p}={v}" for p, v in options if config[p.split(".")[0]][p.split(".")[1]] != v]
 
@@ -76,8 +76,8 @@ class Trial:
 
 
 def candidates(config: config_lib.Config, devices: int) -> Iterator[Candidate]:
-    """Every valid combination that uses all devices, at the batch size of the config, or at the multiples of the
-    number of devices next to it where the config's does not divide at all."""
+    """Every valid combination that uses all devices, at the batch size of the config. Where that batch size cannot be
+    divided at all, the nearest multiples of the number of devices are used instead."""
     size = config.train.batch_size
     found = list(_combinations(config, devices, size))
     if not found:
@@ -113,7 +113,7 @@ def _divisors(n: int) -> list[int]:
 class Model:
     """Memory and time of a candidate from its shapes: good enough to order candidates, no more.
 
-    `scale` multiplies what it says of temporaries, by what was measured.
+    `scale` corrects the bytes of temporaries by what the compiler measured.
     """
 
     def __init__(self, config: config_lib.Config, device_kind: str, peak: float | None = None):
@@ -131,36 +131,36 @@ class Model:
         self.scale = dict.fromkeys(RECOMPUTED, 1.0)
 
     def state_bytes(self, c: Candidate) -> float:
-        """Parameters, the state of the optimizer and the average where there is one, in float32."""
+        """Bytes of parameters, optimizer state and, if it is on, the running average, in float32."""
         copies = 1 + self.moments + (self.config.train.ema_decay > 0)
         return 4 * copies * self._parameters(c) / c.fsdp
 
     def _parameters(self, c: Candidate) -> float:
-        """Those that a group of devices along fsdp has."""
+        """The number of parameters that a group of devices along fsdp holds together."""
         return (self.others + self.experts / c.expert) / c.tensor
 
     def temporary_bytes(self, c: Candidate) -> float:
-        """Gradients, parameters in the compute type, activations, logits."""
+        """Bytes of gradients, parameters in the compute type, activations and logits."""
         a, width = self.architecture, 2 if self.config.model.compute_dtype == "bfloat16" else 4
         tokens = c.batch_size // c.accumulation // (c.data * c.fsdp * c.expert) * a.context_length / c.context
         heads = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
         up = a.mlp_dim * (2 if a.activation == "swiglu" else 1)
         chosen = a.experts_per_token if a.num_experts else 1
-        products = (heads + chosen * up) / c.tensor + 2 * a.embed_dim  # results of the matrix products of a block
+        products = (heads + chosen * up) / c.tensor + 2 * a.embed_dim  # results of a block's matrix products
         block = products + (2 * chosen * a.mlp_dim + heads) / c.tensor + 6 * a.embed_dim
-        if a.num_experts:  # tokens of the group, once for each choice, on the way to experts and back
+        if a.num_experts:  # the group's tokens, once per choice, on the way to experts and back
             block += 4 * chosen * c.expert * a.embed_dim
         if self.config.model.get("attention", "reference") in ("reference", "xla"):
             block += 3 * a.num_heads / c.tensor * a.context_length
         kept = {"none": block, "dots": products + a.embed_dim, "full": a.embed_dim, "offload": 0}[c.remat]
         chunk = self.config.objective.get("logits_chunk", 0) or a.context_length
         logits = 8 * tokens * min(chunk / a.context_length, 1) * a.padded_vocab_size / c.tensor
-        layer = 2 * width * self._parameters(c) / a.num_layers  # gathered; the next one is under way
+        layer = 2 * width * self._parameters(c) / a.num_layers  # gathered, while the next one arrives
         activations = width * tokens * (a.num_layers * kept + 2 * block)
         return self.scale[c.remat] * (activations + logits + layer) + self._weight_bytes(c)
 
     def _weight_bytes(self, c: Candidate) -> float:
-        """Gradients, their sum over micro-batches, and parameters in the compute type."""
+        """Bytes of gradients, of their sum over micro-batches, and of parameters in the compute type."""
         width = 2 if self.config.model.compute_dtype == "bfloat16" else 4
         return self._parameters(c) / c.fsdp * (4 + width + 4 * (c.accumulation > 1))
 
@@ -168,7 +168,7 @@ class Model:
         return self.state_bytes(c) + self.temporary_bytes(c)
 
     def seconds(self, c: Candidate) -> float:
-        """Of a step: computation, and the links as far as they are not hidden behind it."""
+        """Seconds of a step: computation, plus the traffic that does not overlap with it."""
         a, devices = self.architecture, c.data * c.fsdp * c.expert * c.context * c.tensor
         tokens = c.batch_size * a.context_length
         compute = RECOMPUTED[c.remat] * a.flops_per_token() * tokens / devices / self.peak
@@ -176,7 +176,7 @@ class Model:
         def ring(size: float, group: int) -> float:
             return size * (group - 1) / group
 
-        gathers = 2 * c.accumulation  # of the weights, in bfloat16: forward and backward
+        gathers = 2 * c.accumulation  # weights in bfloat16, in the forward and the backward pass
         sent = ring(2 * self._parameters(c), c.fsdp) * gathers
         sent += ring(4 * self._parameters(c), c.fsdp) * c.accumulation  # gradients
         sent += 2 * ring(4 * self.others / (c.fsdp * c.tensor), c.data * c.expert)
@@ -191,7 +191,7 @@ class Model:
         return max(compute, links) + 0.2 * min(compute, links) + 1e-4 * c.accumulation
 
     def learn(self, trial: Trial) -> None:
-        """Corrects the scale of this kind of rematerialisation by a measurement."""
+        """Corrects the scale of the candidate's kind of rematerialisation by a measurement."""
         memory, candidate = trial.facts.memory, trial.candidate
         measured = memory.temporaries if memory else (trial.facts.needed_bytes or 0) - self.state_bytes(candidate)
         if measured <= 0:
@@ -210,13 +210,13 @@ def search(
     compiles: int = 6,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Trial]:
-    """The trials made, fastest that fit first, then those that do not by what they need.
+    """All trials: first those that fit, from the fastest, then the others, from the smallest.
 
     Args:
-      config: resolved, with its own values of what is searched.
-      first: the facts of the config itself, where it compiles at all.
-      compiles: programs compiled at most.
-      say: told one line for each.
+      config: resolved; its own values of the searched options are one candidate.
+      first: the facts of the config itself, if it compiles at all.
+      compiles: the largest number of programs to compile.
+      say: called with one line per trial.
     """
     model = Model(config, compiler.device_kind, compiler.peak)
     limit = (compiler.available_bytes or math.inf) * HEADROOM
@@ -235,7 +235,7 @@ def search(
         left.remove(chosen)
         fitting = [t for t in trials if t.times]
         if fitting and (not small or model.seconds(chosen) > 1.1 * min(model.seconds(t.candidate) for t in fitting)):
-            break  # nothing that is left is expected to be faster
+            break  # no remaining candidate is expected to be faster
         try:
             facts = compiler.compile(chosen.apply(config))
         except UserError as error:
@@ -259,12 +259,12 @@ def _order(trial: Trial) -> tuple[bool, float]:
 
 
 def middle_seconds(times: Roofline) -> float:
-    """Between everything overlapped and nothing: what steps are compared by."""
+    """The mean of full overlap and none, by which steps are compared."""
     return ((times.at_best_s or 0.0) + (times.at_worst_s or 0.0)) / 2
 
 
 def needed(facts: Facts) -> float:
-    """Bytes on a device; infinite where the compiler does not say."""
+    """Bytes needed on a device; infinite where the compiler does not say."""
     return facts.memory.peak if facts.memory else facts.needed_bytes or math.inf
 
 
@@ -272,4 +272,4 @@ def _outcome(trial: Trial) -> str:
     size = needed(trial.facts) / chips.GIB
     if trial.times is None:
         return f"{size:.2f} GiB, does not fit"
-    return f"{size:.2f} GiB, {1e3 * middle_seconds(trial.times):.1f} ms a step"
+    return f"{size:.2f} GiB, {1e3 * middle_seconds(trial.times):.1f} ms per step"

@@ -18,17 +18,17 @@ from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
 from gptjax.planning.facts import Facts
 
-# What a train step is made of; the rest of gptjax's dependencies is not needed to compile one.
+# The packages that a train step is made of; gptjax's other dependencies are not needed to compile it.
 PACKAGES = ("absl-py", "flax", "jaxtyping", "ml-collections", "numpy", "optax")
 
 
 def environment_directory() -> Path:
-    """Where the environment is made: in $GPTJAX_CACHE or ~/.cache/gptjax."""
+    """The directory of the environment, in $GPTJAX_CACHE or ~/.cache/gptjax."""
     return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax") / "tpu-venv"
 
 
 def install_commands(directory: Path) -> list[list[str]]:
-    """The commands that make it, with the versions that run here."""
+    """The commands that create the environment, with the package versions of this one."""
     version = importlib.metadata.version
     requirements = [f"jax[tpu]=={version('jax')}", *(f"{name}=={version(name)}" for name in PACKAGES)]
     return [
@@ -38,7 +38,7 @@ def install_commands(directory: Path) -> list[list[str]]:
 
 
 def set_up() -> Path:
-    """Makes the environment (about 600 MB); returns its interpreter."""
+    """Creates the environment (about 600 MB); returns its interpreter."""
     directory = environment_directory()
     for command in install_commands(directory):
         print(" ".join(command), file=sys.stderr, flush=True)
@@ -49,7 +49,7 @@ def set_up() -> Path:
 
 
 def find_python() -> Path:
-    """The interpreter of the environment: $GPTJAX_TPU_PYTHON or the default place. UserError where it is missing."""
+    """The environment's interpreter: $GPTJAX_TPU_PYTHON or the default. Raises UserError where it is missing."""
     if given := os.environ.get("GPTJAX_TPU_PYTHON"):
         if not Path(given).is_file():
             raise UserError(f"$GPTJAX_TPU_PYTHON is {given}; there is no such interpreter")
@@ -59,7 +59,7 @@ def find_python() -> Path:
         commands = " && ".join(" ".join(_quoted(word) for word in c) for c in install_commands(python.parents[1]))
         raise UserError(
             f"the TPU compiler (libtpu) is not in {python.parents[1]}. `gptjax plan --setup` installs it there, or:\n"
-            f"  {commands}\nAnother environment that has it: GPTJAX_TPU_PYTHON=DIR/bin/python"
+            f"  {commands}\nTo use another environment that has it, set GPTJAX_TPU_PYTHON=DIR/bin/python"
         )
     return python
 
@@ -73,7 +73,7 @@ def _quoted(word: str) -> str:
 
 
 class TpuProcess:
-    """A process with the TPU compiler. It serves one request after the other.
+    """A process with the TPU compiler, which serves one request after the other.
 
     Use as a context manager; `compile` raises UserError for what is wrong with the request and RunError where the
     compiler fails.
@@ -81,7 +81,7 @@ class TpuProcess:
 
     def __init__(self, python: Path):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
-        unwanted = ("XLA_FLAGS", "JAX_PLATFORMS", "PYTHONHOME", "VIRTUAL_ENV")  # of the caller's own device
+        unwanted = ("XLA_FLAGS", "JAX_PLATFORMS", "PYTHONHOME", "VIRTUAL_ENV")  # they concern the caller's own device
         environment = {name: value for name, value in os.environ.items() if name not in unwanted}
         environment["PYTHONPATH"] = str(Path(gptjax.__file__).parents[1])
         self._process = subprocess.Popen(
@@ -97,7 +97,7 @@ class TpuProcess:
         return self
 
     def __exit__(self, *error) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a process that died with a request in the pipe
+        with contextlib.suppress(BrokenPipeError):  # the process may have died with a request in the pipe
             self._process.stdin.close()
         if error[0] is not None:
             self._process.kill()
@@ -112,7 +112,7 @@ class TpuProcess:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer is missing, too
+            pass  # the missing answer below says so
         line = self._process.stdout.readline()
         if not line:
             raise RunError(f"the TPU compiler ended without an answer. Its last lines:\n{self._last_lines()}")

@@ -1,4 +1,4 @@
-"""What an optimised program moves: between chips by kind of collective, to and from memory, and in which buffers."""
+"""The traffic of an optimised program: between chips, by kind of collective, and with memory; its largest buffers."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import re
 from gptjax.planning.hlo import ArrayShape, Instruction, Program
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# These name, regroup or pass on what others computed.
+# These instructions only name, regroup or pass on the results of others.
 _ALIASES = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "optimization-barrier", "partition-id", "replica-id", "iota",
@@ -19,10 +19,10 @@ class Collective:
     """All collectives of one kind in a step, on one chip.
 
     Attributes:
-      count: how many run, those in loops as often as the loops turn.
-      payload_bytes: size of what is gathered, reduced, scattered or permuted, on one chip.
-      sent_bytes: what the ring algorithm sends from one chip: (n - 1) / n of the payload in a group of n, twice that
-        for all-reduce, all of it for collective-permute.
+      count: how many run in a step; one in a loop counts once per turn of the loop.
+      payload_bytes: size of the array that is gathered, reduced, scattered or permuted, on one chip.
+      sent_bytes: bytes that the ring algorithm sends from one chip: (n - 1) / n of the payload in a group of n, twice
+        as much for all-reduce, the whole payload for collective-permute.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Buffer:
 def collectives(program: Program) -> list[Collective]:
     """The collectives of a step by kind, largest traffic first.
 
-    TPU programs split one collective over several fusions, which then share its channel: it counts once.
+    TPU programs split one collective over several fusions that share its channel; such a collective counts once.
     """
     found: dict[str, tuple[str, float, float, float]] = {}
     for computation, times in program.counts.items():
@@ -72,12 +72,12 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def _payload(instruction: Instruction, computation: dict[str, Instruction], kind: str) -> int:
-    """Bytes of the whole array: the result, or the operands where the result is smaller or has both."""
+    """Bytes of the whole array: the result, or the operands where the result is smaller or contains them, too."""
     result = sum(shape.num_bytes for shape in instruction.shapes)
     operands = sum(
         s.num_bytes for name in instruction.operands if name in computation for s in computation[name].shapes
     )
-    if instruction.opcode.endswith("-start"):  # (operands, results) beside what the compiler needs
+    if instruction.opcode.endswith("-start"):  # (operands, results, and what the compiler needs)
         if kind in ("all-gather", "all-to-all") and operands:
             sizes = [shape.num_bytes for shape in instruction.shapes]
             return sum(sizes) - operands if kind == "all-gather" else operands
@@ -99,14 +99,14 @@ def group_size(attributes: str) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(match[1].split(","))
-    return 2  # all devices, whose number is not in the text: it moves at least
+    return 2  # all devices; their number is not in the text, so this is a lower bound
 
 
 def memory_bytes(program: Program) -> int:
     """Bytes that one step reads from and writes to a chip's main memory.
 
     Every instruction reads its operands and writes its results once; a fusion that slices an operand reads the
-    slice, one that updates a slice in place writes the slice. A kernel is taken to do the same. Collectives are
+    slice, one that updates a slice in place writes the slice. Kernels are assumed to do the same. Collectives are
     not counted.
     """
     total = 0.0
@@ -120,7 +120,7 @@ def memory_bytes(program: Program) -> int:
 
 
 def largest_buffers(program: Program, limit: int = 10) -> list[Buffer]:
-    """The largest results in main memory, arguments left out; equal ones from one place are one entry."""
+    """The largest results in main memory, without arguments. Equal results from one place are one entry."""
     found: dict[tuple[str, str], Buffer] = {}
     for computation in program.counts:
         if computation in program.fused:
@@ -139,7 +139,7 @@ def largest_buffers(program: Program, limit: int = 10) -> list[Buffer]:
 
 
 def _passed_on(program: Program, instructions: dict[str, Instruction], instruction: Instruction) -> set[ArrayShape]:
-    """What goes through a fusion untouched, because it computes while a collective is under way."""
+    """The values that pass through a fusion unchanged, because it computes while a collective is running."""
     fused = program.computations.get(instruction.attribute("calls") or "") if instruction.opcode == "fusion" else None
     if not fused or all(i.opcode.removesuffix("-start") not in COLLECTIVES for i in fused.values()):
         return set()
@@ -165,7 +165,7 @@ def _touched(program: Program, instructions: dict[str, Instruction], instruction
 
 
 def _read(fused: dict[str, Instruction], operands: list[tuple[ArrayShape, ...]]) -> float:
-    """Bytes that a fusion reads of its operands."""
+    """Bytes of its operands that a fusion reads."""
     users: dict[str, list[Instruction]] = {}
     for instruction in fused.values():
         for operand in instruction.operands:
@@ -185,7 +185,7 @@ def _read(fused: dict[str, Instruction], operands: list[tuple[ArrayShape, ...]])
 
 
 def _written(fused: dict[str, Instruction], shapes: tuple[ArrayShape, ...]) -> float:
-    """Bytes that a fusion writes of its results."""
+    """Bytes of its results that a fusion writes."""
     root = next(i for i in fused.values() if i.is_root)
     results = [fused.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
     total = 0.0

@@ -1,9 +1,9 @@
-"""Compiles for TPU topologies, one request a line, in a process and an environment of its own.
+"""Compiles for TPU topologies, one request per line, in its own process and environment.
 
   python -m gptjax.planning.worker   < requests   > answers
 
-A request is {"config": text of config.json, "topology": "v5e:4x4", "slices": 1}; its answer one of {"facts": ...},
-{"user_error": message}, {"bug": traceback}. The compiler writes to stderr.
+A request is {"config": text of config.json, "topology": "v5e:4x4", "slices": 1}; its answer is {"facts": ...},
+{"user_error": message} or {"bug": traceback}. The compiler writes to stderr.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 
-# Before JAX is imported: there is no TPU and no metadata server, and another compilation may be under way.
+# Set before JAX is imported: there is no TPU, no metadata server, and another compilation may be running.
 os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", JAX_PLATFORMS="cpu")
 
 from gptjax import config as config_lib
@@ -29,13 +29,13 @@ def answer(request: dict) -> dict:
         topology = chips.parse_topology(request["topology"])
         options = {"num_slices": topology.slices} if topology.slices > 1 else {}
         if topology.chip.cores > 1:
-            options["chip_config_name"] = "megacore"  # the cores of a chip as one device
+            options["chip_config_name"] = "megacore"  # the cores of a chip are one device
         try:
             described = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{topology.chip.name}:{topology.shape}", **options
             )
         except Exception as error:
-            raise UserError(f"--topology={topology}: the TPU compiler has none like it: {error}") from error
+            raise UserError(f"--topology={topology}: the TPU compiler does not know it: {error}") from error
         facts = compile_step(
             config_lib.from_json(request["config"]),
             described.devices,
@@ -51,7 +51,7 @@ def answer(request: dict) -> dict:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever prints, does not print among the answers
+    os.dup2(2, 1)  # so that nothing else is printed between the answers
     for line in sys.stdin:
         answers.write(json.dumps(answer(json.loads(line))) + "\n")
 

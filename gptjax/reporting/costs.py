@@ -18,7 +18,7 @@ def rows(
         found.append(("tokens", f"{tokens:,}"))
     if tokens and flops:
         convention = manifest.get("flops_convention", "")
-        found.append(("arithmetic", f"{tokens * flops:.3g} FLOP ({flops:.3g} a token, {convention})"))
+        found.append(("arithmetic", f"{tokens * flops:.3g} FLOP ({flops:.3g} per token, {convention})"))
     if seconds:
         devices = manifest.get("devices", {})
         count = devices.get("count", 1)
@@ -27,5 +27,5 @@ def rows(
             ("device time", f"{hours:,.3g} hours ({count} x {devices.get('kind', 'device')}, {seconds:,.0f} s)")
         )
         if price := config.get("logging", {}).get("price_per_device_hour", 0):
-            found.append(("price", f"{hours * price:,.2f} at {price:g} an hour"))
+            found.append(("price", f"{hours * price:,.2f} at {price:g} per hour"))
     return found

@@ -83,7 +83,7 @@ def test_the_command(tmp_path, capsys):
     config.write_text("from gptjax.config import get_default\n\ndef get_config(arg=''):\n    return get_default()\n")
     assert cli.run(train.main, ["train", f"--config={config}", "--describe", "--config.tokenizer=byte"]) == 0
     printed = capsys.readouterr().out
-    assert "blocks/attention/query/kernel" in printed and "FLOPs a token" in printed
+    assert "blocks/attention/query/kernel" in printed and "FLOPs per token" in printed
     assert list(tmp_path.iterdir()) == [config]
 
 

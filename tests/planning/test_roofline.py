@@ -69,9 +69,9 @@ def test_peak_memory_counts_donated_buffers_once():
 
 
 def test_the_verdict_has_the_numbers():
-    assert report.verdict(facts()) == "FITS: it needs 5.00 GiB of 15.00 GiB a device (33%)"
+    assert report.verdict(facts()) == "FITS: it needs 5.00 GiB of 15.00 GiB per device (33%)"
     large = facts(memory=None, needed_bytes=20 * 2**30)
-    assert report.verdict(large).startswith("DOES NOT FIT: it needs 20.00 GiB of 15.00 GiB a device")
+    assert report.verdict(large).startswith("DOES NOT FIT: it needs 20.00 GiB of 15.00 GiB per device")
 
 
 def test_facts_survive_json():

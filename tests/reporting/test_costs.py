@@ -10,9 +10,9 @@ def test_costs_by_hand():
     rows = dict(costs.rows([{"tokens_seen": 500}, {"tokens_seen": 1000}], 36.0, MANIFEST, config))
     assert rows == {
         "tokens": "1,000",
-        "arithmetic": "6e+06 FLOP (6e+03 a token, 6N)",
+        "arithmetic": "6e+06 FLOP (6e+03 per token, 6N)",
         "device time": "0.04 hours (4 x H200, 36 s)",
-        "price": "0.12 at 3 an hour",
+        "price": "0.12 at 3 per hour",
     }
 
 
