@@ -18,11 +18,11 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, and which of them this is.
+    """The processes of a run, and the number of this process.
 
     Attributes:
-      address: HOST:PORT of process 0. PORT + 1 is used as well, by JAX.
-      hosts: where each process is expected to be; "" where that is not known.
+      address: HOST:PORT of process 0. JAX uses PORT + 1.
+      hosts: the expected host of each process; "" where it is not known.
       local_devices: the GPUs of this process among those it sees; None = all.
     """
 
@@ -47,17 +47,17 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "coordinator", None, "several processes: HOST:PORT of process 0, e.g. --coordinator=10.0.0.1:9000", **define
     )
-    flags.DEFINE_integer("num_processes", None, "how many there are, e.g. --num_processes=2", **define)
-    flags.DEFINE_integer("process_id", None, "which one this is, from 0, e.g. --process_id=1", **define)
-    flags.DEFINE_float("join_timeout", 50, "seconds to wait for all to start, e.g. --join_timeout=300", **define)
+    flags.DEFINE_integer("num_processes", None, "number of processes in the run, e.g. --num_processes=2", **define)
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0, e.g. --process_id=1", **define)
+    flags.DEFINE_float("join_timeout", 50, "seconds to wait for all processes, e.g. --join_timeout=300", **define)
 
 
 def find(options: flags.FlagValues, environment: Mapping[str, str] = os.environ) -> Cluster | None:
-    """The cluster of this process, or None where it is alone. Raises UserError where the flags do not fit."""
+    """The cluster of this process, or None for a run of one process. Raises UserError where the flags do not fit."""
     given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
     if given or all(name in environment for name in VARIABLES):
         return _from_flags(given, environment)
-    if "SLURM_STEP_NUM_TASKS" in environment:  # set by srun alone: a batch script or salloc's shell is one process
+    if "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it: a batch script or salloc's shell is one process
         return _from_slurm(environment)
     return _from_tpu(environment)
 
@@ -86,9 +86,9 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
         return None
     nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
     tasks = expand_tasks(environment["SLURM_STEP_TASKS_PER_NODE"])
-    # Slurm's default distribution: node after node. Another one changes only the host that a message names.
+    # Slurm's default distribution fills node after node. With another one, only messages name wrong hosts.
     hosts = tuple(node for node, number in zip(nodes, tasks, strict=True) for _ in range(number))
-    # A port for each job and step of it, below the range that the kernel gives to outgoing connections.
+    # One port per job and job step, below the range that the kernel gives to outgoing connections.
     step = environment.get("SLURM_STEP_ID", "0")
     port = 10_000 + 2 * ((int(environment["SLURM_JOB_ID"]) * 17 + (int(step) if step.isdigit() else 0)) % 11_000)
     here = tasks[int(environment["SLURM_NODEID"])]
@@ -101,7 +101,7 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def _share_of_devices(environment: Mapping[str, str], tasks: int, local_id: int) -> tuple[int, ...] | None:
-    """With several tasks on a node that all see the same GPUs, each takes its part."""
+    """The GPUs of this task, where several tasks on a node see the same GPUs: each takes its part."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     count = len(visible.split(",")) if visible else tasks
     if tasks == 1 or count < tasks:
@@ -132,7 +132,7 @@ def expand_tasks(text: str) -> list[int]:
 
 
 def _from_tpu(environment: Mapping[str, str]) -> Cluster | None:
-    """Cloud TPU: GKE sets variables, a TPU VM asks its metadata server. Several slices are one run."""
+    """Cloud TPU: GKE sets variables, a TPU VM asks its metadata server. Several slices form one run."""
     workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if environment.get("JAX_PLATFORMS") not in (None, "", "tpu") or "TPU_SKIP_MDS_QUERY" in environment:
         return None
@@ -140,13 +140,13 @@ def _from_tpu(environment: Mapping[str, str]) -> Cluster | None:
         if workers:
             names, worker, slices = workers.split(","), int(environment["TPU_WORKER_ID"]), environment
         elif has_tpu():
-            # "name:id:address" for each worker, or just names
+            # "name:id:address" per worker, or only names
             names = [entry.split(":")[-1] for entry in _metadata("worker-network-endpoints").split(",")]
             worker = int(_metadata("agent-worker-number"))
             slices = dict(re.findall(r"(\w+): '([^']*)'", _metadata("tpu-env"))) | dict(environment)
         else:
             return None
-    except OSError:  # no metadata server: a TPU machine of one's own
+    except OSError:  # no metadata server: a TPU machine outside Google Cloud
         return None
     names = [name.split(":")[0] for name in names]
     count, number = int(slices.get("MEGASCALE_NUM_SLICES") or 1), int(slices.get("MEGASCALE_SLICE_ID") or 0)

@@ -1,8 +1,8 @@
 """Several processes as one run: start together, agree, end together.
 
 Every process holds a connection to process 0 for as long as the run lasts, beside JAX's own. It carries the roll
-call at the start, small values that all must know, requests to stop, and the last words of a process. When a
-process dies its connection breaks at once, where a collective of JAX would wait or abort without a reason.
+call at the start, small values that all must know, requests to stop, and the last message of a process. When a
+process dies, its connection breaks at once, whereas a collective of JAX would wait, or abort without a reason.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from gptjax.processes import cluster as cluster_lib
 from gptjax.processes.cluster import Cluster
 from gptjax.processes.rollcall import Connection, Message, roll_call
 
-GRACE = 10.0  # seconds that a process has to end by itself after another one ended
+GRACE = 10.0  # seconds in which a process must end by itself after another one has ended
 LEADER_GRACE = 1.0  # JAX aborts soon after process 0 is gone, and its noise should come first
 
 Describe = Callable[[BaseException], tuple[int, str]]
@@ -32,25 +32,25 @@ class Group:
     """The processes of a run. This class is a run of one process; `_Members` has the rest.
 
     Attributes:
-      index: of this process.
-      size: how many there are.
-      advice: what a person should know when the run is ended from outside: where it can be continued.
+      index: number of this process.
+      size: number of processes.
+      advice: makes a hint for the user if the run is ended from outside: where it can be continued.
     """
 
     index, size = 0, 1
     advice: Callable[[], str] = staticmethod(lambda: "")
 
     def gather(self, value: Any = None) -> list[Any]:
-        """What each process gave, in their order. All call it, equally often; also a barrier. JSON values."""
+        """The values of all processes, in their order, as JSON. A barrier: all must call it equally often."""
         return [value]
 
     def first(self, make: Callable[[], Any] = lambda: None) -> Any:
-        """make() of process 0, given to all."""
+        """The result of make() in process 0, given to all processes."""
         return self.gather(make() if self.index == 0 else None)[0]
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """The others run the body after process 0 has: what it leaves on a shared disk they find there."""
+        """The other processes run the body after process 0, and so find the files that it leaves on a shared disk."""
         if self.index:
             self.gather()
         yield
@@ -58,7 +58,7 @@ class Group:
             self.gather()
 
     def same(self, name: str, values: dict[str, Any]) -> None:
-        """Raises UserError unless all processes have the same values, which JSON has."""
+        """Raises UserError unless all processes have the same values; values are JSON."""
         first, *others = self.gather(values)
         for process, other in enumerate(others, 1):
             differ = [key for key in first | other if first.get(key) != other.get(key)]
@@ -67,7 +67,7 @@ class Group:
                 raise UserError(f"process {process} has another {name} than process 0: {pairs}")
 
     def stops_at(self, step: int, received: str) -> str:
-        """The signal at which to stop before `step`: the same answer in every process.
+        """The signal because of which to stop before `step`, or "": the same answer in every process.
 
         Call it once before each step, with the signal that this process has received or "".
         """
@@ -86,15 +86,15 @@ def current() -> Group:
 def join(options: flags.FlagValues, describe: Describe) -> Iterator[Group]:
     """Joins the other processes of the run, if flags, Slurm or Cloud TPU say that there are any.
 
-    An error in the body ends all of them. With several processes it does not leave this function: the process
-    ends, since a peer that waits in a collective, or JAX waiting for such a peer, could keep it forever.
+    An error in the body ends all processes. With several processes the error does not leave this function: the process
+    ends, since otherwise a peer that waits in a collective, or JAX waiting for such a peer, could keep it forever.
 
     Args:
-      describe: (exit status, last line) of an error.
+      describe: makes (exit status, last line) of an error.
 
     Raises:
-      UserError: flags that do not fit, a port that is taken.
-      RunError: a process did not show up, and which.
+      UserError: the flags do not fit, or the port is taken.
+      RunError: a process did not show up; the message names it.
     """
     global _current
     cluster = cluster_lib.find(options)
@@ -115,7 +115,7 @@ def join(options: flags.FlagValues, describe: Describe) -> Iterator[Group]:
 def _start_jax(cluster: Cluster, timeout: float) -> None:
     import jax
 
-    # Its handler of SIGTERM would keep the signal from us; the processes agree on where to stop by themselves.
+    # JAX's handler of SIGTERM would hide the signal from us; our processes agree themselves on where to stop.
     jax.config.update("jax_enable_preemption_service", False)
     host, _, port = cluster.address.rpartition(":")
     jax.distributed.initialize(
@@ -130,11 +130,11 @@ def _start_jax(cluster: Cluster, timeout: float) -> None:
 
 
 class _PeerEnded(Exception):
-    """What this process waits for will not come; why is in the message of the one that ended."""
+    """Another process has ended, so that what this one waits for will not come."""
 
 
 class _Members(Group):
-    """Several processes. Process 0 collects and passes on; every connection has a thread that listens."""
+    """Several processes. Process 0 collects and distributes messages; each connection has a listening thread."""
 
     def __init__(self, cluster: Cluster, connections: dict[int, Connection]):
         self.index, self.size = cluster.process_id, cluster.num_processes
@@ -142,7 +142,7 @@ class _Members(Group):
         self._changed = threading.Condition()
         self._round = 0
         self._gathered: dict[int, list[Any]] = {}
-        self._parts: dict[tuple[str, int], dict[int, Any]] = {}  # process 0: what has come of each question
+        self._parts: dict[tuple[str, int], dict[int, Any]] = {}  # in process 0: the answers to each question so far
         self._ended: Message | None = None  # the first process that ended
         self._finished = False
         self._step, self._signal, self._stop_step = -1, "", None
@@ -160,10 +160,10 @@ class _Members(Group):
             return self._gathered.pop(self._round)
 
     def stops_at(self, step: int, received: str) -> str:
-        """A process that hears of a signal answers with the step it comes to next; all stop at the last of these.
+        """A process that hears of a signal answers with its next step; all stop at the latest of these steps.
 
-        Nothing is exchanged while there is no signal, and no process waits for another one's step to end: it
-        waits only where it could stop, after it has answered.
+        Without a signal nothing is exchanged, and no process waits for the step of another one. After answering, a
+        process waits only at the first step at which it might have to stop.
         """
         with self._changed:
             self._step = step
@@ -176,7 +176,7 @@ class _Members(Group):
             return self._signal if self._signal and step >= (self._stop_step or 0) else ""
 
     def part(self) -> None:
-        """The ordinary end: all are done, and none takes another's leaving for a death."""
+        """The ordinary end: all are done, and no process takes the end of another one for a failure."""
         import jax
 
         self.gather()
@@ -185,7 +185,7 @@ class _Members(Group):
         jax.distributed.shutdown()
 
     def fail(self, error: BaseException, describe: Describe) -> None:
-        """Tells the others why, prints it, and ends this process. What ended another one first is the reason."""
+        """Tells the others why, prints it, and ends this process. If another process ended first, its reason counts."""
         with self._changed:
             if not isinstance(error, UserError):  # a collective may have failed because a process is gone
                 wait = 1.0 if isinstance(error, RunError) else 5.0
@@ -195,7 +195,7 @@ class _Members(Group):
             self._end(ended)
         status, line = describe(error)
         self._tell({"kind": "ended", "process": self.index, "status": status, "line": line})
-        time.sleep(0.1)  # the message leaves before the connection breaks
+        time.sleep(0.1)  # lets the message leave before the connection breaks
         _exit(status, line)
 
     def _tell(self, message: Message) -> None:
@@ -205,7 +205,7 @@ class _Members(Group):
             self._connections[0].send(message)
 
     def _tell_all(self, message: Message) -> None:
-        """From process 0 to every process, itself included."""
+        """Sends a message from process 0 to every process, itself included."""
         for connection in self._connections.values():
             connection.send(message)
         self._receive(0, message)
@@ -220,7 +220,7 @@ class _Members(Group):
         handler = self._HANDLERS.get(kind) if isinstance(kind, str) else None
         if handler:
             handler(self, sender, message)
-        else:  # a process of another version of gptjax, perhaps
+        else:  # perhaps from another version of gptjax
             print(f"warning: {self._cluster.describe(sender)} sent a message of unknown kind {kind!r}", file=sys.stderr)
 
     def _on_gather(self, sender: int, message: Message) -> None:
@@ -233,7 +233,7 @@ class _Members(Group):
             self._changed.notify_all()
 
     def _on_signal(self, sender: int, message: Message) -> None:
-        """Process 0 has heard of a signal: the first one counts."""
+        """Process 0 has heard of a signal. Only the first signal counts."""
         with self._changed:
             known, self._signal = self._signal, self._signal or message["signal"]
         if not known:
@@ -255,7 +255,7 @@ class _Members(Group):
             self._changed.notify_all()
 
     def _on_ended(self, sender: int, message: Message) -> None:
-        # The others hear of it before this process knows: then its main thread may end it at any moment.
+        # The others are told first: as soon as this process knows, its main thread may end it at any moment.
         if self.index == 0 and sender == message["process"]:
             for process, connection in self._connections.items():
                 if process != sender:
@@ -281,7 +281,7 @@ class _Members(Group):
     }
 
     def _collect(self, question: str, number: int, sender: int, value: Any) -> list[Any] | None:
-        """All answers to a question, once the last one is there."""
+        """All answers to a question once the last one has come, else None."""
         with self._changed:
             answers = self._parts.setdefault((question, number), {})
             answers[sender] = value
@@ -295,23 +295,23 @@ class _Members(Group):
         _exit(*self._last_words(ended))
 
     def _last_words(self, ended: Message | None) -> tuple[int, str]:
-        """The exit status and the last line of a process that ends because of `ended`, or of JAX where it is None."""
+        """The exit status and the last line of a process that ends because of `ended`, or because of JAX if None."""
         if ended and ended["line"]:
             return ended["status"], f"{ended['line']} (said by {self._cluster.describe(ended['process'])})"
         if ended:
             name = self._cluster.describe(ended["process"])
             what = f"{name} of {self.size} was killed or crashed, and the run cannot go on without it"
         else:
-            # A peer that hangs but is there, for one: JAX waits 100 s for its heartbeat.
+            # For example, a peer hangs but is alive: JAX waits 100 s for its heartbeat.
             what = "JAX aborted this process, and the lines above say why"
         advice = self.advice()
         return 1, f"failed: {what}; {advice}" if advice else f"failed: {what}"
 
     def _catch_abort(self) -> None:
-        """JAX aborts a process whose coordinator is gone. Python's own handlers would come too late for a last line."""
+        """Prints a last line when JAX aborts a process whose coordinator is gone; handlers of Python run too late."""
 
         def handler(_: int) -> None:
-            # Takes no lock and no stream of Python: the thread that aborts may hold them.
+            # Uses no lock and no stream of Python, since the aborting thread may hold them.
             deadline = time.monotonic() + 2
             while not self._ended and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -326,7 +326,7 @@ _exiting = threading.Lock()
 
 
 def _exit(status: int, line: str) -> None:
-    """Ends the process at once, with `line` as its last words; only one thread has them."""
+    """Prints `line` and ends the process at once; only the first thread that calls it prints."""
     _exiting.acquire()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -335,9 +335,9 @@ def _exit(status: int, line: str) -> None:
 
 
 def _abort(status: int, line: str) -> None:
-    """As `_exit`, from a handler of a signal, which must not wait for what other threads hold."""
+    """`_exit` for the handler of a signal, which must not wait for a lock that another thread holds."""
     if not _exiting.acquire(blocking=False):
-        time.sleep(1)  # another thread has the last words
+        time.sleep(1)  # another thread prints the last line
         os._exit(status)
     with suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="replace"))

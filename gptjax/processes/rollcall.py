@@ -1,4 +1,4 @@
-"""The roll call at the start of a run of several processes, and the connections that come of it."""
+"""The roll call at the start of a run of several processes, and the connections that it leaves."""
 
 import json
 import selectors
@@ -13,18 +13,18 @@ from gptjax.errors import RunError, UserError
 from gptjax.processes.cluster import Cluster
 
 Message = dict[str, Any]
-HELLO_BYTES = 1024  # more than a process says before it is answered
+HELLO_BYTES = 1024  # more than a process sends before it is answered
 
 
 class Connection:
-    """JSON messages, one a line, over TCP. The kernel notices within 30 s when the other machine is gone."""
+    """JSON messages over TCP, one per line. The kernel notices within 30 s when the other machine is gone."""
 
     def __init__(self, sock: socket.socket):
         sock.settimeout(None)
         options = ("TCP_NODELAY", 1), ("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (*options, ("TCP_USER_TIMEOUT", 30_000)):
-            with suppress(AttributeError, OSError):  # not on every system
+            with suppress(AttributeError, OSError):  # not every system has these options
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self.socket = sock
         self._reader = sock.makefile("rb")
@@ -35,7 +35,7 @@ class Connection:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message; None where the connection has ended or speaks something else."""
+        """The next message; None where the connection has ended or the line is no message."""
         self.socket.settimeout(timeout)
         try:
             return _parse(self._reader.readline())
@@ -52,7 +52,7 @@ def _parse(line: bytes) -> Message | None:
 
 
 def roll_call(cluster: Cluster, timeout: float) -> dict[int, Connection]:
-    """Connections to all others (process 0) or to process 0 (the others), once every process is there."""
+    """Waits for all processes. Returns the connections of process 0 to all others, of the others to process 0."""
     call = _call_members if cluster.process_id == 0 else _answer
     return call(cluster, timeout, time.monotonic() + timeout)
 
@@ -95,7 +95,7 @@ def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int
 def _callers(stack: ExitStack, server: socket.socket, deadline: float) -> Iterator[tuple[int, int, socket.socket]]:
     """(number, size of its run, connection) of each process that says hello, until the deadline.
 
-    All connections are listened to at once, so that one of somebody else, who says nothing, keeps nobody waiting.
+    All connections are read at the same time, so that a foreign connection that sends nothing delays nobody.
     """
     selector = stack.enter_context(selectors.DefaultSelector())
     server.setblocking(False)
@@ -106,7 +106,7 @@ def _callers(stack: ExitStack, server: socket.socket, deadline: float) -> Iterat
         for key, _ in selector.select(left):
             sock = key.fileobj
             if sock is server:
-                with suppress(OSError):  # who called has hung up again
+                with suppress(OSError):  # the caller may have closed the connection
                     caller = server.accept()[0]
                     heard[caller] = b""
                     caller.setblocking(False)
@@ -125,7 +125,7 @@ def _callers(stack: ExitStack, server: socket.socket, deadline: float) -> Iterat
             match _parse(heard.pop(sock)):
                 case {"process": int(process), "size": int(size)}:
                     yield process, size, sock
-                case _:  # somebody else
+                case _:  # not a process of this run
                     sock.close()
 
 

@@ -1,4 +1,4 @@
-"""What is decided before JAX starts: compiler flags, CPU devices, memory, compiled programs kept on disk."""
+"""Settings that must be made before JAX starts: compiler flags, CPU devices, memory, the compilation cache."""
 
 import contextlib
 import ctypes
@@ -16,21 +16,21 @@ from gptjax.config import MESH_AXES
 from gptjax.errors import UserError
 from gptjax.processes import cluster, distributed
 
-# Flags by hardware: (environment variable, flag, value). What the user has set is left as it is. A flag is here
-# for a reason that is written down; libtpu needs none, it overlaps collectives with computation by itself.
+# Flags by hardware: (environment variable, flag, value). Flags that the user has set are kept. Each flag
+# states its reason. libtpu needs no flags: it overlaps collectives with computation by itself.
 COMPILER_FLAGS = {
     "gpu": (
-        # Does not try Triton kernels for every matrix product: cuBLAS's are as fast on an H200, and the step of
-        # an 11M model compiles in 12 s, not 56.
+        # Without it, XLA tries Triton kernels for every matrix product. On an H200, cuBLAS's kernels are as fast, and
+        # the step of an 11M model compiles in 12 s instead of 56 s.
         ("XLA_FLAGS", "--xla_gpu_enable_triton_gemm", "false"),
     ),
     "several gpus": (
-        # Moves the collectives of data and fsdp axes under computation. Off in XLA, on in NVIDIA's own JAX images
-        # (docs.nvidia.com/jax-toolbox/environment-variables). A single GPU has nothing to move.
+        # Overlaps the collectives of data and fsdp axes with computation. Off in XLA, on in NVIDIA's JAX images
+        # (docs.nvidia.com/jax-toolbox/environment-variables). A single GPU has no collectives.
         ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler", "true"),
     ),
 }
-BFLOAT16_CAPABILITY = 8.0  # NVIDIA's Ampere; earlier ones have no bfloat16 arithmetic
+BFLOAT16_CAPABILITY = 8.0  # NVIDIA's Ampere; earlier GPUs have no bfloat16 arithmetic
 
 
 def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = "float32") -> None:
@@ -51,7 +51,7 @@ def start(mesh: ConfigDict, *, rows: int, cache_dir: Path, compute_dtype: str = 
 
 
 def set_compiler_flags(hardware: str) -> None:
-    """Adds the flags for some hardware to the environment that the compiler reads when it starts."""
+    """Adds the flags for this hardware to the environment variables that the compiler reads when it starts."""
     for variable, flag, value in COMPILER_FLAGS.get(hardware, ()):
         given = os.environ.get(variable, "")
         if flag not in given:
@@ -59,7 +59,7 @@ def set_compiler_flags(hardware: str) -> None:
 
 
 def _hardware() -> tuple[str, ...]:
-    """The keys of COMPILER_FLAGS for what JAX will find, which it is too early to ask."""
+    """The keys of COMPILER_FLAGS for the devices that JAX will find. It is too early to ask JAX itself."""
     plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
     if not plugin or os.environ.get("JAX_PLATFORMS") == "cpu":
         return ()
@@ -69,14 +69,14 @@ def _hardware() -> tuple[str, ...]:
 
 
 def computes_on_cpu() -> bool:
-    """Whether JAX will find nothing but the CPU, as far as can be known before it starts."""
+    """Whether JAX will find only the CPU, as far as can be known before it starts."""
     if chosen := jax.config.jax_platforms:  # JAX_PLATFORMS
         return chosen.split(",")[0] == "cpu"
     return not (cluster.has_tpu() or (_hardware() and _sees_gpu()))
 
 
 def _sees_gpu() -> bool:
-    """JAX's plugin for CUDA may be installed on a machine that has no GPU."""
+    """Whether this machine has a GPU: JAX's plugin for CUDA may be installed where there is none."""
     devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]  # dxg: Linux within Windows
     return bool(devices) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
@@ -92,13 +92,13 @@ def check_bfloat16(device: jax.Device) -> None:
 
 
 def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
-    """Before JAX starts: splits the CPU into one virtual device a core, so that a step uses all cores.
+    """Before JAX starts: splits the CPU into one virtual device per core, so that a step uses all cores.
 
-    XLA runs one CPU device's program mostly on one core; data-parallel over virtual devices is up to twice as
-    fast on two. The number is that of the mesh where it is given, else the largest number of cores that divides
-    `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and have equally many.
-    Nothing happens where the user chose (XLA_FLAGS, JAX_NUM_CPU_DEVICES), and GPU and TPU back-ends do not look
-    at it.
+    XLA runs the program of one CPU device mostly on one core; on two cores, data parallelism over virtual devices is
+    up to twice as fast. The number of devices is that of the mesh where the mesh gives one, else the largest number of
+    cores that divides `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and have equally
+    many devices each. Nothing changes where the user chose a number (XLA_FLAGS, JAX_NUM_CPU_DEVICES); GPU and TPU
+    back-ends ignore the number.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
@@ -109,12 +109,12 @@ def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
     else:
         cores = min(len(cores) // sharers for cores, sharers in _cores(group))
         count = max((n for n in range(1, cores + 1) if rows % (n * group.size) == 0), default=1)
-    with contextlib.suppress(RuntimeError):  # JAX has started (a notebook, a test): its devices are what there is
+    with contextlib.suppress(RuntimeError):  # JAX has already started (a notebook, a test): its devices stay
         jax.config.update("jax_num_cpu_devices", count)
 
 
 def _cores(group: distributed.Group) -> list[tuple[list[int], int]]:
-    """Of each process, the cores that it may use, and how many processes use them."""
+    """For each process: the cores that it may use, and the number of processes that share them."""
     known = hasattr(os, "sched_getaffinity")
     cores = sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
     places = group.gather([socket.gethostname(), cores])
@@ -126,8 +126,8 @@ def _keep_freed_memory() -> None:
 
     XLA's CPU client allocates its temporary buffer anew for every step. Above 32 MiB glibc maps and unmaps it each
     time, and the page faults take up to a third of a step (4 layers, batch 16 to 24). Other C libraries lack the
-    function or ignore it. One arena, since only the first can grow: beside a GPU, where nothing is gained, the
-    threads that load data would wait for each other.
+    function or ignore it. There is one arena, since only the first can grow. That is why this is not used with a GPU:
+    nothing is gained there, and the threads that load data would wait for each other.
     """
     mmap_max, trim_threshold, arena_max = -4, -1, -8  # names of malloc.h
     try:
