@@ -17,7 +17,7 @@ from gptjax.errors import UserError
 def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, members: int = 1) -> Mesh:
     """The mesh of a config over the given devices (default: all). Raises UserError where sizes do not divide.
 
-    Members of one packed program are split over an axis "member" of its own, where there is more than one part.
+    If `members` is more than 1, the members of a packed program are split over a separate axis, "member".
     """
     devices = jax.devices() if devices is None else devices
     sizes = ({"member": members} if members > 1 else {}) | {axis: mesh[axis] for axis in MESH_AXES}
@@ -33,17 +33,17 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, memb
         )
     if idle := {device.process_index for device in devices} - {device.process_index for device in devices[:total]}:
         raise UserError(
-            f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} none of them; start fewer "
+            f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} has none of them; start fewer "
             "processes, or change mesh.* so that each has a part"
         )
     return Mesh(arrange(devices[:total], sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
-    """Devices in the order that keeps neighbours of the mesh neighbours of the network.
+    """The devices in an order in which neighbours in the mesh are neighbours in the network.
 
-    Slices of TPUs that only the data-centre network joins lie along the data axis, whose traffic is one sum of
-    gradients a step; the other axes stay inside a slice.
+    TPU slices that are joined only by the data-centre network lie along the data axis, whose traffic is one sum of
+    gradients per step. The other axes stay inside a slice.
     """
     shape = tuple(sizes.values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})

@@ -12,12 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gptjax.config import ROW_AXES
 from gptjax.parameters import find, path_string
 
-# What the axes of a batch's fields are split over; an axis with another name is whole.
+# The mesh axes over which the axes of a batch's fields are split; other axes are not split.
 FIELD_AXES = {"row": ROW_AXES, "length": "context"}
 
 
 def field_spec(axes: Sequence[str]) -> PartitionSpec:
-    """How a field of a batch with these axes is split, such as ("row", "length") or ("row", "pair", "length")."""
+    """The split of a batch's field with these axes, such as ("row", "length") or ("row", "pair", "length")."""
     return PartitionSpec(*map(FIELD_AXES.get, axes))
 
 
@@ -26,7 +26,7 @@ ROWS = field_spec(["row"])
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How a parameter is split; an axis of the mesh that does not divide its dimension is left out.
+    """The split of a parameter. A mesh axis that does not divide the dimension is left out.
 
     Raises KeyError for a parameter that the table does not have.
     """
@@ -41,7 +41,7 @@ def _devices(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Parts that the rows of a batch are split into."""
+    """The number of parts into which the rows of a batch are split."""
     return _devices(mesh, ROW_AXES)
 
 
@@ -53,11 +53,11 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh, *, members: int = 0) -> Any:
-    """Shardings of a training state: a leaf whose path ends in a parameter's path and that has its shape is
-    split like that parameter (moments, averages); everything else is replicated.
+    """Shardings of a training state. A leaf whose path ends in the path of a parameter of the same shape is split
+    like that parameter (moments, averages); everything else is replicated.
 
-    Of `members` stacked states each leaf has one more axis in front, split over the member axis of the mesh; `params`
-    are those of one.
+    If `members` states are stacked, each leaf has one more axis in front, which is split over the member axis of the
+    mesh; `params` are those of one member.
     """
     table = {
         path_string(path): (leaf.shape, partition_spec(path_string(path), leaf.shape, mesh))
@@ -82,7 +82,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """The rows of a global batch that lie on devices of this process, ascending.
+    """The indices of the rows of a global batch that are on devices of this process, ascending.
 
     Processes that share the devices of a row (a context or tensor axis that spans them) read the same rows.
     """
@@ -100,7 +100,7 @@ def to_device(
     """The global batch as sharded arrays.
 
     Args:
-      batch: arrays [rows, ...]: in every process the whole batch or, with `batch_size`, its `process_rows`.
+      batch: arrays [rows, ...]. Every process gives the whole batch or, with `batch_size`, its `process_rows`.
       batch_size: rows of the global batch.
       specs: how each field is split; default: [rows, length].
     """
@@ -122,7 +122,7 @@ def to_device(
 
 
 def place(array: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that every process has, over the devices of all of them."""
+    """Puts an array that every process has on the devices of all processes."""
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(np.shape(array), sharding, np.asarray(array).__getitem__)
