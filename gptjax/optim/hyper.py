@@ -1,7 +1,7 @@
-"""Hyper-parameters as inputs of a step: what the options that affect "hyper" say at each step.
+"""Hyper-parameters as inputs of a step: the values of the options that affect "hyper", at each step.
 
-A compiled step takes them as arrays, so that one program serves all their values, and `vmap` packs runs that differ in
-nothing else.
+A compiled step takes them as arrays, so that one program serves all values, and `vmap` packs runs that differ only in
+them.
 """
 
 import jax
@@ -14,19 +14,19 @@ from gptjax.config import Config, affecting
 from gptjax.errors import UserError
 from gptjax.optim.schedules import make_schedule
 
-# Float32 scalars by the names of options, and `dropout_key`: uint32 [2]; on devices, on the host, or traced.
+# {name of option: float32 scalar}, and `dropout_key`: uint32 [2]; on devices, on the host, or traced.
 Hyper = dict[str, ArrayLike]
 SECTIONS = ("optimizer", "objective", "train")
 
 
 def names() -> dict[str, str]:
-    """{name in Hyper: "section.name"}; those that end in learning_rate follow the schedule."""
+    """{name in Hyper: "section.name"}; names that end in learning_rate follow the schedule."""
     paths = sorted(path for path in affecting("hyper") if path.startswith(tuple(f"{s}." for s in SECTIONS)))
     return {path.rpartition(".")[2]: path for path in paths}
 
 
 def rate(learning_rate: ArrayLike) -> optax.GradientTransformation:
-    """Times minus this step's learning rate. It counts steps, as optax does for a schedule."""
+    """Multiplies updates by minus this step's learning rate. Its state counts steps, as that of an optax schedule."""
     return optax.scale_by_learning_rate(lambda count: learning_rate)
 
 
@@ -34,11 +34,11 @@ class Hyperparameters:
     """The hyper-parameters of a resolved config at any step, on the host.
 
     Attributes:
-      constant: those that are the same at every step.
+      constant: the hyper-parameters that are the same at every step.
     """
 
     def __init__(self, config: Config):
-        """Raises UserError for one that is not finite in float32."""
+        """Raises UserError for a value that is not finite in float32."""
         self.constant: Hyper = {}
         self._peaks: dict[str, float] = {}
         for name, path in names().items():

@@ -17,8 +17,8 @@ def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.Grad
 
     Args:
       options: `config.optimizer`.
-      params: what it trains, maybe abstract.
-      hyper: this step's values, which may be traced. The form of the optimizer's state does not depend on them.
+      params: the trained parameters, which may be abstract.
+      hyper: this step's hyper-parameters, which may be traced; the form of the state does not depend on them.
 
     Raises UserError for multipliers that match no parameter.
     """
@@ -40,5 +40,5 @@ def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.Grad
 
 
 def _by_path(change: Callable[[tuple, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
-    """`change(path, update, parameter)` of every update."""
+    """Replaces every update by `change(path, update, parameter)`."""
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(change, updates, params))

@@ -9,6 +9,6 @@ from gptjax.parameters import map_rows
 def build(hyper: Hyper, decay: optax.GradientTransformation) -> optax.GradientTransformation:
     """Moments, then weight decay, then the learning rate."""
     adam = optax.scale_by_adam(b1=hyper["beta1"], b2=hyper["beta2"], eps=hyper["epsilon"])
-    # Masked, as optax.adamw masks it: the state keeps the form that checkpoints have.
+    # Masked as in optax.adamw, so that the state keeps the form that it has in checkpoints.
     masked = optax.masked(decay, lambda params: map_rows(lambda row, _: row.decayed, params))
     return optax.chain(adam, masked, rate(hyper["learning_rate"]))

@@ -1,7 +1,7 @@
 """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay, from optax.
 
-Its updates are larger than Adam's; the paper's learning rates are 3 to 10 times smaller than AdamW's, and the weight
-decay as many times larger. beta1 interpolates, beta2 is the momentum's.
+Its updates are larger than Adam's; the paper's learning rates are 3 to 10 times smaller than AdamW's, and its weight
+decay is larger by the same factor. beta1 interpolates, beta2 decays the momentum.
 """
 
 import optax

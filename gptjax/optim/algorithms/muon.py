@@ -39,8 +39,8 @@ def labels(params: Any) -> Any:
 def _experts_first(muon: optax.GradientTransformation) -> optax.GradientTransformation:
     """`muon`, computed on kernels [experts, layers, in, out].
 
-    optax makes one axis of the first two. XLA keeps it split over a mesh only if the split axis, that of experts, comes
-    first; otherwise each device would gather the experts of all.
+    optax reshapes the first two axes into one. XLA keeps that axis split over a mesh only if the split axis, which is
+    that of the experts, comes first; otherwise each device would gather all experts.
     """
 
     def swap(tree: Any) -> Any:
@@ -54,6 +54,6 @@ def _experts_first(muon: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def _scale_by_aspect_ratio(updates: Any, params: Any = None) -> Any:
-    """sqrt(max(1, out / in)): equal root-mean-square change of the outputs for every shape of matrix."""
+    """sqrt(max(1, out / in)), with which the outputs change by the same root mean square for every shape of matrix."""
     del params
     return jax.tree.map(lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5, updates)
