@@ -23,7 +23,7 @@ class Generator:
     """Completes prompts with a model.
 
     Attributes:
-      statistics: of the last prompts, or None before them.
+      statistics: counts of the last call, or None before the first.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Generator:
         batch_size: int = BATCH_SIZE,
         **engine_options,
     ):
-        """With a template, a text is a user's message, and a completion the assistant's turn.
+        """With a template, a prompt is a user's message, and a completion is the assistant's turn.
 
         A text ends with an end-of-text token, the end of the assistant's turn, or one of `end_ids`. `begin_ids` are put
-        before a prompt; default: the tokenizer's. `engine_options`: mesh, draft and draft_tokens of `Engine`.
+        before a prompt; default: those of the tokenizer. `engine_options`: mesh, draft and draft_tokens of `Engine`.
         """
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.statistics: Statistics | None = None
@@ -51,7 +51,7 @@ class Generator:
 
     @classmethod
     def from_trained(cls, trained: Trained, *, draft: Trained | None = None, **options) -> "Generator":
-        """A generator for a checkpoint, with another one as its draft.
+        """A generator for a checkpoint; another checkpoint may be its draft.
 
         Raises:
           UserError: the draft has another tokenizer.
@@ -73,7 +73,7 @@ class Generator:
         )
 
     def engine(self, **options) -> Engine:
-        """An engine for the same model, for requests that come one by one. Options: see `Engine`."""
+        """An engine for the same model, for requests that arrive one by one. Options: see `Engine`."""
         return Engine(self.model, self.tokenizer, end_ids=self.end_ids, **self._engine_options, **options)
 
     def complete(
@@ -84,7 +84,7 @@ class Generator:
         on_text: OnText | None = None,
         indices: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """`complete_tokens` for texts, each as the beginning of a document: after `begin_ids`."""
+        """`complete_tokens` for texts; each is the beginning of a document, after `begin_ids`."""
         begin = np.array(self.begin_ids, np.int32)
         if self.template is None:
             encoded = self.tokenizer.encode_batch(prompts)
@@ -102,21 +102,21 @@ class Generator:
         on_text: OnText | None = None,
         indices: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Continues each prompt, exactly as given, until it ends or the context is full.
+        """Continues each prompt, exactly as given, until its text ends or the context is full.
 
-        What a prompt gets depends on its tokens, its index and `params`, not on the other prompts.
+        A completion depends on the tokens of its prompt, its index and `params`, but not on the other prompts.
 
         Args:
           prompts: token ids.
           params: how to draw, and where to end.
-          on_text: called with a prompt's place in `prompts` and a new piece of its text, as soon as that is
-            final: joined, the pieces are the completion's text, and none has half a character.
-          indices: tell the draws of equal prompts apart; default: places in `prompts`.
+          on_text: called with the place of a prompt in `prompts` and a new piece of its text, as soon as the piece is
+            final. The pieces together are the text of the completion; no piece has half a character.
+          indices: give equal prompts different draws; default: the places in `prompts`.
 
         Raises:
           UserError: `params` are out of range; a prompt is empty, longer than the context, or has an id that
             is not in the vocabulary.
-          Exception: what ended the work on any of the prompts.
+          Exception: the error that ended the work on a prompt.
         """
         params.validate()
         for place, prompt in enumerate(prompts):
@@ -127,8 +127,8 @@ class Generator:
             max_waiting=len(prompts),
             rounds=STREAMING_ROUNDS if on_text else decoding.ROUNDS,
         )
-        # Neighbours of similar length are read together; the longest first, so that what does not fit in memory
-        # fails at once, and no cache has to grow.
+        # Sorted by length, so that prompts of similar length are read together. The longest come first, so that a lack
+        # of memory shows at once and no cache has to grow.
         requests = sorted(enumerate(zip(prompts, indices, strict=True)), key=lambda request: -len(request[1][0]))
         places = {engine.submit(prompt, params, index=index): place for place, (prompt, index) in requests}
         events: list[list[Event]] = [[] for _ in prompts]

@@ -1,9 +1,10 @@
-"""The compiled programs of generation: prompts into slots, then token after token in all slots on the device.
+"""The compiled programs of generation: reading prompts into slots, then writing tokens in all slots on the device.
 
-A slot is a row of the state. Prompts are read into free slots while the others wait; one decode loop serves all, each
-with its own settings. With a draft model the loop is speculative: the draft proposes a few tokens, the model reads
-them all at once, and what it would have drawn itself is kept. Both draw with the same random key at a position, so
-that the tokens are exactly those without a draft, sampled or greedy, and equal distributions give equal draws
+A slot is a row of the state. Prompts are read into free slots while the other slots wait. One decode loop serves all
+slots, each with its own settings. With a draft model the loop is speculative: the draft proposes a few tokens, the
+model reads all of them at once, and the proposals that the model would have drawn itself are kept. Model and draft draw
+with the same random key at a position. So the tokens, sampled or greedy, are exactly those without a draft, and equal
+distributions give equal draws
 (Daliri, Musco and Suresh 2024, "Coupling without communication and drafter-invariant speculative decoding").
 """
 
@@ -22,26 +23,26 @@ from gptjax.model.attention import MASKED
 from gptjax.model.cache import Cache, empty_cache
 from gptjax.parameters import map_rows
 
-ROUNDS = 16  # of one call of `decode`; a round is a token, or with a draft up to 1 + draft_tokens
+ROUNDS = 16  # per call of `decode`; a round writes 1 token, or with a draft up to 1 + draft_tokens
 MAX_END_IDS = 8
 NO_TOKEN = -1
 
-Architectures = tuple[Architecture, ...]  # of the model, and of the draft if there is one
-AllParams = tuple[gpt.Params, ...]  # likewise; each from `prepare`
+Architectures = tuple[Architecture, ...]  # of the model, then of the draft if there is one
+AllParams = tuple[gpt.Params, ...]  # in the same order; each from `prepare`
 Rows = Int[Array, "slots"]
 
 
 class State(NamedTuple):
-    """Slots with texts in the middle of being written.
+    """Slots with unfinished texts.
 
     Attributes:
-      caches: keys and values of all tokens so far, of the model and of the draft if there is one.
+      caches: keys and values of all tokens so far, for the model and, if there is one, for the draft.
       logits: scores of the next token.
       positions: the position that the next token will have.
       seen: tokens that are in the text so far.
-      keys: a random key for each slot; folded with the position, it is that of one draw.
+      keys: one random key per slot; folded with a position, it is the key of one draw.
       controls: how each slot draws.
-      end_ids: tokens that end a slot's text; NO_TOKEN fills up.
+      end_ids: tokens that end the text of a slot, filled up with NO_TOKEN.
     """
 
     caches: tuple[Cache, ...]
@@ -54,10 +55,10 @@ class State(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Texts to begin with, padded on the right.
+    """Prompts to read, padded on the right.
 
     Attributes:
-      slots: where they go.
+      slots: the slot of each prompt.
       seeds, indices: together they decide the random key of a text.
     """
 
@@ -71,12 +72,12 @@ class Prompts(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a call of `decode` has written.
+    """The tokens that a call of `decode` has written.
 
     Attributes:
-      tokens: in each slot, its new tokens, then NO_TOKEN.
+      tokens: the new tokens of each slot, then NO_TOKEN.
       log_probabilities: of these tokens, in nats.
-      rounds: in which the slot was active.
+      rounds: the number of rounds in which each slot was active.
     """
 
     tokens: Int[Array, "slots width"]
@@ -88,8 +89,8 @@ class Written(NamedTuple):
 def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
     """Parameters as decoding reads them: one tree per layer, matrices in the compute dtype.
 
-    Decoding reads every parameter for every token. Slices of stacked layers would be copied each time, and a matrix
-    that is converted each time is read at its full size. The router of experts and the norms compute in float32.
+    Decoding reads every parameter for every token. Slices of stacked layers would be copied each time, and matrices
+    in float32 would be read at full size and converted each time. The router of experts and the norms stay in float32.
     """
 
     dtype = architecture.compute_dtype
@@ -100,7 +101,7 @@ def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
 
 @partial(jax.jit, static_argnames=("architectures", "slots", "capacity"))
 def new_state(*, architectures: Architectures, slots: int, capacity: int) -> State:
-    """Free slots. `capacity`: tokens that prompt and completion may have together."""
+    """A state in which all slots are free. `capacity`: tokens that prompt and completion may have together."""
     zeros, vocab = jnp.zeros(slots, jnp.int32), architectures[0].padded_vocab_size
     return _split(
         State(
@@ -123,7 +124,7 @@ def grow(caches: tuple[Cache, ...], *, capacity: int) -> tuple[Cache, ...]:
 
 @partial(jax.jit, static_argnames="architectures", donate_argnames="state")
 def insert(architectures: Architectures, params: AllParams, state: State, prompts: Prompts) -> State:
-    """Reads prompts into slots; scores only what follows their last tokens."""
+    """Reads prompts into slots; computes scores only after their last tokens."""
     tokens, lengths, slots = map(jnp.asarray, (prompts.tokens, prompts.lengths, prompts.slots))
     batch, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
@@ -131,7 +132,7 @@ def insert(architectures: Architectures, params: AllParams, state: State, prompt
     for architecture, own, cache in zip(architectures, params, state.caches, strict=True):
         model, layers = _bind(architecture, own)
         hidden, new = model.hidden(tokens, positions=positions, new_cache=True, layers=layers)
-        if not caches:  # the model's own scores, not the draft's
+        if not caches:  # the scores of the model, not of the draft
             last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
             logits = model.logits(last)[:, 0]
         caches.append(_insert_cache(cache, new, slots))
@@ -166,14 +167,16 @@ def decode(
       state: its buffers are given to the new state.
       remaining: tokens that each slot may still get; 0 for a free slot.
       num_rounds: at most ROUNDS.
-      until_one_ends: returns when any text has ended, to make room for a prompt that waits.
-      draft_tokens: proposals of the draft model in a round.
+      until_one_ends: whether to return as soon as a text has ended, to make room for a waiting prompt.
+      draft_tokens: proposals of the draft model per round.
     """
+    # The loop runs on the device, so that no token waits for the host.
     remaining = jnp.asarray(remaining)
     slots, width = remaining.shape[0], ROUNDS * (1 + draft_tokens)
     began = remaining > 0
     written = Written(jnp.full((slots, width), NO_TOKEN), jnp.zeros((slots, width)), jnp.zeros(slots, jnp.int32))
 
+    # Slots that were free from the start have not `ended`: they must not stop a call that waits for an end.
     def unfinished(carry):
         round_, _, remaining, _, _ = carry
         ended = began & (remaining == 0)
@@ -183,13 +186,14 @@ def decode(
         round_, state, remaining, count, written = carry
         active = remaining > 0
         state, tokens, log_probabilities = _round(architectures, params, state, active, draft_tokens)
-        # A text takes the tokens up to the first that ends it.
+        # A round may overshoot: a text takes the tokens up to the first that ends it, and no more than `remaining`.
         places = jnp.arange(1 + draft_tokens)
         ends = (tokens[:, :, None] == state.end_ids[:, None, :]).any(-1) & (tokens != NO_TOKEN)
         after_end = jnp.cumsum(ends, axis=1) - ends > 0
         taken = (tokens != NO_TOKEN) & ~after_end & (places < remaining[:, None])
         new = taken.sum(1)
         ended = (ends & taken).any(1)
+        # Tokens that are not taken go to column `width`, which does not exist: mode="drop" drops them.
         at = jnp.arange(slots)[:, None], jnp.where(taken, count[:, None] + places, width)
         written = Written(
             written.tokens.at[at].set(tokens, mode="drop"),
@@ -198,6 +202,7 @@ def decode(
         )
         return round_ + 1, state, jnp.where(ended, 0, remaining - new), count + new, written
 
+    # The state stays split over the mesh; what the host reads is copied to every device.
     carry = 0, state, remaining, jnp.zeros(slots, jnp.int32), written
     _, state, _, _, written = jax.lax.while_loop(unfinished, write_tokens, carry)
     return _split(state), Written(*map(_replicate, written))
@@ -206,10 +211,10 @@ def decode(
 def _round(
     architectures: Architectures, params: AllParams, state: State, active: Bool[Array, "slots"], draft_tokens: int
 ) -> tuple[State, Int[Array, "slots tokens"], Float[Array, "slots tokens"]]:
-    """One pass of the model: the next token of each slot, and the proposals that it would have drawn as well.
+    """One pass of the model: the next token of each slot, and the proposals that the model agrees with.
 
-    Returns the new state, the tokens that are kept (then NO_TOKEN) and their log-probabilities. A slot that is not
-    active computes as well, and writes to a place of the cache that no other token reads.
+    Returns the new state, the tokens that are kept (then NO_TOKEN) and their log-probabilities. Inactive slots are
+    computed, too; they write to a place of the cache that no other token reads.
     """
     rows, positions = jnp.arange(active.shape[0]), state.positions
     controls = sampling.only(active, state.controls)
@@ -223,7 +228,7 @@ def _round(
     caches = list(state.caches)
     for ahead in range(draft_tokens):
         block, at = proposals[-1][:, None], positions[:, None] + ahead
-        if ahead == 0:  # what the draft proposed last, and the model took, is not in its cache yet
+        if ahead == 0:  # the last proposal that the model took is not yet in the cache of the draft
             before = jnp.maximum(positions - 1, 0)[:, None]
             block = jnp.concatenate([jnp.take_along_axis(state.caches[0].tokens, before, axis=1), block], axis=1)
             at = jnp.concatenate([before, at], axis=1)
@@ -254,14 +259,14 @@ def _round(
 def _extend(
     architecture: Architecture, params: gpt.Params, tokens: Array, positions: Array, cache: Cache
 ) -> tuple[Float[Array, "slots length vocab"], Cache]:
-    """Scores of what follows each of the tokens, and the cache with them."""
+    """(scores of the token after each of `tokens`, the cache with `tokens`)."""
     model, layers = _bind(architecture, params)
     hidden, cache = model.hidden(tokens, positions=positions, cache=cache, layers=layers)
     return model.logits(hidden), cache
 
 
 def _fit(logits: Float[Array, "slots vocab"], vocab: int) -> Float[Array, "slots padded_vocab"]:
-    """Scores with the padding that another model's vocabulary has."""
+    """Scores, cut or padded to the padded vocabulary of the other model."""
     return jnp.pad(logits[:, :vocab], [(0, 0), (0, max(vocab - logits.shape[1], 0))], constant_values=MASKED)
 
 
@@ -283,7 +288,7 @@ def _insert_cache(cache: Cache, new: Cache, slots: Int[Array, "batch"]) -> Cache
 
 
 def _split(state: State) -> State:
-    """`state` with its slots split over the mesh, if there is one; caches split themselves."""
+    """`state` with its slots split over the mesh, if there is one. Caches are already split by the model."""
 
     def constrain(x: Array) -> Array:
         return sharding.constrain(x, sharding.BATCH, *[None] * (x.ndim - 1))
@@ -294,5 +299,5 @@ def _split(state: State) -> State:
 
 
 def _replicate(x: Array) -> Array:
-    """The same on every device of the mesh, so that every process can read it."""
+    """`x` copied to every device of the mesh, so that every process can read it."""
     return sharding.constrain(x, *[None] * x.ndim)

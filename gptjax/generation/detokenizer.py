@@ -1,4 +1,4 @@
-"""Generated tokens to text, without ever showing what a later token may take back."""
+"""Generated tokens to text. Text that a later token may still change is never shown."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
 
-HALF_CHARACTER = "\ufffd"  # what decoders put in the place of bytes that are not UTF-8
+HALF_CHARACTER = "\ufffd"  # decoders replace bytes that are not UTF-8 by it
 CONTEXT_TOKENS = 8
 MAX_OPEN_TOKENS = 4 * CONTEXT_TOKENS
 
 
 class Detokenizer:
-    """The text of one completion as its tokens come in, up to the first stop text.
+    """The text of one completion while its tokens arrive, up to the first stop text.
 
-    The last few tokens are decoded each time, together with some before them: a character may be spread over several
-    tokens, and some vocabularies write a word differently at the start of a text.
+    Each time, the last few tokens are decoded together with some tokens before them, because a character may be spread
+    over several tokens, and some vocabularies write a word differently at the start of a text.
 
     Attributes:
-      tokens: the tokens kept. What follows the token that completes a stop text is dropped.
+      tokens: the tokens that are kept. Those after the token that completes a stop text are dropped.
       stop: the stop text that was found, or None.
     """
 
@@ -30,13 +30,13 @@ class Detokenizer:
         self._invisible = frozenset(tokenizer.special_tokens.values())
         self._context, self._prefix = self._end_of([int(token) for token in prompt[-CONTEXT_TOKENS:]])
         self._open: list[int] = []  # tokens after the context, decoded again at each push
-        self._held = ""  # text of tokens before the open ones that is not shown yet
+        self._held = ""  # text before the open tokens that is not shown yet
         self._shown = 0  # characters of the held and the open text that are shown
 
     def push(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Adds tokens; returns the new text that is final. After a stop text, nothing more is taken.
+        """Adds tokens; returns the new text that is final. After a stop text, no more tokens are taken.
 
-        Held back are an unfinished character and an end that may be the beginning of a stop text.
+        An unfinished character at the end is held back, and so is an end that may begin a stop text.
         """
         if self.stop is not None:
             return ""
@@ -45,7 +45,7 @@ class Detokenizer:
         open_text = self._decode([*self._open, *new])
         text = self._held + open_text
         found = [(text.index(stop, self._shown), stop) for stop in self._stops if stop in text[self._shown :]]
-        if found and len(tokens) > 1:  # the result does not depend on how many came at once
+        if found and len(tokens) > 1:  # one by one, so that the result does not depend on how many came at once
             return "".join(self.push([token]) for token in tokens)
         self.tokens += tokens
         self._open += new
@@ -58,7 +58,7 @@ class Detokenizer:
         return piece
 
     def finish(self, *, cut: bool) -> str:
-        """The text that was held back. `cut`: the end is arbitrary; half a character there is left out."""
+        """The text that was held back. `cut`: the text was cut off, so half a character at its end is left out."""
         if self.stop is not None:
             return ""
         text = self._held + self._decode(self._open)
@@ -70,11 +70,11 @@ class Detokenizer:
         return new
 
     def _settle(self, text: str) -> None:
-        """Closes open tokens, whose text this is: they are not decoded again. Later tokens cannot change their text."""
+        """Closes the open tokens, whose text is given. Later tokens cannot change it: they are not decoded again."""
         counts: Sequence[int] = ()
         if len(self._open) >= CONTEXT_TOKENS and not text.endswith(HALF_CHARACTER):
             counts = (len(self._open),)
-        elif len(self._open) >= MAX_OPEN_TOKENS:  # bytes that are no text; a character has four at most
+        elif len(self._open) >= MAX_OPEN_TOKENS:  # the bytes are no text: a character has at most four
             last = len(self._open) - CONTEXT_TOKENS
             counts = range(last, last - 4, -1)
         for count in counts:

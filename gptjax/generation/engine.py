@@ -1,4 +1,4 @@
-"""Continuous batching: requests join and leave while others decode, each in a slot of its own."""
+"""Continuous batching: requests join and leave while others decode. Each has its own slot."""
 
 import contextlib
 import dataclasses
@@ -22,13 +22,13 @@ from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
 
 SLOTS = 32
-# The smallest compiled lengths: shorter ones would save less time than they take to compile.
+# The smallest compiled lengths. Shorter ones would take longer to compile than they save.
 MIN_PREFILL_LENGTH = 16
 MIN_CAPACITY = 64
-# The fewest rows that a GPU multiplies with its matrix units. With fewer, XLA takes another way, and a step takes twice
-# as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
+# The fewest rows that a GPU multiplies with its matrix units. With fewer rows, XLA uses other kernels, and a step takes
+# twice as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
-GROUP = 4  # prompts read at once where fewer than all slots are free
+GROUP = 4  # prompts that are read at once while not all slots are free
 
 
 class Busy(RunError):
@@ -37,11 +37,11 @@ class Busy(RunError):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as decoding reads it; make it with `Model.prepare`.
+    """A model in the form that decoding reads; made by `Model.prepare`.
 
     Attributes:
       params: from `decoding.prepare`.
-      name: for messages.
+      name: how messages call the model.
     """
 
     architecture: Architecture
@@ -52,7 +52,7 @@ class Model:
     def prepare(cls, architecture: Architecture, params: gpt.Params, name: str = "the model") -> "Model":
         """A model for decoding. On a CPU it computes in float32.
 
-        XLA has no fast bfloat16 product of a few rows with a matrix there: a 124M model takes 3 times as long at
+        On a CPU, XLA has no fast bfloat16 product of a few rows with a matrix: a 124M model takes 3 times as long at
         batch 1, 2 times at batch 8.
         """
         architecture = architecture.for_inference()
@@ -68,7 +68,7 @@ def _platform(params: gpt.Params) -> str:
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts since the engine began: tokens generated, passes of the model, and tokens that the draft proposed."""
+    """Counts since the engine was made: generated tokens, passes of the model, tokens that the draft proposed."""
 
     tokens: int = 0
     passes: int = 0
@@ -76,7 +76,7 @@ class Statistics:
 
     @property
     def accepted(self) -> int:
-        """Proposals of the draft that were taken."""
+        """Number of proposals of the draft that the model took."""
         return self.tokens - self.passes
 
 
@@ -84,8 +84,8 @@ class Engine:
     """Generates for many requests at once.
 
     `submit` and `cancel` may be called from any thread; `step` from one. Compiled programs are shared by all engines
-    of the same model shape: there is one for each number of slots and power of two of the capacity, and to read
-    prompts also one for each power of two of their length, in groups of 1, 4, or as many as there are slots.
+    of the same model shape: there is one decode program per number of slots and power of two of the capacity. For
+    reading prompts there is one per power of two of their length and group size: 1, 4, or the number of slots.
     """
 
     def __init__(
@@ -105,19 +105,20 @@ class Engine:
         """
         Args:
           end_ids: tokens that end a text.
-          slots: requests that decode at the same time; with a mesh, raised to a multiple of the parts that rows are
-            split into, and on a GPU to 8.
-          capacity: tokens that a prompt and its completion may have together; what needs more is refused. Default:
-            the context length, and caches no larger than the present requests need.
+          slots: requests that decode at the same time. At least 8 on a GPU; with a mesh, rounded up to a
+            multiple of the parts into which rows are split.
+          capacity: tokens that a prompt and its completion may have together; longer requests are refused. Default:
+            the context length, with caches only as large as the present requests need.
           max_waiting: requests that may wait for a slot; `submit` refuses more.
-          rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less.
-          mesh: slots are split over its data, fsdp and expert axes, heads over tensor; parameters are expected on it.
-          draft: a small model of the same vocabulary that proposes `draft_tokens` at a time. The tokens that come
-            out are the same.
+          rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less time.
+          mesh: slots are split over its data, fsdp and expert axes, heads over tensor; the parameters must be on it.
+          draft: a small model with the same vocabulary that proposes `draft_tokens` tokens at a time. It changes the
+            speed, not the tokens.
 
         Raises:
           UserError: the draft does not fit the model.
         """
+        # Checked first, so that an engine never exists with a draft that cannot serve its model.
         if draft is not None:
             _check_draft(model, draft, draft_tokens)
         self.statistics = Statistics()
@@ -128,18 +129,21 @@ class Engine:
         self._tokenizer = tokenizer
         self._end_ids = tuple(end_ids)
         self._mesh = mesh
+        # Raised first, rounded up second: the number of slots must remain a multiple of the shards.
         shards = partition.row_shards(mesh) if mesh else 1
         slots = max(slots, GPU_SLOTS) if _platform(model.params) == "gpu" else slots
         self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
+        # Caches of a given capacity are made once; otherwise they start empty and grow with the requests.
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
         self._fixed = capacity is not None
         self._rounds = min(rounds, decoding.ROUNDS)
         self._state: decoding.State | None = None
+        # What `submit` and `cancel` touch from other threads: only under the lock of `_changed`.
         self._max_waiting = max_waiting
         self._waiting: deque[_Request] = deque()
         self._cancelled: set[int] = set()
-        self._events: list[Event] = []  # that `step` has not returned yet
+        self._events: list[Event] = []  # those that `step` has not returned yet
         self._handles = itertools.count()
         self._changed = threading.Condition()
 
@@ -151,18 +155,18 @@ class Engine:
         index: int = 0,
         end_ids: Sequence[int] | None = None,
     ) -> int:
-        """Queues a prompt; returns the handle that its events will have.
+        """Queues a prompt; returns the handle of its events.
 
-        What it gets depends on its tokens, `params` and `index`, not on other requests nor on when it comes.
+        The completion depends on the tokens, `params` and `index`, but not on other requests or on the time.
 
         Args:
           prompt: token ids, continued exactly as given.
-          index: tells the draws of equal prompts with equal seeds apart.
-          end_ids: tokens that end this text; default: those of the engine.
+          index: gives equal prompts with equal seeds different draws.
+          end_ids: tokens that end this text; default: the `end_ids` of the engine.
 
         Raises:
           UserError: `params` are out of range; the prompt is empty, too long or not of this vocabulary.
-          Busy: as many wait as may.
+          Busy: `max_waiting` requests are already waiting.
         """
         params.validate()
         prompt = np.asarray(prompt, np.int32)
@@ -193,16 +197,16 @@ class Engine:
         return bool(self._waiting or any(self._slots) or self._events)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Returns when `step` has something to do, or after `timeout` seconds; whether it has."""
+        """Waits until `step` has something to do, or `timeout` seconds; returns whether it has."""
         with self._changed:
             return self._changed.wait_for(lambda: self.busy, timeout)
 
     def step(self) -> list[Event]:
-        """Reads prompts that wait into free slots and decodes a few tokens in all; returns what came of it.
+        """Reads waiting prompts into free slots, decodes a few tokens in all slots, and returns the events.
 
-        An exception on the way, such as a device out of memory, ends the requests that are in slots: each gets an
-        event with the reason "error". Those that wait are served by the next steps. KeyboardInterrupt and SystemExit
-        are raised as well; the next step returns the events.
+        An exception, such as a device out of memory, ends the requests that are in slots: each gets an event with the
+        reason "error". The next steps serve the waiting requests. KeyboardInterrupt and SystemExit are raised again;
+        then the next step returns the events.
         """
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
             try:
@@ -218,13 +222,13 @@ class Engine:
         return events
 
     def _fail(self, error: BaseException) -> None:
-        """Ends all requests in slots. The state may be half written, or its buffers given away: it is made anew."""
+        """Ends all requests in slots. The state may be half written, or its buffers donated, so it is made anew."""
         self._state = None
         failed, self._slots = self._slots, [None] * len(self._slots)
         self._events += [Event(r.handle, "", (), (), "error", error=error) for r in failed if r]
 
     def _leave(self) -> None:
-        """Ends what was cancelled."""
+        """Ends the cancelled requests."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
@@ -233,7 +237,7 @@ class Engine:
         self._events += [Event(request.handle, "", (), (), "cancelled") for request in ended]
 
     def _join(self) -> None:
-        """Prompts into free slots, as many as there are, those of similar length together."""
+        """Moves waiting prompts into the free slots; prompts of similar length are read together."""
         while free := [slot for slot, request in enumerate(self._slots) if request is None]:
             group: list[_Request] = []
             with self._changed:
@@ -315,7 +319,7 @@ class Engine:
 
 
 class _Request:
-    """One prompt and what has been generated for it. `remaining` is 0 when it has ended."""
+    """One prompt and the tokens generated for it. `remaining` is 0 when the text has ended."""
 
     def __init__(
         self,
@@ -334,7 +338,7 @@ class _Request:
         self._detokenizer = Detokenizer(tokenizer, prompt, params.stop)
 
     def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> Event:
-        """Adds generated tokens; those after a stop text are dropped."""
+        """Adds generated tokens; tokens after a stop text are dropped."""
         before = len(self._detokenizer.tokens)
         text = self._detokenizer.push(tokens)
         kept = self._detokenizer.tokens[before:]

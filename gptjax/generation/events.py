@@ -1,4 +1,4 @@
-"""What a request brings: news while it is served, and all of them together as a completion."""
+"""The results of a request: events while it is served, which together are a completion."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """News of one request.
+    """New results of one request.
 
     Attributes:
       handle: what `submit` returned.
-      text: new text that is final. It is never half a character, nor the beginning of a stop text.
-      tokens: new tokens; the last event has the token that ends the text or those of the stop text, if any.
-      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, nothing
+      text: new text that is final. It never ends in half a character or in the beginning of a stop text.
+      tokens: new tokens; the last event includes the token that ends the text, or the tokens of the stop text.
+      log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, no token
         removed or penalised.
       finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
         max_new_tokens or where the context is full, "cancelled", or "error".
       stop: the stop text that was found, or None.
-      error: what was raised while the request was in a slot, where the reason is "error".
+      error: the exception that was raised while the request was in a slot, if the reason is "error".
     """
 
     handle: int
@@ -33,7 +33,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """All events of one request together; the attributes are those of `Event`.
+    """All events of one request together, with the attributes of `Event`.
 
     Attributes:
       tokens: int32 [num_tokens].

@@ -16,11 +16,11 @@ def define(flag_values: flags.FlagValues) -> None:
     def number(kind, name: str, meaning: str) -> None:
         kind(name, getattr(default, name), meaning, flag_values=flag_values)
 
-    number(flags.DEFINE_integer, "max_new_tokens", "tokens generated at most, e.g. --max_new_tokens=200")
+    number(flags.DEFINE_integer, "max_new_tokens", "largest number of generated tokens, e.g. --max_new_tokens=200")
     number(flags.DEFINE_float, "temperature", "0 = the most probable token, e.g. --temperature=0.8")
     number(flags.DEFINE_integer, "top_k", "draw from the k most probable tokens; 0 = all, e.g. --top_k=50")
     number(flags.DEFINE_float, "top_p", "draw from the smallest set with this probability, e.g. --top_p=0.95")
-    number(flags.DEFINE_float, "min_p", "no tokens this much less probable than the best, e.g. --min_p=0.05")
+    number(flags.DEFINE_float, "min_p", "drop tokens less probable than this share of the best one, e.g. --min_p=0.05")
     number(
         flags.DEFINE_float,
         "repetition_penalty",
@@ -56,7 +56,7 @@ def read(flag_values: flags.FlagValues) -> SamplingParams:
 def with_published(
     flag_values: flags.FlagValues, params: SamplingParams, generation: Mapping[str, Any]
 ) -> SamplingParams:
-    """`params`, with the settings that a pretrained model was published with where no flag says otherwise."""
+    """`params` with the published settings of a pretrained model, except where a flag was given."""
     names = {field.name for field in dataclasses.fields(SamplingParams)}
     settings = {name: value for name, value in generation.items() if name in names and not flag_values[name].present}
     params = dataclasses.replace(params, **settings)

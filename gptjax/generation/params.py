@@ -1,4 +1,4 @@
-"""What a person may ask of a completion."""
+"""The settings of a completion."""
 
 import dataclasses
 
@@ -10,15 +10,15 @@ class SamplingParams:
     """How tokens are drawn, and where a completion ends.
 
     Attributes:
-      max_new_tokens: tokens generated at most.
+      max_new_tokens: the largest number of generated tokens.
       temperature: the logits are divided by this; 0 takes the most probable token.
-      top_k: only the k most probable tokens; 0 = all.
-      top_p: only the smallest set of tokens with at least this probability; 1 = all.
-      min_p: only tokens at least this many times as probable as the most probable one; 0 = all.
+      top_k: keeps only the k most probable tokens; 0 = all.
+      top_p: keeps only the smallest set of tokens with at least this probability; 1 = all.
+      min_p: keeps only tokens whose probability is at least min_p times that of the most probable one; 0 = all.
       repetition_penalty: divides the scores of tokens that are already in the text; 1 = none.
-      stop: texts that end a completion, and are not part of it.
-      seed: of the draws. The same seed, prompt and index of the prompt give the same tokens.
-      ignore_eos: goes on after an end-of-text token.
+      stop: texts that end a completion; they are not part of it.
+      seed: seed of the draws. The same seed, prompt and index of the prompt give the same tokens.
+      ignore_eos: whether to go on after an end-of-text token.
     """
 
     max_new_tokens: int = 100
