@@ -1,7 +1,7 @@
 """Is my loss normal? The validation loss of a config over several seeds, as a band to compare a run with.
 
-Bands are JSON files in `reference_bands`, made by tools/make_band.py from finished runs. A run has one if its config
-is the same in everything that decides about the loss, and its data too.
+Bands are JSON files in `reference_bands`, made by tools/make_band.py from finished runs. A run has a
+band if its data and everything in its config that decides the loss are the same.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from gptjax.config import flat_options
 DIRECTORY = Path(__file__).parent / "reference_bands"
 Point = tuple[float, float]  # step, validation loss
 
-# What decides about the losses of a run; of two seeds they differ by chance, which is what a band shows.
+# The kinds of options that decide the losses of a run. A seed changes them only by chance, which a band shows.
 DECISIVE = ("model", "training", "hyper", "score")
 SEEDS = ("seed", "data_seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Where 95 % of runs of other seeds are expected to be, at each step."""
+    """The interval at each step in which 95 % of runs with other seeds are expected."""
 
     name: str
     about: str  # seeds, versions, machine, date
@@ -52,11 +52,11 @@ class Band:
 
 
 def identity(config: dict[str, Any], data: dict[str, Any]) -> str:
-    """sha256 over what decides about the loss: options that are not at their defaults, and the text.
+    """sha256 over what decides the loss: the options that are not at their defaults, and the text.
 
     Args:
-      config: as in config.json.
-      data: of the manifest. The documentation of Python is taken as the same text in every version.
+      config: the content of config.json.
+      data: the entry of the manifest. The documentation of Python counts as the same text in every version.
     """
     options = {}
     for path, option in flat_options().items():
@@ -70,7 +70,7 @@ def identity(config: dict[str, Any], data: dict[str, Any]) -> str:
 
 
 def find(config: dict[str, Any], data: dict[str, Any]) -> Band | None:
-    """The band of this config on this data, if there is one."""
+    """The band of this config on this data, or None."""
     wanted = identity(config, data)
     for path in sorted(DIRECTORY.glob("*.json")):
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -82,8 +82,8 @@ def find(config: dict[str, Any], data: dict[str, Any]) -> Band | None:
 def fit(runs: Sequence[Iterable[Point]]) -> dict[str, list[float]]:
     """Steps, low and high from the validation losses of several seeds: 95 % prediction intervals for one more run.
 
-    mean +- t s sqrt(1 + 1/n), with Student's t of n - 1 degrees of freedom. A step's spread is taken as at least
-    the median spread over steps: of three numbers, two that are close say little. Raises ValueError for fewer
+    mean +- t s sqrt(1 + 1/n), with Student's t of n - 1 degrees of freedom. The spread s of a step is at
+    least the median spread over steps, because a few numbers may be close by chance. Raises ValueError for fewer
     than two runs or runs evaluated at different steps.
     """
     from scipy import stats

@@ -1,7 +1,7 @@
 """Line charts as SVG text for an HTML page, with no library.
 
-Colours are CSS variables, so that a page decides about light and dark: a page with charts contains `CSS`, and
-`SCRIPT` if values should be shown under the pointer. Charts are complete without the script.
+Colours are CSS variables, so that the page chooses light or dark: a page with charts contains `CSS`, and
+`SCRIPT` if values are to be shown under the pointer. Charts are complete without the script.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-MAX_POINTS = 500  # of one series: as many as pixels can show
-DOTTED = 60  # series of fewer points show each as a dot
+MAX_POINTS = 500  # per series; the width of a chart shows no more
+DOTTED = 60  # series with fewer points show each point as a dot
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 624, 56, 272  # of the plot area, in the same units
+LEFT, RIGHT, TOP, BOTTOM = 64, 624, 56, 272  # edges of the plot area, in the same units
 
 CSS = """
 .chart { display: block; width: 100%; height: auto; overflow: visible; font-size: 12px; }
@@ -34,7 +34,7 @@ CSS = """
 .chart .series-2 { stroke: var(--series-2); } .chart .series-3 { stroke: var(--series-3); }
 """
 
-# Reads the points back from the drawn paths, so that the page holds every number once.
+# The script reads the points from the drawn paths, so that the page has every number only once.
 SCRIPT = """
 for (const chart of document.querySelectorAll("svg.chart[data-axes]")) {
   const axes = JSON.parse(chart.dataset.axes), box = chart.viewBox.baseVal;
@@ -78,7 +78,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Area:
-    """What lies between `low` and `high`, finite and of the same length as `x`; drawn behind the lines."""
+    """The area between `low` and `high`, finite and of the same length as `x`; drawn behind the lines."""
 
     name: str
     x: Sequence[float] | np.ndarray
@@ -96,7 +96,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """Maps [low, high] to pixels; for a logarithmic axis these are exponents of ten."""
+    """Maps [low, high] to pixels; on a logarithmic axis, `low` and `high` are exponents of ten."""
 
     low: float
     high: float
@@ -124,9 +124,9 @@ def line_chart(
 ) -> str:
     """An <svg> element of 640 x 320 units for use inside an HTML page.
 
-    Series are thinned to MAX_POINTS points. With `log_y`, values of zero and below leave gaps. The axes are those
-    of the series: marks outside are left out, and areas cut. A chart without data says so. Raises ValueError where
-    x and y differ in length.
+    Series are thinned to MAX_POINTS points. With `log_y`, values of zero and below leave gaps. The series
+    decide the axes: marks outside are left out, and areas are cut. A chart without data says so. Raises ValueError
+    where x and y differ in length.
     """
     runs = [_Runs.of(one, log_y) for one in series]
     body = [f'<text class="title" x="0" y="16">{html.escape(title)}</text>']
@@ -172,7 +172,7 @@ class _Runs:
 
 
 def thin(y: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
-    """Ascending indices of at most `limit` points of y: both ends, and the extremes of equal stretches."""
+    """Ascending indices of at most `limit` points of y: both ends, and the extremes of sections of equal length."""
     if len(y) <= limit:
         return np.arange(len(y))
     edges = np.linspace(0, len(y), (limit - 2) // 2 + 1).astype(int)
@@ -194,7 +194,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover [low, high], both positive; also their 2 and 5 times if decades are few."""
+    """Powers of ten that cover [low, high], both positive; if there are few, also 2 and 5 times each."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     if first == last:
         first, last = first - 1, last + 1
@@ -245,7 +245,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis, y_ticks: list[float], x_label: str, y_la
 
 
 def _legend(names: Sequence[str], area: Area | None) -> list[str]:
-    """One row, right-aligned above the plot area."""
+    """The legend: one row, right-aligned above the plot area."""
     parts, x = [], float(RIGHT)
     if area:
         x -= 6.5 * len(area.name)
@@ -269,7 +269,7 @@ def _area(area: Area, x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _path(run: _Runs, index: int, x_axis: _Axis, y_axis: _Axis) -> str:
-    """The line, broken at gaps, with dots where points are few. A lone point between gaps is a dot too."""
+    """The line, broken at gaps, with dots if there are few points. A single point between gaps is a dot, too."""
     x, y = x_axis.pixels(run.x), y_axis.pixels(run.y)
     begins = np.diff(run.run, prepend=-1) > 0
     lines = [f"{'M' if begin else 'L'}{a:.2f} {b:.2f}" for a, b, begin in zip(x, y, begins, strict=True)]

@@ -1,4 +1,4 @@
-"""What a run cost: tokens, arithmetic, device hours, money. From its metrics, manifest and config."""
+"""The cost of a run in tokens, arithmetic, device hours and money, from its metrics, manifest and config."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from typing import Any
 def rows(
     train: list[dict[str, Any]], seconds: float, manifest: dict[str, Any], config: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """(what, how much); what is not known is left out.
+    """(kind of cost, amount) as texts, without the costs that are not known.
 
     Args:
-      train: its training lines of metrics.jsonl.
-      seconds: how long it worked, on all its devices.
+      train: the run's training lines of metrics.jsonl.
+      seconds: how long the run used all its devices.
     """
     found: list[tuple[str, str]] = []
     tokens, flops = (train[-1].get("tokens_seen") if train else None), manifest.get("flops_per_token")

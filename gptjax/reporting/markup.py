@@ -45,24 +45,24 @@ def table(columns: dict[str, str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A JSON value as text: a text as it is, null as nothing."""
+    """A JSON value as text: a string as it is, null as the empty text."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def significant(value: float) -> str:
-    """Five significant digits with their zeros: 14.300, 0.41230, 123,457."""
+    """A number with five significant digits, zeros included: 14.300, 0.41230, 123,457."""
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.5g}"
 
 
 def short(count: float) -> str:
-    """Four significant digits and a suffix: 18.2M."""
+    """A number with up to four significant digits and a suffix: 18.2M."""
     return charts.tick_text(float(f"{count:.4g}"))
 
 
 def duration(seconds: float) -> str:
-    """1h 02m, 3m 20s or 12s."""
+    """Seconds as a text such as 1h 02m, 3m 20s or 12s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

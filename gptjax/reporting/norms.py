@@ -12,7 +12,7 @@ KINDS = ("parameter", "gradient", "update")
 
 
 def section(lines: list[Line]) -> str:
-    """How far updates move the parameters over the run, and all norms of the last step that has any."""
+    """A chart of the size of updates relative to parameters, and all norms of the last step that has some."""
     lines = [line for line in lines if any(key.startswith("norms/") for key in line)]
     if not lines:
         return ""
@@ -44,7 +44,7 @@ def section(lines: list[Line]) -> str:
 
 
 def _rows(line: Line) -> list[tuple[str, tuple[float, ...], float]]:
-    """(path, norms by kind, update / parameter) of each parameter of a line."""
+    """(path, norms by kind, update / parameter) for each parameter in a line of metrics.jsonl."""
     paths = dict.fromkeys(key.split("/", 2)[2] for key in line if key.startswith("norms/") and key.count("/") > 1)
     rows = []
     for path in paths:

@@ -67,7 +67,7 @@ def write_report(workdir: Path) -> Path:
     """Writes WORKDIR/report.html, in one move, and returns its path."""
     workdir = Path(workdir)
     path = workdir / "report.html"
-    write_whole(path, _page(workdir), errors="replace")  # a sampled text may hold half of a surrogate pair
+    write_whole(path, _page(workdir), errors="replace")  # a sampled text may have half of a surrogate pair
     return path
 
 
@@ -136,7 +136,7 @@ def _read_lines(path: Path) -> list[Line]:
 
 
 def _read_metrics(path: Path) -> dict[str, list[Line]]:
-    """Lines by split, by ascending step; the last word about a step counts."""
+    """Lines by split, by ascending step; of several lines of a step the last one counts."""
     latest: dict[str, dict[float, Line]] = {"train": {}, "validation": {}}
     for line in _read_lines(path):
         if line.get("split") in ("train", "validation"):
@@ -145,13 +145,13 @@ def _read_metrics(path: Path) -> dict[str, list[Line]]:
 
 
 def _finite(lines: Iterable[Line], key: str) -> list[tuple[Line, float]]:
-    """The lines in which `key` is a finite number, each with that number."""
+    """The lines in which `key` is a finite number, each with this number."""
     pairs = ((line, markup.as_number(line.get(key))) for line in lines)
     return [(line, value) for line, value in pairs if math.isfinite(value)]
 
 
 def _best(validation: list[Line]) -> tuple[Line, float] | None:
-    """The line of the checkpoint that is kept as the best: lowest validation loss, the first of equals."""
+    """The line of the best checkpoint, which has the lowest validation loss; the first of equal ones."""
     return min(_finite(validation, "loss"), key=lambda pair: pair[1], default=None)
 
 
@@ -172,7 +172,7 @@ def _subtitle(manifest: dict[str, Any]) -> str:
 
 
 def _cards(metrics: dict[str, list[Line]]) -> str:
-    """The last numbers of a run; of the training split where nothing was validated."""
+    """The last numbers of a run, from the training split if the run has no validation."""
     train, validation = metrics["train"], metrics["validation"]
     split, lines = ("validation", validation) if _finite(validation, "loss") else ("training", train)
     best = _best(validation)
@@ -203,7 +203,7 @@ def _cards(metrics: dict[str, list[Line]]) -> str:
 
 
 def _wall_time(lines: Iterable[Line]) -> float:
-    """Seconds of all processes that worked on the run: the clock starts again where a run was continued."""
+    """Seconds of the run in all; the clock in its lines starts again wherever the run was continued."""
     total = last = 0.0
     for _, seconds in _finite(sorted(lines, key=lambda line: line["step"]), "wall_time_s"):
         if seconds < last:
@@ -213,7 +213,7 @@ def _wall_time(lines: Iterable[Line]) -> float:
 
 
 def _curves(metrics: dict[str, list[Line]], band: bands.Band | None) -> str:
-    """Of loss, learning rate, gradient norm and speed; where others have run this config, what they got."""
+    """Curves of loss, learning rate, gradient norm and speed, with the config's reference band if there is one."""
     train, validation = metrics["train"], metrics["validation"]
     best = _best(validation)
     marks = [Mark(best[0]["step"], f"best {markup.significant(best[1])} at step {best[0]['step']:,}")] if best else []
@@ -274,7 +274,7 @@ def _result(entry: Any) -> tuple[str, str, str, str]:
 
 
 def _samples(lines: list[Line]) -> str:
-    """Texts of the last step, and those of earlier steps behind a click."""
+    """The texts of the last step; a click shows those of earlier steps."""
     by_step: dict[float, list[Line]] = {}
     for line in lines:
         by_step.setdefault(line["step"], []).append(line)
@@ -297,7 +297,7 @@ def _samples_of(step: float, lines: list[Line]) -> str:
 
 
 def _time(lines: list[Line]) -> str:
-    """Seconds by what the run did, from the line that counts the most of them."""
+    """How many seconds the run spent on what, from the line with the largest sum."""
     seconds = max(map(_seconds, lines), key=lambda found: sum(found.values()), default={})
     total = sum(seconds.values())
     if not total:
@@ -306,7 +306,7 @@ def _time(lines: list[Line]) -> str:
     columns = {"activity": "key", "seconds": "number", "share": "number"}
     return (
         f'<h2>Where the time went</h2>\n<div class="panel"><p>goodput {seconds.get("step", 0) / total:.1%}: '
-        f"the share that were steps</p>{markup.table(columns, rows)}</div>"
+        f"the share of the time spent in steps</p>{markup.table(columns, rows)}</div>"
     )
 
 
