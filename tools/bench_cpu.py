@@ -3,8 +3,8 @@
   python tools/bench_cpu.py
   python tools/bench_cpu.py --data=input.txt --peer=nanoGPT --peer_python=venv-with-torch/bin/python
 
-All figures are of configs/shakespeare_char_cpu.py, run by the real command. With a checkout of nanoGPT as
-peer, its model takes turns with ours on the same shapes, and the ratio of the medians is printed.
+All figures are those of configs/shakespeare_char_cpu.py, run by the real command. With a checkout of nanoGPT as peer,
+its model and ours run in turns on the same shapes, and the ratio of the medians is printed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "shakespeare_char_cpu.py"
 VERBS = "import gptjax.cli, gptjax.train, gptjax.evaluate, gptjax.prepare, gptjax.generate"
 BATCH, CONTEXT = 12, 64
-SKIPPED_LINES = 3  # of metrics.jsonl: the first steps are slower
+SKIPPED_LINES = 3  # first lines of metrics.jsonl, whose steps are slower
 
 # Runs in the peer's interpreter: prints the milliseconds of each block of ten steps.
 PEER = """
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a text file; default: 1 MB of random words")
     parser.add_argument("--steps", type=int, default=400, help="training steps in a round (default: 400)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that ours and the peer take turns (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds of ours and the peer (default: 3)")
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--peer_python", default=sys.executable, help="an interpreter that has torch")
     options = parser.parse_args()
@@ -101,7 +101,7 @@ def random_text(path: Path) -> Path:
 
 
 def train(data: Path, directory: Path, *, steps: int) -> tuple[float, list[float]]:
-    """Seconds from the command to its first step, and milliseconds a step in each line of metrics.jsonl."""
+    """Seconds from the command to its first step, and milliseconds per step in each line of metrics.jsonl."""
     workdir = Path(tempfile.mkdtemp(dir=directory))
     command = [sys.executable, "-m", "gptjax.train", f"--config={CONFIG}", f"--workdir={workdir}"]
     command += [f"--config.data.source=text:{data}", f"--config.data.cache_dir={directory / 'cache'}"]
@@ -121,7 +121,7 @@ def train(data: Path, directory: Path, *, steps: int) -> tuple[float, list[float
 
 
 def time_peer(python: str, checkout: Path, blocks: int, vocabulary: int) -> list[float]:
-    """Milliseconds a step of the peer, in blocks of ten steps."""
+    """Milliseconds per step of the peer, in blocks of ten steps."""
     arguments = [str(checkout.absolute()), *map(str, (blocks, vocabulary, BATCH, CONTEXT))]
     result = subprocess.run([python, "-c", PEER, *arguments], capture_output=True, text=True)
     if result.returncode:
@@ -131,7 +131,7 @@ def time_peer(python: str, checkout: Path, blocks: int, vocabulary: int) -> list
 
 
 def import_times(repeats: int = 5) -> list[float]:
-    """Seconds of a process that only imports the verbs."""
+    """The seconds that a process takes which only imports the verbs."""
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()

@@ -1,11 +1,11 @@
-"""The speed of decoding: tokens a second at several batch sizes, and the time to the first token.
+"""The speed of decoding: tokens per second at several batch sizes, and the time to the first token.
 
-  python tools/bench_decode.py                  # GPT-2 124M, random weights; takes turns with transformers
+  python tools/bench_decode.py                  # GPT-2 124M, random weights, in turns with transformers
   python tools/bench_decode.py --tiny           # seconds, to see that it works
 
-Ours is the real path: prompts in, text and log-probabilities out. The peer is transformers' `generate` with its
-cache, greedy, in a process of its own that waits while ours runs: on a CPU in float32, on a GPU in bfloat16. On a GPU
-the bound is that of memory: every step reads all parameters and the keys and values of the text so far.
+Our figures are those of the whole path, from prompts to text and log-probabilities. The peer is greedy `generate` of
+transformers with its cache, in float32 on a CPU and in bfloat16 on a GPU. Its process waits while ours runs. On a GPU
+memory sets the bound: every step reads all parameters and the keys and values of the text so far.
 """
 
 import argparse
@@ -74,7 +74,7 @@ for line in sys.stdin:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a small model, one round")
-    parser.add_argument("--rounds", type=int, default=5, help="times that ours and the peer take turns (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds of ours and the peer (default: 5)")
     parser.add_argument("--prompt_tokens", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=96)
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 8; on a GPU 1 8 32 128")
@@ -156,7 +156,7 @@ def complete(generator: Generator, batch: int, prompt_tokens: int, new_tokens: i
 
 
 def memory_bound(a: Architecture, batch: int, length: float) -> float | None:
-    """Tokens a second if each step did nothing but read parameters and cache, where the device is known."""
+    """Tokens per second if each step only read parameters and cache; None for an unknown device."""
     kind = jax.devices()[0].device_kind
     bandwidth = next((value for name, value in BANDWIDTHS.items() if kind.startswith(name)), None)
     if bandwidth is None:
@@ -170,7 +170,7 @@ def memory_bound(a: Architecture, batch: int, length: float) -> float | None:
 
 
 class Peer:
-    """transformers in a process of its own. Without it, `fault` says why, and all times are NaN."""
+    """transformers in its own process. If it does not start, `fault` says why, and all times are NaN."""
 
     def __init__(self, python: str, shape: dict[str, int], prompt_tokens: int, device: str):
         arguments = json.dumps([shape, prompt_tokens, device, os.cpu_count()])
@@ -180,7 +180,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Threads that spin while they wait take ten times as long wherever something else runs on a core.
+            # Threads that spin while they wait need ten times as long if something else runs on one of the cores.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TRANSFORMERS_VERBOSITY": "error"},
         )
         ready = self._process.stdout.readline().strip() == "ready"

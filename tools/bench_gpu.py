@@ -4,15 +4,15 @@
   python tools/bench_gpu.py --rows=G2 --output=out
   python tools/bench_gpu.py --tiny --output=out          # toy sizes, on a CPU too
 
-Prints a table beside the targets and writes OUT/bench_gpu.json. Each measurement is a process of its own, so that
-one that runs out of memory costs only its row. With torch and transformers installed, their GPT-2 (torch.compile,
+Prints a table with the targets and writes OUT/bench_gpu.json. Each measurement is a separate process: if it runs out
+of memory, only its row is lost. With torch and transformers installed, their GPT-2 (torch.compile,
 SDPA, bfloat16 autocast, fused AdamW) is measured on the same GPU.
 
 | row | what |
 |---|---|
 | check | attention kernels against the reference, a real step, decoding; whether two runs are equal to the bit |
 | G1 | Shakespeare's characters: validation loss of configs/shakespeare_char_gpu_best.py, seconds of the command |
-| G2 | GPT-2 124M: tokens a second and MFU of the training step, several settings |
+| G2 | GPT-2 124M: tokens per second and MFU of the training step, several settings |
 | G3 | 355M and 1.5B |
 | G5 | decoding: tools/bench_decode.py |
 """
@@ -43,7 +43,7 @@ TINY = [
     "compute_dtype=float32",
 ]
 
-# Runs in an interpreter with torch: prints tokens a second of blocks of steps.
+# Runs in an interpreter with torch: prints tokens per second, one figure per block of steps.
 PEER = """
 import sys, time, torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -84,7 +84,7 @@ class Training:
     options: tuple[str, ...] = ()
 
 
-# On sixteen chips this config keeps little; on one large GPU nothing need be computed twice.
+# This config recomputes activations to fit on sixteen chips; one large GPU need not recompute anything.
 WHOLE = ("model.scan_unroll=0", "model.remat=none", "objective.logits_chunk=0")
 TRAININGS = (
     Training("G2", "gpt2_124m", 64),
@@ -99,9 +99,11 @@ TARGETS = {"G1": "<= 1.47 in 60 s", "G2": "400k tokens/s (35 %)", "G3": "45 % at
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="G2,G3,G5,G1,check", help="in this order (default: all)")
-    parser.add_argument("--output", type=Path, default=Path("bench_gpu"), help="directory for results (default: it)")
+    parser.add_argument("--output", type=Path, default=Path("bench_gpu"), help="results (default: bench_gpu)")
     parser.add_argument("--data", type=Path, help="Shakespeare's plays, input.txt, for G1")
-    parser.add_argument("--budget", type=float, default=560, help="seconds in all; what does not fit is left out")
+    parser.add_argument(
+        "--budget", type=float, default=560, help="seconds in all; when they are used up, rows are skipped"
+    )
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the script")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args()
@@ -161,7 +163,7 @@ def _in_process(request: dict[str, Any], seconds: float, flags: str) -> dict[str
 
 
 def check(*, tiny: bool) -> dict[str, Any]:
-    """The largest differences from the reference, which on this device should be rounding."""
+    """The largest differences from the reference, which should be no more than rounding on this device."""
     import jax
     import jax.numpy as jnp
 
@@ -195,7 +197,7 @@ def check(*, tiny: bool) -> dict[str, Any]:
 
 
 def _check_training() -> dict[str, Any]:
-    """Ten steps on one batch: the loss must fall; float32 and bfloat16 side by side."""
+    """Ten steps on one batch, in float32 and in bfloat16: the loss must fall."""
     import numpy as np
 
     answer = {}
@@ -211,7 +213,7 @@ def _check_training() -> dict[str, Any]:
 
 
 def _check_decoding() -> dict[str, Any]:
-    """Greedy tokens with the cache against those of the full forward pass, float32."""
+    """Compares greedy tokens with the cache and with the full forward pass, in float32."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -277,7 +279,7 @@ def equality(*, attention: str, tiny: bool) -> dict[str, Any]:
 
 
 def training(*, config: str, micro_batch: int, options: list[str], tiny: bool) -> dict[str, Any]:
-    """Tokens a second of the real train step on random tokens: the median of 3 to 6 steps."""
+    """Tokens per second of the real train step on random tokens: the median of 3 to 6 steps."""
     import jax
 
     from gptjax.model.architecture import Architecture
@@ -318,7 +320,7 @@ def _nanogpt_flops(a) -> float:
 
 
 def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: bool):
-    """(config, state, compiled step, batch on the device): what `train` builds, on random tokens."""
+    """(config, state, compiled step, batch on the device), built as in `train`, with random tokens."""
     import importlib.util
 
     import jax
@@ -362,7 +364,7 @@ def _prepare(name: str, micro_batch: int, options: tuple[str, ...], *, tiny: boo
 
 
 def peer(*, tiny: bool) -> dict[str, Any]:
-    """Tokens a second of transformers' GPT-2."""
+    """Tokens per second of transformers' GPT-2."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         return {"failed": "torch and transformers are not installed"}
     best: dict[str, Any] = {"failed": "no batch size fits"}
@@ -378,7 +380,7 @@ def peer(*, tiny: bool) -> dict[str, Any]:
 
 
 def decoding(*, tiny: bool, output: str) -> dict[str, Any]:
-    """tools/bench_decode.py, whose own output is kept beside the results."""
+    """Runs tools/bench_decode.py; its own output is kept beside the results."""
     command = [sys.executable, str(REPOSITORY / "tools" / "bench_decode.py"), *(["--tiny"] if tiny else ["--rounds=3"])]
     done = subprocess.run(command, capture_output=True, text=True)
     (Path(output) / "bench_decode.txt").write_text(done.stdout + done.stderr)
@@ -386,7 +388,7 @@ def decoding(*, tiny: bool, output: str) -> dict[str, Any]:
 
 
 def shakespeare(*, tiny: bool, data: str, workdir: str, seed: int) -> dict[str, Any]:
-    """The best validation loss of a whole command, and its seconds with start-up and compilation."""
+    """The best validation loss of a whole command, and its seconds including start-up and compilation."""
     if not data:
         return {"failed": "needs --data=input.txt"}
     arg = ":runlocal" if tiny else ""

@@ -1,12 +1,11 @@
-"""How fast and in how much memory a corpus is prepared: clean, exact deduplication, tokenise, write the
-store.
+"""Speed and memory of preparing a corpus: cleaning, exact deduplication, tokenisation, writing the store.
 
   python tools/bench_prepare.py --data='/data/text/**/*.txt' --tokenizer=hf:/data/gpt2_bpe
   python tools/bench_prepare.py --sizes=10,100,1000 --tokenizer=byte     # the memory slope
 
-The speed is compared with the tokenizers library's own `encode_batch`, on all cores, on the same documents:
-the two take turns, so that a busy machine slows both. CPU seconds say the same without the noise. The
-documents are lines of the data in random order, so that no two are equal.
+The speed is compared with `encode_batch` of the tokenizers library on all cores and the same documents. The two
+run in turns, so that a busy machine slows both. CPU seconds measure the same with less noise. The documents are
+lines of the data in random order, so that no two are equal.
 """
 
 import argparse
@@ -33,7 +32,7 @@ def main(path, output, options):
     build_store(open_source(f"jsonl:{path}"), output, **options)
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in (own, children))
-    status = Path("/proc/self/status")  # ru_maxrss of a process counts what it was forked from
+    status = Path("/proc/self/status")  # ru_maxrss also counts the process that this one was forked from
     peak = int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) if status.exists() else own.ru_maxrss
     mib = [kib / 1024 for kib in (peak, children.ru_maxrss)]
     print(json.dumps({"seconds": time.perf_counter() - begin, "cpu": cpu, "mib": mib}))
@@ -44,7 +43,7 @@ if __name__ == "__main__":
 
 
 def lines_of(pattern: str) -> list[str]:
-    """The lines of the data, or generated ones."""
+    """The lines of the data files, or generated lines."""
     paths = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     if paths:
         return [line for path in paths for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -55,7 +54,7 @@ def lines_of(pattern: str) -> list[str]:
 
 
 def write_corpus(path: Path, lines: list[str], num_bytes: int) -> list[str]:
-    """Writes documents of about 3 kB in all `num_bytes` long; returns the first 20 MB of them."""
+    """Writes `num_bytes` of documents of about 3 kB each; returns the first 20 MB of them."""
     source, written, kept = random.Random(1), 0, []
     with path.open("w", encoding="utf-8") as file:
         while written < num_bytes:
@@ -72,7 +71,7 @@ def write_corpus(path: Path, lines: list[str], num_bytes: int) -> list[str]:
 
 
 def encode_batch(tokenizer: str, documents: list[str]) -> dict[str, float]:
-    """Seconds and CPU seconds of the library alone."""
+    """Seconds and CPU seconds of `encode_batch` alone."""
     from gptjax.data.tokenization.tokenizer import build_tokenizer
 
     alone = build_tokenizer(tokenizer, documents)._tokenizer
@@ -87,7 +86,7 @@ def encode_batch(tokenizer: str, documents: list[str]) -> dict[str, float]:
 
 
 def prepare(path: Path, tokenizer: str, workers: int) -> dict:
-    """One build in a process of its own: seconds, CPU seconds, peak memory of the parent and of its largest child."""
+    """One build in a separate process: seconds, CPU seconds, peak memory of the parent and of its largest child."""
     output = path.with_name("store")
     shutil.rmtree(output, ignore_errors=True)
     options = {"tokenizer": tokenizer, "cleaning": "plain", "deduplicate": "exact", "workers": workers}
@@ -99,12 +98,12 @@ def prepare(path: Path, tokenizer: str, workers: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="", help="glob of text files whose lines are used; generated without")
+    parser.add_argument("--data", default="", help="glob of text files whose lines are used; default: generated lines")
     parser.add_argument("--tokenizer", default="byte", help="hf:DIR, or byte")
-    parser.add_argument("--sizes", default="20", help="of the corpus, in MB, e.g. 10,100,1000")
+    parser.add_argument("--sizes", default="20", help="sizes of the corpus in MB, e.g. 10,100,1000")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--directory", default=None, help="for the corpus and the store")
+    parser.add_argument("--directory", default=None, help="directory for the corpus and the store")
     options = parser.parse_args()
     lines = lines_of(options.data)
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:

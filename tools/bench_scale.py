@@ -4,8 +4,8 @@ store build with the size of the data. Prints small tables with the fitted slope
   python tools/bench_scale.py
   python tools/bench_scale.py --tables=compile,memory
 
-Memory and compile times are of the compiler for CPU devices, none of which is needed for 512 of them; nothing is
-run. Times are medians on this machine.
+Memory and compile times come from the compiler for CPU devices; it compiles for 512 devices that do not exist, and
+runs nothing. The other times are medians on this machine.
 """
 
 import argparse
@@ -26,7 +26,9 @@ Rows = Iterator[tuple[float, ...]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", default=",".join(TABLES), help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument(
+        "--tables", default=",".join(TABLES), help=f"comma-separated, from {', '.join(TABLES)} (default: all)"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -35,7 +37,12 @@ def main() -> None:
         return
     for name in options.tables.split(","):
         heading, _ = TABLES[name]
-        command = [sys.executable, __file__, "--measure", name]  # its own process: devices are fixed when JAX starts
+        command = [
+            sys.executable,
+            __file__,
+            "--measure",
+            name,
+        ]  # JAX fixes its devices at the start
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         rows = [json.loads(line.removeprefix("row ")) for line in done.stdout.splitlines() if line.startswith("row ")]
         _print(name, heading, rows)
@@ -88,7 +95,7 @@ def compile_unrolled() -> Rows:
 
 
 def memory_with_mesh() -> Rows:
-    """MiB a device of state and temporaries, a fixed number of rows a device, parameters split over fsdp."""
+    """MiB of state and temporaries per device, for a fixed number of rows per device and parameters split over fsdp."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", 512)
@@ -102,13 +109,13 @@ def memory_with_mesh() -> Rows:
 
 
 def step_with_batch() -> Rows:
-    """Milliseconds a step, 64 tokens of context."""
+    """Milliseconds per step with 64 tokens of context."""
     for batch in (2, 8, 32, 128):
         yield batch, _step_milliseconds(batch, 64)
 
 
 def step_with_context() -> Rows:
-    """Milliseconds a step of 4,096 tokens."""
+    """Milliseconds per step of 4,096 tokens."""
     for context in (64, 256, 1024, 4096):
         yield context, _step_milliseconds(4096 // context, context)
 
@@ -140,7 +147,7 @@ def _step_milliseconds(batch: int, context: int) -> float:
 
 
 def evaluation_with_size() -> Rows:
-    """Seconds to score a split of so many tokens, after compilation."""
+    """Seconds to score a split, after compilation, by its number of tokens."""
     import jax
 
     from gptjax.data.building.build import build_store
@@ -173,8 +180,8 @@ TABLES = {
     "compile": (("layers, scanned", "seconds"), compile_with_depth),
     "unrolled": (("layers, unrolled", "seconds"), compile_unrolled),
     "memory": (("devices (fsdp)", "MiB of state", "MiB of temporaries"), memory_with_mesh),
-    "batch": (("rows", "ms a step"), step_with_batch),
-    "context": (("context, 4,096 tokens a step", "ms a step"), step_with_context),
+    "batch": (("rows", "ms per step"), step_with_batch),
+    "context": (("context, 4,096 tokens per step", "ms per step"), step_with_context),
     "evaluation": (("tokens scored", "seconds"), evaluation_with_size),
 }
 

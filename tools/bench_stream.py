@@ -1,10 +1,10 @@
-"""How long it takes to read a batch of a token store, windows of text and packed dialogues.
+"""The time to read a batch of a token store, as windows of text and as packed dialogues.
 
   python tools/bench_stream.py
   python tools/bench_stream.py --rows=512 --context=1024 --tokens=50000000
 
-Documents of 20 to 1,000 random tokens, in the page cache after the first pass. Medians over the batches; CPU time
-beside the clock, because it does not see what else the machine does.
+The documents have 20 to 1,000 random tokens and are in the page cache after the first pass. The figures are medians
+over the batches. CPU time is given beside the clock, because other work on the machine does not change it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ VOCABULARY, EOT = 50_257, 50_256
 
 
 def write_split(directory: Path, num_tokens: int, *, mask: bool) -> TokenSplit:
-    """A split of random documents; with a mask, the second half of each bears loss."""
+    """A split of random documents; with a mask, the second half of each document bears loss."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, EOT, num_tokens, dtype=np.uint16)
     lengths = rng.integers(20, 1000, num_tokens // 400)
@@ -46,7 +46,7 @@ def write_split(directory: Path, num_tokens: int, *, mask: bool) -> TokenSplit:
 
 
 def measure(batches: Batches | PackedBatches, count: int) -> tuple[float, float]:
-    """Milliseconds a batch, by the clock and of CPU time, after one pass that warms the page cache."""
+    """Milliseconds per batch, by the clock and in CPU time, after one pass that warms the page cache."""
     clock, cpu = [], []
     for repeat in range(2):
         for step in range(count):

@@ -3,7 +3,7 @@
     python tools/check_extraction.py DIR [--minimum=0.90]
 
 DIR has one directory for each page, with source.html and expected.html: the layout of the test pages of
-Mozilla's Readability. Prints the words' precision, recall and F1 for each page and on average over the pages.
+Mozilla's Readability. Prints precision, recall and F1 of the words, per page and as the average over the pages.
 Exit status: 0 the average F1 reaches the minimum; 1 it does not; 2 there are no pages.
 """
 
@@ -14,7 +14,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-# A character of Han or kana is a word of its own.
+# Each Han or kana character counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 

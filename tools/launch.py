@@ -5,8 +5,8 @@
   python tools/launch.py tpu train --name=a --zone=us-west4-a --topology=v5e:4x4 --bucket=B --config=C --workdir=runs/a
   python tools/launch.py gke --name=a --topology=v5e:4x4 --image=IMAGE --bucket=B --config=C --workdir=runs/a
 
-What follows `--` goes to `gptjax train` as it is: `... -- --config.train.num_steps=500`. With --dry_run the script,
-the commands or the manifest are printed and nothing is done. All processes of a run share one work directory, so it
+Arguments after `--` are passed to `gptjax train` unchanged: `... -- --config.train.num_steps=500`. With --dry_run the
+script, the commands or the manifest are only printed. All processes of a run share one work directory, so it
 must be on a file system that every machine has; on Cloud TPU that is a bucket (with hierarchical namespace, whose
 renames are atomic), mounted by Cloud Storage FUSE. The same command again continues the run.
 """
@@ -20,18 +20,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-MOUNT = "/mnt/gptjax"  # where the bucket is on Cloud TPU machines
-SAVE_SECONDS = 120  # before a time limit, for a last checkpoint
+MOUNT = "/mnt/gptjax"  # where Cloud TPU machines mount the bucket
+SAVE_SECONDS = 120  # time before the limit of the job for a last checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A TPU generation, as gcloud and GKE call it.
+    """A TPU generation under its names in gcloud and GKE.
 
     Attributes:
-      accelerator_type: for a number of chips; v4 and v5p count cores, of which a chip has two.
-      dimensions: of a topology.
-      largest_host: chips of the largest machine that is a slice by itself. Machines of larger slices have four.
+      accelerator_type: makes gcloud's name from a number of chips; v4 and v5p count cores, two per chip.
+      dimensions: number of dimensions of a topology.
+      largest_host: chips of the largest machine that is a slice by itself. In larger slices, machines have four chips.
     """
 
     accelerator_type: Callable[[int], str]
@@ -93,7 +93,7 @@ def train_command(options: argparse.Namespace, workdir: str, python: str) -> str
 
 
 def slurm_script(options: argparse.Namespace) -> str:
-    """One process a node, which has all GPUs of it."""
+    """The script of a job with one process per node, which uses all GPUs of the node."""
     settings = {
         "job-name": options.name,
         "nodes": options.nodes,
@@ -114,7 +114,7 @@ def slurm_script(options: argparse.Namespace) -> str:
             "#!/bin/bash",
             *header,
             "set -eu",
-            # The processes end each other and say why; srun ends what is left a minute later.
+            # The processes end each other and say why; a minute later, srun ends those that are left.
             f"exec srun --label --wait=60 {command}",
             "",
         ]
@@ -187,10 +187,10 @@ def tpu(options: argparse.Namespace) -> None:
         for command in commands:
             subprocess.run(command, check=True)
         return
-    running = [subprocess.Popen(command) for command in commands]  # every slice at the same time
+    running = [subprocess.Popen(command) for command in commands]  # all slices at the same time
     statuses = [process.wait() for process in running]
     if any(statuses):
-        raise subprocess.SubprocessError("a slice failed; what its processes printed last says why")
+        raise subprocess.SubprocessError("a slice failed; the last lines of its processes say why")
 
 
 # ---- GKE ---------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ spec:
 
 
 def jobset(options: argparse.Namespace) -> str:
-    """The manifest: one job a slice, one pod a host. A failed pod restarts all of them, and they continue."""
+    """The manifest: one job per slice, one pod per host. If a pod fails, all pods restart and continue the run."""
     tpu = Slice.parse(options.topology)
     command = shlex.split(train_command(options, f"{MOUNT}/{options.workdir}", "python"))
     return JOBSET.format(
@@ -284,8 +284,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         one = places.add_parser(name)
         one.set_defaults(run=run)
         one.add_argument("--config", required=required, help="e.g. --config=configs/gpt2_124m.py")
-        one.add_argument("--workdir", required=required, help="on a file system that every machine has")
-        one.add_argument("--dry_run", action="store_true", help="print what would be done")
+        one.add_argument("--workdir", required=required, help="work directory on a file system that every machine has")
+        one.add_argument("--dry_run", action="store_true", help="only print the script, commands or manifest")
         return one
 
     one = place("slurm", slurm, required=True)
@@ -306,9 +306,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     one.add_argument("--spot", action="store_true")
 
     two = place("gke", gke, required=True)
-    two.add_argument("--image", required=True, help="with gptjax[tpu] and the checkout as working directory")
+    two.add_argument("--image", required=True, help="image with gptjax[tpu] whose working directory is the checkout")
     two.add_argument("--restarts", type=int, default=10)
-    two.add_argument("--service_account", default="default", help="that may write to the bucket")
+    two.add_argument("--service_account", default="default", help="service account that may write to the bucket")
     two.add_argument("--bucket", required=True)
     one.add_argument("--bucket")
     for both in (one, two):
@@ -330,7 +330,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (OSError, subprocess.SubprocessError) as error:  # no sbatch, gcloud or kubectl here, or it failed
+    except (OSError, subprocess.SubprocessError) as error:  # sbatch, gcloud or kubectl is missing or failed
         print(f"failed: {error}", file=sys.stderr)
         return 1
     return 0

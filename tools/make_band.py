@@ -13,8 +13,8 @@ from gptjax.reporting import bands
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="finished work directories that differ in seed only")
-    parser.add_argument("--name", required=True, help="of the config")
+    parser.add_argument("runs", type=Path, nargs="+", help="finished work directories that differ only in their seed")
+    parser.add_argument("--name", required=True, help="name of the config")
     parser.add_argument("--about", required=True, help="seeds, machine, date")
     options = parser.parse_args()
     identities, curves = set(), []

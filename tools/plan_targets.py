@@ -1,10 +1,10 @@
-"""Memory of train steps on TPU slices, by the TPU's own compiler, beside what MaxText needs for the same work.
+"""Memory of train steps on TPU slices according to the TPU compiler, beside that of MaxText for the same work.
 
   python tools/plan_targets.py                      # all rows, one compilation after the other
   python tools/plan_targets.py --rows=T1a,T1d --output=targets.json
 
-AdamW, float32 parameters and moments, bfloat16 compute, scanned layers, vocabulary 50,304. GiB of a chip: temporary +
-arguments. MaxText 0.2.5: its own train_compile, jax 0.12.0, libtpu 0.0.51.
+AdamW, float32 parameters and moments, bfloat16 compute, scanned layers, vocabulary 50,304. GiB per chip: temporary +
+arguments. MaxText 0.2.5 was measured with its own train_compile, jax 0.12.0 and libtpu 0.0.51.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from gptjax.planning.roofline import roofline
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One row: `peer` are MaxText's GiB (temporary, arguments) by variant; ours are to be below `must`."""
+    """One row. `peer`: the GiB of MaxText (temporary, arguments) by variant; ours should be below `must`."""
 
     name: str
     topology: str
@@ -119,9 +119,9 @@ def main() -> None:
     options = parser.parse_args()
     names = options.rows.split(",") if options.rows else [t.name for t in TARGETS]
     if unknown := set(names) - {t.name for t in TARGETS}:
-        parser.error(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(t.name for t in TARGETS)}")
+        parser.error(f"no such rows: {', '.join(sorted(unknown))}; choose from {', '.join(t.name for t in TARGETS)}")
     print(
-        "| row | slice | ours, GiB | MaxText, GiB | must, stretch | sent GiB of a chip in a step | seconds | roofline |"
+        "| row | slice | ours, GiB | MaxText, GiB | must, stretch | GiB sent per chip and step | seconds | roofline |"
     )
     print("|---|---|---|---|---|---|---|---|")
     found = {}
