@@ -116,6 +116,7 @@ def evaluate(options: flags.FlagValues) -> None:
     from gptjax.reporting.page import write_report
     from gptjax.training import footprint
 
+    # 1. Everything that can fail cheaply: flags, config, tasks and their files, before a device is touched.
     path = loading.find(Path(options.workdir), options.checkpoint)
     config = loading.read_config(path).unlock()
     evaluation = config.evaluation
@@ -130,6 +131,7 @@ def evaluate(options: flags.FlagValues) -> None:
     task_options = tasks.Options(options.split, options.data, options.examples, options.delimiter.replace("\\n", "\n"))
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
+    # 2. The checkpoint, on a mesh of this machine: that of the training run says nothing about the devices here.
     config.mesh.update(config_lib.get_default().mesh)
     runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=config_lib.cache_directory(config))
     params = gpt.abstract_params(Architecture.from_config(config.model, 0))
@@ -137,6 +139,7 @@ def evaluate(options: flags.FlagValues) -> None:
         config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)
     trained = loading.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
+    # 3. All processes run all tasks, since they compute together; only process 0 writes and prints.
     context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), _progress)
     outcomes = {
         request.name: tasks.TASKS[request.kind].run(context, request, material)
@@ -158,6 +161,7 @@ def evaluate(options: flags.FlagValues) -> None:
     places += [Path(options.output)] if options.output else []
     for place in places:
         _write(place, answer, outcomes)
+    # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
     if (workdir / "metrics.jsonl").exists():
         write_report(workdir)
     _print_results(outcomes, f"{path}, {options.data or f'{options.split} split'}")

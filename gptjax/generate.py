@@ -43,10 +43,11 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", **define)
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
     flags.DEFINE_string("draft", None, "a small model that speeds this one up, e.g. --draft=runs/small", **define)
-    flags.DEFINE_integer("draft_tokens", 4, "that the draft proposes at a time, e.g. --draft_tokens=4", **define)
+    flags.DEFINE_integer("draft_tokens", 4, "tokens that the draft proposes at a time, e.g. --draft_tokens=4", **define)
     sampling_flags.define(flag_values)
     cli.parse(flag_values, argv, __doc__)
 
+    # Every flag and file is checked before the model is loaded, which takes longest.
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/quickstart")
     if (flag_values.prompt is None) == (flag_values.prompts is None):
@@ -65,10 +66,12 @@ def main(argv: Sequence[str]) -> None:
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output} is a directory, or in one that does not exist; name a file")
 
+    # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples)]
     trained, generator = _load(flag_values, many=len(requests) > 1)
     params = sampling_flags.with_published(flag_values, params, trained.generation)
     as_lines = bool(output or flag_values.prompts or flag_values.logprobs)
+    # Text is shown while it is written only to a person: one prompt, plain text, a terminal.
     streaming = len(requests) == 1 and not as_lines and sys.stdout.isatty()
     completions = generator.complete(
         [request["prompt"] for request in requests], params, on_text=_show if streaming else None

@@ -37,12 +37,8 @@ def main() -> None:
         return
     for name in options.tables.split(","):
         heading, _ = TABLES[name]
-        command = [
-            sys.executable,
-            __file__,
-            "--measure",
-            name,
-        ]  # JAX fixes its devices at the start
+        # JAX fixes its devices when it starts, so each table needs a new process.
+        command = [sys.executable, __file__, "--measure", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         rows = [json.loads(line.removeprefix("row ")) for line in done.stdout.splitlines() if line.startswith("row ")]
         _print(name, heading, rows)

@@ -84,6 +84,8 @@ class Likelihood:
           tokenizer: its identity; two models are compared per token only where it is the same.
           words: of each document; with them there is `word_perplexity` as well.
         """
+        # First the units of resampling. Windows of one document are not independent, so documents are drawn whole;
+        # many documents are joined to at most MAX_UNITS units, and too few make no interval: then windows are drawn.
         documents = np.unique(self.document)
         if len(documents) >= MIN_DOCUMENTS:
             size = -(-len(documents) // MAX_UNITS)
@@ -97,6 +99,7 @@ class Likelihood:
             np.bincount(groups, values) for values in (self.nll, self.tokens, self.correct, self.num_bytes)
         )
 
+        # All metrics are ratios of sums over the same units: each replicate divides sums, it never averages ratios.
         interval = f"ci:bootstrap-{unit}-1000"
 
         def metric(numerators, denominators, formula="ratio", of=tokenizer, lower_is_better=True, note=""):
@@ -119,6 +122,7 @@ class Likelihood:
             "accuracy": metric(correct, tokens, lower_is_better=False),
         }
         if words is not None:
+            # Words are known per document only; each window gets those of its document by its share of the tokens.
             share = self.tokens / np.bincount(self.document, self.tokens)[self.document]
             counted = np.bincount(groups, words[self.document] * share)
             note = f"|words:{int(words.sum())}"

@@ -101,6 +101,8 @@ class Augmentation:
         def draws(name: str, at: np.ndarray, *, second: bool = False) -> Float64[np.ndarray, " n"]:
             return uniform(int(self._keys[name][int(second)]), epochs[at], places[at])
 
+        # 1. Order: changes what is to be predicted, too, so it comes before inputs and targets part. From the largest
+        # unit to the smallest: a later shuffle finds its units in the text that the earlier one has left.
         text = tokens
         if rate := self.rates.get("sentence_reorder"):
             units = sentences(text, runs, self._ends_sentence)
@@ -123,6 +125,7 @@ class Augmentation:
             chosen = draws("word_swap", units.starts[first]) < rate
             text = text[shuffle(units, first, chosen, -np.arange(len(units.starts)), len(text))]
 
+        # 2. Noise: changes inputs alone; targets stay true. Dropout comes last, so that a blank is never changed again.
         inputs = text.copy()
         free = np.flatnonzero(runs)
         for name in ("character_noise", "token_replacement", "token_dropout"):
