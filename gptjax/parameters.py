@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Parameter:
       decayed: weight decay acts on it: matrices and tables, not norms and biases (nanoGPT's rule, by name, because
         stacking over layers gives biases two axes).
       matrix: its last two dimensions are a matrix inside a block, which Muon orthogonalises (Jordan et al. 2024).
-      gathered: of an fsdp axis, each block makes it whole before it multiplies.
+      gathered: each block gathers it over the fsdp axis before it multiplies.
       dtype: "compute": cast once per step, before it is gathered, which halves the bytes. "table": looked up in float32
         in training, so that the gradients of a token's occurrences add up in float32; decoding casts it. "float32".
       initial: how it starts: "normal" (deviation init_std), "residual" (init_std / sqrt(2 num_layers): what is added to
@@ -102,7 +102,7 @@ def map_rows(function: Callable[[Parameter, Any], Any], params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(find(path_string(path)), leaf), params)
 
 
-def multipliers(text: str, params: Any, option: str) -> dict[str, float]:
+def multipliers(text: str, paths: Sequence[str], option: str) -> dict[str, float]:
     """{path: factor} from "PATTERN=FACTOR PATTERN=FACTOR": that of the first pattern that matches, or 1.
 
     Raises UserError for what is no such list, and for a pattern that matches no parameter; `option` names it.
@@ -119,7 +119,6 @@ def multipliers(text: str, params: Any, option: str) -> dict[str, float]:
             raise UserError(
                 f"{option}={text!r}: {entry!r} is not PATTERN=FACTOR, such as 'embedding/.*=0.1 head/kernel=0.5'"
             ) from None
-    paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern, _ in factors:
         if not any(re.fullmatch(pattern, path) for path in paths):
             raise UserError(f"{option}: {pattern!r} matches no parameter; these are: {', '.join(paths)}")

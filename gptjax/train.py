@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -19,6 +20,9 @@ from gptjax import cli
 from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
 from gptjax.processes import cluster, distributed
+
+if TYPE_CHECKING:
+    from gptjax.training.run import Ending
 
 
 def main(argv: list[str]) -> None:
@@ -73,20 +77,37 @@ def train(
     `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
     `profile`: STEP:COUNT, steps of which a trace is made.
     """
+    from gptjax.training.run import Ending
+
+    with Ending() as ending:
+        summary = _train(config, workdir, ending, chosen, profile)
+    if distributed.current().index == 0:
+        print(summary)
+        print(f"curves:   {workdir / 'report.html'}")
+        print(f"evaluate: python -m gptjax.evaluate --workdir={workdir}")
+        print(f"generate: python -m gptjax.generate --workdir={workdir} --prompt='...'")
+
+
+def _train(
+    config: config_lib.Config, workdir: Path, ending: "Ending", chosen: Collection[str], profile: str | None
+) -> str:
+    """The run itself, what it opens being closed by `ending`. Returns how it ended, in a line."""
     import jax
 
     from gptjax.evaluation.validation import Validator
-    from gptjax.reporting.page import write_report
     from gptjax.training import metrics, profiling, stopping
     from gptjax.training.recorder import Recorder
     from gptjax.training.run import Run
 
-    # ---- Set-up --------------------------------------------------------------------------------------------------
+    # ---- Set-up; what is opened is closed by `ending`, the last first ---------------------------------------------
     started = time.perf_counter()
     group = distributed.current()
     chief = group.index == 0
     progress = cli.data_progress if chief and sys.stderr.isatty() else None
     run = Run.open(config, workdir, chosen=chosen, progress=progress)
+    if chief:
+        ending.add(lambda: _report(workdir))
+    ending.add(run.close)
     program, options, start = run.program, run.program.config, run.start
     num_steps = options.train.num_steps
     trace = profile and profiling.Profile.parse(profile, workdir, start=start, num_steps=num_steps)
@@ -94,10 +115,16 @@ def train(
     validator = Validator(program, run.data, workdir, start=start)
     history = group.first(lambda: metrics.history(workdir / "metrics.jsonl", program.objective.monitor.name, start))
     record = Recorder(program, run.batches, workdir, start=start, started=started, chief=chief, history=history)
+    ending.add(record.close)
     record.advice = run.advice
     for note in run.notes():
         record.print(note)
+    if validator.without:
+        record.print(f"without a validation split: {', '.join(validator.without)}")
+    if trace:
+        ending.add(trace.stop)
     stop = stopping.StopSignals()
+    ending.add(stop.restore)
 
     # ---- The loop. ITS ORDER IS A CONTRACT (tests/test_resume.py): -----------------------------------------------
     # 1 tell, 2 evaluate, 3 save the OLD state, 4 end or go on, 5 take the batch, 6 advance.
@@ -139,24 +166,17 @@ def train(
     except OSError as error:
         where = f"Checkpoints: {run.checkpoints.steps() or 'none'} in {run.checkpoints.directory}"
         raise RunError(f"{error}. {where}; the same command continues") from error
-    finally:
-        # ---- The end, whatever it is: nothing here may hide what ended the run -----------------------------------
-        stop.restore()
-        if trace:
-            trace.stop()
-        record.close()
-        run.close()
-        if chief:
-            try:
-                write_report(workdir)
-            except OSError as error:
-                print(f"report.html could not be written: {error}", file=sys.stderr)
+    return record.summary()
 
-    if chief:
-        print(record.summary())
-        print(f"curves:   {workdir / 'report.html'}")
-        print(f"evaluate: python -m gptjax.evaluate --workdir={workdir}")
-        print(f"generate: python -m gptjax.generate --workdir={workdir} --prompt='...'")
+
+def _report(workdir: Path) -> None:
+    """Writes report.html; a run that is done does not fail for want of it."""
+    from gptjax.reporting.page import write_report
+
+    try:
+        write_report(workdir)
+    except OSError as error:
+        print(f"report.html could not be written: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

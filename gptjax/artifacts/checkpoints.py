@@ -231,7 +231,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         metadata = json.loads((checkpoint / "metadata" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
-    metadata = {"format": 1, "monitor": ["validation_loss", True]} | metadata
+    metadata = {"format": 1, "monitor": ["validation_loss", True], "generation": {}} | metadata
     if metadata["format"] > FORMAT:
         raise UserError(
             f"{checkpoint} is of checkpoint format {metadata['format']}, and this gptjax reads up to {FORMAT}; use the "

@@ -9,6 +9,7 @@ from gptjax.errors import UserError
 
 # What may differ when a work directory is continued: none of it changes a parameter that is trained.
 FREE = ("computation", "place", "record", "score")
+UNSAID = (("objective.name", "auto"), ("data_seed", -1))  # in the config of an older run, which did not resolve them
 
 
 def claim(workdir: Path, config: config_lib.Config) -> None:
@@ -25,7 +26,7 @@ def claim(workdir: Path, config: config_lib.Config) -> None:
     old = config_lib.from_json(path.read_text(encoding="utf-8"))
     differences, free = [], config_lib.affecting(*FREE)
     for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True):
-        if before != now and name not in free and before != "auto":  # an older run may not say what "auto" was
+        if before != now and name not in free and (name, before) not in UNSAID:
             differences.append(f"  {name}: {before!r} there, {now!r} now")
     if differences:
         raise UserError(

@@ -81,7 +81,7 @@ def apply_arg(config: Config, arg: str) -> Config:
 
 
 def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
-    """The config with durations in steps and the vocabulary filled in."""
+    """The config with durations in steps, the vocabulary and the seed of data filled in."""
     config = config.copy_and_resolve_references()
     tokens_per_step = config.train.batch_size * config.model.context_length
 
@@ -95,6 +95,8 @@ def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
             section, name = path.split(".")
             at_least = 0 if section == "schedule" else 1
             resolved[section][name] = max(steps(resolved[section][name], num_steps), at_least)
+    if resolved["data_seed"] < 0:
+        resolved["data_seed"] = resolved["seed"]
     resolved["model"]["vocab_size"] = resolved["model"]["vocab_size"] or vocab_size
     if resolved["model"]["vocab_size"] < vocab_size:
         given = resolved["model"]["vocab_size"]

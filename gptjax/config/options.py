@@ -325,7 +325,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             0, "evaluations without improvement before stopping; 0 = never", affects="record", minimum=0
         ),
         "early_stopping_min_delta": Option(
-            1e-5, "a smaller improvement (nats per token) does not count", affects="record", minimum=0
+            1e-5, "a smaller improvement of the validation loss does not count", affects="record", minimum=0
         ),
         "ema_decay": Option(
             0.0,

@@ -1,5 +1,6 @@
 """What is measured of a model while it trains: the likelihood of the validation split, the objective's own metrics."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import jax
 
 from gptjax.data.opening import RunData
+from gptjax.errors import UserError
 from gptjax.evaluation.likelihood import Likelihood, Scorer
 from gptjax.evaluation.samples import Sampler
-from gptjax.model import gpt
+from gptjax.model import gpt, lora
 from gptjax.objectives.objective import Batch, Metrics, Models
 from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
@@ -18,20 +20,35 @@ from gptjax.training.state import TrainState
 
 
 class Validator:
-    """Evaluates a state; every process of a run takes part."""
+    """Evaluates a state; every process of a run takes part.
+
+    Attributes:
+      without: the sources that have no validation split.
+    """
 
     def __init__(self, program: Program, data: RunData, workdir: Path, *, start: int):
-        """Drops the samples of steps after `start`, where the run continues."""
+        """Drops the samples of steps after `start`, where the run continues.
+
+        Raises UserError where early stopping is asked for and nothing can be validated.
+        """
         config = program.config
         self._program, self._tokenizer = program, data.tokenizer
-        stores = (source.store for source in data.stores)
-        self._splits = data.splits("validation") if all("validation" in store.splits for store in stores) else {}
+        stores = {source.name: source.store for source in data.stores}
+        self._splits = {name: s.split("validation") for name, s in stores.items() if "validation" in s.splits}
+        self.without = [name for name in stores if name not in self._splits]
         self._scorer = Scorer(
             program.architecture,
             program.mesh,
             batch_size=config.evaluation.batch_size or 2 * config.train.batch_size,
         )
-        self._batches = program.objective.validation(data, config)
+        rows = partition.process_rows(config.train.batch_size, program.mesh)
+        self._batches = program.objective.validation(data, config, rows)
+        patience = config.train.early_stopping_patience
+        if patience and not self._splits and self._batches is None:
+            raise UserError(
+                f"train.early_stopping_patience is {patience}, and data.source={config.data.source!r} has no "
+                "validation split; raise data.validation_fraction, or set it to 0"
+            )
         self._objective_metrics = jax.jit(self._metrics_of_batch, out_shardings=partition.replicated(program.mesh))
         self._sampler = None
         if config.logging.samples:
@@ -40,7 +57,8 @@ class Validator:
     def line(self, step: int, state: TrainState) -> dict[str, Any]:
         """What is known of the state after `step` updates, by the keys of metrics.jsonl; empty if nothing can be."""
         line = self._likelihood(state.evaluation_params)
-        if self._batches is not None:
+        if self._batches is not None:  # the objective's own metrics come first; of the text the loss is its nll
+            line = {("nll" if name == "loss" else name): value for name, value in line.items()}
             line |= self._mean_metrics(state)
         if self._sampler:
             self._sampler.sample(step, state.evaluation_params)
@@ -65,19 +83,23 @@ class Validator:
         """The metrics of the objective over its validation batches, each batch by its weight."""
         totals: dict[str, float] = {}
         weights, hyper = 0.0, self._program.hyper(0)
-        for number in range(math.ceil(self._batches.steps_per_epoch)):
+        for number in range(max(int(self._batches.steps_per_epoch), 1)):
             batch = self._program.to_device(self._batches[number])
             weight, metrics = jax.device_get(self._objective_metrics(state, batch, hyper))
             weights += float(weight)
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + float(weight) * float(value)
-        return {name: total / weights for name, total in totals.items()}
+        return {name: total / max(weights, 1e-9) for name, total in totals.items()}
 
     def _metrics_of_batch(self, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[jax.Array, Metrics]:
         program = self._program
         with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-            bind = lambda params: None if params is None else gpt.bind(program.architecture, params)  # noqa: E731
-            models = Models(bind(state.evaluation_params), bind(state.reference_params))
+            reference = None
+            if program.objective.reference:
+                frozen = lora.split(state.params)[1]
+                plain = dataclasses.replace(program.architecture, lora_rank=0)
+                reference = gpt.bind(plain, frozen or state.reference_params)
+            models = Models(gpt.bind(program.architecture, state.evaluation_params), reference)
             weight = program.objective.weight(batch)
             _, metrics = program.objective.loss(models, batch, total_weight=weight, hyper=hyper)
         return weight, metrics

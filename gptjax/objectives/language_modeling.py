@@ -45,7 +45,7 @@ class LanguageModeling:
     def batches(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource:
         return data.batches(config, rows=rows, dialogues=self.dialogues)
 
-    def validation(self, data: RunData, config: Config) -> None:
+    def validation(self, data: RunData, config: Config, rows: Rows = None) -> None:
         """None: the likelihood of the validation split is this loss, on all of it."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:

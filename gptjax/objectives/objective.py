@@ -73,7 +73,7 @@ class Objective(Protocol):
         """The training batches. Raises UserError for data that the objective cannot learn from."""
         ...
 
-    def validation(self, data: RunData, config: Config) -> BatchSource | None:
+    def validation(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource | None:
         """Batches whose metrics are averaged at each evaluation; None where the likelihood says all there is."""
         ...
 

@@ -54,9 +54,11 @@ class Hyperparameters:
         if not config.optimizer.clip_norm:
             self.constant["clip_norm"] = np.float32(np.inf)
         self.constant["dropout_key"] = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
-        self._schedule = config.schedule
-        self._num_steps = config.train.num_steps
-        self._rates: dict[str, np.ndarray] = {}
+        # Computed before a run starts, away from its mesh: learning rates are one program, of numbers on the host.
+        steps, peaks = jnp.arange(max(config.train.num_steps, 1)), self._peaks.items()
+        schedules = {n: make_schedule(config.schedule, peak=p, num_steps=config.train.num_steps) for n, p in peaks}
+        rates = jax.jit(lambda steps: {n: _float32(jax.vmap(schedule)(steps)) for n, schedule in schedules.items()})
+        self._rates = jax.device_get(rates(steps))
 
     def at(self, step: int) -> Hyper:
         """This step's values."""
@@ -64,10 +66,8 @@ class Hyperparameters:
 
     def rates(self, step: int) -> Hyper:
         """This step's learning rates."""
-        if not self._rates:
-            steps = jnp.arange(max(self._num_steps, 1))
-            for name, peak in self._peaks.items():
-                schedule = make_schedule(self._schedule, peak=peak, num_steps=self._num_steps)
-                rates = jax.jit(jax.vmap(lambda s, schedule=schedule: jnp.asarray(schedule(s), jnp.float32)))(steps)
-                self._rates[name] = np.asarray(rates)
         return {name: rates[min(step, len(rates) - 1)] for name, rates in self._rates.items()}
+
+
+def _float32(rates: jax.Array) -> jax.Array:
+    return rates.astype(jnp.float32)

@@ -23,8 +23,10 @@ def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.Grad
     Raises UserError for multipliers that match no parameter.
     """
     algorithm = importlib.import_module(f"gptjax.optim.algorithms.{options.name}")
-    names = [f"optimizer.{kind}_multipliers" for kind in ("learning_rate", "weight_decay")]
-    rates, decays = (multipliers(options[name.partition(".")[2]], params, name) for name in names)
+    paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    decayed = [path for path in paths if find(path).decayed]
+    rates = multipliers(options.learning_rate_multipliers, paths, "optimizer.learning_rate_multipliers")
+    decays = multipliers(options.weight_decay_multipliers, decayed, "optimizer.weight_decay_multipliers")
 
     def decay(path: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
         name = path_string(path)

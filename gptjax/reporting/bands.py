@@ -22,6 +22,7 @@ Point = tuple[float, float]  # step, validation loss
 # The kinds of options that decide the losses of a run. A seed changes them only by chance, which a band shows.
 DECISIVE = ("model", "training", "hyper", "score")
 SEEDS = ("seed", "data_seed")
+ON_TEXT = ("objective.name", "language_modeling")  # what "auto" means there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def identity(config: dict[str, Any], data: dict[str, Any]) -> str:
     for path, option in flat_options().items():
         section, _, name = path.rpartition(".")
         value = config.get(section, {}).get(name, option.default) if section else config.get(name, option.default)
-        if value != option.default and option.affects in DECISIVE and path not in SEEDS:
+        if value != option.default and option.affects in DECISIVE and path not in SEEDS and (path, value) != ON_TEXT:
             options[path] = value
     source = str(config.get("data", {}).get("source", ""))
     text = source if source == "python_docs" else data.get("source_fingerprint")

@@ -25,7 +25,12 @@ def bytes_per_device(tree: Any) -> int:
 def describe(state: TrainState, mesh: Mesh) -> str:
     """ "mesh data 2 x fsdp 4; a device holds 1.2 GiB of parameters and 2.5 GiB of optimizer state"."""
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 device"
-    parts = {"parameters": state.params, "optimizer state": state.opt_state, "their average": state.ema_params}
+    parts = {
+        "parameters": state.params,
+        "optimizer state": state.opt_state,
+        "the parameters' average": state.ema_params,
+        "the reference": state.reference_params,
+    }
     held = [f"{readable(size)} of {name}" for name, tree in parts.items() if (size := bytes_per_device(tree))]
     return f"mesh {axes}; a device holds " + ", ".join(held[:-1]) + f" and {held[-1]}" * bool(held)
 
@@ -77,7 +82,7 @@ def check_fits(state: TrainState, mesh: Mesh, *, checkpoint: Path | None = None)
     """
     device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
     there = device_memory(device, sum(d.process_index == device.process_index for d in mesh.devices.flat))
-    needed = bytes_per_device((state.params, state.opt_state, state.ema_params))
+    needed = bytes_per_device(state)
     if there is None or needed <= there:
         return
     what = "the training state"

@@ -4,7 +4,7 @@ Training, planning, descriptions, benchmarks, studies and tests build what they 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -97,6 +97,8 @@ class Program:
     def _keys(self, *seeds: int) -> jax.Array:
         if not self.members:
             return jax.random.key(seeds[0])
+        if len(seeds) not in (1, self.members):
+            raise ValueError(f"{len(seeds)} seeds for {self.members} members")
         seeds = seeds if len(seeds) == self.members else seeds * self.members
         return jnp.stack([jax.random.key(seed) for seed in seeds])
 
@@ -145,12 +147,20 @@ class Program:
         """The hyper-parameters of a step on the devices; what does not change is sent once."""
         return self._constant_hyper | self._placed(self.hyperparameters.rates(step))
 
+    def hyper_of_members(self, members: Sequence[Hyperparameters], step: int) -> Hyper:
+        """Those of a step of each packed run, stacked."""
+        values = [member.at(step) for member in members]
+        return self._placed({name: np.stack([value[name] for value in values]) for name in values[0]})
+
     @cached_property
     def _constant_hyper(self) -> Hyper:
         return self._placed(self.hyperparameters.constant)
 
     def _placed(self, values: Hyper) -> Hyper:
-        return {name: partition.place(value, partition.replicated(self.mesh)) for name, value in values.items()}
+        sharding = NamedSharding(self.mesh, PartitionSpec(*self._stacked))
+        if jax.process_count() == 1:
+            return jax.device_put(values, sharding)
+        return {name: partition.place(value, sharding) for name, value in values.items()}
 
     @cached_property
     def step(self) -> CompiledStep:
@@ -164,7 +174,7 @@ class Program:
 
     def _compiled(self, *, norms: bool) -> CompiledStep:
         model = self.config.model
-        step = Step(
+        update = Step(
             architecture=self.architecture,
             objective=self.objective,
             optimizer=self.optimizer,
@@ -175,8 +185,11 @@ class Program:
             norms=norms,
         )
         if self.members:
-            name = "member" if "member" in self.mesh.shape else None
-            step = jax.vmap(step, spmd_axis_name=name)
+            update = jax.vmap(update, spmd_axis_name="member" if "member" in self.mesh.shape else None)
+
+        def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+            return update(state, batch, hyper)  # its name is that of the compiled program
+
         place = partial(NamedSharding, self.mesh)
         shardings = jax.tree.map(lambda a: a.sharding, self.target)
         batch = {name: place(spec) for name, spec in self.batch_specs.items()}
@@ -190,10 +203,9 @@ class Program:
             (self.members,) if self.members else (),
             NamedSharding(self.mesh, PartitionSpec(*self._stacked)),
         )
-        return {
-            name: jax.ShapeDtypeStruct((*front, *np.shape(value)), np.asarray(value).dtype, sharding=sharding)
-            for name, value in self.hyperparameters.at(0).items()
-        }
+        scalar = jax.ShapeDtypeStruct(front, jnp.float32, sharding=sharding)
+        key = jax.ShapeDtypeStruct((*front, 2), jnp.uint32, sharding=sharding)
+        return dict.fromkeys(names(), scalar) | {"dropout_key": key}
 
     @property
     def tokens_per_step(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,15 @@ class Recorder:
         )
         self._guard = stopping.DivergenceGuard(config.train.divergence_threshold, lowest=history["lowest"])
         self._every, self._batches = config.logging.every, batches
-        self._logged, self._tokens_seen = start, batches.num_tokens(0, start)
+        self._start, self._logged, self._tokens_seen = start, start, batches.num_tokens(0, start)
         self._pending: tuple[int, dict] | None = None  # metrics of a step that is not yet waited for
         self._in_flight: Any = None  # the loss of the last step that was dispatched
         self._first = True
-        self.advice = ""
+        self.advice: Callable[[], str] = str  # what to do after a divergence
 
     @property
     def exhausted(self) -> bool:
-        """Whether validation has stopped to improve."""
+        """Whether validation has stopped improving."""
         return self.stopper.exhausted
 
     def timed(self, activity: str) -> AbstractContextManager[None]:
@@ -79,7 +80,6 @@ class Recorder:
         if self._first:
             self._first = False
             self.display.print(f"first step after {time.perf_counter() - self.meter.begin:.1f} s")
-        self.meter.step()
         self.flush()
         if log or step % self._every == 0 or step == self.num_steps:
             self._pending = step, step_metrics
@@ -98,17 +98,24 @@ class Recorder:
         (step, device_metrics), self._pending = self._pending, None
         with self.timed("step"):
             values = jax.device_get(device_metrics)
-        numbers = {name: float(value) for name, value in values.items() if not np.ndim(value)}
-        norms = {k: v for name, value in values.items() if np.ndim(value) for k, v in _by_layer(name, value)}
-        tokens = self._batches.num_tokens(self._logged, step)
-        self._logged, self._tokens_seen = step, self._tokens_seen + tokens
-        line = {"step": step, "split": "train", **numbers, **self.meter.read(tokens)}
+        layers = {name for name, value in values.items() if name.startswith("norms/") and np.ndim(value)}
+        numbers = {name: float(value) for name, value in values.items() if name not in layers}
+        norms = {k: v for name in sorted(layers) for k, v in _by_layer(name, values[name])}
+        line = {"step": step, "split": "train", **numbers, **self._speed(step)}
         line |= {"tokens_seen": self._tokens_seen, "epoch": self._batches.epoch(step)}
         line |= {f"epoch/{name}": epoch for name, epoch in self._batches.epochs(step).items()}
         line |= norms | self.meter.goodput()
         self.log.write(line)
         self.display.train(line)
-        self._guard.check(step, numbers["loss"], self.advice)
+        self._guard.check(step, numbers["loss"], self.advice())
+
+    def _speed(self, step: int) -> dict[str, float | str]:
+        """Figures since the last logged step; the first step of all is left out, if there are others: it compiles."""
+        first = self._logged if self._logged > self._start else min(self._start + 1, step)
+        new = self._batches.num_tokens(self._logged, step)
+        timed = new if first == self._logged else self._batches.num_tokens(first, step)
+        self._logged, self._tokens_seen = step, self._tokens_seen + new
+        return self.meter.read(timed or new, step - first)
 
     def validation(self, step: int, line: dict[str, Any]) -> bool:
         """Writes the line of an evaluation. Is it the best so far?"""

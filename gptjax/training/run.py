@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,37 @@ from gptjax.processes import distributed, runtime
 from gptjax.training import footprint, pretrained, stopping
 from gptjax.training.program import Program
 from gptjax.training.state import TrainState
+
+
+class Ending:
+    """What is closed at the end of a run, however it ends, the last that was added first.
+
+    An error of one closing neither keeps the others from theirs nor takes the place of what ended the run.
+    """
+
+    def __init__(self):
+        self._closings: list[Callable[[], Any]] = []
+
+    def add(self, close: Callable[[], Any]) -> None:
+        self._closings.append(close)
+
+    def __enter__(self) -> "Ending":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        first: Exception | None = None
+        for close in reversed(self._closings):
+            try:
+                close()
+            except Exception as failure:
+                if error or first:
+                    print(f"while the run ended: {failure}", file=sys.stderr)
+                else:
+                    first = failure
+        if isinstance(first, OSError):
+            raise RunError(f"{first}. The same command continues") from first
+        if first:
+            raise first
 
 
 @dataclasses.dataclass
@@ -85,6 +117,7 @@ class Run:
         group.same("config", dict(config_lib.flat_values(config)))
         group.same("data", {"source_fingerprint": data.identity["source_fingerprint"]})
         program = Program.of(config, mesh, objective=objective)
+        _ = program.hyperparameters  # what is not finite shows here
         task = kernels.Task.of(
             program.architecture, packed=config.data.isolate_documents, context=mesh.shape["context"]
         )
@@ -167,7 +200,7 @@ class Run:
     def save(self, step: int, state: TrainState, line: dict[str, Any]) -> None:
         """Begins to save a state and its validation line. Raises RunError where it is not worth it."""
         if not math.isfinite(self._parameter_norm(state.params)):  # or it would push a good checkpoint out
-            raise RunError(f"the parameters are not finite after step {step}. {self.advice}")
+            raise RunError(f"the parameters are not finite after step {step}. {self.advice()}")
         monitor = self.program.objective.monitor.name
         self.checkpoints.save(
             step,
@@ -193,7 +226,6 @@ class Run:
         where = self.checkpoints.directory / str(step)
         raise RunError(f"stopped by {signal} at step {step}; saved in {where}. The same command continues")
 
-    @property
     def advice(self) -> str:
         """What to do after a divergence."""
         saved = self.checkpoints.steps() or "none"

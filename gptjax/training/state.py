@@ -12,7 +12,7 @@ from gptjax.model import gpt, lora
 
 @struct.dataclass
 class TrainState:
-    """Parameters, optimizer state, their average if there is one; `step` counts the updates made.
+    """Parameters, optimizer state, the parameters' average if there is one; `step` counts the updates made.
 
     `reference_params` are those of the beginning, for objectives that compare with them. `Any`, because JAX also builds
     this tree of shapes, of shardings and of its own markers.
@@ -33,11 +33,12 @@ class TrainState:
 def create_state(
     params: gpt.Params, optimizer: optax.GradientTransformation, *, ema: bool, reference: bool = False
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step. With adapters the reference is the model without them, and not kept twice."""
+    trained, frozen = lora.split(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(lora.split(params)[0]),
+        opt_state=optimizer.init(trained),
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-        reference_params=jax.tree.map(jnp.copy, params) if reference else None,
+        reference_params=jax.tree.map(jnp.copy, params) if reference and not frozen else None,
     )

@@ -24,7 +24,8 @@ class Step:
     """step(state, batch, hyper) -> (state, metrics), for a mesh.
 
     Gradients of `accumulation` micro-batches are summed before one update. A row's dropout depends on (seed, step, row
-    in the global batch) only. Calling it twice with stacked arguments under `jax.vmap` packs runs.
+    in the global batch) only. Under `jax.vmap`, with stacked arguments, it advances
+    several runs at once.
 
     Attributes:
       optimizer: from hyper-parameters, which may be traced, to the optimizer of this step.
@@ -78,8 +79,10 @@ class Step:
         total_weight = self.objective.weight(batch)
         cast, fixed = (_cast(part, self.compute_dtype) for part in (trained, frozen))
         reference = None
-        if state.reference_params is not None:
-            reference = gpt.bind(self.architecture, _cast(state.reference_params, self.compute_dtype))
+        if self.objective.reference:
+            plain = dataclasses.replace(self.architecture, lora_rank=0)
+            first = fixed if frozen else _cast(state.reference_params, self.compute_dtype)
+            reference = gpt.bind(plain, first)
         keys = _dropout_keys(hyper["dropout_key"], state.step, _num_rows(batch)) if self.dropout else None
 
         def micro_gradients(batch: Batch, keys: jax.Array | None) -> tuple[gpt.Params, Metrics]:

@@ -21,7 +21,7 @@ class EarlyStopping:
         Args:
           patience: evaluations without an improvement, after which a run is exhausted; 0: never.
           history: values of earlier evaluations.
-          min_delta: how much better a value must be than the last that counted. What rounding changes does not count.
+          min_delta: an evaluation counts only if it is better by more than this than the last that counted.
         """
         self.patience, self.best, self.since = patience, math.nan, 0
         self._sign = 1.0 if lower_is_better else -1.0
@@ -32,7 +32,7 @@ class EarlyStopping:
     def update(self, value: float) -> bool:
         """Takes the next evaluation: is it the best so far?"""
         score = self._sign * value
-        is_best = math.isnan(self.best) or score < self._sign * self.best
+        is_best = score < self._sign * self.best or (math.isnan(self.best) and not math.isnan(value))
         self.best = value if is_best else self.best
         improved = score < self._mark - self._min_delta
         self._mark, self.since = (score, 0) if improved else (self._mark, self.since + 1)

@@ -66,8 +66,8 @@ class Meter:
     """Times the steps between two readings, and says where the time of the run goes.
 
     Seconds are those of this process, which runs ahead of the device by at most two steps: "data" is waiting for a
-    batch, "step" is waiting for the device, "idle" what is left (metrics, the loop itself). Only "step" is
-    productive. A run that continues goes on counting from the last line before; work that was lost is in no line.
+    batch and sending it, "step" is waiting for the device, "idle" what is left (metrics, the loop itself). Only "step"
+    is productive. A run that continues goes on counting from the last line before; work that was lost is in no line.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class Meter:
             self._seconds["compile"] += compiled
             if activity == "data":
                 self._waited += took
-            elif activity != "step":
-                self._paused += took
+            else:
+                self._paused += compiled if activity == "step" else took
 
     def goodput(self) -> dict[str, float]:
         """`seconds/ACTIVITY` since the run began, and `goodput`: the share of them that were steps."""
@@ -111,16 +111,13 @@ class Meter:
         return figures | {"goodput": round(seconds["step"] / max(total, 1e-9), 4)}
 
     def _reset(self) -> None:
-        self._start, self._paused, self._waited, self._steps = time.perf_counter(), 0.0, 0.0, 0
+        self._start, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
-    def step(self) -> None:
-        self._steps += 1
-
-    def read(self, tokens: int) -> dict[str, float | str]:
-        """Figures since the last reading; `tokens`: of its steps. `data_wait_s` and `step_time_s` are per step."""
+    def read(self, tokens: int, steps: int) -> dict[str, float | str]:
+        """Figures since the last reading, for the tokens of its steps. `data_wait_s` and `step_time_s` are per step."""
         now = time.perf_counter()
-        steps = max(self._steps, 1)
-        step_time = max(now - self._start - self._paused, 1e-9) / steps
+        paused, steps = (self._paused, steps) if steps else (0.0, 1)  # the first step alone: with its compilation
+        step_time = max(now - self._start - paused, 1e-9) / steps
         figures = {
             "tokens_per_second": tokens / steps / step_time,
             "step_time_s": step_time,

@@ -26,6 +26,7 @@ DECISIVE = {
     "model.num_layers": 3,
     "model.dropout": 0.1,
     "data.cleaning": "plain",
+    "data.split_by": "position",
     "objective.z_loss": 0.1,
     "objective.name": "instruction",
     "optimizer.learning_rate": 0.1,
@@ -46,7 +47,7 @@ def changed(config: config_lib.Config, path: str, value) -> config_lib.Config:
 
 @pytest.fixture
 def workdir(tiny_config, tmp_path):
-    tiny_config.objective.name = "language_modeling"
+    tiny_config.objective.name, tiny_config.data_seed = "language_modeling", 0
     write_whole(tmp_path / "config.json", config_lib.to_json(tiny_config.copy_and_resolve_references()))
     return tmp_path
 
@@ -64,6 +65,8 @@ def test_a_run_does_not_continue_with_another(path, value, workdir, tiny_config)
 
 def test_an_older_run_did_not_say_what_its_objective_was(workdir, tiny_config):
     write_whole(workdir / "config.json", config_lib.to_json(changed(tiny_config, "objective.name", "auto")))
+    claim(workdir, tiny_config)
+    write_whole(workdir / "config.json", config_lib.to_json(changed(tiny_config, "data_seed", -1)))
     claim(workdir, tiny_config)
 
 

@@ -41,7 +41,7 @@ class Preference:
     def batches(self, data, config, rows=None):
         return Pairs()
 
-    def validation(self, data, config):
+    def validation(self, data, config, rows=None):
         return Pairs()
 
     def weight(self, batch):
@@ -73,8 +73,8 @@ class Pairs(BatchSource):
     def read_rows(self, rows):
         raise NotImplementedError
 
-    def row_tokens(self, rows):
-        return np.full(len(rows), 2 * LENGTH)
+    def tokens_before(self, row):
+        return 2 * LENGTH * row
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         random = np.random.default_rng(step)
@@ -159,12 +159,22 @@ def test_it_is_validated_by_its_own_metrics(config, tiny_corpus, tmp_path):
     with jax.set_mesh(program.mesh):
         line = validator.line(0, program.initial_state())
     assert line["loss"] > 0.5 and 0 <= line["preferred"] <= 1, "the mean over pairs, of policy = reference"
-    assert line["perplexity"] > 100, "and the likelihood of the text"
+    assert line["perplexity"] > 100 and line["nll"] > 4, "and the likelihood of the text"
 
 
 def test_data_without_a_field_are_refused_by_name(config):
     with pytest.raises(UserError, match=r"objective\.name=auto needs positions, segment_ids in a batch, and .*gives"):
         check_fields(language_modeling.make(config), Pairs(), config)
+
+
+def test_with_adapters_the_reference_is_the_model_without_them(config):
+    _, _, plain = trained(config, steps=1)
+    config.model.update(lora_rank=2, lora_targets=".*")
+    program, state, history = trained(config)
+    assert state.reference_params is None
+    np.testing.assert_allclose(history[0, :2], plain[0, :2], rtol=1e-5)
+    assert history[-1, 0] < history[0, 0]
+    assert program.target.reference_params is None
 
 
 def test_the_reference_is_none_unless_it_is_wanted(config):

@@ -72,7 +72,7 @@ def test_packed_members_equal_their_solo_runs(base, optimizer, parts, mesh):
     with jax.set_mesh(packed.mesh):
         for step in range(STEPS):
             batch = jax.tree.map(lambda *rows: np.stack(rows), *(batch_of(cell.seed, step) for cell in cells))
-            hyper = jax.tree.map(lambda *values: np.stack(values), *(h.at(step) for h in hypers))
+            hyper = packed.hyper_of_members(hypers, step)
             state, metrics = packed.step(state, packed.to_device(batch), hyper)
             losses.append(np.asarray(metrics["loss"]))
     for index, cell in enumerate(cells):
@@ -126,3 +126,22 @@ def test_norms_of_each_layer(base):
     for kind in ("parameter", "gradient", "update"):
         squares = sum(float(np.square(v).sum()) for k, v in metrics.items() if k.startswith(f"norms/{kind}/"))
         np.testing.assert_allclose(squares**0.5, metrics[f"{kind}_norm"], rtol=1e-5)
+
+
+def test_shapes_of_hyper_parameters_need_no_device(base, monkeypatch):
+    """A plan compiles for devices that are not there."""
+    program = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]))
+    expected = {
+        name: (np.shape(value), np.asarray(value).dtype) for name, value in program.hyperparameters.at(0).items()
+    }
+    fresh = Program.of(base, program.mesh)
+    monkeypatch.setattr("gptjax.training.program.Hyperparameters", None)
+    assert {name: (a.shape, a.dtype) for name, a in fresh.abstract_hyper.items()} == expected
+
+
+def test_members_need_a_seed_each_or_one_for_all(base):
+    program = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]), members=4)
+    with pytest.raises(ValueError, match="2 seeds for 4 members"):
+        program.initial_state(1, 2)
+    same = program.initial_state(3)
+    np.testing.assert_array_equal(*jax.tree.leaves(same.params)[0][:2])

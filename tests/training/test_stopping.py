@@ -81,6 +81,12 @@ def test_many_small_improvements_add_up():
         assert not stopper.exhausted
 
 
+def test_what_is_no_number_is_never_the_best():
+    stopper = EarlyStopping(2, [])
+    assert [stopper.update(value) for value in (math.nan, 2.0, math.nan)] == [False, True, False]
+    assert stopper.best == 2.0
+
+
 def test_a_metric_of_which_more_is_better():
     stopper = EarlyStopping(2, [0.5], lower_is_better=False)
     assert [stopper.update(value) for value in (0.7, 0.6, 0.65)] == [True, False, False]

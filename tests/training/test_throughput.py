@@ -31,10 +31,9 @@ def test_pauses_are_left_out_of_the_speed(clock):
             clock.now += 0.25
         with meter.doing("step"):
             clock.now += 1.75
-        meter.step()
     with meter.doing("eval"):
         clock.now += 2.0
-    assert meter.read(4000) == {
+    assert meter.read(4000, 4) == {
         "tokens_per_second": 500.0,
         "step_time_s": 2.0,
         "data_wait_s": 0.25,
@@ -48,8 +47,7 @@ def test_a_reading_starts_anew_but_the_wall_time_goes_on(clock):
     meter = throughput.Meter(6.0, None)
     for seconds, wall in ((1.0, 1.0), (4.0, 5.0)):
         clock.now += seconds
-        meter.step()
-        figures = meter.read(1000)
+        figures = meter.read(1000, 1)
         assert figures["step_time_s"] == seconds
         assert figures["tokens_per_second"] == 1000 / seconds
         assert figures["wall_time_s"] == wall

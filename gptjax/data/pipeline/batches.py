@@ -43,16 +43,12 @@ class BatchSource(ABC):
         """The rows of these numbers of the sequence."""
 
     @abstractmethod
-    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        """How many tokens are in each of these rows; cells that are not filled are none."""
+    def tokens_before(self, row: int) -> int:
+        """Tokens in the rows before this one; cells that are not filled are none."""
 
     def num_tokens(self, start: int, stop: int) -> int:
         """Tokens in the global batches of the steps from `start` up to `stop`."""
-        total, chunk = 0, max(1, 1_000_000 // self.batch_size)
-        for first in range(start, stop, chunk):
-            last = min(first + chunk, stop)
-            total += int(self.row_tokens(np.arange(first * self.batch_size, last * self.batch_size)).sum())
-        return total
+        return self.tokens_before(stop * self.batch_size) - self.tokens_before(start * self.batch_size)
 
     @property
     def notes(self) -> list[str]:
@@ -142,8 +138,8 @@ class Batches(BatchSource):
             return batch | {"segment_ids": segment_ids, "positions": positions}
         return batch | {"positions": np.tile(np.arange(self.context_length, dtype=np.int32), (len(starts), 1))}
 
-    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        return np.full(len(rows), self.context_length)
+    def tokens_before(self, row: int) -> int:
+        return row * self.context_length
 
     def windows(
         self, rows: Int64[np.ndarray, " rows"]

@@ -114,13 +114,11 @@ class Mixture(BatchSource):
         own = self._rows_of_block[sources]
         return sources, blocks * own + places - (ends[sources] - own)
 
-    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        of_source, numbers = self.assign(rows)
-        tokens = np.zeros(len(rows), np.int64)
-        for index, source in enumerate(self.sources.values()):
-            mine = of_source == index
-            tokens[mine] = source.row_tokens(numbers[mine])
-        return tokens
+    def tokens_before(self, row: int) -> int:
+        blocks, rest = divmod(row, self.block_size)
+        begun = np.bincount(self.assign(np.arange(row - rest, row))[0], minlength=len(self.sources))
+        own = blocks * self._rows_of_block + begun  # the rows of each source that come before
+        return sum(source.tokens_before(n) for source, n in zip(self.sources.values(), own.tolist(), strict=True))
 
     def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
         of_source, numbers = self.assign(rows)

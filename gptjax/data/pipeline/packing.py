@@ -80,9 +80,10 @@ class PackedBatches(BatchSource):
             notes.append(f"{rows} {has} no token that bears loss and {are} left out")
         return notes
 
-    def row_tokens(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        _, numbers = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
-        return self._filled[numbers]
+    def tokens_before(self, row: int) -> int:
+        epochs, rest = divmod(row, self.rows_per_epoch)
+        _, numbers = shuffled_epochs(np.arange(row - rest, row), self.rows_per_epoch, self.seed)
+        return epochs * int(self._filled.sum()) + int(self._filled[numbers].sum())
 
     def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
         epochs, numbers = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
