@@ -87,5 +87,5 @@ def make_mesh_devices(devices, **sizes):
 
 def test_every_process_has_a_part_of_the_mesh():
     devices = [Mock(spec=jax.Device, process_index=i // 4, platform="cpu") for i in range(8)]
-    with pytest.raises(UserError, match="4 of 8 devices, and process 1 none of them"):
+    with pytest.raises(UserError, match="4 of 8 devices, and process 1 has none of them"):
         make_mesh(mesh_config(data=4), devices)
