@@ -13,8 +13,9 @@ from lm_eval.api.instance import Instance  # noqa: E402
 
 from gptjax import cli, config, convert, evaluate  # noqa: E402
 from gptjax.data.tokenization.tokenizer import build_tokenizer  # noqa: E402
-from gptjax.model import gpt, huggingface  # noqa: E402
+from gptjax.model import gpt  # noqa: E402
 from gptjax.model.architecture import Architecture  # noqa: E402
+from gptjax.model.huggingface import weights as huggingface  # noqa: E402
 
 CONTEXT = 48
 TEXTS = [
