@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gptjax.config import Config
-from gptjax.data.opening import RunData
-from gptjax.data.pipeline.batches import BatchSource
 from gptjax.objectives.cross_entropy import Terms, sum_losses
 from gptjax.objectives.objective import Batch, Field, Metrics, Models, Monitor, Rows
 
@@ -42,10 +40,12 @@ class LanguageModeling:
         fields = {"tokens": TOKEN, "targets": TOKEN, "weights": WEIGHT, "positions": TOKEN}
         return fields | ({"segment_ids": TOKEN} if self.isolate_documents else {})
 
-    def batches(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource:
+    def batches(
+        self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None
+    ) -> "gptjax.data.pipeline.batches.BatchSource":
         return data.batches(config, rows=rows, dialogues=self.dialogues)
 
-    def validation(self, data: RunData, config: Config, rows: Rows = None) -> None:
+    def validation(self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None) -> None:
         """None: the likelihood of the validation split is this loss, on all of it."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:

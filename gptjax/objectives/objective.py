@@ -1,6 +1,7 @@
 """What a training objective is. One module beside this one is one objective, and its name that of `objective.name`.
 
 A module has `make(config) -> Objective`. To add an objective is to add the module (and data that have its fields).
+The data room is named in annotations and not imported: a plan for a TPU runs where what it needs is not installed.
 """
 
 import importlib
@@ -13,8 +14,6 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from gptjax.config import Config
-from gptjax.data.opening import RunData
-from gptjax.data.pipeline.batches import BatchSource
 from gptjax.errors import UserError
 from gptjax.model.gpt import GPT
 
@@ -69,11 +68,15 @@ class Objective(Protocol):
     monitor: Monitor
     reference: bool
 
-    def batches(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource:
+    def batches(
+        self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None
+    ) -> "gptjax.data.pipeline.batches.BatchSource":
         """The training batches. Raises UserError for data that the objective cannot learn from."""
         ...
 
-    def validation(self, data: RunData, config: Config, rows: Rows = None) -> BatchSource | None:
+    def validation(
+        self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None
+    ) -> "gptjax.data.pipeline.batches.BatchSource | None":
         """Batches whose metrics are averaged at each evaluation; None where the likelihood says all there is."""
         ...
 
@@ -104,7 +107,7 @@ def make(config: Config) -> Objective:
     return importlib.import_module(f"gptjax.objectives.{'language_modeling' if name == 'auto' else name}").make(config)
 
 
-def settled_name(config: Config, data: RunData) -> str:
+def settled_name(config: Config, data: "gptjax.data.opening.RunData") -> str:
     """`objective.name`, with "auto" decided by the data."""
     name = config.objective.name
     return ("instruction" if data.has_dialogues else "language_modeling") if name == "auto" else name
@@ -119,7 +122,7 @@ def abstract_batch(objective: Objective, config: ConfigDict) -> dict[str, jax.Sh
     }
 
 
-def check_fields(objective: Objective, batches: BatchSource, config: Config) -> None:
+def check_fields(objective: Objective, batches: "gptjax.data.pipeline.batches.BatchSource", config: Config) -> None:
     """Raises UserError where the data lack a field that the objective needs."""
     if missing := [name for name in objective.fields if name not in (there := batches[0])]:
         raise UserError(

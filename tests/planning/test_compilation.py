@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -88,3 +91,11 @@ def test_the_compilers_message_of_a_program_too_large():
         round(15.75 * 2**30),
     )
     assert too_large("out of memory") == (None, None)
+
+
+def test_a_plan_imports_nothing_of_the_data_room():
+    """The environment of the TPU compiler has JAX and Flax, and not what data need."""
+    code = "import sys, gptjax.planning.compilation; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = done.stdout.split()
+    assert not [name for name in imported if name.startswith(("gptjax.data", "tokenizers", "grain", "pyarrow"))]
