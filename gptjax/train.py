@@ -114,9 +114,9 @@ def _train(
     state = run.state()
     validator = Validator(program, run.data, workdir, start=start)
     history = group.first(lambda: metrics.history(workdir / "metrics.jsonl", program.objective.monitor.name, start))
-    record = Recorder(program, run.batches, workdir, start=start, started=started, chief=chief, history=history)
+    told = {"start": start, "started": started, "chief": chief, "history": history, "advice": run.advice}
+    record = Recorder(program, run.batches, workdir, **told)
     ending.add(record.close)
-    record.advice = run.advice
     for note in run.notes():
         record.print(note)
     if validator.without:

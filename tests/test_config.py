@@ -19,6 +19,7 @@ from gptjax.config import (
 )
 from gptjax.config.__main__ import main as options_main
 from gptjax.config.durations import duration_problem
+from gptjax.config.options import AFFECTS
 from gptjax.errors import UserError
 
 CONFIG_FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -283,3 +284,12 @@ def test_a_config_of_an_earlier_version_takes_defaults_for_what_came_later():
     assert config.model.num_layers == 7
     assert config.model.logit_softcap == get_default().model.logit_softcap
     assert config.logging == get_default().lock().logging
+
+
+def test_every_option_says_what_it_affects():
+    options = config_lib.flat_options()
+    assert {option.affects for option in options.values()} == set(AFFECTS)
+    scalars = {
+        path for path in config_lib.affecting("hyper") if path.startswith(("optimizer.", "objective.", "train."))
+    }
+    assert all(isinstance(options[path].default, float) for path in scalars), "inputs of a step are numbers"

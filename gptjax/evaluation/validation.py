@@ -1,6 +1,5 @@
 """What is measured of a model while it trains: the likelihood of the validation split, the objective's own metrics."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
 from gptjax.training.program import Program
 from gptjax.training.state import TrainState
+from gptjax.training.step import reference_model
 
 
 class Validator:
@@ -94,11 +94,8 @@ class Validator:
     def _metrics_of_batch(self, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[jax.Array, Metrics]:
         program = self._program
         with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-            reference = None
-            if program.objective.reference:
-                frozen = lora.split(state.params)[1]
-                plain = dataclasses.replace(program.architecture, lora_rank=0)
-                reference = gpt.bind(plain, frozen or state.reference_params)
+            first = lora.split(state.params)[1] or state.reference_params or {}
+            reference = reference_model(program.objective, program.architecture, first)
             models = Models(gpt.bind(program.architecture, state.evaluation_params), reference)
             weight = program.objective.weight(batch)
             _, metrics = program.objective.loss(models, batch, total_weight=weight, hyper=hyper)

@@ -55,10 +55,14 @@ class Hyperparameters:
             self.constant["clip_norm"] = np.float32(np.inf)
         self.constant["dropout_key"] = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
         # Computed before a run starts, away from its mesh: learning rates are one program, of numbers on the host.
-        steps, peaks = jnp.arange(max(config.train.num_steps, 1)), self._peaks.items()
-        schedules = {n: make_schedule(config.schedule, peak=p, num_steps=config.train.num_steps) for n, p in peaks}
-        rates = jax.jit(lambda steps: {n: _float32(jax.vmap(schedule)(steps)) for n, schedule in schedules.items()})
-        self._rates = jax.device_get(rates(steps))
+        num_steps, peaks = config.train.num_steps, self._peaks.items()
+        schedules = {name: make_schedule(config.schedule, peak=peak, num_steps=num_steps) for name, peak in peaks}
+
+        @jax.jit
+        def rates(steps: jax.Array) -> dict[str, jax.Array]:
+            return {name: jax.vmap(schedule)(steps).astype(jnp.float32) for name, schedule in schedules.items()}
+
+        self._rates = jax.device_get(rates(jnp.arange(max(num_steps, 1))))
 
     def at(self, step: int) -> Hyper:
         """This step's values."""
@@ -67,7 +71,3 @@ class Hyperparameters:
     def rates(self, step: int) -> Hyper:
         """This step's learning rates."""
         return {name: rates[min(step, len(rates) - 1)] for name, rates in self._rates.items()}
-
-
-def _float32(rates: jax.Array) -> jax.Array:
-    return rates.astype(jnp.float32)

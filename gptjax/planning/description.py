@@ -14,13 +14,12 @@ from gptjax.model import gpt, lora
 from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
 from gptjax.optim.hyper import names
 from gptjax.optim.optimizers import make_optimizer
-from gptjax.parameters import path_string
+from gptjax.parameters import find, path_string
 from gptjax.training.run import settle
 from gptjax.training.state import create_state
 
 MIN_WIDTH = 110  # columns of the table
 ORDER = ("embedding", "position_embedding", "ngram_embedding", "blocks", "final_norm", "head")
-TABLES = ("embedding/embedding", "position_embedding/embedding", "ngram_embedding/embedding", "head/kernel")
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def describe(config: Config) -> dict[str, Any]:
     )
     rows = _rows(architecture, params)
     count = sum(row["parameters"] for row in rows)
-    tables = sum(row["parameters"] for row in rows if row["module"].startswith(TABLES))
+    tables = sum(row["parameters"] for row in rows if row["parameters"] and _is_table(row["module"]))
     return {
         "rows": rows,
         "parameters": count,
@@ -98,6 +97,11 @@ def show(config: Config) -> None:
     lines["memory"] = f"{_gigabytes(sum(memory.values()))} on all devices together ({parts}), without activations"
     for name, text in lines.items():
         console.print(f"{name + ':':17} {text}", highlight=False)
+
+
+def _is_table(path: str) -> bool:
+    row = find(path)
+    return row.dtype == "table" or row.vocabulary is not None
 
 
 def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:

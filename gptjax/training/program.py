@@ -72,7 +72,7 @@ class Program:
     @cached_property
     def abstract_params(self) -> gpt.Params:
         """Shapes and dtypes of the parameters of one run."""
-        return gpt.abstract_model(self.architecture)[1]
+        return gpt.abstract_params(self.architecture)
 
     def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
         """The optimizer with the values of one step."""
@@ -199,10 +199,8 @@ class Program:
     @property
     def abstract_hyper(self) -> Any:
         """The hyper-parameters as shapes with shardings."""
-        front, sharding = (
-            (self.members,) if self.members else (),
-            NamedSharding(self.mesh, PartitionSpec(*self._stacked)),
-        )
+        front = (self.members,) if self.members else ()
+        sharding = NamedSharding(self.mesh, PartitionSpec(*self._stacked))
         scalar = jax.ShapeDtypeStruct(front, jnp.float32, sharding=sharding)
         key = jax.ShapeDtypeStruct((*front, 2), jnp.uint32, sharding=sharding)
         return dict.fromkeys(names(), scalar) | {"dropout_key": key}

@@ -33,12 +33,14 @@ class Recorder:
         started: float,
         chief: bool,
         history: dict[str, Any],
+        advice: Callable[[], str],
     ):
         """
         Args:
           start: the step at which this part of the run begins.
           started: when its set-up began (time.perf_counter).
           history: what the part before has left, from `metrics.history`.
+          advice: says what to do after a divergence.
         """
         config, monitor = program.config, program.objective.monitor
         device = program.mesh.devices.flat[0]
@@ -59,12 +61,12 @@ class Recorder:
             lower_is_better=monitor.lower_is_better,
         )
         self._guard = stopping.DivergenceGuard(config.train.divergence_threshold, lowest=history["lowest"])
+        self._advice = advice
         self._every, self._batches = config.logging.every, batches
         self._start, self._logged, self._tokens_seen = start, start, batches.num_tokens(0, start)
         self._pending: tuple[int, dict] | None = None  # metrics of a step that is not yet waited for
         self._in_flight: Any = None  # the loss of the last step that was dispatched
         self._first = True
-        self.advice: Callable[[], str] = str  # what to do after a divergence
 
     @property
     def exhausted(self) -> bool:
@@ -107,7 +109,7 @@ class Recorder:
         line |= norms | self.meter.goodput()
         self.log.write(line)
         self.display.train(line)
-        self._guard.check(step, numbers["loss"], self.advice())
+        self._guard.check(step, numbers["loss"], self._advice())
 
     def _speed(self, step: int) -> dict[str, float | str]:
         """Figures since the last logged step; the first step of all is left out, if there are others: it compiles."""

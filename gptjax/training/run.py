@@ -254,4 +254,4 @@ def settle(
     batches = objective.batches(data, config, rows)
     objectives.check_fields(objective, batches, config)
     config = config_lib.resolve(config, data.tokenizer.vocab_size, batches.steps_per_epoch)
-    return config, objectives.make(config), batches
+    return config, objective, batches

@@ -24,8 +24,7 @@ class Step:
     """step(state, batch, hyper) -> (state, metrics), for a mesh.
 
     Gradients of `accumulation` micro-batches are summed before one update. A row's dropout depends on (seed, step, row
-    in the global batch) only. Under `jax.vmap`, with stacked arguments, it advances
-    several runs at once.
+    in the global batch) only. Under `jax.vmap`, with stacked arguments, it advances several runs at once.
 
     Attributes:
       optimizer: from hyper-parameters, which may be traced, to the optimizer of this step.
@@ -78,11 +77,8 @@ class Step:
         """The gradients and the metrics of a global batch, summed over its micro-batches."""
         total_weight = self.objective.weight(batch)
         cast, fixed = (_cast(part, self.compute_dtype) for part in (trained, frozen))
-        reference = None
-        if self.objective.reference:
-            plain = dataclasses.replace(self.architecture, lora_rank=0)
-            first = fixed if frozen else _cast(state.reference_params, self.compute_dtype)
-            reference = gpt.bind(plain, first)
+        first = fixed if frozen else _cast(state.reference_params or {}, self.compute_dtype)
+        reference = reference_model(self.objective, self.architecture, first)
         keys = _dropout_keys(hyper["dropout_key"], state.step, _num_rows(batch)) if self.dropout else None
 
         def micro_gradients(batch: Batch, keys: jax.Array | None) -> tuple[gpt.Params, Metrics]:
@@ -115,6 +111,11 @@ class Step:
         x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
         spec = PartitionSpec(None, *partition.field_spec(field.axes))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def reference_model(objective: Objective, architecture: Architecture, first: gpt.Params) -> gpt.GPT | None:
+    """The model with the parameters of the beginning, if the objective wants it: it has no adapters."""
+    return gpt.bind(dataclasses.replace(architecture, lora_rank=0), first) if objective.reference else None
 
 
 def _averaged(average: gpt.Params, params: gpt.Params, decay: jax.Array, step: jax.Array) -> gpt.Params:

@@ -124,3 +124,9 @@ def test_a_batch_that_no_mesh_divides_is_rounded(config):
     odd.train.batch_size = 100
     sizes = {candidate.batch_size for candidate in suggestion.candidates(odd, CHIPS)}
     assert sizes == {96, 112}
+
+
+def test_what_is_searched_changes_no_result_but_the_batch(config):
+    """A suggestion may be followed in the middle of a run, except for another batch."""
+    searched = set(Candidate(8, 1, "none", 1, 1, 1, 1, 1)._options())
+    assert searched - {"train.batch_size"} <= config_lib.affecting("computation")

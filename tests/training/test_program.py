@@ -9,14 +9,13 @@ from gptjax.config import Config
 from gptjax.parallel.mesh import make_mesh
 from gptjax.training.program import Program
 
-STEPS, ROWS, LENGTH, VOCABULARY = 50, 4, 16, 97
-# Eight cells of a study: seed, learning rate, weight decay, second beta, z-loss, dropout follows the seed.
-CELLS = [(i, 1e-3 * (1 + i / 4), 0.1 * i, 0.9 + 0.01 * i, 1e-3 * i) for i in range(8)]
+STEPS, NUM_CELLS, ROWS, LENGTH, VOCABULARY = 50, 8, 4, 16, 97
 
 
 @pytest.fixture
 def base(tiny_config) -> Config:
     tiny_config.model.update(dropout=0.1)
+    tiny_config.objective.label_smoothing = 0.1
     tiny_config.optimizer.update(epsilon=1e-6)
     tiny_config.train.update(num_steps=STEPS, batch_size=ROWS, ema_decay=0.9)
     tiny_config.mesh.data = 1
@@ -24,11 +23,13 @@ def base(tiny_config) -> Config:
 
 
 def cell_of(base: Config, index: int) -> Config:
-    seed, rate, decay, beta2, z_loss = CELLS[index]
-    cell = base.copy_and_resolve_references()
-    cell.seed = seed
-    cell.optimizer.update(learning_rate=rate, muon_learning_rate=3 * rate, weight_decay=decay, beta2=beta2)
-    cell.objective.z_loss = z_loss
+    """A cell of a study: another value of everything that is an input of the step."""
+    cell, rate = base.copy_and_resolve_references(), 1e-3 * (1 + index / 4)
+    cell.seed = index  # dropout follows it, too
+    cell.optimizer.update(learning_rate=rate, muon_learning_rate=3 * rate, weight_decay=0.1 * index)
+    cell.optimizer.update(beta1=0.8 + 0.02 * index, beta2=0.9 + 0.01 * index, clip_norm=0.3 + 0.1 * index)
+    cell.objective.update(z_loss=1e-3 * index, label_smoothing=0.02 * (1 + index))
+    cell.train.ema_decay = 0.5 + 0.05 * index
     return cell
 
 
@@ -45,13 +46,13 @@ def batch_of(seed: int, step: int) -> dict[str, np.ndarray]:
 
 
 def solo(program: Program, config: Config) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Losses and last parameters of one cell, by the compiled step of `program`, which may be another cell's."""
+    """Losses, last parameters and their average of one cell; the compiled step of `program` may be that of another."""
     own = Program.of(config, program.mesh)
     state, losses = program.initial_state(config.seed), []
     for step in range(STEPS):
         state, metrics = program.step(state, program.to_device(batch_of(config.seed, step)), own.hyper(step))
         losses.append(float(metrics["loss"]))
-    return np.array(losses), [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+    return np.array(losses), [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.ema_params))]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def solo(program: Program, config: Config) -> tuple[np.ndarray, list[np.ndarray]
 def test_packed_members_equal_their_solo_runs(base, optimizer, parts, mesh):
     base.optimizer.name = optimizer
     alone = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]))
-    cells = [cell_of(base, index) for index in range(len(CELLS))]
+    cells = [cell_of(base, index) for index in range(NUM_CELLS)]
     base.mesh.update(mesh)
     devices = jax.devices()[: parts * int(np.prod(list(mesh.values()) or [1]))]
     packed = Program.of(base, make_mesh(base.mesh, devices, members=parts), members=len(cells))
@@ -78,7 +79,7 @@ def test_packed_members_equal_their_solo_runs(base, optimizer, parts, mesh):
     for index, cell in enumerate(cells):
         expected, params = solo(alone, cell)
         np.testing.assert_allclose(np.array(losses)[:, index], expected, rtol=1e-5, atol=1e-5, err_msg=str(index))
-        for leaf, of_solo in zip(jax.tree.leaves(state.params), params, strict=True):
+        for leaf, of_solo in zip(jax.tree.leaves((state.params, state.ema_params)), params, strict=True):
             np.testing.assert_allclose(leaf[index], of_solo, rtol=1e-3, atol=1e-4)
     spread = np.array(losses)[-1]
     assert spread.max() - spread.min() > 1e-3, "the cells did not differ"
@@ -145,3 +146,13 @@ def test_members_need_a_seed_each_or_one_for_all(base):
         program.initial_state(1, 2)
     same = program.initial_state(3)
     np.testing.assert_array_equal(*jax.tree.leaves(same.params)[0][:2])
+
+
+def test_an_average_of_equal_numbers_stays_equal(base):
+    """To the bit, on processors with and without fused multiply-add."""
+    base.optimizer.learning_rate = 0.0
+    program = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]))
+    state = program.initial_state()
+    for step in range(5):
+        state, _ = program.step(state, program.to_device(batch_of(0, step)), program.hyper(step))
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.params)

@@ -1,5 +1,6 @@
 """The sources that are files of one text each, or of dialogues, and what is common to all sources of files."""
 
+import abc
 import hashlib
 import io
 import itertools
@@ -101,8 +102,9 @@ class Files(Source):
         """The shares of about `size` bytes into which a large file is cut."""
         return [whole(file)]
 
+    @abc.abstractmethod
     def _documents(self, span: Span) -> Iterator[Document]:
-        raise NotImplementedError
+        """The documents of a share of a file."""
 
     def _open(self, span: Span) -> io.IOBase:
         file = open_bytes(span.path, span.begin)
