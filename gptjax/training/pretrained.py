@@ -80,7 +80,7 @@ def find(init_from: str) -> Origin | None:
 def of_own(workdir: Path, config: config_lib.Config) -> Origin | None:
     """The last checkpoint of a run that continues, in the place of `init_from`, which is needed for step 0 alone."""
     steps = checkpoints.finished_steps(workdir / "checkpoints")
-    if not steps or not config.init_from:
+    if not config.init_from or max(steps, default=0) == 0:
         return None
     directory = workdir / "checkpoints" / str(steps[-1])
     own = loading.read_config(directory)

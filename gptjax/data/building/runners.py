@@ -11,7 +11,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 from gptjax.errors import RunError, UserError
 
 RUNNERS = ("local", "beam")
+_LOOK_SECONDS = 0.1  # between two looks for Ctrl-C
 
 Stage = Callable[[Any], None]
 Done = Callable[[Any], None]
@@ -83,11 +84,17 @@ class LocalRunner:
             workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(stage,)
         )
         try:
-            with _environment(TOKENIZERS_PARALLELISM="false"):  # a worker is one core's share
+            # A worker is one core's share, so its tokenizer has no threads.
+            with _environment(TOKENIZERS_PARALLELISM="false"), _noted_interrupts() as interrupted:
                 futures = {executor.submit(_run_item, item): item for item in items}
-                for future in as_completed(futures):
-                    future.result()
-                    done(futures[future])
+                pending = set(futures)
+                while pending:
+                    finished, pending = wait(pending, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                        done(futures[future])
+                    if interrupted():
+                        break
         except BrokenProcessPool:
             raise RunError(
                 f"a worker process died: of {workers}, perhaps for want of memory, and fewer need less; or the "
@@ -105,6 +112,27 @@ def _kill(executor: ProcessPoolExecutor, others: Collection[BaseProcess]) -> Non
     executor.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         worker.kill()
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is raised when the context ends; what it gives says whether it has come.
+
+    Raised at any moment, it could fall into the start of a process, whose other end would print a traceback, or into a
+    callback of the garbage collector, which would print and forget it.
+    """
+    came: list[int] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    except ValueError:  # not the main thread: Ctrl-C goes elsewhere
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
