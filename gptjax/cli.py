@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.errors import RunError, UserError
 
 VERBS = {
@@ -130,8 +131,10 @@ def describe(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return 1, "failed: interrupted"
-    if isinstance(error, RunError | OSError):  # OSError: a full disk, a file that went away, with the path in the text
+    if isinstance(error, RunError):
         return 1, f"failed: {error}"
+    if isinstance(error, OSError):  # a full disk, a file that went away
+        return 1, f"failed: {files.explain(error)}"
     if "RESOURCE_EXHAUSTED" in str(error):  # XLA's error for memory, on every kind of device
         reason = str(error).splitlines()[0][:200]
         return 1, (

@@ -1,16 +1,63 @@
-"""How a result appears on a disk: whole or not at all, in UTF-8.
+"""How a file is opened, how a result appears on a disk, and what is said when the disk cannot.
 
-It is written beside its place, synced, and renamed. A kill or a full disk leaves what was there before.
+A result appears whole or not at all: it is written beside its place, synced, and renamed. A kill or a full disk leaves
+what was there before. The name of what is written beside has the process in it, so that `sweep` knows what a killed
+one left.
 """
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
+import socket
+import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from gptjax.errors import UserError
+
+_PARTIAL = re.compile(r"\..*\.(\d+)@([^/]*)\.partial")
+_ABANDONED = 24 * 3600  # seconds without a change after which what another machine left counts as left
+
+
+def regular(path: Path) -> Path:
+    """The path, if it is a file that ends. Raises UserError for what is not there, a directory, a pipe, a device.
+
+    What a shell hands over as /dev/fd/N or /dev/stdin is open already and ends when its writer does.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {words(error)}") from None
+    except ValueError:  # a NUL in it
+        raise UserError(f"{str(path)!r} is no path") from None
+    if _handed_over(path) and not stat.S_ISDIR(mode):
+        return path
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+    }
+    if kind := kinds.get(stat.S_IFMT(mode)):
+        raise UserError(f"{path} is {kind}; a regular file is needed" + _PIPES * (kind == "a named pipe"))
+    if path.resolve().parts[:2] in (("/", "proc"), ("/", "sys")):
+        raise UserError(f"{path} is a window into the kernel; a regular file is needed")
+    return path
+
+
+_PIPES = ", or a pipe that the shell opens: <(command)"
+
+
+def _handed_over(path: Path) -> bool:
+    return bool(re.fullmatch(r"/dev/(stdin|fd/\d+)|/proc/self/fd/\d+", str(path)))
 
 
 @contextlib.contextmanager
@@ -18,31 +65,32 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` when the context ends without an exception.
 
     A symbolic link is followed; the owner and the mode of a file that is replaced are kept. What is no regular file
-    (/dev/null, a pipe) is written into, since a rename would destroy it. Raises OSError.
+    (/dev/null, a pipe) is written into, since a rename would destroy it. Raises OSError with the path in it.
     """
-    path = Path(path).resolve()
-    try:
-        before = path.stat()
-    except FileNotFoundError:
-        before = None
-    if before and not path.is_file():
-        with path.open("wb") as file:
-            yield file
-        return
-    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if before:
-            partial.chmod(before.st_mode & 0o7777)
-            with contextlib.suppress(PermissionError):  # another user's file in a directory of ours
-                os.chown(partial, before.st_uid, before.st_gid)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with about(path):
+        path = Path(path).resolve()
+        try:
+            before = path.stat()
+        except FileNotFoundError:
+            before = None
+        if before and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        partial = beside(path)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if before:
+                partial.chmod(before.st_mode & 0o7777)
+                with contextlib.suppress(PermissionError):  # another user's file in a directory of ours
+                    os.chown(partial, before.st_uid, before.st_gid)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_whole(path: Path, text: str | Iterable[str], *, errors: str = "strict") -> None:
@@ -53,24 +101,147 @@ def write_whole(path: Path, text: str | Iterable[str], *, errors: str = "strict"
 
 
 @contextlib.contextmanager
-def whole_directory(final: Path) -> Iterator[Path]:
-    """A new directory that becomes `final` once everything in it is written."""
-    directory = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.partial")
-    directory.mkdir(parents=True)
-    try:
-        yield directory
+def whole_directory(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new directory that becomes `final` once everything in it is written and synced.
+
+    Args:
+      replace: whether it takes the place of a directory of that name; otherwise the one that is there stays, since
+        another worker has written the same.
+
+    Raises OSError with the path in it.
+    """
+    with about(final):
+        directory = beside(final)
+        directory.mkdir(parents=True)
         try:
-            directory.rename(final)
-        except OSError:
-            if not final.is_dir():  # otherwise another worker has written the same
-                raise
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            yield directory
+            sync(directory)
+            if replace and final.is_dir():
+                before = beside(final)
+                final.rename(before)
+                directory.rename(final)
+                shutil.rmtree(before, ignore_errors=True)
+                return
+            try:
+                directory.rename(final)
+            except OSError:
+                if not final.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """A name in the same directory for what is not whole yet: hidden, new, with this process in it."""
+    name = os.fsdecode(os.fsencode(path.name)[:100])  # the name of a file has at most 255 bytes
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{os.getpid()}@{_host()}.partial")
+
+
+def sweep(directory: Path) -> None:
+    """Removes what processes that are gone have left beside their results in a directory."""
+    with contextlib.suppress(OSError):
+        for path in list(Path(directory).iterdir()):
+            if (match := _PARTIAL.fullmatch(path.name)) and not _at_work(path, int(match[1]), match[2]):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _at_work(path: Path, pid: int, host: str) -> bool:
+    """Whether the process that writes something may still be there; of another machine its last change decides."""
+    if host != _host():
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime < _ABANDONED
+        return False
+    return alive(pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
+
+
+def sync(directory: Path) -> None:
+    """Has everything under a directory written to the disk."""
+    for parent, _, names in os.walk(directory):
+        for path in (Path(parent), *(Path(parent, name) for name in names)):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not sync directories
+                    raise
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Puts the path into an OSError that has none: a full disk shows at write(), which knows only a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+_WORDS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file would be larger than is allowed",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "there is no permission",
+    errno.EPERM: "there is no permission",
+    errno.ENOENT: "there is no such file or directory",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.EISDIR: "it is a directory",
+    errno.EEXIST: "it exists",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EIO: "the disk reports an error",
+    errno.ESTALE: "the network disk has lost it",
+    errno.EMFILE: "this process has too many open files",
+    errno.ENXIO: "nothing is there to open",
+}
+
+
+def words(error: OSError) -> str:
+    """What went wrong with a file, in words, without its path."""
+    text = _WORDS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def explain(error: OSError) -> str:
+    """What went wrong with a file: its path, the words, and for a disk its space and what to do."""
+    path = error.filename if isinstance(error.filename, str) else None
+    text = f"{path}: {words(error)}" if path else words(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return text
+    return f"{text}{space(Path(path)) if path else ''}. Make room; the same command then goes on"
+
+
+def space(path: Path) -> str:
+    """How much of the disk of a path is free, in brackets; nothing if that cannot be said."""
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(place)
+            return f" ({usage.free / 2**20:.1f} of {usage.total / 2**20:.0f} MiB free)"
+    return ""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One line of JSON."""
-    path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogatepass")
+    """One line of JSON. Raises OSError with the path in it."""
+    with about(path):
+        path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogatepass")
 
 
 def read_json(path: Path) -> Any:

@@ -1,11 +1,14 @@
 """Results appear whole or not at all."""
 
+import errno
 import os
 import stat
+import subprocess
 
 import pytest
 
-from gptjax.files import whole_file, write_whole
+from gptjax import cli, files
+from gptjax.files import whole_directory, whole_file, write_whole
 
 
 def test_text_is_utf8_in_any_locale(tmp_path):
@@ -55,3 +58,41 @@ def test_the_longest_name_that_a_file_may_have(tmp_path):
     path = tmp_path / ("x" * 255)
     write_whole(path, "text")
     assert path.read_text() == "text"
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    final = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt), whole_directory(final) as directory:
+        (directory / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    for text in ("one", "two"):
+        with whole_directory(final, replace=True) as directory:
+            (directory / "a").write_text(text)
+    with whole_directory(final) as directory:
+        (directory / "a").write_text("three")
+    assert (final / "a").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_what_a_killed_process_left_is_swept_and_what_is_at_work_is_not(tmp_path):
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    mine = files.beside(tmp_path / "a.json")
+    left = mine.with_name(mine.name.replace(f".{os.getpid()}@", f".{ended}@"))
+    far, long_gone = (left.with_name(left.name.replace("@", f"@{host}-")) for host in ("far", "gone"))
+    for path in (mine, left, far):
+        path.write_text("half")
+    long_gone.mkdir()
+    os.utime(long_gone, (0, 0))
+    files.sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {mine, far}
+    files.sweep(tmp_path / "nothing")
+
+
+def test_a_full_disk_is_told_with_path_space_and_what_to_do(tmp_path):
+    with pytest.raises(OSError) as error, whole_file(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    text = files.explain(error.value)
+    assert text.startswith(f"{tmp_path / 'a.bin'}: the disk is full (")
+    assert text.endswith("MiB free). Make room; the same command then goes on")
+    assert cli.describe(error.value) == (1, f"failed: {text}")
