@@ -4,8 +4,9 @@
   python -m gptjax.train --config=configs/quickstart.py:runlocal --workdir=runs/try --config.train.num_steps=9
   python -m gptjax.train --config=configs/ladder.py:d6 --describe
 
-The same command on the same work directory continues where it stopped. Ctrl-C or SIGTERM saves first. On several
-machines, start it once on each: `srun` and Cloud TPU need no flags (tools/launch.py writes the job).
+The same command on the same work directory continues where it stopped; with --allow_changes it may be longer, or have
+another schedule. Ctrl-C or SIGTERM saves first. On several machines, start it once on each: `srun` and Cloud TPU need
+no flags (tools/launch.py writes the job).
 """
 
 import sys
@@ -46,6 +47,13 @@ def main(argv: list[str]) -> None:
         "print parameters, FLOPs, tokens and memory, and train nothing, e.g. --describe",
         flag_values=flag_values,
     )
+    flags.DEFINE_bool(
+        "allow_changes",
+        False,
+        "go on with a run although its schedule, rates or other options of the training are changed, e.g. "
+        "--config.train.num_steps=4000 --allow_changes",
+        flag_values=flag_values,
+    )
     cluster.define_flags(flag_values)
     cli.parse(flag_values, argv, __doc__)
     if flag_values.describe:
@@ -55,7 +63,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
     config, workdir = cli.read_config(flag_values), Path(flag_values.workdir)
     with distributed.join(flag_values, cli.describe):
-        train(config, workdir, chosen=cli.chosen_options(flag_values), profile=flag_values.profile)
+        asked = {"allow_changes": flag_values.allow_changes, "profile": flag_values.profile}
+        train(config, workdir, chosen=cli.chosen_options(flag_values), **asked)
 
 
 def describe(config: config_lib.Config, *, chosen: Collection[str] = ()) -> None:
@@ -67,7 +76,12 @@ def describe(config: config_lib.Config, *, chosen: Collection[str] = ()) -> None
 
 
 def train(
-    config: config_lib.Config, workdir: Path, *, chosen: Collection[str] = (), profile: str | None = None
+    config: config_lib.Config,
+    workdir: Path,
+    *,
+    chosen: Collection[str] = (),
+    allow_changes: bool = False,
+    profile: str | None = None,
 ) -> None:
     """Trains to the end, or raises RunError after saving what there is. Every process of a run calls it.
 
@@ -75,12 +89,13 @@ def train(
     measured `evaluation/validation.py`.
 
     `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
+    `allow_changes`: whether a run may go on with other values of options that affect the rest of its training.
     `profile`: STEP:COUNT, steps of which a trace is made.
     """
     from gptjax.training.run import Ending
 
     with Ending() as ending:
-        summary = _train(config, workdir, ending, chosen, profile)
+        summary = _train(config, workdir, ending, chosen, allow_changes, profile)
     if distributed.current().index == 0:
         print(summary)
         print(f"curves:   {workdir / 'report.html'}")
@@ -89,7 +104,12 @@ def train(
 
 
 def _train(
-    config: config_lib.Config, workdir: Path, ending: "Ending", chosen: Collection[str], profile: str | None
+    config: config_lib.Config,
+    workdir: Path,
+    ending: "Ending",
+    chosen: Collection[str],
+    allow_changes: bool,
+    profile: str | None,
 ) -> str:
     """The run itself, what it opens being closed by `ending`. Returns how it ended, in a line."""
     import jax
@@ -104,7 +124,7 @@ def _train(
     group = distributed.current()
     chief = group.index == 0
     progress = cli.data_progress if chief and sys.stderr.isatty() else None
-    run = Run.open(config, workdir, chosen=chosen, progress=progress)
+    run = Run.open(config, workdir, chosen=chosen, allow_changes=allow_changes, progress=progress)
     if chief:
         ending.add(lambda: _report(workdir))
     ending.add(run.close)

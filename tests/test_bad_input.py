@@ -197,8 +197,11 @@ def test_workdir_of_another_config(refuses_to_train, trained):
         f"--workdir={trained}", "--config.optimizer.learning_rate=0.5", "--config.model.num_layers=2"
     )
     assert "holds a run of another config" in message
-    assert "  model.num_layers: 1 there, 2 now\n" in message
-    assert "  optimizer.learning_rate: 0.001 there, 0.5 now\n" in message
+    assert "model.num_layers is 1 there and 2 now" in message
+    assert f"--config.init_from={trained}" in message
+    assert "\n" not in message.strip()
+    message = refuses_to_train(f"--workdir={trained}", "--config.optimizer.learning_rate=0.5")
+    assert "optimizer.learning_rate is 0.001 there and 0.5 now. With --allow_changes it goes on from step" in message
     assert (trained / "config.json").read_text() == before
 
 
@@ -213,8 +216,8 @@ def test_workdir_whose_data_changed(refuses_to_train, config_file, tiny_corpus, 
 
 def test_workdir_that_cannot_be_made(refuses_to_train, tmp_path):
     (tmp_path / "file").write_text("precious")
-    assert "cannot be made: File exists" in refuses_to_train(f"--workdir={tmp_path}/file")
-    assert "cannot be made: Not a directory" in refuses_to_train(f"--workdir={tmp_path}/file/run")
+    assert "cannot be made: it exists" in refuses_to_train(f"--workdir={tmp_path}/file")
+    assert "cannot be made: a part of the path is a file" in refuses_to_train(f"--workdir={tmp_path}/file/run")
     assert (tmp_path / "file").read_text() == "precious"
 
 

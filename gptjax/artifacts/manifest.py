@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,16 @@ PACKAGES = (
 )
 
 
-def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run. `params` may be abstract; `data` is the token store's manifest."""
+def build(
+    config: Config, mesh: Mesh, params: Any, data: dict[str, Any], changes: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Args:
+      params: may be abstract.
+      data: the token store's manifest.
+      changes: options that were changed while the run went on, with their steps (see `workdir.read_changes`).
+    """
     return {
         "gptjax": __version__,
         "git": git_state(),
@@ -53,6 +62,7 @@ def build(config: Config, mesh: Mesh, params: Any, data: dict[str, Any]) -> dict
         "mesh": dict(mesh.shape),
         "prng": {"implementation": str(jax.random.key_impl(jax.random.key(0))), "seed": config.seed},
         "config_sha256": sha256(config),
+        "changes": list(changes),
         "flops_per_token": Architecture.from_config(config.model, config.model.vocab_size).flops_per_token(),
         "flops_convention": FLOPS_CONVENTION,
         "data": data,

@@ -1,45 +1,112 @@
 """The work directory of a run: whose it is, and files that are whole or not there."""
 
-import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gptjax import config as config_lib
+from gptjax import foreign
 from gptjax.errors import UserError
+from gptjax.files import words
 
 # What may differ when a work directory is continued: none of it changes a parameter that is trained.
 FREE = ("computation", "place", "record", "score")
+# What may differ on request: the rest of the run is trained in another way, from the same state and place in the data.
+ON_REQUEST = ("hyper", "course")
 UNSAID = (("objective.name", "auto"), ("data_seed", -1))  # in the config of an older run, which did not resolve them
+SWITCHES = ("train.ema_decay",)  # on or off, they decide what a checkpoint holds
+
+Changes = dict[str, list[Any]]  # {"section.option": [before, now]}
 
 
-def claim(workdir: Path, config: config_lib.Config) -> None:
-    """Makes the directory, or checks that the run in it has this config. Raises UserError with the differences."""
+def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_changes: bool = False) -> Changes:
+    """Makes the directory, or checks that the run in it may go on with this config. Returns what is different.
+
+    Args:
+      step: that of the checkpoint from which the run goes on; 0: there is none, and on request anything may change.
+      allow_changes: whether options that affect the rest of the training may differ, too.
+
+    Raises UserError with the differences.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError):  # a NUL in it
+            raise UserError(f"--workdir={str(workdir)!r} is no path") from None
+        raise UserError(f"--workdir={workdir} cannot be made: {words(error)}") from None
     path = workdir / "config.json"
     if not os.access(workdir, os.W_OK):
         raise UserError(f"--workdir={workdir} is not writable")
     if not path.exists():
-        return
-    old = config_lib.from_json(path.read_text(encoding="utf-8"))
-    differences, free = [], config_lib.affecting(*FREE)
-    for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True):
-        if before != now and name not in free and (name, before) not in UNSAID:
-            differences.append(f"  {name}: {before!r} there, {now!r} now")
-    if differences:
+        return {}
+    old = _recorded_config(path)
+    changes = {
+        name: [before, now]
+        for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True)
+        if before != now and (name, before) not in UNSAID
+    }
+    free, on_request = config_lib.affecting(*FREE), config_lib.affecting(*ON_REQUEST)
+    switched = {name for name in SWITCHES if name in changes and not all(changes[name])}
+    fixed = [name for name in changes if step and (name not in free | on_request or name in switched)]
+    if fixed:
         raise UserError(
-            f"{workdir} holds a run of another config; use a new --workdir, or the old values:\n"
-            + "\n".join(differences)
+            f"{workdir} holds a run of another config: {_listed(changes, fixed)}. What a run has learned depends on "
+            f"that: use the old values, or start a run from this one with a new --workdir and "
+            f"--config.init_from={workdir}"
         )
+    asked = [name for name in changes if name not in free]
+    if asked and not allow_changes:
+        place = f"goes on from step {step}" if step else "begins anew"
+        raise UserError(
+            f"{workdir} holds a run of another config: {_listed(changes, asked)}. With --allow_changes it {place} with "
+            "the new values; otherwise use the old ones or a new --workdir"
+        )
+    return changes
+
+
+def _listed(changes: Changes, names: Sequence[str], most: int = 5) -> str:
+    known = [f"{name} is {changes[name][0]!r} there and {changes[name][1]!r} now" for name in names[:most]]
+    return ", ".join(known) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _recorded_config(path: Path) -> config_lib.Config:
+    try:
+        return config_lib.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(
+            f"{path} is damaged: it is no config of a run. Each directory in {path.parent / 'checkpoints'} holds the "
+            "same config: remove the file and give the command again, or start a run from there with a new --workdir "
+            f"and --config.init_from={path.parent}"
+        ) from None
 
 
 def check_data(workdir: Path, identity: dict) -> None:
-    recorded = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["data"]
+    """Raises UserError where the data are not those that a run was trained on, as its manifest says."""
+    recorded = _read_manifest(workdir).get("data")
+    if not isinstance(recorded, dict):
+        place = workdir / "manifest.json"
+        print(f"warning: {place} is missing or damaged: whether the data are the same is not checked", file=sys.stderr)
+        return
     for key in ("source_fingerprint", "tokenizer", "weights"):
         if key in recorded and recorded[key] != identity.get(key):
             raise UserError(
-                f"the {key.replace('_', ' ')} of {identity['source']} is not the one {workdir} was trained on; "
-                "restore the data or use a new --workdir"
+                f"the {key.replace('_', ' ')} of {identity['source']} is not the one {workdir} was trained on; restore "
+                f"the data, or start a run from this one with a new --workdir and --config.init_from={workdir}"
             )
+
+
+def read_changes(workdir: Path) -> list[dict[str, Any]]:
+    """What was changed while a run went on, the first change first: {"step", "options": {name: [before, now]}}."""
+    changes = _read_manifest(workdir).get("changes")
+    return [change for change in changes if isinstance(change, dict)] if isinstance(changes, list) else []
+
+
+def _read_manifest(workdir: Path) -> dict[str, Any]:
+    """What manifest.json holds; nothing where it is missing or damaged."""
+    try:
+        manifest = foreign.read_json(workdir / "manifest.json")
+    except UserError:
+        return {}
+    return manifest if isinstance(manifest, dict) else {}

@@ -28,6 +28,7 @@ AFFECTS = {
     "model": "which function the parameters compute; taken from the model that a run starts from",
     "training": "the values that parameters are trained to",
     "hyper": "the same, as an input of the compiled step: one program serves all values",
+    "course": "the same, by how each step is made; neither a checkpoint nor the place in the data depends on it",
     "computation": "how results are computed; they differ by rounding at most",
     "place": "where the data are stored; their fingerprint says which data they are",
     "score": "on which tokens the validation loss is measured",
@@ -52,8 +53,8 @@ class Option:
 
     Attributes:
       affects: one of AFFECTS; "" means the entry of the option's section. Four questions are answered from it: which
-        options may change when a run is continued, which are taken from the model that a run starts from, which must
-        be equal for two runs to be comparable, and which are inputs of the compiled step.
+        options may change when a run is continued, freely or on request, which are taken from the model that a run
+        starts from, which must be equal for two runs to be comparable, and which are inputs of the compiled step.
       duration: whether the value is a number of steps (int) or a text such as "2%", "1 epoch", "10M tokens".
     """
 
@@ -73,7 +74,8 @@ def _modules(room: str, *helpers: str) -> tuple[str, ...]:
 
 
 def _probability(what: str) -> Option:
-    return Option(0.0, f"augmentation: share of {what}; in dialogues, only in the prompts", minimum=0, maximum=1)
+    text = f"augmentation: share of {what}; in dialogues, only in the prompts"
+    return Option(0.0, text, affects="course", minimum=0, maximum=1)
 
 
 OPTIONS: dict[str, dict[str, Option] | Option] = {
@@ -137,7 +139,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "dropout": Option(
             0.0,
             "dropout rate on embeddings and on both residual branches",
-            affects="training",
+            affects="course",
             minimum=0,
             maximum=0.99,
         ),
@@ -148,7 +150,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             minimum=0,
         ),
         "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", affects="training", minimum=0),
-        "lora_dropout": Option(0.0, "dropout rate on inputs of adapters", affects="training", minimum=0, maximum=0.99),
+        "lora_dropout": Option(0.0, "dropout rate on inputs of adapters", affects="course", minimum=0, maximum=0.99),
         "lora_targets": Option(
             "attention/(query|value)",
             "regular expression of adapted layers: attention/(query|key|value|out), mlp/(up|gate|down)",
@@ -157,13 +159,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "compute_dtype": Option(
             "float32",
             "activations and matrix products; float32 is exact on every device (no TF32), bfloat16 fast on GPU and TPU",
-            affects="training",
+            affects="course",
             choices=("float32", "bfloat16"),
         ),
         "matmul": Option(
             "compute_dtype",
             "products of the linear layers in blocks; float8 = operands scaled to 8 bits (NVIDIA Hopper and later)",
-            affects="training",
+            affects="course",
             choices=("compute_dtype", "float8"),
         ),
         "attention": Option(
@@ -284,9 +286,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "learning_rate_multipliers": Option(
             "",
             "PATTERN=FACTOR PATTERN=FACTOR: factors for parameters whose path matches, e.g. 'embedding/.*=0.5'",
-            affects="training",
+            affects="course",
         ),
-        "weight_decay_multipliers": Option("", "the same for weight decay, e.g. 'embedding/.*=0'", affects="training"),
+        "weight_decay_multipliers": Option("", "the same for weight decay, e.g. 'embedding/.*=0'", affects="course"),
         "clip_norm": Option(1.0, "gradients are clipped to this global norm; 0 = no clipping", minimum=0),
     },
     "schedule": {
@@ -309,7 +311,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "allow_replicated": Option(False, "allows large parameters that fsdp does not divide to be replicated"),
     },
     "train": {
-        "num_steps": Option(1000, "optimizer steps", duration=True),
+        "num_steps": Option(1000, "optimizer steps", affects="course", duration=True),
         "batch_size": Option(32, "rows in the global batch", minimum=1),
         "accumulation": Option(1, "micro-batches per step", affects="computation", minimum=1),
         "checkpoint_every": Option(

@@ -20,7 +20,7 @@ DIRECTORY = Path(__file__).parent / "reference_bands"
 Point = tuple[float, float]  # step, validation loss
 
 # The kinds of options that decide the losses of a run. A seed changes them only by chance, which a band shows.
-DECISIVE = ("model", "training", "hyper", "score")
+DECISIVE = ("model", "training", "hyper", "course", "score")
 SEEDS = ("seed", "data_seed")
 ON_TEXT = ("objective.name", "language_modeling")  # what "auto" means there
 

@@ -20,11 +20,12 @@ from gptjax.data.building.build import Progress
 from gptjax.data.opening import RunData
 from gptjax.data.pipeline import batches as batches_lib
 from gptjax.data.pipeline.batches import BatchSource
-from gptjax.errors import RunError
+from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.model import gpt, kernels
 from gptjax.objectives import objective as objectives
 from gptjax.objectives.objective import Batch
+from gptjax.optim.hyper import Hyperparameters
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.parallel import partition
 from gptjax.processes import distributed, runtime
@@ -72,6 +73,7 @@ class Run:
       start: the step at which it begins: 0, or that of the last checkpoint.
       origin: the model that it starts from, if any.
       attention: the kernel that is used.
+      changes: options that are not what they were before `start`.
     """
 
     workdir: Path
@@ -82,6 +84,7 @@ class Run:
     start: int
     origin: pretrained.Origin | None
     attention: str
+    changes: workdir_lib.Changes
 
     @classmethod
     def open(
@@ -90,12 +93,14 @@ class Run:
         workdir: Path,
         *,
         chosen: Collection[str] = (),
+        allow_changes: bool = False,
         progress: Progress | None = None,
     ) -> "Run":
         """Sets a run up. Everything that can be wrong is found here, before anything is compiled.
 
         Args:
           chosen: options that were set on the command line; those of the model are not taken from `init_from`.
+          allow_changes: whether a run may go on with other values of options that affect the rest of its training.
           progress: told how far the building of a token store is.
 
         Raises UserError. Every process of a run calls it.
@@ -124,7 +129,8 @@ class Run:
         attention = kernels.resolve(program.architecture.attention, task, mesh.devices.flat[0].platform)
         footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
         identity = {"source": config.data.source, **data.identity}
-        group.first(lambda: workdir_lib.claim(workdir, config))
+        step = max(checkpoints_lib.finished_steps(workdir / "checkpoints"), default=0)
+        changes = group.first(lambda: workdir_lib.claim(workdir, config, step=step, allow_changes=allow_changes))
 
         monitor = objective.monitor
         checkpoints = checkpoints_lib.Checkpoints(
@@ -134,23 +140,34 @@ class Run:
             lower_is_better=monitor.lower_is_better,
         )
         start = group.first(lambda: max(checkpoints.steps(), default=0))
+        if start > (num_steps := config.train.num_steps):
+            raise UserError(
+                f"train.num_steps is {num_steps}, and the run in {workdir} is at step {start}; use at least that"
+            )
         saved = checkpoints.directory / str(start) if start else None
         footprint.check_fits(program.target, mesh, checkpoint=saved)
         group.advice = checkpoints.advice
         if start:
             group.first(lambda: workdir_lib.check_data(workdir, identity))
-        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention)
+        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes)
         if group.index == 0:
             run._describe(identity)
         return run
 
     def _describe(self, identity: dict[str, Any]) -> None:
-        """Writes what the run is: config.json, tokenizer.json, manifest.json, data_card.md."""
+        """Writes what the run is: manifest.json, config.json, tokenizer.json, data_card.md.
+
+        The manifest comes first: what it says of changes is there before they are.
+        """
         config, program = self.program.config, self.program
+        changes = workdir_lib.read_changes(self.workdir) if self.start else []
+        if self.start and self.changes:
+            change = {"step": self.start, "options": {name: list(values) for name, values in self.changes.items()}}
+            changes += [] if change in changes[-1:] else [change]
+        about = manifest.build(config, program.mesh, program.abstract_params, identity, changes)
+        write_whole(self.workdir / "manifest.json", json.dumps(about, indent=1) + "\n")
         write_whole(self.workdir / "config.json", config_lib.to_json(config))
         self.data.tokenizer.save(self.workdir / "tokenizer.json")
-        about = manifest.build(config, program.mesh, program.abstract_params, identity)
-        write_whole(self.workdir / "manifest.json", json.dumps(about, indent=1) + "\n")
         if card := self.data.card:
             write_whole(self.workdir / "data_card.md", card)
 
@@ -170,6 +187,27 @@ class Run:
         yield footprint.describe(program.target, program.mesh) + processes
         if self.start:
             yield f"continuing at step {self.start} from {self.checkpoints.directory / str(self.start)}"
+            for name, (before, now) in self.changes.items():
+                yield f"changed from here on: {name} is {now!r}, it was {before!r}"
+            yield from self._rates_laid_anew()
+
+    def _rates_laid_anew(self) -> Iterator[str]:
+        """The learning rates that changes lead to, beside those that would have come."""
+        old = self.program.config.copy_and_resolve_references().unlock()
+        for name, (before, _) in self.changes.items():
+            section, _, option = name.rpartition(".")
+            (old[section] if section else old)[option] = before
+        now, before, end = self.program.hyperparameters, Hyperparameters(old), self.program.config.train.num_steps
+        steps = sorted({self.start + round(share * (end - 1 - self.start)) for share in (0, 0.25, 0.5, 0.75, 1)})
+        for name in now.rates(0):
+            laid = [(float(now.rates(step)[name]), float(before.rates(step)[name])) for step in steps]
+            if any(new != was for new, was in laid):
+                ended = old.train.num_steps
+                told = [
+                    f"step {step + 1}: {new:.3g}" + (f" (was {was:.3g})" if step < ended else "")
+                    for step, (new, was) in zip(steps, laid, strict=True)
+                ]
+                yield f"{name.replace('_', ' ')} laid anew: {', '.join(told)}"
 
     def state(self) -> TrainState:
         """The state of the last checkpoint, of the model that the run starts from, or a fresh one."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.artifacts.workdir import check_data, claim
+from gptjax.artifacts.workdir import check_data, claim, read_changes
 from gptjax.errors import UserError
 from gptjax.files import write_whole
 
@@ -22,18 +22,26 @@ FREE = {
     "logging.norms_every": 5,
     "mesh.fsdp": 2,
 }
-DECISIVE = {
-    "model.num_layers": 3,
+ON_REQUEST = {
     "model.dropout": 0.1,
+    "model.compute_dtype": "bfloat16",
+    "data.token_dropout": 0.1,
+    "objective.z_loss": 0.1,
+    "optimizer.learning_rate": 0.1,
+    "optimizer.weight_decay_multipliers": "embedding/.*=0",
+    "schedule.warmup": 3,
+    "schedule.name": "constant",
+    "train.num_steps": 7,
+}
+FIXED = {
+    "model.num_layers": 3,
+    "model.context_length": 8,
     "data.cleaning": "plain",
     "data.split_by": "position",
-    "objective.z_loss": 0.1,
     "objective.name": "instruction",
-    "optimizer.learning_rate": 0.1,
-    "schedule.warmup": 3,
-    "train.num_steps": 7,
+    "optimizer.name": "lion",
     "train.batch_size": 64,
-    "seed": 1,
+    "train.ema_decay": 0.9,
     "data_seed": 1,
 }
 
@@ -57,10 +65,30 @@ def test_a_run_continues_with_another(path, value, workdir, tiny_config):
     claim(workdir, changed(tiny_config, path, value))
 
 
-@pytest.mark.parametrize(("path", "value"), DECISIVE.items(), ids=DECISIVE)
-def test_a_run_does_not_continue_with_another(path, value, workdir, tiny_config):
-    with pytest.raises(UserError, match=rf"another config.*\n  {path}: .* there, {value!r} now"):
-        claim(workdir, changed(tiny_config, path, value))
+@pytest.mark.parametrize(("path", "value"), ON_REQUEST.items(), ids=ON_REQUEST)
+def test_a_run_continues_on_request_with_another(path, value, workdir, tiny_config):
+    config = changed(tiny_config, path, value)
+    with pytest.raises(UserError, match=rf"another config: {path} is .* there and {value!r} now. With --allow_changes"):
+        claim(workdir, config, step=5)
+    before = dict(config_lib.flat_values(tiny_config))[path]
+    assert claim(workdir, config, step=5, allow_changes=True) == {path: [before, value]}
+
+
+@pytest.mark.parametrize(("path", "value"), FIXED.items(), ids=FIXED)
+def test_a_run_with_a_checkpoint_never_continues_with_another(path, value, workdir, tiny_config):
+    config = changed(tiny_config, path, value)
+    with pytest.raises(UserError, match=rf"another config: {path} is .*use the old values, or start a run from this"):
+        claim(workdir, config, step=5, allow_changes=True)
+    with pytest.raises(UserError, match=f"{path} is .*With --allow_changes it begins anew"):
+        claim(workdir, config)
+    assert path in claim(workdir, config, allow_changes=True)
+
+
+def test_a_damaged_config_is_named_with_what_to_do(workdir, tiny_config):
+    for text in ('{"train": ', "[]", "null", '{"train": 3}'):
+        (workdir / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config.json is damaged: .*remove the file"):
+            claim(workdir, tiny_config, step=5)
 
 
 def test_an_older_run_did_not_say_what_its_objective_was(workdir, tiny_config):
@@ -77,3 +105,13 @@ def test_the_data_decide_and_not_their_place(tmp_path):
     for key, other in (("source_fingerprint", "c"), ("tokenizer", {}), ("weights", ["1", "3"])):
         with pytest.raises(UserError, match=f"the {key.replace('_', ' ')} of text:x is not the one"):
             check_data(tmp_path, {"source": "text:x", **recorded, key: other})
+
+
+def test_without_a_manifest_it_is_said_that_the_data_are_not_checked(tmp_path, capsys):
+    for text in (None, "", "[]", '{"data": []}'):
+        if text is not None:
+            (tmp_path / "manifest.json").write_text(text)
+        check_data(tmp_path, {"source": "text:x", "source_fingerprint": "a"})
+        assert "whether the data are the same is not checked" in capsys.readouterr().err
+        assert read_changes(tmp_path) == []
+        capsys.readouterr()

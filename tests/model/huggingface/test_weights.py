@@ -298,7 +298,7 @@ def test_generation_config_is_written_whole(tmp_path):
 
 def test_every_option_of_a_model_is_in_each_layout_or_needed_to_be_off(tmp_path):
     """A new option of the architecture changes what a model computes, unless it is one of these."""
-    others = config_lib.affecting("training", "computation")
+    others = config_lib.affecting("training", "course", "computation")
     of_the_run = {"padded_vocab_size", *(path.removeprefix("model.") for path in others)}
     fields = {field.name for field in dataclasses.fields(Architecture)}
     for name, options in OPTIONS.items():
