@@ -336,11 +336,16 @@ def _data_card(path: Path) -> str:
 
 def _settings(manifest: dict[str, Any], config: dict[str, Any]) -> str:
     pairs = {"name": "key", "value": "code"}
-    provenance = {key: value for key, value in manifest.items() if key != "parameters"}
+    provenance = {key: value for key, value in manifest.items() if key not in ("parameters", "changes")}
     parameters = _parameters(manifest)
     columns = dict.fromkeys(dict.fromkeys(key for row in parameters for key in row), "code")
     total = sum(map(_num_elements, parameters))
     folded = (
+        (
+            "Changed while the run went on",
+            {"step": "number", "option": "key", "before": "code", "now": "code"},
+            _changes(manifest),
+        ),
         ("Manifest: what produced this run", pairs, list(markup.flat(provenance))),
         ("Config", pairs, list(markup.flat(config))),
         (
@@ -356,6 +361,17 @@ def _settings(manifest: dict[str, Any], config: dict[str, Any]) -> str:
         if rows
     )
     return f"<h2>Settings</h2>\n{details}" if details else ""
+
+
+def _changes(manifest: dict[str, Any]) -> list[list[str]]:
+    """Step, option, value before and now."""
+    listed = manifest.get("changes")
+    rows = []
+    for change in map(markup.as_object, listed if isinstance(listed, list) else []):
+        for name, values in markup.as_object(change.get("options")).items():
+            if isinstance(values, list) and len(values) == 2:
+                rows.append([markup.cell(change.get("step")), name, *map(markup.cell, values)])
+    return rows
 
 
 def _parameters(manifest: dict[str, Any]) -> list[dict[str, Any]]:
