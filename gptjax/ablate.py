@@ -1,0 +1,107 @@
+"""Run an ablation: a study file -> cells, a table, and a verdict on its claim.
+
+  python -m gptjax.ablate --study=experiments/muon.py:smoke --workdir=runs/muon --plan
+  python -m gptjax.ablate --study=experiments/muon.py:smoke --workdir=runs/muon
+  python -m gptjax.ablate --study=experiments/muon.py --workdir=runs/muon --study.seeds=5
+  python -m gptjax.ablate --study=experiments/muon.py --workdir=runs/muon --report
+
+--plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gptjax import cli
+from gptjax.errors import RunError, UserError
+
+SETTINGS = ("seeds", "first_seed", "margin", "metric", "base")  # what --study.NAME sets
+
+
+def main(argv: list[str]) -> None:
+    from gptjax.studies import study as studies
+
+    specs = [value for flag, _, value in (a.partition("=") for a in argv) if flag.lstrip("-") == "study"]
+    argv = [a for a in argv if a.partition("=")[0].lstrip("-") != "study"]
+    study = studies.read(specs[-1]) if specs else None
+    flag_values = flags.FlagValues()
+    if study:
+        settings = ConfigDict({name: getattr(study, name) for name in SETTINGS})
+        config_flags.DEFINE_config_dict("study", settings, flag_values=flag_values, sys_argv=argv, lock_config=True)
+    flags.DEFINE_string(
+        "workdir", None, "where cells and report are, e.g. --workdir=runs/muon", flag_values=flag_values
+    )
+    flags.DEFINE_bool("plan", False, "show what would be run, and run nothing", flag_values=flag_values)
+    flags.DEFINE_bool("report", False, "write the report of what is there, and run nothing", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "workers",
+        0,
+        "cells at once; 0 = one a core, or one a GPU",
+        lower_bound=0,
+        upper_bound=4096,
+        flag_values=flag_values,
+    )
+    cli.parse(flag_values, argv, __doc__)
+    if study is None:
+        raise UserError("--study is missing; e.g. --study=experiments/muon.py:smoke")
+    if not flag_values.workdir:
+        raise UserError("--workdir is missing; e.g. --workdir=runs/muon")
+    study = dataclasses.replace(study, **{name: flag_values.study[name] for name in SETTINGS})
+    ablate(
+        study, Path(flag_values.workdir), look=flag_values.plan, report=flag_values.report, workers=flag_values.workers
+    )
+
+
+def ablate(study: Any, workdir: Path, *, look: bool, report: bool, workers: int) -> None:
+    """Shows the plan of a study, runs what is missing of it, and writes its report."""
+    from gptjax.studies import local
+    from gptjax.studies import report as reports
+    from gptjax.studies.cells import Plan
+
+    plan = Plan(study, workdir)
+    print(describe(plan))
+    plan.check_matched()
+    if look:
+        return
+    plan.claim()
+    if not report:
+        local.run(plan.missing(), workers=workers, show=_show)
+    path = reports.write(plan)
+    print()
+    print(path.read_text(encoding="utf-8"))
+    print(f"report: {path}")
+    if missing := plan.missing():
+        raise RunError(f"{len(missing)} of {len(plan.cells)} cells are missing; the same command runs them")
+
+
+def describe(plan: Any) -> str:
+    """The plan: arms with their sizes and differences, cells, cost."""
+    missing = len(plan.missing())
+    lines = [plan.study.question, ""]
+    for arm in plan.arms.values():
+        changes = plan.differences()[arm.name]
+        told = ", ".join(f"{name} {a!r} -> {b!r}" for name, (a, b) in changes.items()) or "the baseline"
+        lines.append(f"  {arm.name}: {arm.parameters:,} parameters, {arm.flops_per_token:.3g} FLOPs a token; {told}")
+    first = plan.arms[plan.study.baseline]
+    flops = sum(plan.arms[cell.arm].training_flops for cell in plan.missing())
+    lines += [
+        "",
+        f"{len(plan.cells)} cells ({len(plan.arms)} arms x {plan.study.seeds} seeds) of {first.tokens:,} tokens; "
+        f"{missing} to run, {flops:.3g} FLOPs",
+        *(f"claim: {claim.text}" for claim in plan.study.parsed_claims()),
+    ]
+    return "\n".join(lines)
+
+
+def _show(states: dict[str, str]) -> None:
+    for name, words in states.items():
+        if not words.startswith("step"):
+            print(f"{name}: {words}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

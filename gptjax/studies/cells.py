@@ -1,0 +1,256 @@
+"""The cells of a study: one run for each arm and seed, with its resolved config, its size and its place on the disk.
+
+A cell is known by the hash of what decides its numbers: the resolved config, the code and the data. What is there is
+never run again, and what differs in any of them is another cell.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gptjax
+from gptjax import config as config_lib
+from gptjax.artifacts.manifest import git_state
+from gptjax.config import Config
+from gptjax.data.opening import RunData
+from gptjax.errors import UserError
+from gptjax.files import write_whole
+from gptjax.model import gpt
+from gptjax.model.architecture import Architecture
+from gptjax.studies.study import QUANTITIES, Study
+from gptjax.training import metrics
+from gptjax.training.run import settle
+
+TOLERANCE = 0.01  # by which matched arms may differ
+RUNNER = '''\
+"""{text}
+
+  python -m gptjax.train --config={path} --workdir={workdir}
+"""
+
+from pathlib import Path
+
+from gptjax.config import from_json
+
+
+def get_config():
+    return from_json((Path(__file__).parent / "cell.json").read_text(encoding="utf-8")).unlock()
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+      config: as the study has it: what the run itself resolves from the data is not filled in.
+      key: hash of the resolved config, the code and the data.
+      workdir: its work directory.
+    """
+
+    arm: str
+    seed: int
+    config: Config
+    key: str
+    workdir: Path
+    num_steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-seed{self.seed}"
+
+    @property
+    def config_file(self) -> Path:
+        """A config file of its own, so that the cell is run again by the one command in it."""
+        return self.workdir / "cell.py"
+
+    def prepare(self) -> None:
+        """Makes the work directory with the config file."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(self.workdir / "cell.json", config_lib.to_json(self.config))
+        text = f"The cell {self.name} of a study."
+        write_whole(self.config_file, RUNNER.format(text=text, path=self.config_file, workdir=self.workdir))
+
+    def lines(self, split: str) -> list[dict[str, Any]]:
+        path = self.workdir / "metrics.jsonl"
+        return [line for line in metrics.read(path) if line.get("split") == split] if path.exists() else []
+
+    def step(self) -> int:
+        """The last step that its metrics tell of."""
+        return max((line["step"] for line in self.lines("train")[-1:]), default=0)
+
+    def outcome(self) -> str:
+        """done, a reason for which it has failed, or "" for what has to run or run on."""
+        if any(line["step"] == self.num_steps for line in self.lines("validation")[-1:]):
+            return "done"
+        path = self.workdir / "failed.txt"
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+    def fail(self, reason: str) -> None:
+        """Notes that the cell came to no end: that is a result, too."""
+        last = reason.strip().splitlines()[-1].replace(str(self.workdir.absolute()), self.name)
+        write_whole(self.workdir / "failed.txt", last.replace(str(self.workdir), self.name)[:500] + "\n")
+
+    def score(self, metric: str, uniform: float) -> float:
+        """The metric of the last validation; of a cell that diverged, that of a model that knows nothing.
+
+        Args:
+          uniform: the loss of a model that gives every token the same probability.
+        """
+        if self.outcome() != "done":
+            return uniform
+        value = self.lines("validation")[-1].get(metric)
+        return value if isinstance(value, int | float) and math.isfinite(value) else uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What an arm is once its options are resolved: its config at the first seed, and its size."""
+
+    name: str
+    config: Config
+    parameters: int
+    flops_per_token: float
+    tokens: int
+    vocab_size: int
+
+    @property
+    def training_flops(self) -> float:
+        return self.flops_per_token * self.tokens
+
+
+class Plan:
+    """A study, resolved: its arms with their sizes, and its cells with their places under a work directory."""
+
+    def __init__(self, study: Study, workdir: Path):
+        """Raises UserError for what is wrong with the study. Builds the token stores that are missing."""
+        study.check()
+        self.study, self.workdir = study, Path(workdir)
+        self.code = code_hash()
+        self._data: dict[str, RunData] = {}
+        self.arms = {name: self._arm(name) for name in study.arms}
+
+    def _open(self, config: Config) -> RunData:
+        parts = {
+            path: value for path, value in config_lib.flat_values(config) if path.startswith(("data.", "tokenizer"))
+        }
+        key = json.dumps(parts, sort_keys=True, default=str)
+        if key not in self._data:
+            self._data[key] = RunData.open(config)
+        return self._data[key]
+
+    def _arm(self, name: str) -> Arm:
+        config = self.study.config_of(name, self.study.first_seed)
+        data = self._open(config)
+        resolved, *_ = settle(config, None, data)
+        architecture = Architecture.from_config(resolved.model, resolved.model.vocab_size)
+        return Arm(
+            name=name,
+            config=resolved,
+            parameters=gpt.parameter_count(gpt.abstract_params(architecture)),
+            flops_per_token=architecture.flops_per_token(),
+            tokens=resolved.train.num_steps * resolved.train.batch_size * resolved.model.context_length,
+            vocab_size=data.tokenizer.vocab_size,
+        )
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Arm by arm in every seed: the first seed of all arms comes first."""
+        return [self._cell(arm, seed) for seed in self.study.seed_values() for arm in self.study.arms]
+
+    def _cell(self, arm: str, seed: int) -> Cell:
+        config, resolved = self.study.config_of(arm, seed), self.arms[arm].config.copy_and_resolve_references().unlock()
+        resolved.seed = resolved.data_seed = seed
+        fingerprint = self._open(config).identity["source_fingerprint"]
+        text = "\n".join([config_lib.to_json(resolved), self.code, json.dumps(fingerprint)])
+        key = hashlib.sha256(text.encode()).hexdigest()
+        place = self.workdir / "cells" / f"{arm}-seed{seed}-{key[:8]}"
+        return Cell(arm, seed, config, key, place, resolved.train.num_steps)
+
+    def mismatches(self) -> list[str]:
+        """Sentences on what arms differ in without a reason, beyond TOLERANCE of the baseline."""
+        base, found = self.arms[self.study.baseline], []
+        for arm in self.arms.values():
+            for quantity in QUANTITIES:
+                ours, theirs = getattr(arm, quantity), getattr(base, quantity)
+                if abs(ours - theirs) > TOLERANCE * theirs and quantity not in self.study.unmatched:
+                    found.append(
+                        f"{arm.name} has {ours:,.0f} {quantity.replace('_', ' ')}, {base.name} {theirs:,.0f} "
+                        f"({ours / theirs - 1:+.1%})"
+                    )
+        return found
+
+    def check_matched(self) -> None:
+        """Raises UserError where arms do not match."""
+        if found := self.mismatches():
+            raise UserError(
+                f"the arms do not match: {'; '.join(found)}. Make them equal, or say in study.unmatched why they may "
+                "differ: {'" + QUANTITIES[0] + "': 'reason'}"
+            )
+
+    def differences(self) -> dict[str, dict[str, list[Any]]]:
+        """{arm: {"section.option": [of the baseline, of the arm]}}, resolved."""
+        base = dict(config_lib.flat_values(self.arms[self.study.baseline].config))
+        return {
+            arm.name: {k: [base[k], value] for k, value in config_lib.flat_values(arm.config) if value != base[k]}
+            for arm in self.arms.values()
+        }
+
+    def missing(self) -> list[Cell]:
+        """Cells that have to run, or to run on."""
+        return [cell for cell in self.cells if not cell.outcome()]
+
+    def uniform(self, arm: str) -> float:
+        """The score of a model that gives every token the same probability, in the unit of the metric."""
+        nats, metric = math.log(self.arms[arm].vocab_size), self.study.metric
+        if metric == "perplexity":
+            return math.exp(nats)
+        last = [line for cell in self.cells if cell.arm == arm for line in cell.lines("validation")[-1:]]
+        ratios = [line[metric] / line["loss"] for line in last if line.get(metric) and line.get("loss")]
+        return nats * (ratios[0] if ratios and metric != "loss" else 1)
+
+    def scores(self, arm: str) -> list[float]:
+        """Of the cells of an arm that have come to an end, by seed."""
+        ended = [cell for cell in self.cells if cell.arm == arm and cell.outcome()]
+        return [cell.score(self.study.metric, self.uniform(arm)) for cell in sorted(ended, key=lambda cell: cell.seed)]
+
+    def claim(self) -> None:
+        """Makes the work directory, or checks that it is of this study and this code. Raises UserError."""
+        path = self.workdir / "study.json"
+        if path.exists():
+            try:
+                recorded = json.loads(path.read_text(encoding="utf-8"))
+                name, code = recorded["name"], recorded["code"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path} is damaged; remove it, and the command goes on with the cells there") from None
+            if name != self.study.name:
+                raise UserError(
+                    f"{self.workdir} holds the study {name!r}, not {self.study.name!r}; use a new --workdir"
+                )
+            if code["sha256"] != self.code:
+                raise UserError(
+                    f"{self.workdir} was made by other code{_commit(code)}; cells of two codes are not compared. Use "
+                    "that code or a new --workdir"
+                )
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        about = {"name": self.study.name, "question": self.study.question, "source": self.study.source}
+        about |= {"claims": list(self.study.claims), "margin": self.study.margin, "metric": self.study.metric}
+        about |= {"code": {"sha256": self.code, "version": gptjax.__version__, "git": git_state()}}
+        write_whole(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def code_hash() -> str:
+    """The hash of all modules of this package."""
+    root, digest = Path(gptjax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _commit(code: dict[str, Any]) -> str:
+    commit = (code.get("git") or {}).get("commit")
+    return f" (commit {commit[:10]})" if commit else ""

@@ -1,0 +1,118 @@
+"""Runs the cells of a study on this machine: one process a core on a CPU, one a GPU where there are any.
+
+A small model does not gain from a second core what a second run does: on two cores, two runs side by side are done
+sooner than one after the other.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gptjax.errors import RunError
+from gptjax.studies.cells import Cell
+
+POLL = 0.2  # seconds between two looks at the processes
+GRACE = 120  # seconds in which a stopped cell may save
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
+
+
+class Slots:
+    """The places where a cell can run: GPUs, or else cores."""
+
+    def __init__(self, workers: int = 0):
+        """`workers`: how many at once; 0: all that there are."""
+        gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self._gpus = visible.split(",") if visible else [path.name.removeprefix("nvidia") for path in gpus]
+        if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+            self._gpus = []
+        self._cores = (
+            sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+        )
+        self.count = min(workers or sys.maxsize, len(self._gpus or self._cores))
+
+    def start(self, slot: int, cell: Cell) -> subprocess.Popen:
+        """Starts a cell at one of the places."""
+        command = [sys.executable, "-m", "gptjax.train", f"--config={cell.config_file}", f"--workdir={cell.workdir}"]
+        environment = dict(os.environ)
+        share: list[int] = []
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
+        elif self.count > 1:
+            share = self._cores[slot :: self.count]
+        with (cell.workdir / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, preexec_fn=lambda: _settle_in(share)
+            )
+
+
+def _settle_in(cores: Sequence[int]) -> None:
+    """In the process of a cell: keeps to its cores, and stops when the study's process is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def run(
+    cells: Sequence[Cell], *, workers: int = 0, show: Callable[[dict[str, str]], None] = lambda states: None
+) -> None:
+    """Runs every cell to its end. A cell that fails is noted as that and does not stop the others.
+
+    Args:
+      workers: cells at once; 0: one a core, or one a GPU.
+      show: told what the cells that run or have just ended are doing, {name: words}.
+
+    Raises RunError after Ctrl-C or SIGTERM: the cells have saved, and the same command runs what is missing.
+    """
+    slots, waiting = Slots(workers), list(cells)
+    running: dict[int, tuple[Cell, subprocess.Popen]] = {}
+    asked: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while waiting or running:
+            for slot in range(slots.count):
+                if waiting and slot not in running:
+                    cell = waiting.pop(0)
+                    cell.prepare()
+                    running[slot] = cell, slots.start(slot, cell)
+            show({cell.name: f"step {cell.step()} of {cell.num_steps}" for cell, _ in running.values()})
+            for slot, (cell, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    show({cell.name: _ended(cell, process.returncode)})
+            if asked:
+                raise RunError(f"stopped by {signal.Signals(asked[0]).name}; the same command runs what is missing")
+            time.sleep(POLL)
+    finally:
+        _stop([process for _, process in running.values()])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(cell: Cell, status: int) -> str:
+    """Notes what became of a cell whose process has ended; in a word."""
+    if cell.outcome() == "done":
+        return "done"
+    log = (cell.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
+    last = log.splitlines()[-1] if log else f"exit status {status}"
+    if status < 0 or "stopped by" in last:  # killed, or asked to stop: it has no result, and is run on the next time
+        return f"stopped: {last}"
+    cell.fail(last)
+    return last
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
