@@ -4,6 +4,7 @@
   python -m gptjax.ablate --study=experiments/muon.py:smoke --workdir=runs/muon
   python -m gptjax.ablate --study=experiments/muon.py --workdir=runs/muon --study.seeds=5
   python -m gptjax.ablate --study=experiments/muon.py --workdir=runs/muon --report
+  python -m gptjax.ablate --diff runs/a runs/b
 
 --plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
 """
@@ -25,6 +26,9 @@ SETTINGS = ("seeds", "first_seed", "margin", "metric", "base")  # what --study.N
 def main(argv: list[str]) -> None:
     from gptjax.studies import study as studies
 
+    if "--diff" in argv[1:]:
+        difference([Path(argument) for argument in argv[1:] if argument != "--diff"])
+        return
     specs = [value for flag, _, value in (a.partition("=") for a in argv) if flag.lstrip("-") == "study"]
     argv = [a for a in argv if a.partition("=")[0].lstrip("-") != "study"]
     study = studies.read(specs[-1]) if specs else None
@@ -54,6 +58,20 @@ def main(argv: list[str]) -> None:
     ablate(
         study, Path(flag_values.workdir), look=flag_values.plan, report=flag_values.report, workers=flag_values.workers
     )
+
+
+def difference(workdirs: list[Path]) -> None:
+    """Prints why two runs differ. Raises UserError unless there are two."""
+    from gptjax.studies import differences
+
+    if len(workdirs) != 2:
+        raise UserError(f"--diff compares two work directories, and there are {len(workdirs)}: --diff runs/a runs/b")
+    found, parting = differences.compare(*workdirs)
+    for one in found:
+        print(f"{one.name}: {one.ours!r} in the first, {one.theirs!r} in the second: {one.effect}")
+    if not found:
+        print("config, data, code, packages and devices are the same")
+    print(parting.in_words())
 
 
 def ablate(study: Any, workdir: Path, *, look: bool, report: bool, workers: int) -> None:

@@ -1,0 +1,150 @@
+"""Why do two runs differ? What produced them, compared in the order of likely causes, and where their losses part.
+
+Two runs of one config on one machine write the same losses, bit by bit. On another processor the first steps agree to
+1e-5, and later ones drift as it rounds differently: see `expected`.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gptjax import config as config_lib
+from gptjax.errors import UserError
+from gptjax.training import metrics
+
+ROUNDING = 1e-5  # by which the first steps of one config differ on another processor
+FIRST_STEPS = 10
+# Kinds of options, the likeliest cause first, with what a difference in them does.
+KINDS = {
+    "model": "another function is computed",
+    "training": "it is trained on other data or in another way",
+    "hyper": "other hyper-parameters",
+    "course": "it is trained in another way",
+    "computation": "it is computed in another order: rounding",
+    "score": "the validation loss is measured on other tokens",
+    "place": "where the data are stored; their fingerprint says whether they are others",
+    "record": "what is measured, shown and kept",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One thing that is not the same in two runs: what, its values, and what that does."""
+
+    name: str
+    ours: Any
+    theirs: Any
+    effect: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Parting:
+    """Where the training losses of two runs part.
+
+    Attributes:
+      step: the first step whose losses are not the same to the bit; None: all that both tell of are.
+      shared: how many steps both tell of.
+      early: the largest difference relative to the loss in the first steps; largest: in all.
+    """
+
+    step: int | None
+    shared: int
+    early: float
+    largest: float
+
+    def in_words(self) -> str:
+        if not self.shared:
+            return "no step is told of by both"
+        if self.step is None:
+            return f"the losses of all {self.shared} steps that both tell of are the same, bit by bit"
+        drift = f"by up to {self.early:.1g} of the loss in the first {FIRST_STEPS} steps, {self.largest:.1g} later"
+        kind = "as rounding does" if self.early <= ROUNDING else "which is more than rounding"
+        return f"the losses part at step {self.step}, {drift}: {kind}"
+
+
+def compare(ours: Path, theirs: Path) -> tuple[list[Difference], Parting]:
+    """What is different in two work directories, the likeliest cause first. Raises UserError for what is none."""
+    return list(_differences(ours, theirs)), parting(ours, theirs)
+
+
+def _differences(ours: Path, theirs: Path) -> Iterator[Difference]:
+    one, other = (dict(config_lib.flat_values(_config(path))) for path in (ours, theirs))
+    kinds = {path: option.affects for path, option in config_lib.flat_options().items()}
+    changed = [path for path in one if one[path] != other[path]]
+    for path in sorted(changed, key=lambda path: list(KINDS).index(kinds[path])):
+        yield Difference(path, one[path], other[path], KINDS[kinds[path]])
+    produced = _manifest(ours), _manifest(theirs)
+    for name, keys, effect in (
+        ("data", ("data", "source_fingerprint"), "the data are others"),
+        ("tokenizer", ("data", "tokenizer", "sha256"), "the tokens are others"),
+        ("changes while it ran", ("changes",), "it was trained in another way from a step on"),
+        ("gptjax", ("gptjax",), "another version of this package"),
+        ("code", ("git", "commit"), "other code"),
+        ("uncommitted code", ("git", "diff_sha256"), "other code"),
+        ("packages", ("packages",), "programs may be compiled in another way: rounding"),
+        ("Python", ("python",), "hardly anything"),
+        ("device", ("devices", "kind"), "it rounds in another way"),
+        ("number of devices", ("devices", "count"), "sums are made in another order: rounding"),
+        ("processes", ("devices", "processes"), "sums are made in another order: rounding"),
+        ("mesh", ("mesh",), "sums are made in another order: rounding"),
+        ("platform", ("platform",), "another system or processor: rounding"),
+        ("environment", ("environment",), "flags of the compiler: rounding"),
+        ("random numbers", ("prng", "implementation"), "other initial values, order and dropout"),
+    ):
+        one_value, other_value = (_find(manifest, keys) for manifest in produced)
+        if one_value == other_value:
+            continue
+        if isinstance(one_value, dict) and isinstance(other_value, dict):
+            for key in sorted(one_value.keys() | other_value.keys()):
+                if one_value.get(key) != other_value.get(key):
+                    yield Difference(f"{name}: {key}", one_value.get(key), other_value.get(key), effect)
+        else:
+            yield Difference(name, one_value, other_value, effect)
+
+
+def parting(ours: Path, theirs: Path) -> Parting:
+    """Where the training losses of two runs part."""
+    one, other = _losses(ours), _losses(theirs)
+    shared = sorted(one.keys() & other.keys())
+    apart = {step: _relative(one[step], other[step]) for step in shared if one[step] != other[step]}
+    early = [apart.get(step, 0.0) for step in shared if step <= FIRST_STEPS]
+    return Parting(min(apart, default=None), len(shared), max(early, default=0.0), max(apart.values(), default=0.0))
+
+
+def _relative(ours: float | None, theirs: float | None) -> float:
+    if ours is None or theirs is None:
+        return math.inf
+    return abs(ours - theirs) / max(abs(ours), abs(theirs))
+
+
+def _losses(workdir: Path) -> dict[int, float | None]:
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"{workdir} is no work directory: it has no metrics.jsonl")
+    return {line["step"]: line.get("loss") for line in metrics.read(path) if line.get("split") == "train"}
+
+
+def _config(workdir: Path) -> config_lib.Config:
+    try:
+        return config_lib.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is no work directory: it has no config.json") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{workdir / 'config.json'} is damaged: it is no config of a run") from None
+
+
+def _manifest(workdir: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _find(manifest: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        manifest = manifest.get(key) if isinstance(manifest, dict) else None
+    return manifest
