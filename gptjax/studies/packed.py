@@ -1,0 +1,144 @@
+"""Several cells as one program: their steps are computed together, and each has its own run, metrics and checkpoints.
+
+Cells can be packed whose programs agree: they differ in seeds and hyper-parameters alone (`signature`). A GPU computes
+sixteen small models in little more time than one; a core of a CPU gains nothing. A cell that diverges is noted and left
+behind, and the others go on. Each cell is a work directory like any other: it can be continued alone.
+
+  python -m gptjax.studies.packed WORKDIR_OF_CELL WORKDIR_OF_CELL ...
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gptjax import config as config_lib
+from gptjax.config import Config
+from gptjax.errors import RunError
+from gptjax.evaluation.validation import Validator
+from gptjax.parallel import mesh as mesh_lib
+from gptjax.reporting.page import write_report
+from gptjax.training import metrics, stopping
+from gptjax.training.program import Program
+from gptjax.training.recorder import Recorder
+from gptjax.training.run import Ending, Run
+
+FREE = ("place", "record")  # what has no part in a program
+
+
+def signature(config: Config) -> str:
+    """What two cells must have in common to be packed: everything but seeds, hyper-parameters and what is recorded.
+
+    Whether a hyper-parameter is zero is part of it: without dropout, label smoothing or an average, another program is
+    compiled. So is the number of steps, and when a cell is evaluated.
+    """
+    free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
+    together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
+    values = dict(config_lib.flat_values(config))
+    kept = {path: value for path, value in values.items() if path not in free or path in together}
+    switches = {path: bool(values[path]) for path in ("train.ema_decay", "objective.label_smoothing")}
+    return json.dumps(kept | switches, sort_keys=True)
+
+
+class Member:
+    """One cell of a pack: its run with its batches, its metrics, its validation."""
+
+    def __init__(self, config: Config, workdir: Path, ending: Ending):
+        self.run = Run.open(config, workdir)
+        ending.add(self.run.close)
+        monitor, start = self.run.program.objective.monitor.name, self.run.start
+        history = metrics.history(workdir / "metrics.jsonl", monitor, start)
+        told = {"start": start, "started": time.perf_counter(), "chief": True, "history": history}
+        self.record = Recorder(self.run.program, self.run.batches, workdir, **told, advice=self.run.advice)
+        ending.add(self.record.close)
+        self.validator = Validator(self.run.program, self.run.data, workdir, start=start)
+        self.failure = ""
+
+    def end(self, reason: str) -> None:
+        """It has diverged: the others go on without it."""
+        self.failure = reason
+        print(f"{self.run.workdir}: {reason}", file=sys.stderr)
+
+
+def train(cells: Sequence[tuple[Config, Path]]) -> dict[Path, str]:
+    """Trains cells whose signatures agree, from one step on. Returns why those failed that did.
+
+    Raises RunError after a signal, when every cell has saved.
+    """
+    with Ending() as ending:
+        members = [Member(config, workdir, ending) for config, workdir in cells]
+        stop = stopping.StopSignals()
+        ending.add(stop.restore)
+        _loop(members, stop)
+        for member in members:
+            member.run.checkpoints.wait()
+    for _, workdir in cells:
+        write_report(workdir)
+    return {member.run.workdir: member.failure for member in members if member.failure}
+
+
+def _loop(members: list[Member], stop: stopping.StopSignals) -> None:
+    """The order of a step is that of `gptjax.train`: tell, evaluate, save the old state, take the batch, advance."""
+    first = members[0].run
+    options, start = first.program.config, first.start
+    devices = jax.devices()
+    parts = math.gcd(len(devices), len(members))
+    mesh = mesh_lib.make_mesh(options.mesh, devices[:parts], members=parts)
+    packed = Program.of(options, mesh, objective=first.program.objective, members=len(members))
+    hypers = [member.run.program.hyperparameters for member in members]
+    state = _stacked([member.run.state() for member in members], packed)
+    with jax.set_mesh(mesh):
+        for step in range(start, options.train.num_steps + 1):
+            last, due = step == options.train.num_steps, step > start
+            evaluates = due and (last or step % options.evaluation.every == 0)
+            saves = due and (last or step % options.train.checkpoint_every == 0)
+            for index, member in enumerate(members):
+                if (evaluates or saves or stop.received) and not member.failure:
+                    _note(member, step, state, index, evaluates=evaluates, saves=saves or bool(stop.received))
+            if last or all(member.failure for member in members):
+                break
+            if stop.received:
+                raise RunError(f"stopped by {stop.received} at step {step}; the same command continues")
+            rows = [next(member.run.stream)[1] for member in members]
+            batch = packed.to_device({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+            state, told = packed.step(state, batch, packed.hyper_of_members(hypers, step))
+            _tell(members, step + 1, told)
+
+
+def _tell(members: list[Member], step: int, told: dict[str, Any]) -> None:
+    """Each member's share of the metrics goes to its own record."""
+    values = jax.device_get(told)
+    for index, member in enumerate(members):
+        if member.failure:
+            continue
+        try:
+            member.record.dispatched(step, {name: value[index] for name, value in values.items()}, log=False)
+        except RunError as error:
+            member.end(str(error))
+
+
+def _note(member: Member, step: int, state: Any, index: int, *, evaluates: bool, saves: bool) -> None:
+    """Flushes, evaluates and saves one member."""
+    try:
+        member.record.flush()
+        own = jax.tree.map(lambda leaf: leaf[index], state)
+        own = jax.device_put(own, jax.tree.map(lambda leaf: leaf.sharding, member.run.program.target))
+        with jax.set_mesh(member.run.program.mesh):
+            line = member.validator.line(step, own) if evaluates else {}
+            saves |= bool(line) and member.record.validation(step, line)
+            if saves:
+                member.run.save(step, own, line)
+    except RunError as error:
+        member.end(str(error))
+
+
+def _stacked(states: list[Any], packed: Program) -> Any:
+    """The states of the members as one, where the packed program wants it."""
+    whole = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
+    return jax.device_put(whole, jax.tree.map(lambda leaf: leaf.sharding, packed.target))
