@@ -54,10 +54,13 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="gptjax-torture-", dir=options.scratch)).resolve()
     try:
         outcomes = _torture(cases, options, scratch)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
     finally:
         if not options.keep:
             shutil.rmtree(scratch, ignore_errors=True)
-    report.show(outcomes, list(KINDS), notes, Console())
+    report.show(outcomes, list(KINDS), notes)
     if options.output:
         report.write(options.output, outcomes, list(KINDS), notes)
     if failed := [outcome.name for outcome in outcomes if outcome.wrong]:
@@ -126,7 +129,7 @@ def _torture(cases: list[tuple[str, str, int]], options: argparse.Namespace, scr
     """The outcomes of all cases, in the order in which they ended."""
     programs = options.programs.resolve() if options.programs else scratch / "programs"
     programs.mkdir(parents=True, exist_ok=True)
-    world = World(scratch / "world", options.seed)
+    world = World(scratch / "world")
     known = stages(world)
     wanted = [known[name] for name in dict.fromkeys(stage for stage, _, _ in cases)]
     console = Console(stderr=True, highlight=False)

@@ -93,13 +93,22 @@ def difference(expected: Results, found: Results) -> str:
 
 def left_behind(case: Path, before: set[str]) -> list[str]:
     """Files and directories that no result needs, but for those that an undisturbed run leaves too (`before`)."""
-    return sorted(names(case) - before)
+    return sorted(str(path.relative_to(case)) for path in _unfinished(case) if _kind(case, path) not in before)
 
 
 def names(case: Path) -> set[str]:
-    """What looks like something that is not whole, or a lock, under a case's directories; numbers do not count."""
+    """The kinds of names of what looks like something that is not whole, or a lock, under a case's directories."""
+    return {_kind(case, path) for path in _unfinished(case)}
+
+
+def _unfinished(case: Path) -> list[Path]:
     found = (path for top in ("in", "out", "cache") for path in (case / top).rglob("*"))
-    return {re.sub(r"\d+", "N", str(path.relative_to(case))) for path in found if _LEFT.fullmatch(path.name)}
+    return [path for path in found if _LEFT.fullmatch(path.name)]
+
+
+def _kind(case: Path, path: Path) -> str:
+    """A path in a case without digests and numbers."""
+    return re.sub(r"[0-9a-f]{8,}|\d+", "N", str(path.relative_to(case)))
 
 
 def pages(directory: Path) -> int:

@@ -41,16 +41,15 @@ def _cells(outcomes: Sequence[Outcome], kinds: Sequence[str]) -> list[list[str]]
     return rows
 
 
-def show(outcomes: Sequence[Outcome], kinds: Sequence[str], notes: Sequence[str], console: Console) -> None:
-    """Prints the table and the failures."""
-    table = Table("ended right", *kinds, title="torture", title_justify="left")
+def show(outcomes: Sequence[Outcome], kinds: Sequence[str], notes: Sequence[str]) -> None:
+    """Prints the table; the failures were printed when they came."""
+    table = Table("ended right", *kinds)
     for row in _cells(outcomes, kinds):
         table.add_row(*row)
+    console = Console()
     console.print(table)
     for note in notes:
         console.print(note, highlight=False, markup=False)
-    for outcome in (outcome for outcome in outcomes if outcome.wrong):
-        console.print(line(outcome), highlight=False, markup=False, soft_wrap=True)
 
 
 def line(outcome: Outcome) -> str:
