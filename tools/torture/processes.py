@@ -81,7 +81,7 @@ class Server:
 
     def __init__(self, environment: dict[str, str], log: Path):
         self._rest = b""
-        self.environment = environment
+        self.environment, self._log = environment, log
         begin = time.perf_counter()
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
@@ -94,7 +94,7 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for the harness, which then ends it
             )
         if not self.answer(START_SECONDS):
-            raise SystemExit(f"the server of commands did not start: {log.read_text()[-2000:]}")
+            raise SystemExit(f"the server of commands did not start within {START_SECONDS} s")
         self.start_seconds = time.perf_counter() - begin
         self.running: Command | None = None
 
@@ -106,7 +106,7 @@ class Server:
             if not ready:
                 return None
             if not (more := os.read(self._process.stdout.fileno(), 1 << 16)):
-                raise RuntimeError("the server of commands has died")
+                raise SystemExit(f"the server of commands has died: {self._log.read_text()[-2000:]}")
             self._rest += more
         line, _, self._rest = self._rest.partition(b"\n")
         return json.loads(line)
