@@ -12,6 +12,7 @@ Results = dict[str, str]  # a name, and a digest or a text that is equal where t
 
 # Keys of metrics.jsonl that the clock or the machine decides.
 _CLOCK = re.compile(r"seconds/.*|.*_s|.*per_second|mfu|goodput|.*memory.*")
+_BESIDE = ("tokenizer", "chat_template", "generation")  # in the metadata of a checkpoint
 # Names of what is not whole, or says that somebody is at work.
 _LEFT = re.compile(r".*\.partial|.*\.building|.*\.tmp|.*-tmp.*|.*\.lock|lock|\..*")
 _one_at_a_time = threading.Lock()
@@ -52,12 +53,18 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def last_state(workdir: Path) -> Results:
-    """Of the last checkpoint: its step, and every array of its state."""
+    """Of the last checkpoint: its step, every array of its state, and what belongs to the model beside them."""
     directory = workdir / "checkpoints"
     steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
     if not steps:
         return {"last step": "none"}
-    return {"last step": str(steps[-1]), "state": state(directory / str(steps[-1]))}
+    checkpoint = directory / str(steps[-1])
+    try:
+        metadata = json.loads((checkpoint / "metadata" / "metadata").read_text())
+        beside = {name: digest(json.dumps(metadata.get(name)).encode()) for name in _BESIDE}
+    except (OSError, ValueError, AttributeError) as error:
+        beside = {"metadata": f"not readable: {type(error).__name__}"}
+    return {"last step": str(steps[-1]), "state": state(checkpoint)} | beside
 
 
 def state(checkpoint: Path) -> str:
