@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gptjax.data.tokenization import published
 from gptjax.data.tokenization.templates import CHATML, ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_PARTS = (TOKENIZER, "vocab.json", "encoder.json")
 
 
 def has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in _PARTS)
+    return published.has_files(directory)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -30,8 +30,9 @@ def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """What begins a text for a pretrained model; nothing if it has a chat template, which writes its own beginning."""
-    return [] if template is not None else list(tokenizer.begin_ids)
+    """What its tokenizer puts before a text for a pretrained model, which may be nothing, as GPT-2's; nothing if it has a
+    chat template, which writes its own beginning."""
+    return [] if template is not None else list(tokenizer.prefix)
 
 
 def check_exportable(tokenizer: Tokenizer) -> None:
