@@ -48,8 +48,13 @@ _CLASSES = {  # the class of transformers: the special tokens that it has where 
 }
 # Classes whose tokenizer.json says everything; the classes above are among them.
 _COMPLETE = frozenset(
-    "PreTrainedTokenizer TokenizersBackend CodeLlamaTokenizer GemmaTokenizer GPTNeoXTokenizer CohereTokenizer "
-    "BloomTokenizer CodeGenTokenizer RobertaTokenizer DistilBertTokenizer T5Tokenizer DebertaV2Tokenizer".split()
+    " ".join(
+        (
+            "PreTrainedTokenizer TokenizersBackend CodeLlamaTokenizer GemmaTokenizer GPTNeoXTokenizer",
+            "CohereTokenizer BloomTokenizer CodeGenTokenizer RobertaTokenizer DistilBertTokenizer T5Tokenizer",
+            "DebertaV2Tokenizer",
+        )
+    ).split()
 ).union(_CLASSES)
 _CLASS_OF_MODEL = {
     "gpt2": "GPT2Tokenizer",
@@ -178,7 +183,7 @@ def _build(
         needed = "vocab.json with merges.txt, encoder.json with vocab.bpe, vocab.txt or tokenizer.model"
         which = f" that a {kind} reads" if has_files(directory) else ""
         raise UserError(
-            f"{directory} has no vocabulary{which}: neither tokenizer.json nor {needed}; name a directory that has"
+            f"{directory} has neither tokenizer.json nor a vocabulary{which}: {needed}; name a directory that has"
         )
     raise UserError(f"{directory} has a vocabulary of a {kind} and no tokenizer.json; {_make(directory)}")
 
@@ -205,7 +210,9 @@ def _wordpiece(directory: Path, config: TokenizerConfig, unknown: str) -> Any:
     path = directory / WORDPIECES
     ids = published_files.read_lines(path)
     if unknown not in ids:
-        raise UserError(f"{path} has no {unknown}, which stands for what is in no vocabulary; it is no vocab.txt of BERT")
+        raise UserError(
+            f"{path} has no {unknown}, which stands for what is in no vocabulary; it is no vocab.txt of BERT"
+        )
     tokenizer = Tokenizer(guarded(lambda: models.WordPiece(ids, unk_token=unknown), path))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -335,7 +342,7 @@ def _probe(tokenizer: Any, directory: Path) -> None:
 
 def _make(directory: Path) -> str:
     return (
-        "make tokenizer.json of it where transformers is: python -c \"from transformers import AutoTokenizer; "
+        'make tokenizer.json of it where transformers is: python -c "from transformers import AutoTokenizer; '
         f"AutoTokenizer.from_pretrained('{directory}').save_pretrained('{directory}')\""
     )
 

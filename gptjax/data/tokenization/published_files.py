@@ -77,19 +77,24 @@ class TokenizerConfig(SpecialTokensMap):
     """tokenizer_config.json."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        # Where files are and who wrote them.
-        "name_or_path tokenizer_file vocab_file merges_file special_tokens_map_file processor_class backend is_local "
-        "local_files_only cache_dir revision token trust_remote_code use_fast transformers_version init_inputs "
-        "_commit_hash fix_mistral_regex "
-        # How batches are cut and filled up, which is done by the batches here.
-        "model_max_length max_length max_len padding padding_side padding_strategy truncation truncation_side "
-        "truncation_strategy stride pad_to_multiple_of pad_token_type_id model_input_names return_token_type_ids "
-        # Of text that spells a special token, which is never one here; of decoding bytes that are no text.
-        "split_special_tokens spaces_between_special_tokens errors "
-        # Of SentencePiece's own library, and of a dialogue's words (the chat template has its own).
-        "sp_model_kwargs legacy use_default_system_prompt response_template "
-        # BERT's basic splitter is in the normalizer and the pre-tokenizer.
-        "do_basic_tokenize never_split".split()
+        " ".join(
+            (
+                # Where files are and who wrote them.
+                "name_or_path tokenizer_file vocab_file merges_file special_tokens_map_file processor_class",
+                "backend is_local local_files_only cache_dir revision token trust_remote_code use_fast",
+                "transformers_version init_inputs _commit_hash fix_mistral_regex",
+                # How batches are cut and filled up, which is done by the batches here.
+                "model_max_length max_length max_len padding padding_side padding_strategy truncation",
+                "truncation_side truncation_strategy stride pad_to_multiple_of pad_token_type_id",
+                "model_input_names return_token_type_ids",
+                # Of text that spells a special token, which is never one here; of decoding bytes that are no text.
+                "split_special_tokens spaces_between_special_tokens errors",
+                # Of SentencePiece's own library, and of a dialogue's words (the chat template has its own).
+                "sp_model_kwargs legacy use_default_system_prompt response_template",
+                # BERT's basic splitter is in the normalizer and the pre-tokenizer.
+                "do_basic_tokenize never_split",
+            )
+        ).split()
     )
     tokenizer_class: str | None = None
     added_tokens_decoder: dict[str, AddedToken] | None = None
@@ -143,7 +148,7 @@ class TokenizerHead(foreign.Schema):
     """tokenizer.json without its vocabulary."""
 
     model: _Model
-    added_tokens: list[_NumberedToken] = []
+    added_tokens: list[_NumberedToken] | None = None
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
     post_processor: dict[str, Any] | None = None

@@ -90,7 +90,7 @@ def read(path: Path, *, add_prefix_space: bool | None = None) -> tuple[Any, dict
 
 
 def _splits_of_controls(proto: Any) -> str:
-    """Cuts what spells a control piece after its first character: a text never becomes one. (BPE does not join them.)"""
+    """Cuts what spells a control piece after its first character, so that no text becomes one; BPE joins none."""
     controls = [piece.piece for piece in proto.pieces if piece.type == _CONTROL and len(piece.piece) > 1]
     return "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in controls)
 

@@ -16,10 +16,12 @@ Alpha = Annotated[float, pydantic.Field(ge=0, le=1e6)]
 # is made and when it is loaded: pissa, olora, loftq, corda, lora_ga, mica.
 _HARMLESS = ("gaussian", "orthogonal", "eva")
 # Fields that change the mathematics where they are set, and are not done here.
-_MUST_BE_OFF = (
-    "use_dora lora_bias trainable_token_indices target_parameters layer_replication megatron_config "
-    "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config velora_config "
-    "ensure_weight_tying"
+_MUST_BE_OFF = " ".join(
+    (
+        "use_dora lora_bias trainable_token_indices target_parameters layer_replication megatron_config",
+        "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config velora_config",
+        "ensure_weight_tying",
+    )
 ).split()
 
 
@@ -27,11 +29,15 @@ class AdapterConfig(foreign.Schema):
     """The fields that are read."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        # Who made it, for what, how it was initialised or trained, where it runs.
-        "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config eva_config "
-        "corda_config lora_ga_config megatron_core qalora_group_size runtime_config "
-        # Which modules have an adapter, and how its matrices lie: the tensors say both.
-        "target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out".split()
+        " ".join(
+            (
+                # Who made it, for what, how it was initialised or trained, where it runs.
+                "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config",
+                "eva_config corda_config lora_ga_config megatron_core qalora_group_size runtime_config",
+                # Which modules have an adapter, and how its matrices lie: the tensors say both.
+                "target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out",
+            )
+        ).split()
     ).union(_MUST_BE_OFF)
     peft_type: str | None = None
     r: Rank = 8
@@ -51,7 +57,9 @@ class AdapterConfig(foreign.Schema):
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError):
-                raise ValueError(f"an object whose names are regular expressions, unlike {foreign.show(pattern)}") from None
+                raise ValueError(
+                    f"an object whose names are regular expressions, unlike {foreign.show(pattern)}"
+                ) from None
         return value
 
     def rank(self, module: str) -> int:
@@ -79,8 +87,8 @@ def read(directory: Path) -> AdapterConfig:
     if config.peft_type != "LORA" or wrong:
         kind = f"peft_type {foreign.show(config.peft_type)}" + (" with " if wrong else "") + ", ".join(wrong[:5])
         raise UserError(
-            f"{path}: {kind} is not plain LoRA; merge it into its base with PEFT (merge_and_unload, save_pretrained) and "
-            "import that"
+            f"{path}: {kind} is not plain LoRA; merge it into its base with PEFT (merge_and_unload, save_pretrained) "
+            "and import that"
         )
     return config
 

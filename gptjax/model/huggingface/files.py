@@ -33,6 +33,16 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 NANOGPT = "ckpt.pt"
+PICKLE_PATTERNS = ("pytorch_model*.bin", PICKLE_INDEX)
+PATTERNS = (  # of the files that are read of a model, and of adapters
+    CONFIG,
+    GENERATION_CONFIG,
+    "*.safetensors",
+    INDEX,
+    *TOKENIZER_FILES,
+    "adapter_config.json",
+    *PICKLE_PATTERNS,
+)
 WRITTEN_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 GPT2_END = 50256
@@ -69,9 +79,7 @@ def locate(name: str, *, allow_pickle: bool = False) -> Path:
         raise UserError(f"hf:{name[:200]}: there is no such directory")
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG, GENERATION_CONFIG, "model*.safetensors", INDEX, *TOKENIZER_FILES]
-    patterns += ["adapter_config.json", "adapter_model.safetensors"]
-    patterns += ["pytorch_model*.bin", PICKLE_INDEX] if allow_pickle else []
+    patterns = [pattern for pattern in PATTERNS if allow_pickle or pattern not in PICKLE_PATTERNS]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # no network, unknown name, or no permission
@@ -130,7 +138,9 @@ def _missing(directory: Path, count: int, missing: list[str]) -> str:
     if count > 1:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         there = count - len(missing)
-        return f"{directory}: the download is not complete: {there} of {count} files of weights are there; {names} missing"
+        return (
+            f"{directory}: the download is not complete: {there} of {count} files of weights are there; {names} missing"
+        )
     if (directory / NANOGPT).exists():
         return (
             f"{directory / NANOGPT} is a checkpoint of nanoGPT, which is a pickle file in a form of its own; nanoGPT's "
@@ -163,7 +173,9 @@ def open_safetensors(file: Path) -> Weights:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except SafetensorError as error:
-        raise UserError(f"{file} is damaged or cut, or no safetensors file ({str(error)[:200]}); get it again") from None
+        raise UserError(
+            f"{file} is damaged or cut, or no safetensors file ({str(error)[:200]}); get it again"
+        ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {words(error)}") from None
 

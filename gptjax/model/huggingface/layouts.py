@@ -216,7 +216,8 @@ def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear", "llama3") or any(isinstance(value, dict) for value in rope.values()):
         raise UserError(
-            f"{CONFIG}: rotary scaling {foreign.show(rope, 200)} is not supported; these are: default, linear, llama3, one for all layers"
+            f"{CONFIG}: rotary scaling {foreign.show(rope, 200)} is not supported; "
+            "these are: default, linear, llama3, one for all layers"
         )
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
     options = {"rope_theta": theta, "rope_scaling": "none" if kind == "default" else kind}
@@ -326,11 +327,21 @@ QWEN2_NEEDS = MISTRAL_NEEDS | {"qkv_bias": (True,)}
 QWEN3_NEEDS = MISTRAL_NEEDS | {"qk_norm": (True,)}
 
 LAYOUTS = {  # a model is written in the first layout that has all its options; Mistral's without a window is Llama's
-    "gpt2": Layout("GPT2LMHeadModel", "transformer.", GPT2_TENSORS, schemas.GPT2Config, GPT2_NEEDS, _read_gpt2, _write_gpt2),
-    "llama": Layout("LlamaForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, LLAMA_NEEDS, _read_llama, _write_llama),
-    "mistral": Layout("MistralForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, MISTRAL_NEEDS, _read_llama, _write_mistral),
-    "qwen2": Layout("Qwen2ForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, QWEN2_NEEDS, _read_llama, _write_qwen),
-    "qwen3": Layout("Qwen3ForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, QWEN3_NEEDS, _read_llama, _write_qwen),
+    "gpt2": Layout(
+        "GPT2LMHeadModel", "transformer.", GPT2_TENSORS, schemas.GPT2Config, GPT2_NEEDS, _read_gpt2, _write_gpt2
+    ),
+    "llama": Layout(
+        "LlamaForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, LLAMA_NEEDS, _read_llama, _write_llama
+    ),
+    "mistral": Layout(
+        "MistralForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, MISTRAL_NEEDS, _read_llama, _write_mistral
+    ),
+    "qwen2": Layout(
+        "Qwen2ForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, QWEN2_NEEDS, _read_llama, _write_qwen
+    ),
+    "qwen3": Layout(
+        "Qwen3ForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, QWEN3_NEEDS, _read_llama, _write_qwen
+    ),
 }
 
 

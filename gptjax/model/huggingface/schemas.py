@@ -19,17 +19,23 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 # Of no model's mathematics: who wrote it, how it is stored, trained, shown, generated from (that is read elsewhere).
 _IGNORED = frozenset(
-    "architectures transformers_version torch_dtype dtype use_cache initializer_range _name_or_path name_or_path "
-    "attn_implementation _attn_implementation _attn_implementation_autoset output_attentions output_hidden_states "
-    "return_dict return_dict_in_generate use_return_dict torchscript use_bfloat16 tf_legacy_loss gradient_checkpointing "
-    "task_specific_params problem_type id2label label2id num_labels finetuning_task prefix tokenizer_class "
-    "pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id attention_dropout "
-    "classifier_dropout model_type chunk_size_feed_forward output_past _commit_hash unsloth_version unsloth_fixed "
-    # Defaults of generation that old files keep here; transformers reads them from generation_config.json.
-    "do_sample max_length min_length temperature top_k top_p typical_p repetition_penalty length_penalty num_beams "
-    "num_beam_groups num_return_sequences no_repeat_ngram_size encoder_no_repeat_ngram_size diversity_penalty "
-    "early_stopping bad_words_ids suppress_tokens begin_suppress_tokens remove_invalid_values output_scores "
-    "exponential_decay_length_penalty is_decoder cross_attention_hidden_size max_new_tokens".split()
+    " ".join(
+        (
+            "architectures transformers_version torch_dtype dtype use_cache initializer_range _name_or_path",
+            "name_or_path attn_implementation _attn_implementation _attn_implementation_autoset output_attentions",
+            "output_hidden_states return_dict return_dict_in_generate use_return_dict torchscript use_bfloat16",
+            "tf_legacy_loss gradient_checkpointing task_specific_params problem_type id2label label2id num_labels",
+            "finetuning_task prefix tokenizer_class pad_token_id sep_token_id decoder_start_token_id",
+            "forced_bos_token_id forced_eos_token_id attention_dropout classifier_dropout model_type",
+            "chunk_size_feed_forward output_past _commit_hash unsloth_version unsloth_fixed",
+            # Defaults of generation that old files keep here; transformers reads them from generation_config.json.
+            "do_sample max_length min_length temperature top_k top_p typical_p repetition_penalty length_penalty",
+            "num_beams num_beam_groups num_return_sequences no_repeat_ngram_size encoder_no_repeat_ngram_size",
+            "diversity_penalty early_stopping bad_words_ids suppress_tokens begin_suppress_tokens",
+            "remove_invalid_values output_scores exponential_decay_length_penalty is_decoder",
+            "cross_attention_hidden_size max_new_tokens",
+        )
+    ).split()
 )
 
 
@@ -48,8 +54,12 @@ class ModelConfig(foreign.Schema):
 
 class GPT2Config(ModelConfig):
     IGNORED: ClassVar[frozenset[str]] = _IGNORED | frozenset(
-        "n_ctx embd_pdrop resid_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
-        "summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn".split()
+        " ".join(
+            (
+                "n_ctx embd_pdrop resid_pdrop attn_pdrop summary_type summary_use_proj summary_activation",
+                "summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn",
+            )
+        ).split()
     )
     n_layer: Layers
     n_head: Heads
@@ -106,9 +116,13 @@ class GenerationConfig(foreign.Schema):
     """generation_config.json, and the same keys of a config.json where there is none."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        "_from_model_config transformers_version pad_token_id decoder_start_token_id max_length max_new_tokens use_cache "
-        "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
-        "cache_implementation max_time disable_compile trust_remote_code".split()
+        " ".join(
+            (
+                "_from_model_config transformers_version pad_token_id decoder_start_token_id max_length",
+                "max_new_tokens use_cache output_attentions output_hidden_states output_scores output_logits",
+                "return_dict_in_generate cache_implementation max_time disable_compile trust_remote_code",
+            )
+        ).split()
     )
     eos_token_id: TokenId | list[TokenId] | None = None
     bos_token_id: TokenId | None = None

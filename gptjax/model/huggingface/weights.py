@@ -58,6 +58,7 @@ def write_directory(
     params: gpt.Params,
     *,
     eot_id: int | None,
+    bos_id: int | None = None,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -69,7 +70,11 @@ def write_directory(
     directory.mkdir(parents=True, exist_ok=True)
     config = {"architectures": [layout.architectures], "model_type": name, "dtype": dtype}
     config |= {"vocab_size": architecture.vocab_size, "tie_word_embeddings": architecture.tie_embeddings}
-    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, **layout.write_config(architecture)}
+    config |= {
+        "bos_token_id": eot_id if bos_id is None else bos_id,
+        "eos_token_id": eot_id,
+        **layout.write_config(architecture),
+    }
     files.write_json(directory / files.CONFIG, config)
     weights = to_weights(layout, architecture, params)
     files.write_weights(directory, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
@@ -118,8 +123,8 @@ def _tie(layout: Layout, weights: dict[str, files.Tensor]) -> None:
         weights[embeddings] = head
     elif head.shape != weights[embeddings].shape or not np.array_equal(head.read(), weights[embeddings].read()):
         raise UserError(
-            f"{HEAD} differs from {embeddings}, and config.json says that they are one (tie_word_embeddings); set it to "
-            "false to keep both"
+            f"{HEAD} differs from {embeddings}, and config.json says that they are one (tie_word_embeddings); set "
+            "it to false to keep both"
         )
 
 
