@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32
 from numpy.typing import ArrayLike
 
-from gptjax.data.tokenization import vocabularies
+from gptjax.data.tokenization import published, published_files, vocabularies
 from gptjax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -68,21 +68,13 @@ class Tokenizer:
         """Reads the text of a `tokenizer.json`. Raises UserError where it is none."""
         from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-        try:
-            tokenizer = HuggingFaceTokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"not a Hugging Face tokenizer.json: {error}") from None
-        return cls(tokenizer, eot_token)
+        return cls(published.guarded(lambda: HuggingFaceTokenizer.from_str(text), "tokenizer.json"), eot_token)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
         """Reads a `tokenizer.json`, and `eos_token` from the `tokenizer_config.json` beside it, if any."""
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error}") from None
-        return cls.from_str(text, eot_token=_configured_end_of_text(path.parent))
+        return cls.from_str(published_files.read_text(path), eot_token=_configured_end_of_text(path.parent))
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
         """This vocabulary with the special tokens it lacks added at its end, such as <|im_start|>."""
@@ -95,12 +87,7 @@ class Tokenizer:
     @functools.cached_property
     def prefix(self) -> tuple[int, ...]:
         """The ids that the tokenizer.json has other programs put before a text, such as <s>; `encode` does not."""
-        if self._tokenizer.post_processor is None:  # a vocabulary of characters may lack any that is tried
-            return ()
-        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
-        places = [i for i in range(len(ids)) if ids[i : i + len(plain)] == plain]
-        return tuple(ids[: places[0]]) if places and plain else ()
+        return published.beginning(self._tokenizer)
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
@@ -210,7 +197,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
         `word:N` and `jieba:N` have the N - 2 most frequent words of the texts, as white space and punctuation
         or as jieba separates them; every other word is <|unknown|>, and `word` does not keep white space: for
         ablations, not for models that write. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or on the
-        hub, or GPT-2's encoder.json and vocab.bpe.
+        hub: tokenizer.json, or the vocabulary of GPT-2, Qwen2, BERT (vocab.txt) or SentencePiece.
       texts: read once, and not for `byte` and `hf`.
 
     Raises:
@@ -230,8 +217,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
             raise UserError(f"tokenizer {spec!r}: a word, <|unknown|> and eot need a vocabulary of {_MIN_WORDS}")
         return Tokenizer(vocabularies.words(scheme, texts, int(rest), END_OF_TEXT))
     if scheme == "hf" and rest:
-        directory, tokenizer = vocabularies.hugging_face(rest, END_OF_TEXT)
-        return Tokenizer(tokenizer, _configured_end_of_text(directory))
+        return Tokenizer(*published.read(rest))
     raise UserError(f"unknown tokenizer {spec!r}: expected one of {', '.join(SPECS)}")
 
 
@@ -262,14 +248,9 @@ def _find_end_of_text(tokenizer: Any, description: dict) -> str:
 
 
 def _configured_end_of_text(directory: Path) -> str | None:
-    """`eos_token` as Hugging Face writes it: a text, or an object with the text as `content`."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = directory / name
-        if path.is_file():
-            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-            if token := token.get("content") if isinstance(token, dict) else token:
-                return token
-    return None
+    """`eos_token` in the files beside a tokenizer.json."""
+    roles = published_files.read_special_tokens(directory).roles() | published_files.read_config(directory).roles()
+    return published_files.content(roles["eos_token"]) if "eos_token" in roles else None
 
 
 def _kind(description: dict) -> str:
@@ -289,7 +270,7 @@ def _kind(description: dict) -> str:
 def _codepoint_table(description: dict) -> Int32[np.ndarray, " codepoints"]:
     """Token id of each code point up to the one after the largest, -1 where there is none."""
     vocabulary = {ord(text): i for text, i in description["model"]["vocab"].items() if len(text) == 1}
-    table = np.full(max(vocabulary) + 2, -1, dtype=np.int32)
+    table = np.full(max(vocabulary, default=0) + 2, -1, dtype=np.int32)
     table[list(vocabulary)] = list(vocabulary.values())
     return table
 
