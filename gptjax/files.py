@@ -25,6 +25,20 @@ _PARTIAL = re.compile(r"\..*\.(\d+)@([^/]*)\.partial")
 _ABANDONED = 24 * 3600  # seconds without a change after which what another machine left counts as left
 
 
+def expand(text: str | Path) -> Path:
+    """The absolute path that a text names, `~` expanded. Raises UserError for what no file system has."""
+    text = os.fspath(text)
+    if "\0" in text:
+        raise UserError(f"{text[:60]!r} is no path: it has a character NUL")
+    long = next((part for part in text.split("/") if len(os.fsencode(part)) > 255), None)
+    if long is not None or len(os.fsencode(text)) > 4095:
+        raise UserError(f"the path {text[:60] + '...'!r} is too long: a name has at most 255 bytes, a path 4,095")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"{text!r}: there is no user {text.partition('/')[0]!r} on this machine") from None
+
+
 def regular(path: Path) -> Path:
     """The path, if it is a file that ends. Raises UserError for what is not there, a directory, a pipe, a device.
 
