@@ -19,12 +19,13 @@ from gptjax import cli
 from gptjax.config import OPTIONS
 from gptjax.config.validation import option_problem
 from gptjax.data.building.options import BUILD_OPTIONS, Options
+from gptjax.data.sources.base import READING
 from gptjax.errors import RunError, UserError
 
 _OPTIONS = {
     "tokenizer": OPTIONS["tokenizer"],
     **BUILD_OPTIONS,
-    **{name: OPTIONS["data"][name] for name in ("data_dir", "decode_errors", "on_error", "workers")},
+    **{name: OPTIONS["data"][name] for name in ("data_dir", *READING, "on_error", "workers")},
 }
 _EXAMPLES = {
     "tokenizer": "char",
@@ -37,6 +38,7 @@ _EXAMPLES = {
     "shard_tokens": 10_000_000,
     "data_dir": "~/tensorflow_datasets",
     "workers": 8,
+    "encoding": "gb18030",
 }
 
 
@@ -81,8 +83,8 @@ def prepare(options: flags.FlagValues) -> None:
     source = open_source(
         options.source,
         data_dir=options.data_dir,
-        decode_errors=options.decode_errors,
         on_error=options.on_error,
+        **{name: options[name].value for name in READING},
     )
     values = {name: options[name].value for name in BUILD_OPTIONS}
     values["cleaning_options"] = parse_options(options.cleaning_options)

@@ -172,7 +172,7 @@ class _Build:
             "version": gptjax.__version__,
             "spec": self.source.spec,
             "on_error": self.source.faults.on_error,
-            "decode_errors": getattr(self.source, "decode_errors", ""),
+            "reading": getattr(self.source, "reading", ""),
             "cleaning": [self.cleaner.steps, self.cleaner.options],
             "deduplicate": self.options.deduplicate,
             "decontaminate": self.evaluation_sets,

@@ -30,6 +30,7 @@ def merge_summaries(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {name: sum(summary[name] for summary in summaries) for name in totals}
     for name in ("skipped_messages", "contaminated"):
         merged[name] = [entry for summary in summaries for entry in summary[name]]
+    merged["notes"] = dict(sum((Counter(summary["notes"]) for summary in summaries), Counter()))
     counts = CleaningCounts()
     for summary in summaries:
         counts.merge(CleaningCounts.from_json(summary["cleaning"]))
@@ -81,6 +82,7 @@ def describe(
         "source_fingerprint": manifest["source_fingerprint"],
         "read": {name: summary[name] for name in ("documents", "bytes", "empty_documents", "decode_replacements")},
         "skipped": {"count": summary["skipped"], "messages": summary["skipped_messages"][:_MAX_MESSAGES]},
+        "notes": summary["notes"],
         "cleaning": {
             "profile": manifest["cleaning"],
             "invertible": manifest["invertible"],
@@ -116,6 +118,8 @@ def _warnings(card: dict[str, Any]) -> Iterator[str]:
     if card["skipped"]["count"]:
         count = card["skipped"]["count"]
         yield f"{count} lines, documents or ends of files could not be read and were skipped"
+    for what, count in sorted(card["notes"].items(), key=lambda note: -note[1])[:_SHOWN]:
+        yield f"{count:,} x {what}"
     if card["read"]["decode_replacements"]:
         yield f"{card['read']['decode_replacements']} bytes were not UTF-8 and became U+FFFD"
     if card["duplicates"]["mode"] == "none":

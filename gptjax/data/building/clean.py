@@ -85,6 +85,7 @@ class CleanStage:
                 "decode_replacements": faults.replaced,
                 "skipped": faults.skipped,
                 "skipped_messages": faults.messages,
+                "notes": dict(faults.notes),
                 "cleaning": counts.to_json(),
                 "contaminated": contaminated,
             }
@@ -143,7 +144,7 @@ class _Writer:
         if self._hasher is not None:
             self._signatures.append(self._hasher.signature(text))
         self._extents.write(json.dumps(extent) + "\n")
-        head = {name: document[name] for name in ("id", "part", "messages") if name in document}
+        head = {name: document[name] for name in ("id", "part", "messages", "tools") if name in document}
         data = b"" if "messages" in document else text.encode("utf-8", "surrogatepass")
         self._documents.write(json.dumps({**head, "bytes": len(data)}).encode() + b"\n")
         self._documents.write(data)

@@ -249,7 +249,16 @@ def named_damage(path: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise UserError(f"{path} cannot be read to its end: {error or type(error).__name__}") from None
+        raise UserError(f"{path} cannot be read to its end: {damage(error)}") from None
+
+
+def damage(error: Exception) -> str:
+    """What is wrong with a damaged file, in words."""
+    if isinstance(error, OSError) and error.errno:
+        return words(error)
+    if isinstance(error, EOFError):
+        return "the file is cut off: it ends before what is compressed in it does"
+    return f"what is compressed in it is damaged: {' '.join(str(error).split())[:200]}"
 
 
 class ByteRange(io.RawIOBase):
