@@ -15,9 +15,9 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from gptjax.errors import UserError
 
@@ -250,6 +250,20 @@ def space(path: Path) -> str:
             usage = shutil.disk_usage(place)
             return f" ({usage.free / 2**20:.1f} of {usage.total / 2**20:.0f} MiB free)"
     return ""
+
+
+def save_array(path: Path, array: Any) -> None:
+    """A new file .npy. Raises OSError with the path and the reason; NumPy says only how many items it wrote."""
+    import numpy as np
+
+    with about(path), path.open("wb") as file:
+        np.save(_Write(file.write), array)
+
+
+class _Write(NamedTuple):
+    """What has a method `write` and is no file of the system, which NumPy would write past Python."""
+
+    write: Callable[[Any], Any]
 
 
 def write_json(path: Path, value: Any) -> None:

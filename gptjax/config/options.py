@@ -234,7 +234,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
         "encoding": Option(
             "utf-8",
-            "of text files: utf-8, gb18030, big5, latin-1 or another that Python knows; a byte-order mark decides first",
+            "of text files: utf-8, gb18030, big5, latin-1, ... as Python names them; a byte-order mark decides first",
         ),
         "delimiter": Option(
             "auto",
@@ -271,6 +271,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "processes that read, clean and tokenise a large corpus; 0 = one per core",
             affects="computation",
             minimum=0,
+            maximum=1024,
         ),
         "isolate_documents": Option(True, "tokens attend only to their own document where a row packs several"),
         "token_dropout": _probability("input tokens blanked"),

@@ -204,7 +204,7 @@ def parse_options(text: str) -> dict[str, Any]:
             raise UserError(f"data.cleaning_options={text!r}: expected NAME=VALUE, found {entry!r}")
         try:
             options[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[name] = value
     return options
 

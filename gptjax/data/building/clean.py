@@ -24,7 +24,7 @@ from gptjax.data.documents import Document, content
 from gptjax.data.sources.base import Piece, Source
 from gptjax.data.sources.files import open_bytes, zstd_writer
 from gptjax.errors import UserError
-from gptjax.files import whole_directory, write_json
+from gptjax.files import save_array, whole_directory, write_json
 
 CLEAN_DOCUMENTS = "documents.zst"
 EXTENTS = "extents.jsonl"
@@ -126,7 +126,7 @@ class _Writer:
             yield writer
         if writer._hasher is not None:
             shape = (-1, writer._hasher.num_permutations)
-            np.save(directory / SIGNATURES, np.array(writer._signatures, np.uint32).reshape(shape))
+            save_array(directory / SIGNATURES, np.array(writer._signatures, np.uint32).reshape(shape))
 
     def add(self, document: Document) -> None:
         text = content(document)

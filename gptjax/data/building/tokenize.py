@@ -26,7 +26,7 @@ from gptjax.data.documents import Document, content
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.files import whole_directory, write_json
+from gptjax.files import save_array, whole_directory, write_json
 
 TOKEN_SUMMARY = "summary.json"
 USED = "used.npy"
@@ -83,7 +83,7 @@ class TokenizeStage:
                 used += np.bincount(encoded.ids, minlength=len(used))
             splits = {split: writer.finish() for split, writer in writers.items() if writer.tokens}
             used[self.tokenizer.eot_id] += sum(len(writer.starts) for writer in writers.values())
-            np.save(directory / USED, used)
+            save_array(directory / USED, used)
             write_json(directory / TOKEN_SUMMARY, {"sha256": digest.hexdigest(), "splits": splits})
 
     def _encoded(self, item: TokenizeItem, digest: Any) -> Iterator[Encoded]:
@@ -168,7 +168,7 @@ class _Writer:
     def finish(self) -> dict[str, int]:
         """Writes the document table; returns the counts."""
         documents = np.stack([np.array(self.starts, np.int64), np.array(self._bytes, np.int64)], axis=1)
-        np.save(self._path, documents)
+        save_array(self._path, documents)
         return {
             "tokens": self.tokens,
             "documents": len(documents),

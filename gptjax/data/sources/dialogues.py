@@ -7,8 +7,8 @@
     chatterbot  YAML with conversations: [["statement", "response", ...], ...]
     kdconv      {"messages": [{"message": "..."}, ...]}, speakers by turns
 
-A `system` or `system_prompt` beside the turns is a system turn before them. `"weight": 0`, or `"train"`, `"training"` or
-`"loss": false`, on an assistant's turn keeps it out of the loss. Other keys are in `gptjax.data.sources.schemas`.
+A `system` or `system_prompt` beside the turns is a system turn before them. `"weight": 0`, or `"train"`, `"training"`
+or `"loss": false`, on an assistant's turn keeps it out of the loss. Other keys are in `gptjax.data.sources.schemas`.
 
 JSON files hold an array of such objects, JSONL files one object per line.
 """

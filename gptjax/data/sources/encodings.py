@@ -29,8 +29,8 @@ def checked(name: str) -> str:
         codecs.getincrementaldecoder(found.name)("strict").decode(b"", True)
     except (LookupError, UnicodeError, ValueError):
         raise UserError(
-            f"data.encoding={name[:60]!r} is no encoding of text that is known: expected a name such as utf-8, gb18030, "
-            "big5, utf-16, shift_jis, euc-kr, latin-1 or windows-1252"
+            f"data.encoding={name[:60]!r} is no encoding of text that is known: expected a name such as utf-8, "
+            "gb18030, big5, utf-16, shift_jis, euc-kr, latin-1 or windows-1252"
         ) from None
     return {"utf-8-sig": "utf-8"}.get(found.name, found.name)
 

@@ -93,7 +93,7 @@ def _matches(pattern: Path) -> Iterator[str]:
 
 
 def _directories(roots: list[str]) -> Iterator[str]:
-    """All directories at and below the roots that are not hidden, each once; by a link only if there is no other way."""
+    """The directories at and below the roots that are not hidden, each once, by a link only where it must be."""
     entered: set[tuple[int, int]] = set()
     direct, links = sorted(roots, reverse=True), []
     while direct or links:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptjax.data.sources.base import Faults
 from gptjax.data.sources.encodings import as_utf8
@@ -49,7 +49,7 @@ def read_records(
 
     Args:
       path: the file.
-      open_file: opens it for reading bytes, decompressed and in UTF-8; default: `open_utf8`, or `open_bytes` for Parquet.
+      open_file: opens it for reading bytes, decompressed and in UTF-8; default: `open_utf8`, for Parquet `open_bytes`.
       yaml_key: in YAML, the key whose list has the records; scalars in it are text.
       delimiter: of CSV; see the option data.delimiter.
       lines: whether a file .txt has a record {"text": LINE} in each line that is not blank.

@@ -25,10 +25,12 @@ _REFUSED = {
 }
 # Of records and of turns: said of them, no part of the dialogue.
 _ABOUT = frozenset(
-    "id idx index uid uuid conversation_id dialogue_id dialog_id session_id message_id turn_id source dataset url split "
-    "lang language title date time timestamp created created_at updated_at model score rating category categories tag "
-    "tags topic domain metadata meta attrs annotations logprobs parallel_tool_calls n_turns num_turns tokens license "
-    "type kind name".split()  # noqa: SIM905
+    """
+    id idx index uid uuid conversation_id dialogue_id dialog_id session_id message_id turn_id source dataset url split
+    lang language title date time timestamp created created_at updated_at model score rating category categories tag
+    tags topic domain metadata meta attrs annotations logprobs parallel_tool_calls n_turns num_turns tokens license
+    type kind name
+    """.split()  # noqa: SIM905
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from gptjax.data.documents import PART_CHARACTERS, Document, in_parts
 from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Reading, Source
 from gptjax.data.sources.cuts import cut_text
+from gptjax.data.sources.encodings import as_utf8, encoding_of
 from gptjax.data.sources.files import (
     ByteRange,
     File,
@@ -19,7 +20,6 @@ from gptjax.data.sources.files import (
     named_damage,
     open_bytes,
 )
-from gptjax.data.sources.encodings import as_utf8, encoding_of
 from gptjax.data.sources.utf8 import Utf8Decoder
 from gptjax.errors import UserError
 
@@ -68,7 +68,7 @@ class Files(Source):
     def key(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.path}\0{file.size}\0{file.version}\n".encode())
+            digest.update(f"{file.path}\0{file.size}\0{file.version}\n".encode("utf-8", "surrogateescape"))
         return f"{self.spec} {self.reading.key} files={digest.hexdigest()}"
 
     def pieces(self) -> list[Piece]:

@@ -1,5 +1,6 @@
 """Calls of tools and their results in dialogues: handed to the chat template, or left out."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -38,10 +39,8 @@ def _call(call: Any) -> dict[str, Any]:
         raise Damaged(f'a call of a tool is {show(call)}, but must be {{"name": ..., "arguments": ...}}')
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):  # OpenAI writes the arguments as JSON in a text
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            pass
     return {"type": "function", "function": {"name": call["name"], "arguments": arguments}}
 
 

@@ -19,7 +19,7 @@ from gptjax.data.store.shards import ShardFile, ShardReader, TokenSplit
 from gptjax.data.store.store import Store
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.files import whole_file
+from gptjax.files import beside, save_array
 
 _HEADERS = {20240520: (1, "uint16"), 20240801: (7, "uint32")}  # magic: version, type of the ids
 _HEADER_BYTES = 256 * 4
@@ -98,7 +98,7 @@ class TokenFiles(Store):
             raise UserError(f"{spec!r}: no file has train in its name; there are {', '.join(f.name for f in files)}")
         identity = hashlib.sha256()
         for file in files:
-            identity.update(f"{file.name}\0{file.size}\0{file.version}\n".encode())
+            identity.update(f"{file.name}\0{file.size}\0{file.version}\n".encode("utf-8", "surrogateescape"))
         if dtype != "uint16":
             identity.update(dtype.encode())
         fingerprint = identity.hexdigest()
@@ -159,8 +159,12 @@ class ForeignSplit(TokenSplit):
             return np.load(self._table)
         documents = self.find_documents()
         self._table.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self._table) as file:
-            np.save(file, documents)
+        partial = beside(self._table)
+        try:
+            save_array(partial, documents)
+            partial.replace(self._table)
+        finally:
+            partial.unlink(missing_ok=True)
         return documents
 
     def find_documents(self) -> Int64[np.ndarray, "documents 2"]:

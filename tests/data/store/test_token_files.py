@@ -143,4 +143,4 @@ def test_the_tokenizer_must_fit(tmp_path):
         opened(tmp_path).split("train").document_starts  # noqa: B018
     large = build_tokenizer("char", ["".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)]))])
     with pytest.raises(UserError, match=r"uint16 cannot hold the \d+ ids"):
-        open_token_files(f"tokens:{tmp_path}/train.bin", large, tmp_path)
+        open_token_files(f"tokens:{tmp_path}/train.bin", large, tmp_path, dtype="uint16")
