@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int32
 
 from gptjax.data.documents import Message
 from gptjax.data.tokenization import published_files
-from gptjax.data.tokenization.jinja import Segment, render_jinja
+from gptjax.data.tokenization.jinja import NO_TOOLS, Segment, render_jinja
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 
@@ -108,24 +108,44 @@ class ChatTemplate:
             )
         return tokenizer.with_special_tokens(missing) if missing else tokenizer
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Segment]:
         """The dialogue in pieces; with `add_generation_prompt`, followed by what begins an answer.
 
+        Args:
+          tools: descriptions that a Jinja template may write before the dialogue.
+
         Raises:
-          UserError: the template refuses the dialogue, or its loss mask cannot be derived.
+          UserError: the template refuses the dialogue or cannot write its calls of tools, or its loss mask cannot be
+            derived.
         """
         if self.jinja is None:
+            if tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+                raise UserError(f"the built-in chat template writes no calls of tools{NO_TOOLS}")
             pieces = _chatml(messages, add_generation_prompt)
         else:
-            pieces = render_jinja(self.jinja, messages, self.special_tokens, self.variables, add_generation_prompt)
+            pieces = render_jinja(
+                self.jinja, messages, self.special_tokens, self.variables, add_generation_prompt, tools=tools
+            )
         return _merged(pieces)
 
-    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Encoded:
         """(ids, mask): the token ids of a dialogue, and which of them bear loss as targets.
 
         The ids before an answer are those of `encode_prompt` of the messages before it.
         """
-        return self.encode_batch([messages], tokenizer)[0]
+        return _encode([self.render(messages, tools=tools)], tokenizer)[0]
 
     def encode_batch(self, dialogues: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[Encoded]:
         """What `encode` returns for each dialogue; faster than one call per dialogue."""
@@ -138,7 +158,7 @@ class ChatTemplate:
 
 def _chatml(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
     for message in messages:
-        trained = message["role"] == "assistant"
+        trained = message["role"] == "assistant" and message.get("train", True)
         yield Segment(IM_START, True, False)
         yield Segment(f"{message['role']}\n", False, False)
         yield Segment(message["content"], False, trained)

@@ -1,5 +1,6 @@
 """Text to token ids and back. Every tokenizer is stored as a Hugging Face `tokenizer.json`."""
 
+import difflib
 import functools
 import hashlib
 import json
@@ -17,8 +18,13 @@ from gptjax.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
 
-_MIN_BPE_VOCAB_SIZE = 257
-_MIN_WORDS = 3
+MAX_VOCAB_SIZE = 1_000_000
+# Of the kinds that are trained: the smallest vocabulary, and what it has.
+_SMALLEST = {
+    "bpe": (257, "the 256 bytes and eot"),
+    "word": (3, "a word, <|unknown|> and eot"),
+    "jieba": (3, "a word, <|unknown|> and eot"),
+}
 # End-of-text tokens of well-known models, in the order in which they are looked for when a file does not say.
 _END_OF_TEXT_NAMES = (
     END_OF_TEXT,
@@ -208,17 +214,33 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
         return Tokenizer(vocabularies.characters(texts, END_OF_TEXT))
     if spec == "byte":
         return Tokenizer(vocabularies.all_bytes(END_OF_TEXT))
-    if scheme == "bpe" and rest.isdecimal():
-        if int(rest) < _MIN_BPE_VOCAB_SIZE:
-            raise UserError(f"tokenizer {spec!r}: the 256 bytes and eot need a vocabulary of {_MIN_BPE_VOCAB_SIZE}")
+    check_spec(spec)
+    if scheme == "bpe":
         return Tokenizer(vocabularies.train_bpe(texts, int(rest), END_OF_TEXT))
-    if scheme in ("word", "jieba") and rest.isdecimal():
-        if int(rest) < _MIN_WORDS:
-            raise UserError(f"tokenizer {spec!r}: a word, <|unknown|> and eot need a vocabulary of {_MIN_WORDS}")
+    if scheme in ("word", "jieba"):
         return Tokenizer(vocabularies.words(scheme, texts, int(rest), END_OF_TEXT))
     if scheme == "hf" and rest:
         return Tokenizer(*published.read(rest))
-    raise UserError(f"unknown tokenizer {spec!r}: expected one of {', '.join(SPECS)}")
+    raise AssertionError(spec)
+
+
+def check_spec(spec: "str | Tokenizer") -> None:
+    """Raises UserError where a text describes no tokenizer; opens no file and reads no corpus."""
+    if not isinstance(spec, str) or spec in ("char", "byte"):
+        return
+    scheme, _, rest = spec.partition(":")
+    if scheme in _SMALLEST:
+        smallest, what = _SMALLEST[scheme]
+        whole = rest.isascii() and rest.isdecimal() and len(rest) < 20
+        if not whole or not smallest <= int(rest) <= MAX_VOCAB_SIZE:
+            raise UserError(
+                f"tokenizer {spec[:60]!r}: expected {scheme}:N with a whole number N from {smallest} ({what}) to "
+                f"{MAX_VOCAB_SIZE:,}, such as {scheme}:8192"
+            )
+    elif scheme != "hf" or not rest:
+        near = difflib.get_close_matches(scheme, ("char", "byte", *_SMALLEST, "hf"), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown tokenizer {spec[:60]!r}: expected one of {', '.join(SPECS)}{hint}")
 
 
 def _unpickle(text: str, eot_token: str) -> Tokenizer:
@@ -280,7 +302,8 @@ def known_vocab_size(spec: str) -> int:
 
     bpe:N, word:N and jieba:N have N at most. Raises UserError for hf:... whose files are not there.
     """
+    check_spec(spec)
     scheme, _, rest = spec.partition(":")
-    if scheme in ("bpe", "word", "jieba") and rest.isdecimal():
+    if scheme in _SMALLEST:
         return int(rest)
     return build_tokenizer(spec).vocab_size if scheme in ("byte", "hf") else 0
