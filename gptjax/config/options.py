@@ -394,6 +394,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "sample_tokens": Option(100, "tokens in a sample", minimum=1),
         "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
+        "trackers": Option("", "where else numbers are sent: wandb, trackio, or both with a comma"),
     },
     "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0),
     "data_seed": Option(-1, "seed of data order and augmentation; -1 = the value of seed", "training", minimum=-1),

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from gptjax.data.tokenization import published, published_files, vocabularies
 from gptjax.errors import UserError
+from gptjax.files import write_whole
 
 END_OF_TEXT = "<|endoftext|>"
 SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
@@ -122,10 +123,10 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes the `tokenizer.json`, and a `tokenizer_config.json` if needed for the eot token."""
         path = Path(path)
-        path.write_text(self.to_str(), encoding="utf-8")
+        write_whole(path, self.to_str())
         if _find_end_of_text(self._tokenizer, json.loads(self.to_str())) != self.eot_token:
             config = json.dumps({"eos_token": self.eot_token}, ensure_ascii=False)
-            path.with_name("tokenizer_config.json").write_text(config, encoding="utf-8")
+            write_whole(path.with_name("tokenizer_config.json"), config)
 
     @functools.cached_property
     def sha256(self) -> str:
