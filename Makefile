@@ -16,7 +16,7 @@ EXACT := tests/test_golden.py tests/test_resume.py tests/training tests/model te
 # The oldest instruction set that JAX runs on, where there is a choice
 ISA := $(if $(filter x86_64 amd64,$(shell uname -m)),--xla_cpu_max_isa=SSE4_2)
 
-.PHONY: help quickstart setup test test-exact test-slow test-oracles lint golden bench bench-scale clean
+.PHONY: help quickstart setup test test-exact test-slow test-oracles lint golden torture bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be done
@@ -72,6 +72,12 @@ lint: $(VENV)/.dev  ## ruff and the import contract
 
 golden: $(VENV)/.dev  ## write the golden files of tests/golden anew
 	$(BIN)/python -m pytest tests/test_golden.py --update-golden -q
+
+torture: $(VENV)/.dev  ## kills, signals, full disks, damaged files and bad values at every stage (half an hour)
+	mkdir -p runs
+	$(BIN)/python -m tools.torture --seed=0 --kills=100 --signals=50 --disks=50 --flips=50 --workers=$(WORKERS) \
+		--output=runs/torture.json
+	$(BIN)/python tools/bad_inputs.py --number=20000 --seed=0
 
 bench: $(VENV)/.dev  ## the speed of this machine: training step, start-up, decoding, preparing data
 	$(BIN)/python tools/bench_cpu.py

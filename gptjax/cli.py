@@ -1,8 +1,9 @@
 """The command line: `gptjax VERB`, flags, and how an error becomes an exit status.
 
-Exit status: 0 done; 1 the run failed; 2 the request was wrong. The last line on stderr says what to do.
+Exit status: 0 done; 1 the run failed; 2 the request was wrong; 130 Ctrl-C. The last line on stderr says what to do.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -14,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gptjax import config as config_lib
-from gptjax import files
+from gptjax import files, interrupts
 from gptjax.errors import RunError, UserError
 
 VERBS = {
@@ -113,25 +114,29 @@ def data_progress(stage: str, done: int, total: int | None) -> None:
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Calls main(argv) and turns its errors into an exit status and one last line on stderr."""
-    argv = sys.argv if argv is None else argv
+    argv, status = sys.argv if argv is None else argv, 0
     try:
+        interrupts.running()
         main(argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        status = 1
     except (Exception, KeyboardInterrupt) as error:
         status, line = describe(error)
-        print(line, file=sys.stderr)
-        return status
-    return 0
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(line, file=sys.stderr)
+    interrupts.ending(status)
+    if interrupts.received:
+        interrupts.leave(status)
+    return status
 
 
 def describe(error: BaseException) -> tuple[int, str]:
     """The exit status and the last line on stderr for what ended a command; of a bug also prints where it is."""
+    if isinstance(error, KeyboardInterrupt) or (interrupts.received and not isinstance(error, RunError)):
+        return interrupts.last_words()
     if isinstance(error, UserError):
         return 2, f"error: {error}"
-    if isinstance(error, KeyboardInterrupt):
-        return 1, "failed: interrupted"
     if isinstance(error, RunError):
         return 1, f"failed: {error}"
     if isinstance(error, OSError):  # a full disk, a file that went away

@@ -10,16 +10,28 @@ The layouts are those of GPT-2, Llama, Mistral, Qwen2 and Qwen3.
 hf:NAME is a directory, or a name on the hub where there is a cache or a network. The work directory holds one
 checkpoint, which evaluate, generate and `--config.init_from` read like any other. Adapters (model.lora_rank) are
 merged into hf:DIR; peft:DIR has them alone, in PEFT's format.
+
+A result appears whole or not at all: after a kill the same command begins again, after the end it says so and is done.
+What else is in the place of --to is kept. Texts to continue begin as the tokenizer of the model says (add_bos_token);
+--add_bos_token=true or false changes it.
 """
 
+import contextlib
+import hashlib
+import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from gptjax import cli
-from gptjax.errors import UserError
-from gptjax.files import write_whole
+from gptjax import cli, files
+from gptjax.errors import RunError, UserError
+
+RECORD = "conversion.json"  # in every result: what it was made from, so that the same command again is a success
+_SMALL = 16 << 20  # bytes of an input up to which its content is compared; of a larger one size and time of change
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +49,13 @@ def main(argv: list[str]) -> None:
         **define,
     )
     flags.DEFINE_string("adapter", "", "to import: adapters of PEFT for hf:DIR, e.g. --adapter=adapters/mine", **define)
+    flags.DEFINE_enum(
+        "add_bos_token",
+        "auto",
+        ["auto", "true", "false"],
+        "to import: put the beginning-of-text token before prompts, e.g. --add_bos_token=false",
+        **define,
+    )
     cli.parse(flag_values, argv, __doc__)
     source, target = flag_values["from"].value, flag_values["to"].value
     for name, value in (("from", source), ("to", target)):
@@ -48,26 +67,139 @@ def main(argv: list[str]) -> None:
         )
     if flag_values.adapter and not source.startswith("hf:"):
         raise UserError(f"--adapter={flag_values.adapter} belongs to a model of --from=hf:DIR, not to {source}")
-    place = Path(target.removeprefix("hf:").removeprefix("peft:"))
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise UserError(f"--to={target} exists; remove it or name a new directory")
+    place = _path("to", target.removeprefix("hf:").removeprefix("peft:"))
     if source.startswith("hf:"):
-        adapter, allow_pickle = flag_values.adapter, flag_values.allow_pickle
-        import_model(source.removeprefix("hf:"), place, adapter=adapter, allow_pickle=allow_pickle)
+        name, adapter, allow_pickle = source.removeprefix("hf:"), flag_values.adapter, flag_values.allow_pickle
+        begin = flag_values.add_bos_token
+        import_model(name, place, adapter=adapter, allow_pickle=allow_pickle, add_bos_token=begin)
     elif target.startswith("peft:"):
-        export_adapter(Path(source), flag_values.checkpoint, place)
+        export_adapter(_path("from", source), flag_values.checkpoint, place)
     else:
         from gptjax.model.huggingface.files import parse_size
 
         size = parse_size(flag_values.max_shard_size)
-        export_model(Path(source), flag_values.checkpoint, place, dtype=flag_values.dtype, max_shard_bytes=size)
+        workdir = _path("from", source)
+        export_model(workdir, flag_values.checkpoint, place, dtype=flag_values.dtype, max_shard_bytes=size)
 
 
-def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: bool = False) -> None:
+def _path(flag: str, text: str) -> Path:
+    """A path that a flag gives, ~ expanded and links followed."""
+    try:
+        path = Path(text).expanduser() if text else None
+        if path is not None:
+            return path.resolve()
+    except (RuntimeError, ValueError, OSError):  # ~nobody, a NUL, links in a circle
+        pass
+    raise UserError(f"--{flag}={text[:200]!r} is no path of a directory")
+
+
+# ---- A result is whole ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _result(place: Path, request: dict[str, Any]) -> Iterator[Path | None]:
+    """A directory to write into, which becomes `place` at the end, with a record of `request` in it.
+
+    None where `place` holds the finished result of the same request. Raises UserError where it holds anything else.
+    """
+    files.sweep(place.parent)
+    if _is_done(place, request):
+        yield None
+        return
+    try:
+        with files.whole_directory(place) as directory:
+            yield directory
+            outputs = {str(path.relative_to(directory)): path.stat().st_size for path in _files(directory)}
+            files.write_json(directory / RECORD, request | {"outputs": outputs})
+    except (RunError, OSError) as error:
+        raise _of_the_place(error, directory if "directory" in locals() else place, place) from None
+    if not (place / RECORD).is_file():
+        raise RunError(f"{place} was written by another process at the same time; look at what is there")
+
+
+def _of_the_place(error: Exception, partial: Path, place: Path) -> Exception:
+    """The error with the name that the user gave, in the place of the one that is hidden and gone."""
+    if isinstance(error, OSError):
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(partial), str(place))
+        return error
+    return RunError(str(error).replace(str(partial), str(place)))
+
+
+def _is_done(place: Path, request: dict[str, Any]) -> bool:
+    """Whether the result is there. Raises UserError where something else is."""
+    if not os.path.lexists(place):
+        return False
+    if not place.is_dir():
+        raise UserError(f"--to={place} exists and is no directory; name a new one")
+    if not any(place.iterdir()):
+        return False
+    record = None
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or not isinstance(record.get("outputs"), dict):
+        raise UserError(f"--to={place} exists and is no result of convert; remove it or name a new directory")
+    if {name: record.get(name) for name in request} != request:
+        changed = sorted(name for name in request if record.get(name) != request[name])
+        raise UserError(
+            f"--to={place} exists and was converted from something else ({', '.join(changed)} differ); remove it or "
+            "name a new directory"
+        )
+    there = {str(path.relative_to(place)): path.stat().st_size for path in _files(place)}
+    if lost := sorted(name for name, size in record["outputs"].items() if there.get(name) != size):
+        raise UserError(
+            f"--to={place} exists, but {lost[0]} is not as it was written; remove the directory, and the same command "
+            "makes it again"
+        )
+    print(f"{place} is the finished result of this conversion already; nothing was done")
+    return True
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _request(kind: str, directories: dict[str, Path], patterns: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """What a result is made from: the files, and the options that change it."""
+    inputs = {
+        f"{name}/{path.relative_to(directory)}": _identity(path)
+        for name, directory in directories.items()
+        for path in _files(directory)
+        if not patterns or any(path.relative_to(directory).match(pattern) for pattern in patterns)
+    }
+    return {"conversion": kind, "inputs": inputs, "options": options}
+
+
+def _identity(path: Path) -> list[Any]:
+    status = path.stat()
+    if status.st_size > _SMALL:
+        return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
+# ---- Conversions ---------------------------------------------------------------------------------------------------
+
+
+def import_model(
+    name: str, workdir: Path, *, adapter: str = "", allow_pickle: bool = False, add_bos_token: str = "auto"
+) -> None:
     """Writes the model, the tokenizer and the chat template of a Hugging Face directory as a checkpoint of step 0.
 
     With `adapter`, a directory or name of PEFT, it has these adapters.
     """
+    from gptjax.model.huggingface import files as huggingface_files
+
+    sources = {"model": huggingface_files.locate(name, allow_pickle=allow_pickle)}
+    if adapter:
+        sources["adapter"] = huggingface_files.locate(adapter)
+    request = _request("import", sources, huggingface_files.PATTERNS, add_bos_token=add_bos_token)
+    with _result(workdir, request) as directory:
+        if directory is not None:
+            _import(name, sources, directory, allow_pickle=allow_pickle, add_bos_token=add_bos_token)
+            print(f"written: {workdir / 'checkpoints' / '0'}")
+
+
+def _import(name: str, sources: dict[str, Path], workdir: Path, *, allow_pickle: bool, add_bos_token: str) -> None:
     from gptjax import config as config_lib
     from gptjax.artifacts import checkpoints
     from gptjax.data.tokenization import huggingface as tokenizer_files
@@ -77,29 +209,27 @@ def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: b
     from gptjax.model.huggingface import files as huggingface_files
     from gptjax.model.huggingface import weights as huggingface
 
-    directory = huggingface_files.locate(name, allow_pickle=allow_pickle)
+    source = sources["model"]
     config = config_lib.get_default()
-    config.model.update(huggingface.read_config(directory))
+    config.model.update(huggingface.read_config(source))
     config.tokenizer = f"hf:{name}"
-    tokenizer = tokenizer_files.read_tokenizer(directory)
+    config_lib.validate(config)
+    tokenizer = tokenizer_files.read_tokenizer(source)
     try:
-        template = tokenizer_files.read_template(directory, tokenizer)
+        template = tokenizer_files.read_template(source, tokenizer)
     except UserError as error:
         template = None
         print(f"the chat template is left out: {error}", file=sys.stderr)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.model.vocab_size}"
-        )
+    tokenizer = tokenizer_files.fitted(tokenizer, config.model.vocab_size, source)
+    generation = huggingface_files.read_generation_config(source, config.model.vocab_size)
     architecture = Architecture.from_config(config.model, 0)
-    params = huggingface.read_parameters(directory, architecture, allow_pickle=allow_pickle)
-    if adapter:
-        place = huggingface_files.locate(adapter)
-        options, params = huggingface_adapters.read_adapter(place, architecture, params)
+    params = huggingface.read_parameters(source, architecture, allow_pickle=allow_pickle)
+    if "adapter" in sources:
+        options, params = huggingface_adapters.read_adapter(sources["adapter"], architecture, params)
         config.model.update(options)
-    generation = huggingface_files.read_generation_config(directory)
-    generation["begin_token_ids"] = tokenizer_files.begin_ids(tokenizer, template)
-    path = checkpoints.write_parameters(
+    begin = {"true": list(tokenizer.begin_ids), "false": []}
+    generation["begin_token_ids"] = begin.get(add_bos_token, tokenizer_files.begin_ids(tokenizer, template))
+    checkpoints.write_parameters(
         workdir,
         params,
         config=config,
@@ -107,12 +237,13 @@ def import_model(name: str, workdir: Path, *, adapter: str = "", allow_pickle: b
         template=template,
         generation=generation,
     )
-    write_whole(workdir / "config.json", config_lib.to_json(config))
-    tokenizer.save(workdir / "tokenizer.json")
-    print(f"{gpt.parameter_count(params):,} parameters; written: {path}")
+    files.write_whole(workdir / "config.json", config_lib.to_json(config))
+    with files.about(workdir):
+        tokenizer.save(workdir / "tokenizer.json")
+    print(f"{gpt.parameter_count(params):,} parameters")
 
 
-def export_model(workdir: Path, which: str, directory: Path, *, dtype: str, max_shard_bytes: int) -> None:
+def export_model(workdir: Path, which: str, place: Path, *, dtype: str, max_shard_bytes: int) -> None:
     """Writes a checkpoint in the Hugging Face layout that has all its options."""
     from gptjax.artifacts import loading
     from gptjax.data.tokenization import huggingface as tokenizer_files
@@ -120,39 +251,50 @@ def export_model(workdir: Path, which: str, directory: Path, *, dtype: str, max_
     from gptjax.model.huggingface import files as huggingface_files
     from gptjax.model.huggingface import weights as huggingface
 
-    trained = loading.load(workdir, which)
-    tokenizer, template = trained.tokenizer, trained.template
-    tokenizer_files.check_exportable(tokenizer)
-    huggingface.write_directory(
-        directory,
-        trained.architecture,
-        trained.params,
-        eot_id=tokenizer.eot_id,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-    )
-    tokenizer_files.write(directory, tokenizer, template, context_length=trained.architecture.context_length)
-    ends = list(trained.generation.get("eos_token_ids") or [tokenizer.eot_id])
-    if template is not None and (turn := tokenizer.special_tokens[template.end_of_turn]) not in ends:
-        ends.append(turn)
-    generation = trained.generation | {"eos_token_ids": ends}
-    huggingface_files.write_generation_config(directory, generation, eot_id=tokenizer.eot_id)
-    print(f"{gpt.parameter_count(trained.params):,} parameters of step {trained.step}; written: {directory}")
+    path = loading.find(workdir, which)
+    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    with _result(place, _request("export", {"checkpoint": path}, (), **options)) as directory:
+        if directory is None:
+            return
+        trained = loading.load(path)
+        tokenizer, template = trained.tokenizer, trained.template
+        tokenizer_files.check_exportable(tokenizer)
+        begin = next(iter(trained.generation.get("begin_token_ids") or tokenizer.begin_ids))
+        huggingface.write_directory(
+            directory,
+            trained.architecture,
+            trained.params,
+            eot_id=tokenizer.eot_id,
+            bos_id=begin,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
+        tokenizer_files.write(directory, tokenizer, template, context_length=trained.architecture.context_length)
+        ends = list(trained.generation.get("eos_token_ids") or [tokenizer.eot_id])
+        if template is not None and (turn := tokenizer.special_tokens[template.end_of_turn]) not in ends:
+            ends.append(turn)
+        generation = trained.generation | {"eos_token_ids": ends}
+        huggingface_files.write_generation_config(directory, generation, eot_id=tokenizer.eot_id)
+        print(f"{gpt.parameter_count(trained.params):,} parameters of step {trained.step}; written: {place}")
 
 
-def export_adapter(workdir: Path, which: str, directory: Path) -> None:
+def export_adapter(workdir: Path, which: str, place: Path) -> None:
     """Writes the adapters of a checkpoint in PEFT's format."""
     from gptjax.artifacts import loading
     from gptjax.model import gpt, lora
     from gptjax.model.huggingface import adapters as huggingface_adapters
 
-    trained = loading.load(workdir, which, merge=False)
-    origin = trained.config.init_from
-    base = origin.removeprefix("hf:") if origin.startswith("hf:") else None
-    huggingface_adapters.write_adapter(directory, trained.architecture, trained.params, base=base)
-    count = gpt.parameter_count(lora.split(trained.params)[0])
-    of = base or "the model that the run began with"
-    print(f"{count:,} parameters of step {trained.step}, adapters of {of}; written: {directory}")
+    path = loading.find(workdir, which)
+    with _result(place, _request("adapter", {"checkpoint": path}, ())) as directory:
+        if directory is None:
+            return
+        trained = loading.load(path, merge=False)
+        origin = trained.config.init_from
+        base = origin.removeprefix("hf:") if origin.startswith("hf:") else None
+        huggingface_adapters.write_adapter(directory, trained.architecture, trained.params, base=base)
+        count = gpt.parameter_count(lora.split(trained.params)[0])
+        of = base or "the model that the run began with"
+        print(f"{count:,} parameters of step {trained.step}, adapters of {of}; written: {place}")
 
 
 if __name__ == "__main__":

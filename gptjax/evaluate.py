@@ -18,28 +18,17 @@ Every value comes with a 95 % confidence interval and a signature that says how 
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
-from gptjax import cli
-from gptjax.errors import UserError
-from gptjax.files import write_whole
+from gptjax import cli, files
+from gptjax.errors import RunError, UserError
 from gptjax.processes import cluster, distributed
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from gptjax.evaluation.metrics import Outcome
-
-_LONGEST_NAME = 120  # bytes of a file's name
-_FILE_COLUMNS = 160  # of a table that is not printed to a terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,11 +56,14 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
     flags.DEFINE_string("references", "", "one text per line, e.g. --references=a.txt,b.txt", **define)
+    flags.DEFINE_string("rules", "", "of f1 and exact_match: squad, mlqa, mlqa-es, cmrc, e.g. --rules=cmrc", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
     cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
     if flag_values.output:
-        _claim_output(Path(flag_values.output))
+        from gptjax.evaluation import results
+
+        results.claim(Path(flag_values.output))
     if flag_values.compare:
         compare(flag_values)
     elif flag_values.hypotheses:
@@ -107,7 +99,7 @@ def evaluate(options: flags.FlagValues) -> None:
 
     from gptjax import config as config_lib
     from gptjax.artifacts import loading
-    from gptjax.evaluation import tasks
+    from gptjax.evaluation import results, tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
     from gptjax.parallel import mesh as mesh_lib
@@ -140,7 +132,7 @@ def evaluate(options: flags.FlagValues) -> None:
     mesh = mesh_lib.make_mesh(config.mesh)
     trained = loading.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
     # 3. All processes run all tasks, since they compute together; only process 0 writes and prints.
-    context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), _progress)
+    context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), results.progress)
     outcomes = {
         request.name: tasks.TASKS[request.kind].run(context, request, material)
         for request, material in zip(requests, materials, strict=True)
@@ -153,25 +145,32 @@ def evaluate(options: flags.FlagValues) -> None:
             "step": trained.step,
             "config_sha256": config_lib.sha256(trained.config),
         },
-        "results": _results(outcomes),
+        "results": results.to_json(outcomes),
     }
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    name = _file_name(list(outcomes), options.data or options.split, trained.step)
-    places = [workdir / "evaluation" / f"{name}.json"]
-    places += [Path(options.output)] if options.output else []
-    for place in places:
-        _write(place, answer, outcomes)
-    # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
-    if (workdir / "metrics.jsonl").exists():
-        write_report(workdir)
-    _print_results(outcomes, f"{path}, {options.data or f'{options.split} split'}")
-    print(f"written: {', '.join(map(str, places))}")
+    name = results.file_name(list(outcomes), options.data or options.split, trained.step)
+    place = workdir / "evaluation" / f"{name}.json"
+    results.show(outcomes, f"{path}, {options.data or f'{options.split} split'}")
+    if options.output:
+        results.write(Path(options.output), answer, outcomes)
+    try:
+        results.write(place, answer, outcomes)
+        # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
+        if (workdir / "metrics.jsonl").exists():
+            write_report(workdir)
+    except (RunError, OSError) as error:
+        if not options.output:
+            raise
+        results.warn(str(error) if isinstance(error, RunError) else f"no report: {files.explain(error)}")
+        place = None
+    print(f"written: {', '.join(str(path) for path in (place, options.output) if path)}")
 
 
 def _generator(trained, mesh):
     """What completes texts, or token ids; made when it is first called."""
     import jax
 
+    from gptjax.evaluation import results
     from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
 
@@ -185,7 +184,8 @@ def _generator(trained, mesh):
         texts = all(isinstance(prompt, str) for prompt in prompts)
         complete = generator().complete if texts else generator().complete_tokens
         completions = complete(prompts, SamplingParams(**sampling))
-        _warn_of_empty("completions", [completion.text for completion in completions])
+        if count := sum(not completion.text.strip() for completion in completions):
+            results.warn(f"{count} of {len(completions)} completions are empty; they are scored as they are")
         return [completion.text for completion in completions]
 
     return generate
@@ -196,22 +196,37 @@ def _generator(trained, mesh):
 
 def score_outputs(options: flags.FlagValues) -> None:
     """Scores a file of texts, or every file of a folder, against references. No checkpoint is needed."""
-    from gptjax.evaluation import text_tasks
+    from gptjax.evaluation import prompts, results, text_tasks
 
     chosen = text_tasks.choose_tasks(options.tasks)
     outputs = text_tasks.read_outputs(Path(options.hypotheses), _split_specs(options.references))
+    for how in dict.fromkeys(output.how for output in outputs):
+        print(f"references: {options.references or 'of each hypothesis'}, {how}", file=sys.stderr)
     systems = {}
+    for group in text_tasks.by_references(outputs):
+        read = {"references": [text for references in group[0].references for text in references]}
+        read |= {f"hypotheses of {output.path}": output.hypotheses for output in group}
+        for kind, texts in read.items():
+            for oddity in prompts.oddities(texts):
+                results.warn(f"of {kind}, {oddity}; they are scored as they are")
+        expected = group[0].references
+        setting = text_tasks.Setting.of(expected, options.rules)
+        written = [output.hypotheses for output in group]
+        counted = text_tasks.count(chosen, written, expected, setting, results.progress("scoring"))
+        for output, sums in zip(group, counted, strict=True):
+            given = {"setting": setting, "counted": sums}
+            systems[output] = {
+                task: text_tasks.score_texts(task, (), output.hypotheses, expected, **given) for task in chosen
+            }
     for output in outputs:
-        _warn_of_empty(f"hypotheses of {output.path}", output.hypotheses)
-        systems[output.path.name] = {
-            task: text_tasks.score_texts(task, (), output.hypotheses, output.references) for task in chosen
-        }
-        _print_results(systems[output.path.name], str(output.path))
+        results.show(systems[output], str(output.path))
     if options.output and len(outputs) == 1:
         (outcomes,) = systems.values()
-        _write(Path(options.output), {"hypotheses": str(outputs[0].path), "results": _results(outcomes)}, outcomes)
+        answer = {"hypotheses": str(outputs[0].path), "results": results.to_json(outcomes)}
+        results.write(Path(options.output), answer, outcomes)
     elif options.output:
-        _write(Path(options.output), {"systems": {name: _results(outcomes) for name, outcomes in systems.items()}}, {})
+        found = {output.path.name: results.to_json(systems[output]) for output in outputs}
+        results.write(Path(options.output), {"systems": found}, {})
 
 
 def _split_specs(text: str) -> list[str]:
@@ -219,20 +234,15 @@ def _split_specs(text: str) -> list[str]:
     return re.findall(r"[^,#]+(?:#[^,]*,[^,]*)?", text)
 
 
-def _warn_of_empty(what: str, texts: Sequence[str]) -> None:
-    if count := sum(not text.strip() for text in texts):
-        print(f"warning: {count} of {len(texts)} {what} are empty; they are scored as they are", file=sys.stderr)
-
-
 # ---- Two evaluations -------------------------------------------------------------------------------------
 
 
 def compare(options: flags.FlagValues) -> None:
     """Prints the paired differences between two evaluations, and says which metrics differ."""
-    from rich.console import Console
     from rich.table import Table
 
     from gptjax.evaluation import compare as compare_lib
+    from gptjax.evaluation import results
 
     if len(options.compare) != 2:
         raise UserError(f"--compare takes two work directories or results, not {len(options.compare)}: --compare A B")
@@ -244,11 +254,11 @@ def compare(options: flags.FlagValues) -> None:
     table = Table("task", "metric", "A", "B", "B - A", "95 % interval", "p", "n", "")
     for d in differences:
         low, high = d.ci95
-        interval = f"{_number(low, '+')} .. {_number(high, '+')}"
-        numbers = [_number(d.a), _number(d.b), _number(d.difference, "+"), interval, f"{d.p:.3f}"]
+        interval = f"{results.number(low, '+')} .. {results.number(high, '+')}"
+        numbers = [results.number(d.a), results.number(d.b), results.number(d.difference, "+"), interval, f"{d.p:.3f}"]
         table.add_row(d.task, d.metric, *numbers, f"{d.n:,}", d.verdict)
-    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
-    _print_title(console, title)
+    console = results.console()
+    results.show_title(console, title)
     console.print(table)
     better = {side: [f"{d.task} {d.metric}" for d in differences if d.verdict.startswith(side)] for side in "AB"}
     for side, names in better.items():
@@ -262,93 +272,7 @@ def compare(options: flags.FlagValues) -> None:
         found: dict[str, dict[str, Any]] = {}
         for d in differences:
             found.setdefault(d.task, {})[d.metric] = d.to_json()
-        _write_text(Path(options.output), _json({"a": str(a), "b": str(b), "differences": found, "problems": problems}))
-
-
-# ---- Results ---------------------------------------------------------------------------------------------
-
-
-def _claim_output(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={path} cannot be made: {error.strerror}") from None
-    if path.is_dir():
-        raise UserError(f"--output={path} is a directory; name a file")
-
-
-def _results(outcomes: "dict[str, Outcome]") -> dict[str, dict[str, Any]]:
-    return {
-        task: {name: estimate.to_json() for name, estimate in outcome.metrics.items()}
-        for task, outcome in outcomes.items()
-    }
-
-
-def _file_name(tasks: Sequence[str], data: str, step: int) -> str:
-    """TASKS-DATA-STEP; where that is long, only the first task, and a digest that tells such names apart."""
-    name = "-".join([*tasks, data, str(step)])
-    if len(name.encode()) > _LONGEST_NAME:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-        more = f"and-{len(tasks) - 1}-more-" if len(tasks) > 1 else ""
-        name = f"{tasks[0][:32]}-{more}{data[-24:]}-{step}-{digest}"
-    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
-
-
-def _write(place: Path, answer: dict[str, Any], outcomes: "dict[str, Outcome]") -> None:
-    """The results, and beside them the items that --compare reads."""
-    from gptjax.evaluation import metrics as items
-    from gptjax.evaluation.compare import ITEMS_SUFFIX
-
-    if outcomes:
-        _write_text(place.with_suffix(ITEMS_SUFFIX), items.lines(outcomes))
-    _write_text(place, _json(answer))
-
-
-def _write_text(place: Path, lines: Iterable[str]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place, lines, errors="replace")
-
-
-def _json(answer: dict[str, Any]) -> str:
-    return json.dumps(answer, indent=1) + "\n"
-
-
-def _progress(what: str):
-    def show(done: int, total: int) -> None:
-        print(
-            f"\r{what} {done / total:4.0%}\x1b[K",
-            end="\n" if done == total else "",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return show if sys.stderr.isatty() else None
-
-
-def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.4g}"
-
-
-def _print_results(outcomes: "dict[str, Outcome]", title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "metric", "value", "95 % interval", "n")
-    for task, outcome in outcomes.items():
-        for name, estimate in outcome.metrics.items():
-            low, high = estimate.ci95
-            interval = f"{_number(low)} .. {_number(high)}" if low == low else ""  # NaN: no interval
-            table.add_row(task, name, _number(estimate.value), interval, f"{estimate.n:,}")
-    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
-    _print_title(console, title)
-    console.print(table)
-    for signature in dict.fromkeys(e.signature for outcome in outcomes.values() for e in outcome.metrics.values()):
-        console.print(f"  {signature}", style="dim", soft_wrap=True, highlight=False)
-
-
-def _print_title(console: "Console", title: str) -> None:
-    """A line by itself: the title of a rich table is broken at the width of the table, and a path is often longer."""
-    console.print(title, style="table.title", markup=False, soft_wrap=True, highlight=False)
+        results.write(Path(options.output), {"a": str(a), "b": str(b), "differences": found, "problems": problems}, {})
 
 
 if __name__ == "__main__":

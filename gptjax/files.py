@@ -15,14 +15,28 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from gptjax.errors import UserError
 
 _PARTIAL = re.compile(r"\..*\.(\d+)@([^/]*)\.partial")
 _ABANDONED = 24 * 3600  # seconds without a change after which what another machine left counts as left
+
+
+def expand(text: str | Path) -> Path:
+    """The absolute path that a text names, `~` expanded. Raises UserError for what no file system has."""
+    text = os.fspath(text)
+    if "\0" in text:
+        raise UserError(f"{text[:60]!r} is no path: it has a character NUL")
+    long = next((part for part in text.split("/") if len(os.fsencode(part)) > 255), None)
+    if long is not None or len(os.fsencode(text)) > 4095:
+        raise UserError(f"the path {text[:60] + '...'!r} is too long: a name has at most 255 bytes, a path 4,095")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"{text!r}: there is no user {text.partition('/')[0]!r} on this machine") from None
 
 
 def regular(path: Path) -> Path:
@@ -236,6 +250,20 @@ def space(path: Path) -> str:
             usage = shutil.disk_usage(place)
             return f" ({usage.free / 2**20:.1f} of {usage.total / 2**20:.0f} MiB free)"
     return ""
+
+
+def save_array(path: Path, array: Any) -> None:
+    """A new file .npy. Raises OSError with the path and the reason; NumPy says only how many items it wrote."""
+    import numpy as np
+
+    with about(path), path.open("wb") as file:
+        np.save(_Write(file.write), array)
+
+
+class _Write(NamedTuple):
+    """What has a method `write` and is no file of the system, which NumPy would write past Python."""
+
+    write: Callable[[Any], Any]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -69,7 +69,7 @@ def parse_json(text: bytes | str, where: object) -> Any:
         if not text.strip():
             raise UserError(f"{where} is empty, and not JSON") from None
         place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{where} is not JSON: {place}: {_of_parser(error, text)}") from None
+        raise UserError(f"{where} is not JSON: {place}: {of_parser(error, text)}") from None
     except RecursionError:
         raise UserError(_too_deep(where)) from None
     except ValueError:  # Python's limit for the digits of a whole number
@@ -170,7 +170,7 @@ def _expected(problem: dict[str, Any]) -> str:
     return template.format(**problem.get("ctx", {})) if template else str(problem["msg"])
 
 
-def _of_parser(error: json.JSONDecodeError, text: str) -> str:
+def of_parser(error: json.JSONDecodeError, text: str) -> str:
     """What the JSON parser met, in words."""
     rest = text[error.pos : error.pos + 20].splitlines()[:1]
     met = f"where {rest[0]!r} is" if rest and rest[0].strip() else "where the line ends"

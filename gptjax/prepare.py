@@ -8,23 +8,27 @@
 A build that is interrupted is continued by the same command. The store has a data card: card.md.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from gptjax import cli
-from gptjax.config import OPTIONS
+from gptjax.config import OPTIONS, Option
 from gptjax.config.validation import option_problem
 from gptjax.data.building.options import BUILD_OPTIONS, Options
+from gptjax.data.sources.base import READING
 from gptjax.errors import RunError, UserError
+from gptjax.files import expand
 
 _OPTIONS = {
     "tokenizer": OPTIONS["tokenizer"],
     **BUILD_OPTIONS,
-    **{name: OPTIONS["data"][name] for name in ("data_dir", "decode_errors", "on_error", "workers")},
+    **{name: OPTIONS["data"][name] for name in ("data_dir", *READING, "on_error", "workers")},
 }
 _EXAMPLES = {
     "tokenizer": "char",
@@ -37,22 +41,81 @@ _EXAMPLES = {
     "shard_tokens": 10_000_000,
     "data_dir": "~/tensorflow_datasets",
     "workers": 8,
+    "encoding": "gb18030",
+}
+
+
+_SHOWN = {
+    "show": Option(0, "rows of the store to print", minimum=0, maximum=100_000),
+    "show_tokens": Option(256, "tokens in a row", minimum=1, maximum=1_000_000),
 }
 
 
 def main(argv: list[str]) -> None:
-    options = _flags()
-    cli.parse(options, argv, __doc__)
-    for name in ("output",) if options.show else ("source", "output"):
-        if not options[name].value:
-            raise UserError(f"--{name} is missing; {options[name].help}")
-    problems = (option_problem(f"--{name}", option, options[name].value) for name, option in _OPTIONS.items())
-    if found := [problem for problem in problems if problem]:
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    flag_values = _flags()
+    cli.parse(flag_values, argv, __doc__)
+    try:
+        values = _values(flag_values)
+        if flag_values.source:
+            prepare(flag_values.source, flag_values, values)
+        if values["show"]:
+            show(expand(flag_values.output), values["show"], values["show_tokens"])
+    except UserError as error:
+        raise UserError(_of_this_verb(str(error))) from None
+
+
+def _values(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """The options by name, as numbers where they are. Raises UserError with all that is wrong."""
+    options = {**_OPTIONS, **_SHOWN}
+    values, found = {}, []
+    for name, option in options.items():
+        values[name] = flag_values[name].value
+        if not isinstance(values[name], type(option.default)):
+            kind = "a whole number" if isinstance(option.default, int) else "a number"
+            found.append(f"--{name} is {_cut(str(values[name]))!r}; it must be {kind} from {_range(option)}")
+        elif problem := option_problem(f"--{name}", option, values[name]):
+            found.append(_cut(problem, 500))
+    for name in ("output",) if values["show"] else ("source", "output"):
+        if not flag_values[name].value:
+            raise UserError(f"--{name} is missing; {flag_values[name].help}")
+    if found:
         raise UserError("; ".join(found))
-    if options.source:
-        prepare(options)
-    if options.show:
-        show(Path(options.output), options.show, options.show_tokens)
+    return values
+
+
+class _Number(flags.ArgumentParser):
+    """A number however it is written (1e3, 8.0); what is none stays text, which `_values` refuses in words."""
+
+    def __init__(self, kind: type):
+        self._kind = kind
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            value = float(argument)
+        except ValueError:
+            return argument
+        if self._kind is int:
+            return int(value) if abs(value) < 2**53 and value == int(value) else argument
+        return value
+
+
+def _range(option: Option) -> str:
+    return f"{option.minimum:,} to {option.maximum:,}" if option.maximum is not None else f"{option.minimum:,} on"
+
+
+def _cut(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _of_this_verb(message: str) -> str:
+    """What the rooms call --config.data.NAME or data.NAME is --NAME here."""
+    names = "|".join(name for name in _OPTIONS if name != "tokenizer")
+    message = re.sub(rf"(?<![\w./-])(?:--config\.)?data\.({names})\b", r"--\1", message)
+    return message.replace("--config.tokenizer=", "--tokenizer=")
 
 
 def _flags() -> flags.FlagValues:
@@ -61,52 +124,63 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("source", None, "e.g. --source='text:books/*.txt'; see README for every kind", **define)
     flags.DEFINE_string("output", None, "a new directory, e.g. --output=stores/books", **define)
     for name, option in _OPTIONS.items():
-        kind = {float: flags.DEFINE_float, int: flags.DEFINE_integer, str: flags.DEFINE_string}[type(option.default)]
         choices = f"{' | '.join(option.choices)}: " if option.choices else ""
         example = option.choices[-1] if option.choices else _EXAMPLES[name]
-        kind(name, option.default, f"{choices}{option.help}, e.g. --{name}={example}", **define)
+        text = f"{choices}{option.help}, e.g. --{name}={example}"
+        _define(name, option, text, values)
     flags.DEFINE_enum("runner", "local", ["local", "beam"], "e.g. --runner=beam", **define)
     flags.DEFINE_string("beam_options", "", "e.g. --beam_options='--runner=FlinkRunner --parallelism=64'", **define)
-    flags.DEFINE_integer("show", 0, "rows of the store to print, e.g. --show=3", **define)
-    flags.DEFINE_integer("show_tokens", 256, "tokens in a row, e.g. --show_tokens=1024", **define)
+    _define("show", _SHOWN["show"], "rows of the store to print, e.g. --show=3", values)
+    _define("show_tokens", _SHOWN["show_tokens"], "tokens in a row, e.g. --show_tokens=1024", values)
     return values
 
 
-def prepare(options: flags.FlagValues) -> None:
+def _define(name: str, option: Option, text: str, values: flags.FlagValues) -> None:
+    if isinstance(option.default, str):
+        flags.DEFINE_string(name, option.default, text, flag_values=values)
+    else:
+        flags.DEFINE(_Number(type(option.default)), name, option.default, text, flag_values=values)
+
+
+def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) -> None:
     """Builds the store and prints what is in it."""
     from gptjax.data.building.build import build_store, work_directory
     from gptjax.data.opening import parse_globs, parse_options
     from gptjax.data.sources.opening import open_source
 
+    _refuse_mixture(spec)
+    output = expand(flag_values.output)
     source = open_source(
-        options.source,
-        data_dir=options.data_dir,
-        decode_errors=options.decode_errors,
-        on_error=options.on_error,
+        spec,
+        data_dir=values["data_dir"],
+        on_error=values["on_error"],
+        **{name: values[name] for name in READING},
     )
-    values = {name: options[name].value for name in BUILD_OPTIONS}
-    values["cleaning_options"] = parse_options(options.cleaning_options)
-    values["decontaminate"] = parse_globs(options.decontaminate)
-    built = Options(**values)
-    output = Path(options.output).expanduser()
+    build = {name: values[name] for name in BUILD_OPTIONS}
+    build["cleaning_options"] = parse_options(values["cleaning_options"])
+    build["decontaminate"] = parse_globs(values["decontaminate"])
+    built = Options(**build)
+    there = (output / "manifest.json").exists()
     try:
         with _progress() as progress:
             store = build_store(
                 source,
                 output,
-                tokenizer=options.tokenizer,
-                runner=options.runner,
-                workers=options.workers,
-                beam_options=options.beam_options.split(),
+                tokenizer=values["tokenizer"],
+                runner=flag_values.runner,
+                workers=values["workers"],
+                beam_options=flag_values.beam_options.split(),
                 progress=progress,
                 **vars(built),
             )
     except KeyboardInterrupt:
-        if not work_directory(output.absolute()).exists():
+        if not work_directory(output).exists():
             raise
         raise RunError(
             f"interrupted; what is done is kept in {work_directory(output)}: the same command continues"
         ) from None
+    if there:
+        print(f"{output} was there already, of the same source and the same options")
     for name in store.splits:
         about = store.manifest["splits"][name]
         size = f"{about['documents']:,} documents, {about['tokens']:,} tokens, {about['bytes']:,} bytes"
@@ -120,8 +194,19 @@ def prepare(options: flags.FlagValues) -> None:
         if store.manifest[name]:
             print(f"left out: {store.manifest[name]:,} {meaning}")
     print(f"vocabulary {store.tokenizer().vocab_size}, fingerprint {store.fingerprint[:12]}")
-    print(f"data card: {Path(options.output) / 'card.md'}")
-    print(f"train on it: --config.data.source=store:{options.output}")
+    print(f"data card: {Path(flag_values.output) / 'card.md'}")
+    print(f"train on it: --config.data.source=store:{flag_values.output}")
+
+
+def _refuse_mixture(spec: str) -> None:
+    if re.search(r"\S\s+\+\s+\S", spec) and not Path(spec.partition(":")[2].partition("#")[0]).exists():
+        parts = [part.rpartition("@")[0] or part for part in re.split(r"\s+\+\s+", spec.strip())]
+        stores = " + ".join(f"store:DIR{number}@1" for number in range(1, len(parts) + 1))
+        raise UserError(
+            f"--source={_cut(spec)!r} is a mixture, which is made while training: prepare each of its "
+            f"{len(parts)} sources into a directory of its own, with one tokenizer, then train with "
+            f"--config.data.source='{stores}' (@ gives the weight)"
+        )
 
 
 @contextmanager

@@ -5,8 +5,8 @@
   python -m gptjax.train --config=configs/ladder.py:d6 --describe
 
 The same command on the same work directory continues where it stopped; with --allow_changes it may be longer, or have
-another schedule. Ctrl-C or SIGTERM saves first. On several machines, start it once on each: `srun` and Cloud TPU need
-no flags (tools/launch.py writes the job).
+another schedule. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save first. On several machines, start it once on each:
+`srun` and Cloud TPU need no flags (tools/launch.py writes the job).
 """
 
 import sys
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from gptjax import cli
+from gptjax import cli, files
 from gptjax import config as config_lib
-from gptjax.errors import RunError, UserError
+from gptjax.errors import UserError
 from gptjax.processes import cluster, distributed
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def _train(
     group = distributed.current()
     chief = group.index == 0
     progress = cli.data_progress if chief and sys.stderr.isatty() else None
+    stop = stopping.StopSignals(noting=False)
+    ending.add(stop.restore)
     run = Run.open(config, workdir, chosen=chosen, allow_changes=allow_changes, progress=progress)
     if chief:
         ending.add(lambda: _report(workdir))
@@ -143,8 +145,7 @@ def _train(
         record.print(f"without a validation split: {', '.join(validator.without)}")
     if trace:
         ending.add(trace.stop)
-    stop = stopping.StopSignals()
-    ending.add(stop.restore)
+    stop.note()
 
     # ---- The loop. ITS ORDER IS A CONTRACT (tests/test_resume.py): -----------------------------------------------
     # 1 tell, 2 evaluate, 3 save the OLD state, 4 end or go on, 5 take the batch, 6 advance.
@@ -184,8 +185,7 @@ def _train(
                     record.print(text)
         run.checkpoints.wait()
     except OSError as error:
-        where = f"Checkpoints: {run.checkpoints.steps() or 'none'} in {run.checkpoints.directory}"
-        raise RunError(f"{error}. {where}; the same command continues") from error
+        raise run.checkpoints.stopped_by(error) from error
     return record.summary()
 
 
@@ -196,7 +196,7 @@ def _report(workdir: Path) -> None:
     try:
         write_report(workdir)
     except OSError as error:
-        print(f"report.html could not be written: {error}", file=sys.stderr)
+        print(f"report.html could not be written: {files.explain(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import contextlib
 import json
 import logging
 import math
-import shutil
+import os
+import re
+import sys
 import traceback
 import weakref
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
@@ -45,9 +48,17 @@ class _OrbaxRecords(logging.Filter):
         return _ORBAX not in record.getMessage() and not any(file.startswith(_ORBAX) for file in files)
 
 
+def _hook(what: Any) -> None:
+    """Drops what TensorStore prints when a save has failed and its other writes end, up to the end of the process."""
+    if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+        _hook.before(what)
+
+
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
     """Keeps the log lines of Orbax from the user's terminal while the body runs."""
+    if sys.unraisablehook is not _hook:
+        _hook.before, sys.unraisablehook = sys.unraisablehook, _hook
     records = _OrbaxRecords()
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in loggers:
@@ -68,6 +79,7 @@ class Checkpoints:
         quiet = contextlib.ExitStack()
         quiet.enter_context(quiet_orbax())
         self._end_quiet = weakref.finalize(self, quiet.close)  # saves go on in the background between our calls
+        self._end_quiet.atexit = False  # and what a failed one leaves speaks until the process is gone
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -100,6 +112,13 @@ class Checkpoints:
         good = finished_steps(self.directory)
         where = f"step {good[-1]} ({self.directory / str(good[-1])})" if good else "the beginning: nothing is saved yet"
         return f"the same command continues from {where}"
+
+    def stopped_by(self, error: OSError) -> RunError:
+        """What ended a run that could not write: the file, why, what to do, and from where the run then goes on."""
+        text = files.explain(error)
+        if not text.endswith("the same command then goes on"):
+            text += ". Once that is put right the same command continues"
+        return RunError(text + self.advice().removeprefix("the same command continues"))
 
     def save(
         self,
@@ -185,14 +204,30 @@ class _disk_errors:
     def __exit__(self, kind, error, traceback):
         if error is None or isinstance(error, KeyboardInterrupt | RunError):
             return False
-        directory = self._checkpoints.directory
-        good = finished_steps(directory)
-        safe = f"the last good checkpoint is {directory / str(good[-1])}" if good else "no checkpoint exists yet"
-        free = shutil.disk_usage(directory.parent).free / 2**20
-        raise RunError(
-            f"a checkpoint could not be written to {directory} ({free:.0f} MiB free): {_first_line(error)}; {safe}. "
-            "Free some space and run the same command to continue"
-        ) from error
+        reason = _reason(error, self._checkpoints.directory)
+        if reason is None:
+            what = f"a checkpoint could not be written to {self._checkpoints.directory}: {_first_line(error)}"
+            raise RunError(f"{what}; {self._checkpoints.advice()}") from error
+        raise self._checkpoints.stopped_by(reason) from error
+
+
+def _reason(error: BaseException, directory: Path) -> OSError | None:
+    """What the system said, in an error of Orbax or in the reason of that."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        reason = waiting.pop(0)
+        if reason is None or reason in seen:
+            continue
+        seen.append(reason)
+        if isinstance(reason, OSError) and reason.errno:
+            reason.filename = reason.filename or str(directory)
+            return reason
+        if match := re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(reason)):  # TensorStore's, in C++
+            number = int(match[1] or match[2])
+            return OSError(number, os.strerror(number), str(directory))
+        waiting += [reason.__cause__, reason.__context__, *getattr(reason, "exceptions", ())]
+    return None
 
 
 def write_parameters(

@@ -234,6 +234,35 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "validation_fraction": Option(0.05, "share of documents or characters for validation", minimum=0, maximum=0.9),
         "test_fraction": Option(0.05, "share of documents or characters for the test split", minimum=0, maximum=0.9),
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
+        "encoding": Option(
+            "utf-8",
+            "of text files: utf-8, gb18030, big5, latin-1, ... as Python names them; a byte-order mark decides first",
+        ),
+        "delimiter": Option(
+            "auto",
+            "between the columns of CSV files; auto = a comma where the first line has one, else what it has most",
+            choices=("auto", "comma", "semicolon", "tab", "pipe"),
+        ),
+        "null_fields": Option(
+            "reject", "what to do with records whose field is null; empty = an empty text", choices=("reject", "empty")
+        ),
+        "tool_turns": Option(
+            "reject",
+            "calls of tools and their results in dialogues: template = written by the tokenizer's chat template; "
+            "leave_out = dropped and counted",
+            choices=("reject", "template", "leave_out"),
+        ),
+        "same_speaker": Option(
+            "reject",
+            "dialogues in which one speaker has two turns in a row; join = as one turn, an empty line between",
+            choices=("reject", "join"),
+        ),
+        "token_dtype": Option(
+            "auto",
+            "of the ids in tokens:GLOB that have no header; auto = uint16, or uint32 for more than 65,536 ids",
+            affects="place",
+            choices=("auto", "uint16", "uint32"),
+        ),
         "on_error": Option(
             "raise",
             "what to do with documents that cannot be read; skip = leave them out and count them",
@@ -244,6 +273,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "processes that read, clean and tokenise a large corpus; 0 = one per core",
             affects="computation",
             minimum=0,
+            maximum=1024,
         ),
         "isolate_documents": Option(True, "tokens attend only to their own document where a row packs several"),
         "token_dropout": _probability("input tokens blanked"),
@@ -364,6 +394,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "sample_tokens": Option(100, "tokens in a sample", minimum=1),
         "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
+        "trackers": Option("", "where else numbers are sent: wandb, trackio, or both with a comma"),
     },
     "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0),
     "data_seed": Option(-1, "seed of data order and augmentation; -1 = the value of seed", "training", minimum=-1),

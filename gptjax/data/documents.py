@@ -1,9 +1,10 @@
 """A document, and the one rule by which a long document is delivered in parts."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 PART_CHARACTERS = 1_000_000
 
@@ -11,8 +12,12 @@ PART_CHARACTERS = 1_000_000
 class Message(TypedDict):
     """One turn of a dialogue: who speaks, and what."""
 
-    role: str  # system, user or assistant
+    role: str  # system, user, assistant or tool
     content: str
+    train: NotRequired[bool]  # False: an answer that bears no loss
+    tool_calls: NotRequired[list[dict[str, Any]]]  # as transformers' chat templates read them
+    name: NotRequired[str]  # of the tool that answers
+    tool_call_id: NotRequired[str]
 
 
 class Document(TypedDict):
@@ -25,6 +30,7 @@ class Document(TypedDict):
 
     text: NotRequired[str]
     messages: NotRequired[list[Message]]
+    tools: NotRequired[list[dict[str, Any]]]  # described to the model before a dialogue
     id: str
     source: str
     part: NotRequired[int]
@@ -37,8 +43,14 @@ class Document(TypedDict):
 def content(document: Document) -> str:
     """The text of a document; of a dialogue what its messages say, an empty line between them."""
     if "messages" in document:
-        return "\n\n".join(message["content"] for message in document["messages"])
+        return "\n\n".join(map(_said, document["messages"]))
     return document["text"]
+
+
+def _said(message: Message) -> str:
+    if calls := message.get("tool_calls"):
+        return message["content"] + json.dumps(calls, ensure_ascii=False)
+    return message["content"]
 
 
 # A byte-level BPE never merges across these borders, so a text cut here keeps its token ids. The first two

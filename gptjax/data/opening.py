@@ -14,6 +14,7 @@ from gptjax.data.pipeline.augmentation import Augmentation
 from gptjax.data.pipeline.batches import Batches, BatchSource
 from gptjax.data.pipeline.mixture import Mixture, parse_mixture
 from gptjax.data.pipeline.packing import PackedBatches
+from gptjax.data.sources.base import READING
 from gptjax.data.sources.opening import open_source
 from gptjax.data.store.shards import TokenSplit
 from gptjax.data.store.store import Store, open_store
@@ -173,8 +174,10 @@ def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progres
                 f"data.source={data.source!r} holds tokens, and tokenizer={config.tokenizer!r} is trained on text: "
                 "name the tokenizer that the files were made with, such as tokenizer=hf:gpt2"
             )
-        return open_token_files(data.source, tokenizer or build_tokenizer(config.tokenizer), cache / "tokens")
-    source = open_source(data.source, data_dir=data.data_dir, decode_errors=data.decode_errors, on_error=data.on_error)
+        tokenizer = tokenizer or build_tokenizer(config.tokenizer)
+        return open_token_files(data.source, tokenizer, cache / "tokens", dtype=data.token_dtype)
+    reading = {name: data[name] for name in READING}
+    source = open_source(data.source, data_dir=data.data_dir, on_error=data.on_error, **reading)
     return cached_store(
         source,
         cache,
@@ -201,7 +204,7 @@ def parse_options(text: str) -> dict[str, Any]:
             raise UserError(f"data.cleaning_options={text!r}: expected NAME=VALUE, found {entry!r}")
         try:
             options[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[name] = value
     return options
 

@@ -22,6 +22,7 @@ from gptjax.errors import UserError
 from gptjax.evaluation.confidence import Estimate, ratio_interval
 
 Sums = Float[np.ndarray, "samples sums"]
+Progress = Callable[[int, int], None]  # how much is done, and of how much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,12 @@ class Outcome:
     Attributes:
       metrics: by name; those that are a `Metric` can be compared.
       texts: what a person wants to see of an item, by its id: prompt, references, hypothesis.
+      warnings: what a reader of the numbers must know, as sentences.
     """
 
     metrics: dict[str, Estimate]
     texts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 # What is no ratio: name -> the function from one row of sums to the score. Modules of metrics add theirs.
@@ -111,7 +114,10 @@ def ratio_metric(
 
 def item_ids(keys: Sequence[Any]) -> list[str]:
     """An id for each key, which is JSON; equal keys are numbered."""
-    digests = [hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()[:16] for key in keys]
+    digests = [
+        hashlib.sha256(json.dumps(key, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()[:16]
+        for key in keys
+    ]
     seen: Counter[str] = Counter()
     ids = []
     for digest in digests:

@@ -1,17 +1,23 @@
 """Files of prompts with references, and of what a system wrote for them."""
 
+import io
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gptjax.data.sources.files import DAMAGE, open_bytes
+from gptjax import files
+from gptjax.data.sources.files import DAMAGE, is_remote, open_bytes
 from gptjax.data.sources.records import Damaged, read_records, suffix
 from gptjax.errors import UserError
+from gptjax.foreign import show
 
 _HYPOTHESIS_FIELDS = ("completion", "hypothesis", "prediction")
 _RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_MOST_BYTES = 1 << 29  # of a text, once it is decompressed
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def read_prompts(spec: str | Path, *, references: bool = True) -> list[dict[str, Any]]:
@@ -20,24 +26,26 @@ def read_prompts(spec: str | Path, *, references: bool = True) -> list[dict[str,
     FILE.jsonl, or a JSON list, has objects with `prompt` and either `references` (a list) or `reference`; CSV, TSV
     and Parquet files have columns of these names. FILE#PROMPT,REFERENCE names other fields, such as
     e2e/testset_w_refs.csv#mr,ref; records of the same prompt are then one prompt with several references. Files that
-    end in .gz, .zst, .bz2 or .xz are decompressed.
+    end in .gz, .zst, .bz2 or .xz are decompressed. `-` is standard input: CSV with a header where fields are named,
+    JSONL where it begins like it, else text.
 
     Args:
       references: False where prompts alone are wanted. Then records are returned with all that they have, references
-        may be missing, FILE#PROMPT names one field, and FILE.txt has a prompt on each line that is not blank.
+        may be missing, FILE#PROMPT names one field, and a text file has a prompt on each line that is not blank.
 
     Raises:
       UserError: the file cannot be read, or has no prompts; names file and line.
     """
     path, fields = _split_spec(str(spec))
-    if suffix(path) == ".txt" and not fields:
+    if not fields and not _has_records(path):
         if references:
             raise UserError(f"{path} has prompts without references; they come in JSONL, CSV, TSV or Parquet")
-        prompts = [{"prompt": line} for line in _lines(path) if line.strip()]
+        lines = [line.removeprefix("\ufeff") for line in _lines(path)]
+        prompts = [{"prompt": line} for line in lines if line.strip()]
     else:
         if references and len(fields) == 1:
             raise UserError(f"{spec}: after # come two names, FILE#PROMPT,REFERENCE; found {fields[0]!r}")
-        prompts = [_prompt(value, fields, references, place) for place, value in _records(path)]
+        prompts = [_prompt(value, fields, references, place) for place, value in _records(path, table=bool(fields))]
     if not prompts:
         raise UserError(f'{path} has no prompts; a line is {{"prompt": "...", "references": ["...", "..."]}}')
     if len(fields) < 2:
@@ -54,7 +62,7 @@ def read_hypotheses(path: Path) -> tuple[list[str], list[list[str]] | None]:
     A text file has one text per line, which may be empty; JSONL has `completion` (as `generate` writes),
     `hypothesis` or `prediction`, and may have `references` or `reference`.
     """
-    if suffix(path) not in _RECORDS:
+    if suffix(path) not in _RECORDS and not (_is_stream(path) and _has_records(path)):
         return _lines(path), None
     hypotheses, references = [], []
     for place, value in _records(path):
@@ -67,20 +75,31 @@ def read_hypotheses(path: Path) -> tuple[list[str], list[list[str]] | None]:
     return hypotheses, references if len(references) == len(hypotheses) else None
 
 
-def read_references(specs: Sequence[str]) -> list[list[str]]:
+class ReferenceItems(NamedTuple):
+    """The references of each item, and in words how the files were read."""
+
+    items: list[list[str]]
+    how: str
+
+
+def read_references(specs: Sequence[str], count: int | None = None) -> ReferenceItems:
     """References of each item.
 
     Each of several text files has one reference of every item, one per line. A single text file has one per line, or
-    several with a blank line after each item's. Otherwise as `read_prompts`.
+    several with a blank line after each item's: one per line where it has as many lines as there are items, `count`.
+    Otherwise as `read_prompts`.
     """
     if len(specs) == 1:
         path, _ = _split_spec(specs[0])
-        if suffix(path) in _RECORDS:
-            return [prompt["references"] for prompt in read_prompts(specs[0])]
+        if suffix(path) in _RECORDS or (_is_stream(path) and _has_records(path)):
+            return ReferenceItems([prompt["references"] for prompt in read_prompts(specs[0])], "one record an item")
         lines = _lines(path)
         text = "\n".join(lines).strip("\n")
         groups = re.split(r"\n(?:[^\S\n]*\n)+", text)
-        return [group.split("\n") for group in groups] if len(groups) > 1 else [[line] for line in text.split("\n")]
+        if len(groups) == 1 or len(lines) == count:
+            return ReferenceItems([[line] for line in lines], f"one reference a line, {len(lines)} lines")
+        how = f"blank lines between items; it has {len(lines)} lines"
+        return ReferenceItems([group.split("\n") for group in groups], how)
     columns = [_lines(spec) for spec in specs]
     for spec, column in zip(specs, columns, strict=True):
         if len(column) != len(columns[0]):
@@ -88,7 +107,7 @@ def read_references(specs: Sequence[str]) -> list[list[str]]:
                 f"{spec} has {len(column)} lines, {specs[0]} has {len(columns[0])}; line k of each file is a "
                 "reference of item k"
             )
-    return [list(row) for row in zip(*columns, strict=True)]
+    return ReferenceItems([list(row) for row in zip(*columns, strict=True)], "one reference a line of each file")
 
 
 def _split_spec(spec: str) -> tuple[str, list[str]]:
@@ -102,15 +121,36 @@ def _split_spec(spec: str) -> tuple[str, list[str]]:
     return name, fields
 
 
-def _records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+def _is_stream(path: str | Path) -> bool:
+    return str(path) == "-" or bool(re.fullmatch(r"/dev/(stdin|fd/\d+)", str(path)))
+
+
+def _has_records(path: str | Path) -> bool:
+    """Whether a file is one of records; where its name does not say so, by its first character."""
+    if suffix(path) in _RECORDS:
+        return True
+    if suffix(path) == ".txt":
+        return False
+    return _content(path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _records(path: str | Path, *, table: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) of every record. Raises UserError naming file and line."""
+    name = _regular(path)
+    if suffix(name) in _RECORDS:
+        found = read_records(name)
+    else:  # a stream, or a file whose name says nothing
+        form = ".csv" if table and not _has_records(path) else ""
+        found = (
+            record._replace(place=record.place.replace(f"{name}{form}", name))
+            for record in read_records(f"{name}{form}", lambda _: io.BytesIO(_content(path)))
+        )
     records = []
-    for record in read_records(path):
+    for record in found:
         if isinstance(record.value, Damaged):
             raise UserError(f"{record.place}: {record.value}")
         if not isinstance(record.value, dict):
-            found = json.dumps(record.value, ensure_ascii=False)[:60]
-            raise UserError(f'{record.place}: expected an object such as {{"prompt": ...}}, not {found}')
+            raise UserError(f'{record.place}: expected an object such as {{"prompt": ...}}, not {show(record.value)}')
         records.append((record.place, record.value))
     return records
 
@@ -118,22 +158,23 @@ def _records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 def _prompt(entry: dict[str, Any], fields: Sequence[str], references: bool, where: str) -> dict[str, Any]:
     for field in fields:
         if not isinstance(entry.get(field), str):
-            there = ", ".join(map(repr, entry)) or "none"
-            raise UserError(f"{where}: no text {field!r}; fields: {there}")
+            found = f"{field!r} is {show(entry[field])}" if field in entry else f"no text {field!r}"
+            raise UserError(f"{where}: {found}; fields: {_names(entry)}")
     if fields:
         entry = {"prompt": entry[fields[0]], **({"references": [entry[fields[1]]]} if len(fields) == 2 else {})}
     elif not isinstance(entry.get("prompt"), str):
-        there = ", ".join(entry) or "none"
-        found = json.dumps(entry.get("prompt"), default=str)[:60]
         raise UserError(
-            f'{where}: "prompt" must be a text, not {found}; fields: {there}. Name others with FILE#PROMPT,REFERENCE'
+            f'{where}: "prompt" must be a text, not {show(entry.get("prompt"))}; fields: {_names(entry)}. Name others '
+            "with FILE#PROMPT,REFERENCE"
         )
     elif references:
         entry = {"prompt": entry["prompt"], "references": _references(entry, where)}
     try:
         json.dumps(entry, ensure_ascii=False).encode()  # what is generated is written beside it
-    except (TypeError, ValueError) as error:  # a date of Parquet, half a surrogate pair
-        raise UserError(f"{where}: it cannot be written as JSON in UTF-8: {error}") from None
+    except ValueError:
+        raise UserError(f"{where}: it cannot be written as JSON in UTF-8: it holds half a surrogate pair") from None
+    except TypeError:
+        raise UserError(f"{where}: it cannot be written as JSON in UTF-8: it holds a date or raw bytes") from None
     return entry
 
 
@@ -144,18 +185,72 @@ def _references(entry: dict[str, Any], where: str) -> list[str]:
     if isinstance(references, str):
         references = [references]
     if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
-        found = json.dumps(references, ensure_ascii=False)[:60]
-        raise UserError(f'{where}: "references" must be a list of one text or more, not {found}')
+        raise UserError(f'{where}: "references" must be a list of one text or more, not {show(references)}')
     return references
 
 
+def _names(entry: dict[str, Any]) -> str:
+    names = [repr(str(name)[:40]) for name in entry]
+    return (", ".join(names[:12]) or "none") + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
 def _lines(path: str | Path) -> list[str]:
+    """The lines of a text, as they are: a byte-order mark is a character, as for the sacrebleu command."""
     try:
-        with open_bytes(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except DAMAGE as error:
-        raise UserError(f"cannot open {path}: {getattr(error, 'strerror', None) or error}; check the path") from None
+        text = _content(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file first") from None
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8; convert the file first, e.g. "
+            "iconv -f GB18030 -t UTF-8"
+        ) from None
     lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if not lines[-1] else lines
+
+
+def _regular(path: str | Path) -> str:
+    """The path, if it can be read to an end. Raises UserError."""
+    path = str(path)
+    if path == "-" or is_remote(path):
+        return path
+    try:
+        return str(files.regular(Path(path).expanduser()))
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user") from None
+
+
+_streams: dict[tuple[str, int], bytes] = {}  # what can be read only once, by its name and which it is
+
+
+def _content(path: str | Path) -> bytes:
+    """All that a file holds, decompressed. Raises UserError."""
+    name = _regular(path)
+    stream = (name, id(sys.stdin) if name == "-" else Path(name).stat().st_ino) if _is_stream(name) else None
+    if stream in _streams:
+        return _streams[stream]
+    try:
+        if name == "-":
+            content = sys.stdin.buffer.read(_MOST_BYTES + 1)
+        else:
+            with open_bytes(name) as file:
+                content = file.read(_MOST_BYTES + 1)
+    except DAMAGE as error:
+        problem = files.words(error) if isinstance(error, OSError) else "the file is damaged or cut off"
+        raise UserError(f"{path} cannot be read: {problem}") from None
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{path} holds more than {_MOST_BYTES >> 20} MiB; split it")
+    if stream:
+        _streams[stream] = content
+    return content
+
+
+def oddities(texts: Sequence[str]) -> list[str]:
+    """What is odd in texts that are scored as they are, in words."""
+    kinds = {
+        "hold U+FEFF, a byte-order mark": lambda text: "\ufeff" in text,
+        "hold U+FFFD, which stands for bytes that could not be read": lambda text: "\ufffd" in text,
+        "hold control characters": lambda text: bool(_CONTROL.search(text)),
+        "are empty": lambda text: not text.strip(),
+    }
+    found = {kind: sum(map(is_odd, texts)) for kind, is_odd in kinds.items()}
+    return [f"{number} of {len(texts)} {kind}" for kind, number in found.items() if number]

@@ -1,10 +1,11 @@
 """Text compared with references by sacrebleu: corpus BLEU, chrF and TER, with their signatures."""
 
+import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import sacrebleu
@@ -14,22 +15,14 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from gptjax.data.scripts import count_han
 from gptjax.errors import RunError, UserError
-from gptjax.evaluation.metrics import FORMULAS, Metric, item_ids
+from gptjax.evaluation import item_sums
+from gptjax.evaluation.item_sums import References, Systems
+from gptjax.evaluation.metrics import FORMULAS, Metric, item_ids, resamples
 
 # Functions of sacrebleu's scorers that are not public: the statistics of each item, and the score of their sums
 _EXTRACT, _COMPUTE = "_extract_corpus_statistics", "_compute_score_from_stats"
-BOOTSTRAP_SAMPLES = 1000  # the default of sacrebleu --confidence
-
-
-def choose_tokenizer(texts: Iterable[str]) -> str:
-    """The BLEU tokenizer for texts: "zh" (characters) when most letters are Han, else "13a" (words)."""
-    letters = han = 0
-    for text in texts:
-        letters += sum(map(str.isalpha, text))
-        han += count_han(text)
-    return "zh" if 2 * han > letters else "13a"
+BOOTSTRAP_SAMPLES, SEED = 1000, 12345  # the defaults of sacrebleu --confidence
 
 
 def bleu(
@@ -44,19 +37,13 @@ def bleu(
     Args:
       hypotheses: one text an item; may be empty.
       references_list: one reference or more an item; items may differ in how many.
-      tokenize: sacrebleu's tokenizer, e.g. from `choose_tokenizer`.
+      tokenize: sacrebleu's tokenizer, e.g. from `words.choose_tokenizer`.
       lowercase: with tokenize="13a" and several references, this is what mteval-v13a.pl and the script of the E2E
         challenge compute.
 
     Raises UserError where nothing can be scored. Papineni et al. 2002; Post 2018 (arXiv:1804.08771).
     """
-    if tokenize not in BLEU.TOKENIZERS:
-        raise UserError(f"BLEU tokenizer {tokenize!r} is unknown; choose from {', '.join(BLEU.TOKENIZERS)}")
-    try:
-        scorer = BLEU(tokenize=tokenize, lowercase=lowercase)
-    except (ImportError, RuntimeError) as error:
-        raise UserError(f"BLEU tokenizer {tokenize!r} needs another package: {error}") from None
-    return _corpus_metric("bleu", scorer, hypotheses, references_list, limit=100.0)
+    return _metric(Counts.bleu(tokenize, lowercase=lowercase), hypotheses, references_list)
 
 
 def chrf(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, word_order: int = 0) -> Metric:
@@ -64,7 +51,7 @@ def chrf(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *,
 
     word_order=2 is chrF++. Arguments and errors otherwise as `bleu`. Popović 2015 (aclanthology.org/W15-3049).
     """
-    return _corpus_metric("chrf", CHRF(word_order=word_order), hypotheses, references_list, limit=100.0)
+    return _metric(Counts.chrf(word_order=word_order), hypotheses, references_list)
 
 
 def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, characters: bool = False) -> Metric:
@@ -73,8 +60,7 @@ def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, 
     Lower is better. With `characters`, Chinese is counted by character (--ter-normalized --ter-asian-support).
     Snover et al. 2006.
     """
-    scorer = TER(normalized=characters, asian_support=characters)
-    return _corpus_metric("ter", scorer, hypotheses, references_list, limit=math.inf, lower_is_better=True)
+    return _metric(Counts.ter(characters=characters), hypotheses, references_list)
 
 
 def check_sacrebleu() -> None:
@@ -114,53 +100,76 @@ def check(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -
             raise UserError(f"item {item} has no reference; every hypothesis needs one or more")
 
 
-def _corpus_metric(
-    formula: str,
-    scorer: Scorer,
-    hypotheses: Sequence[str],
-    references_list: Sequence[Sequence[str]],
-    *,
-    limit: float,
-    lower_is_better: bool = False,
-) -> Metric:
-    """The score with sacrebleu's interval: mean of the bootstrap +- half the width of its middle 95 %.
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """sacrebleu's statistics of each item; the name is that of its formula."""
 
-    sacrebleu holds all samples at once: about 80 KB an item for chrF, half of that for BLEU.
-    """
-    check(hypotheses, references_list)
-    check_sacrebleu()
-    recorded = []
-    extract, compute = getattr(scorer, _EXTRACT), getattr(scorer, _COMPUTE)
+    formula: str
+    options: tuple[tuple[str, Any], ...] = ()
 
-    def extract_and_record(*arguments):  # the statistics are not public, and TER takes minutes to compute them twice
-        recorded.extend(extract(*arguments))
-        return recorded
+    @classmethod
+    def bleu(cls, tokenize: str, *, lowercase: bool = False) -> "Counts":
+        """Raises UserError for a tokenizer that cannot be had."""
+        if tokenize not in BLEU.TOKENIZERS:
+            raise UserError(f"BLEU tokenizer {tokenize!r} is unknown; choose from {', '.join(BLEU.TOKENIZERS)}")
+        counts = cls("bleu", (("tokenize", tokenize), ("lowercase", lowercase)))
+        try:
+            counts.scorer()
+        except (ImportError, RuntimeError) as error:
+            raise UserError(f"BLEU tokenizer {tokenize!r} needs another package: {error}") from None
+        return counts
 
-    def compute_as_float(statistics):  # sacrebleu 2.6 cannot take the mean of numpy's numbers and Python's 0.0
-        score = compute(statistics)
-        score.score = float(score.score)
-        return score
+    @classmethod
+    def chrf(cls, *, word_order: int = 0) -> "Counts":
+        return cls("chrf", (("word_order", word_order),))
 
-    setattr(scorer, _EXTRACT, extract_and_record)
-    setattr(scorer, _COMPUTE, compute_as_float)
-    # sacrebleu takes the k-th references of all items together, None where an item has fewer.
-    streams = list(itertools.zip_longest(*references_list))
-    resampled = len(hypotheses) > 1
-    score = scorer.corpus_score(list(hypotheses), streams, n_bootstrap=BOOTSTRAP_SAMPLES if resampled else 1)
+    @classmethod
+    def ter(cls, *, characters: bool = False) -> "Counts":
+        return cls("ter", (("normalized", characters), ("asian_support", characters)))
+
+    def scorer(self, references: Sequence[Sequence[str | None]] | None = None) -> Scorer:
+        return {"bleu": BLEU, "chrf": CHRF, "ter": TER}[self.formula](**dict(self.options), references=references)
+
+    def __call__(self, systems: Systems, references_list: References) -> list[Float[np.ndarray, "items sums"]]:
+        check_sacrebleu()
+        # sacrebleu takes the k-th references of all items together, None where an item has fewer.
+        scorer = self.scorer(list(itertools.zip_longest(*references_list)))
+        return [np.array(getattr(scorer, _EXTRACT)(texts, None), np.float64) for texts in systems]
+
+
+def corpus_metric(counts: Counts, sums: Float[np.ndarray, "items sums"], references_list: References) -> Metric:
+    """The score of counted items with sacrebleu's interval: mean of the bootstrap +- half its middle 95 %."""
+    scorer = counts.scorer()
+    compute = partial(_score_of_sums, scorer)
+    resampled = len(sums) > 1
+    interval = [math.nan, math.nan]
+    if resampled:
+        drawn = np.concatenate([weights @ sums for weights in resamples(len(sums), BOOTSTRAP_SAMPLES, SEED)])
+        # Single precision, as sacrebleu's: it shows in the sixth digit of an interval.
+        scores = np.sort([float(getattr(scorer, _COMPUTE)(row).score) for row in drawn.astype(np.float32)])
+        outside = len(scores) // 40
+        margin = (scores[-1 - outside] - scores[outside]) / 2
+        limit = math.inf if counts.formula == "ter" else 100.0
+        interval = [max(scores.mean() - margin, 0.0), min(scores.mean() + margin, limit)]
+        scorer.n_bootstrap, scorer.seed = BOOTSTRAP_SAMPLES, str(SEED)
+    numbers = {len(references) for references in references_list}
+    scorer.num_refs = numbers.pop() if len(numbers) == 1 else -1
     signature = scorer.get_signature().format()
-    # The interval is public only in the printed form; ten decimals lose nothing.
-    printed = json.loads(score.format(width=10, signature=signature, is_json=True))
-    # sacrebleu leaves the interval out where every sample scored zero.
-    mean, margin = printed.get("confidence_mean", 0.0), printed.get("confidence_var", 0.0)
     settings = "|".join(part for part in signature.split("|") if not part.startswith(("nrefs:", "bs:", "seed:")))
     return Metric(
-        value=float(score.score),
-        ci95=[max(mean - margin, 0.0), min(mean + margin, limit)] if resampled else [math.nan, math.nan],
-        n=len(hypotheses),
+        value=compute(sums.sum(axis=0)),
+        ci95=interval,
+        n=len(sums),
         signature=signature,
         ids=item_ids([list(references) for references in references_list]),
-        sums=np.array(recorded, np.float64),
-        formula=formula,
-        unit=f"{formula}|{settings}",
-        lower_is_better=lower_is_better,
+        sums=sums,
+        formula=counts.formula,
+        unit=f"{counts.formula}|{settings}",
+        lower_is_better=counts.formula == "ter",
     )
+
+
+def _metric(counts: Counts, hypotheses: Sequence[str], references_list: References) -> Metric:
+    check(hypotheses, references_list)
+    (sums,) = item_sums.compute([counts], [hypotheses], references_list)
+    return corpus_metric(counts, sums[counts], references_list)

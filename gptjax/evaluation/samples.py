@@ -1,6 +1,5 @@
 """Texts sampled while a model trains."""
 
-import json
 from pathlib import Path
 
 from gptjax.config import Config
@@ -45,7 +44,6 @@ class Sampler:
         completions = generator.complete([prompt] * self.config.logging.samples, self._sampling)
         if not self._writes:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            for completion in completions:
-                line = {"step": step, "prompt": prompt, "text": completion.text}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        metrics.append(
+            self.path, *({"step": step, "prompt": prompt, "text": completion.text} for completion in completions)
+        )

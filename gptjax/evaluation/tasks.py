@@ -26,10 +26,9 @@ from gptjax.evaluation import multiple_choice, text_tasks
 from gptjax.evaluation.confidence import Estimate
 from gptjax.evaluation.continuations import ContinuationScorer
 from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
-from gptjax.evaluation.metrics import Outcome
+from gptjax.evaluation.metrics import Outcome, Progress
 from gptjax.evaluation.prompts import read_prompts
-from gptjax.evaluation.references import choose_tokenizer
-from gptjax.evaluation.token_scorer import Progress
+from gptjax.evaluation.words import choose_tokenizer
 
 _LOSSLESS = ("char", "byte", "bpe")  # kinds of tokenizers whose decoded text has the words of the original
 _SAMPLE_CHARACTERS = 100_000
@@ -44,12 +43,14 @@ class Options:
       data: another source whose perplexity is wanted, or "".
       examples: the file of tasks that were named without one, or "".
       delimiter: between a query and its choices.
+      rules: of f1 and exact_match, see `answers.choose_rule`.
     """
 
     split: str = "validation"
     data: str = ""
     examples: str = ""
     delimiter: str = " "
+    rules: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +220,7 @@ def count_words(split: TokenSplit, tokenizer: Tokenizer) -> Int64[np.ndarray, " 
         text = tokenizer.decode(split.read(start, end - start))
         counts[number] = len(text.split())
         sample += text[: max(0, _SAMPLE_CHARACTERS - len(sample))]
-    return None if choose_tokenizer([sample]) == "zh" or not counts.any() else counts
+    return None if choose_tokenizer([sample]) != "13a" or not counts.any() else counts
 
 
 # ---- generated texts -------------------------------------------------------------------------------------
@@ -248,11 +249,13 @@ def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]
     texts = [prompt["prompt"] for prompt in prompts]
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
     limit = context.config.evaluation.max_new_tokens
+    expected = [prompt["references"] for prompt in prompts]
     return text_tasks.score_texts(
         request.kind,
         texts,
         context.complete(prompts),
-        [prompt["references"] for prompt in prompts],
+        expected,
+        setting=text_tasks.Setting.of(expected, context.options.rules),
         identity=f"prompts:{digest}|decoding:greedy|max_new_tokens:{limit}",
     )
 

@@ -1,12 +1,13 @@
 """How probable a model finds given tokens: batches of rows in, sums by owner out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Int32
 
+from gptjax.evaluation.metrics import Progress
 from gptjax.model import gpt, sharding
 from gptjax.model.architecture import Architecture
 from gptjax.objectives.cross_entropy import score_tokens
@@ -14,7 +15,6 @@ from gptjax.parallel import partition
 
 LOGITS_TOKENS = 2048  # per device, of all rows together, whose logits are in memory at once
 
-Progress = Callable[[int, int], None]
 Batch = dict[str, Int32[np.ndarray, "rows length"]]
 Owners = Int[np.ndarray, "rows length"]  # whose sums a prediction counts in; -1 where it counts in none
 

@@ -188,7 +188,7 @@ class _Members(Group):
         """Tells the others why, prints it, and ends this process. If another process ended first, its reason counts."""
         with self._changed:
             if not isinstance(error, UserError):  # a collective may have failed because a process is gone
-                wait = 1.0 if isinstance(error, RunError) else 5.0
+                wait = 1.0 if isinstance(error, RunError | KeyboardInterrupt) else 5.0
                 self._changed.wait_for(lambda: self._ended, timeout=wait)
             ended = self._ended
         if ended and not (ended["line"] and isinstance(error, RunError | UserError)):

@@ -1,16 +1,18 @@
-"""metrics.jsonl, the line on the terminal, TensorBoard: where the numbers of a run go."""
+"""metrics.jsonl and the line on the terminal: where the numbers of a run go."""
 
 import contextlib
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gptjax.files import write_whole
+from gptjax.errors import UserError
+from gptjax.files import about, regular, words, write_whole
 
 
 class MetricsLog:
@@ -20,49 +22,72 @@ class MetricsLog:
     processes the first writes, and the others have one that is not `enabled`.
     """
 
-    def __init__(self, workdir: Path, *, step: int = 0, tensorboard: bool = False, enabled: bool = True):
-        self.path = workdir / "metrics.jsonl"
-        self._file, self._tensorboard = None, None
+    def __init__(self, workdir: Path, *, step: int = 0, enabled: bool = True):
+        self.path, self._enabled = workdir / "metrics.jsonl", enabled
         if enabled:
             drop_after(self.path, step)
-            self._file = self.path.open("a", buffering=1)
-            self._tensorboard = _tensorboard_writer(workdir, step) if tensorboard else None
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Numbers are rounded to float32's seven digits at most by JSON's repr; NaN and infinity become null."""
-        if self._file is None:
-            return
+    def write(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Numbers are rounded to float32's seven digits at most by JSON's repr; NaN and infinity become null.
+
+        Returns the line as it was written. Raises OSError with the path in it.
+        """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        if self._tensorboard:
-            for name, value in clean.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
+        if self._enabled:
+            append(self.path, clean)
+        return clean
 
-    def close(self) -> None:
-        if self._file:
-            with contextlib.suppress(OSError):  # a full disk, which `write` has reported
-                self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+
+def append(path: Path, *lines: dict[str, Any]) -> None:
+    """Adds lines to a JSON-lines file, each with one call of the system. Raises OSError with the path in it.
+
+    What a full disk leaves of a line is cut off again, as far as the disk can do that.
+    """
+    with about(path), path.open("ab", buffering=0) as file:
+        for line in lines:
+            data, end = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", errors="replace"), file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Keeps the lines of a JSON-lines file up to `step`: none where the run begins anew, at step 0."""
-    lines = read(path) if path.exists() else []
-    kept = [line for line in lines if line["step"] <= step] if step else []
-    write_whole(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    """Keeps the lines of a JSON-lines file up to `step`: none where the run begins anew, at step 0.
+
+    A last line cut short by a kill or a full disk goes without a word; of other unreadable lines a warning tells.
+    """
+    lines, rest = read_lines(path) if path.exists() and step else ([], 0)
+    if rest:
+        print(f"warning: {path}: {rest} lines are damaged and left out", file=sys.stderr)
+    write_whole(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").split("\n"):
+    """The lines of a metrics.jsonl that can be read. Raises UserError where it cannot be opened."""
+    return read_lines(path)[0]
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a JSON-lines file that have a step, and the number of other lines but the last."""
+    try:
+        texts = regular(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {words(error)}") from None
+    lines, damaged = [], 0
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+        elif text.strip() and number < len(texts):
+            damaged += 1
+    return lines, damaged
 
 
 def history(path: Path, monitor: str = "loss", step: int = sys.maxsize) -> dict[str, Any]:
@@ -73,31 +98,29 @@ def history(path: Path, monitor: str = "loss", step: int = sys.maxsize) -> dict[
       by activity, of the last line (see `throughput.Meter`).
     """
     lines = [line for line in read(path) if line["step"] <= step] if path.exists() and step else []
-    finite = [line["loss"] for line in lines if line["split"] == "train" and line["loss"] is not None]
     last = lines[-1] if lines else {}
     return {
-        "lowest": min(finite, default=None),
-        "monitored": [x[monitor] for x in lines if x["split"] == "validation" and x.get(monitor) is not None],
-        "seconds": {k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/")},
+        "lowest": min(_numbers(lines, "train", "loss"), default=None),
+        "monitored": _numbers(lines, "validation", monitor),
+        "seconds": {
+            k.removeprefix("seconds/"): v for k, v in last.items() if k.startswith("seconds/") and _is_number(v)
+        },
     }
 
 
-def _tensorboard_writer(workdir: Path, step: int):
-    # tensorboardX imports torch where it is installed (1 s), for tensors that are never given to it.
-    hidden = {} if "torch" in sys.modules else {"torch": None}
-    sys.modules.update(hidden)
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+def _numbers(lines: list[dict[str, Any]], split: str, name: str) -> list[float]:
+    return [line[name] for line in lines if line.get("split") == split and _is_number(line.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Display:
-    """A progress line on a terminal; elsewhere one plain line at each evaluation. Only one process speaks."""
+    """A progress line on a terminal; elsewhere one plain line at each evaluation. Only one process speaks.
+
+    A terminal that is gone (SIGHUP) or a full disk behind `2>file` ends what is shown, and not the run.
+    """
 
     def __init__(self, num_steps: int, *, start: int = 0, enabled: bool = True):
         self.console = Console(stderr=True, quiet=not enabled, highlight=False)
@@ -113,14 +136,20 @@ class Display:
             disable=not self._live,
         )
         self._task = self._progress.add_task("train", total=num_steps, completed=start, numbers="compiling")
-        self._progress.start()
+        self._say(self._progress.start)
+
+    def _say(self, show: Callable[..., Any], *values: Any, **options: Any) -> None:
+        try:
+            show(*values, **options)
+        except OSError:
+            self.console.quiet = True
 
     def train(self, line: dict[str, Any]) -> None:
         numbers = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in line:
             numbers += f"  MFU {line['mfu']:.0%}"
         numbers += f"  data wait {line['data_wait_s'] / max(line['step_time_s'], 1e-9):.0%}"
-        self._progress.update(self._task, completed=line["step"], numbers=numbers)
+        self._say(self._progress.update, self._task, completed=line["step"], numbers=numbers)
 
     def validation(self, line: dict[str, Any]) -> None:
         figures = [
@@ -132,8 +161,8 @@ class Display:
         self.print("  ".join([*parts, f"({line['wall_time_s']:.0f} s)"]))
 
     def print(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._say(self.console.print, text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        self._progress.stop()
-        sys.stderr.flush()
+        self._say(self._progress.stop)
+        self._say(sys.stderr.flush)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gptjax.data.pipeline.batches import BatchSource
-from gptjax.training import metrics, stopping, throughput
+from gptjax.training import metrics, sinks, stopping, throughput
 from gptjax.training.program import Program
 
 
@@ -46,7 +46,10 @@ class Recorder:
         device = program.mesh.devices.flat[0]
         peak = throughput.peak_flops(device, config.model.compute_dtype)
         self.num_steps, self.monitor = config.train.num_steps, monitor
-        self.log = metrics.MetricsLog(workdir, step=start, tensorboard=config.logging.tensorboard, enabled=chief)
+        self.log = metrics.MetricsLog(workdir, step=start, enabled=chief)
+        logging, values = config.logging, config.to_dict()
+        chosen = {"tensorboard": logging.tensorboard, "trackers": logging.trackers}
+        self.sinks = sinks.Sinks(sinks.makers(workdir, values, step=start, **chosen) if chief else {})
         self.display = metrics.Display(self.num_steps, start=start, enabled=chief)
         self.meter = throughput.Meter(
             program.architecture.flops_per_token(),
@@ -107,7 +110,7 @@ class Recorder:
         line |= {"tokens_seen": self._tokens_seen, "epoch": self._batches.epoch(step)}
         line |= {f"epoch/{name}": epoch for name, epoch in self._batches.epochs(step).items()}
         line |= norms | self.meter.goodput()
-        self.log.write(line)
+        self.sinks.write(self.log.write(line))
         self.display.train(line)
         self._guard.check(step, numbers["loss"], self._advice())
 
@@ -124,7 +127,7 @@ class Recorder:
         seen = self._tokens_seen + self._batches.num_tokens(self._logged, step)
         wall_time = time.perf_counter() - self.meter.begin
         line = {"step": step, "split": "validation", **line, "tokens_seen": seen, "wall_time_s": wall_time}
-        self.log.write(line | self.meter.goodput())
+        self.sinks.write(self.log.write(line | self.meter.goodput()))
         self.display.validation(line)
         return self.stopper.update(line[self.monitor.name])
 
@@ -134,7 +137,7 @@ class Recorder:
 
     def close(self) -> None:
         self.display.close()
-        self.log.close()
+        self.sinks.close()
 
     def summary(self) -> str:
         """How the run ended, in a line."""

@@ -13,6 +13,7 @@ import jax
 import optax
 
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.artifacts import checkpoints as checkpoints_lib
 from gptjax.artifacts import manifest
 from gptjax.artifacts import workdir as workdir_lib
@@ -29,7 +30,7 @@ from gptjax.optim.hyper import Hyperparameters
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.parallel import partition
 from gptjax.processes import distributed, runtime
-from gptjax.training import footprint, pretrained, stopping
+from gptjax.training import footprint, pretrained, sinks, stopping
 from gptjax.training.program import Program
 from gptjax.training.state import TrainState
 
@@ -56,11 +57,12 @@ class Ending:
                 close()
             except Exception as failure:
                 if error or first:
-                    print(f"while the run ended: {failure}", file=sys.stderr)
+                    about = files.explain(failure) if isinstance(failure, OSError) else failure
+                    print(f"while the run ended: {about}", file=sys.stderr)
                 else:
                     first = failure
         if isinstance(first, OSError):
-            raise RunError(f"{first}. The same command continues") from first
+            raise RunError(f"{files.explain(first)}. The same command continues") from first
         if first:
             raise first
 
@@ -106,6 +108,7 @@ class Run:
         Raises UserError. Every process of a run calls it.
         """
         group = distributed.current()
+        sinks.check(config.logging.trackers)
         origin = pretrained.of_own(workdir, config) or pretrained.find(config.init_from)
         config = pretrained.adopt(config, origin, chosen)
         rows = config.train.batch_size // config.train.accumulation

@@ -1,9 +1,11 @@
 """Why a run ends before its last step: no more improvement, divergence, a signal."""
 
+import contextlib
 import math
 import signal
 from collections.abc import Iterable
 
+from gptjax import interrupts
 from gptjax.errors import RunError
 
 
@@ -63,23 +65,37 @@ class DivergenceGuard:
             )
 
 
-class StopSignals:
-    """Notes SIGTERM and Ctrl-C so that the loop can save; a second Ctrl-C stops at once."""
+# What ends a job: Ctrl-C, kill and schedulers, a connection that closes, Slurm's --signal=USR1@120.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 
-    def __init__(self):
+
+class StopSignals:
+    """Notes the signals that end a job, so that the loop can save; a second Ctrl-C stops at once.
+
+    A signal that is ignored when the process starts stays so: SIGHUP under nohup, SIGINT in the background of a script.
+    """
+
+    def __init__(self, *, noting: bool = True):
+        """`noting`: whether from now on; if not, a signal ends the command at once until `note` is called."""
         self.received = ""
-        self._old = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._old[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: somebody else handles signals
-                return
+        self._old = {} if noting else interrupts.handle(*SIGNALS)
+        if noting:
+            self.note()
+
+    def note(self) -> None:
+        for number in SIGNALS:
+            with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._old.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number, frame):
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name
 
     def restore(self) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        self._old = {}

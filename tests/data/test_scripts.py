@@ -15,7 +15,7 @@ from gptjax.data.pipeline.augmentation import Augmentation
 from gptjax.data.scripts import HAN, HAN_SCRIPT, HAN_SCRIPT_RUN, UNSPACED, count_han
 from gptjax.data.tokenization.report import script_of
 from gptjax.data.tokenization.tokenizer import build_tokenizer
-from gptjax.evaluation.references import choose_tokenizer
+from gptjax.evaluation.words import choose_tokenizer
 
 # An ideograph of the first block, of extension A, of the compatibility forms, of extensions B and G.
 IDEOGRAPHS = ["漢", "\u3400", "\uf900", "\U00020000", "\U00030000"]

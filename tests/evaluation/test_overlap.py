@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from gptjax.errors import UserError
-from gptjax.evaluation.overlap import exact_answer, f1, rouge
+from gptjax.evaluation.answers import exact_answer, f1
+from gptjax.evaluation.overlap import rouge
+from gptjax.evaluation.text_tasks import score_texts
+from gptjax.evaluation.words import unicode_words
 
 HYPOTHESES = ["The cats sat on the mats.", "", "Running quickly home", "a b c d"]
 REFERENCES = [
@@ -37,13 +40,13 @@ def test_rouge_agrees_with_rouge_score(stemmer):
 
 def test_rouge_counts_chinese_characters():
     hypotheses, references = ["猫坐在垫子上。"], [["猫坐在JAX垫上"]]
-    assert rouge(hypotheses, references)["rouge1"].value == 0  # rouge_score drops them
-    metrics = rouge(hypotheses, references, characters=True)
+    assert rouge(hypotheses, references, words="default")["rouge1"].value == 0  # rouge_score drops them
+    metrics = rouge(hypotheses, references)
     assert metrics["rouge1"].value == pytest.approx(2 * 5 / (6 + 6))  # 猫坐在垫上 of 6 and 5 + jax
     assert metrics["rouge2"].value == pytest.approx(2 * 2 / (5 + 5))  # 猫坐 坐在
     assert metrics["rougeL"].value == pytest.approx(2 * 5 / (6 + 6))
     english = (["the cat sat"], [["a cat sat"]])
-    assert rouge(*english, characters=True)["rouge1"].value == rouge(*english)["rouge1"].value
+    assert rouge(*english, words="unicode")["rouge1"].value == rouge(*english)["rouge1"].value
 
 
 def squad(prediction, truths):
@@ -77,9 +80,9 @@ def test_f1_follows_the_rules_of_squad(prediction, truths):
 
 def test_f1_counts_chinese_characters():
     hypotheses, references = ["「猫」坐在垫子上。"], [["猫在垫子上，JAX"]]
-    metrics = f1(hypotheses, references, characters=True)
+    metrics = f1(hypotheses, references, tokenize="zh")
     assert metrics["f1"].value == pytest.approx(100 * 2 * 5 / (6 + 6))
-    assert f1(["猫，坐。"], [["猫坐"]], characters=True)["exact_match"].value == 100
+    assert f1(["猫，坐。"], [["猫坐"]], tokenize="zh")["exact_match"].value == 100
 
 
 @pytest.mark.parametrize(
@@ -115,3 +118,92 @@ def test_what_cannot_be_scored_is_named():
         rouge(["a", "b"], [["a"]])
     with pytest.raises(UserError, match='the reference of item 1 has no answer: expected "#### NUMBER" or a number'):
         exact_answer(["#### 1", "#### 2"], [["1"], ["two"]])
+
+
+IDENTICAL = {
+    "Russian": "Кошка сидит на коврике у двери.",
+    "Korean": "고양이가 문 옆 매트 위에 앉아 있다.",
+    "Arabic": "القطة تجلس على الحصيرة بجانب الباب.",
+    "Thai": "แมวนั่งอยู่บนเสื่อข้างประตู",
+    "Japanese": "ねこがドアのそばのマットにすわっています。",
+    "Chinese": "猫坐在门边的垫子上。",
+    "Hindi": "बिल्ली दरवाज़े के पास चटाई पर बैठी है।",
+    "Greek": "Η γάτα κάθεται στο χαλί δίπλα στην πόρτα.",
+    "Hebrew": "החתול יושב על השטיח ליד הדלת.",
+    "Burmese": "ကြောင်သည်တံခါးအနီးတွင်ထိုင်နေသည်။",
+}
+
+
+@pytest.mark.parametrize("text", IDENTICAL.values(), ids=IDENTICAL)
+@pytest.mark.parametrize("task", ["rouge", "bleu", "chrf", "f1", "exact_match", "bleu_lowercase"])
+def test_identical_texts_of_any_script_have_the_highest_score(task, text):
+    outcome = score_texts(task, (), [text, text], [[text], [text]])
+    highest = 1 if task == "rouge" else 100
+    assert {name: metric.value for name, metric in outcome.metrics.items()} == pytest.approx(
+        dict.fromkeys(outcome.metrics, highest)
+    )
+    assert not outcome.warnings
+
+
+def test_the_words_of_rouge_follow_the_references_and_are_named():
+    assert "|tok:default|" in rouge(["the café"], [["the café in Kraków is open today"]])["rouge1"].signature
+    mixed = [["the cat sat on the mat, as cats do"]] * 9 + [["Кошка сидит"]]
+    found = rouge([references[0] for references in mixed], mixed)["rouge1"]
+    assert "|tok:unicode|" in found.signature and found.value == 1
+    assert unicode_words("ねこ cats, ที่ Кот-2 がg") == ["ね", "こ", "cats", "ที่", "кот", "2", "が", "g"]
+
+
+def test_a_text_without_words_is_warned_of():
+    outcome = score_texts("rouge", (), ["?!", "cat", ""], [["a cat"], ["cat"], ["..."]])
+    assert [warning.split(",")[0] for warning in outcome.warnings] == [
+        "rouge keeps no word of 1 of 3 hypotheses",
+        "rouge keeps no word of 1 of 3 references",
+    ]
+    assert "f1 keeps no word of 1 of 1 references" in score_texts("f1", (), ["cat"], [["the"]]).warnings[0]
+
+
+def both(prediction, truths, **options):
+    metrics = f1([prediction], [truths], **options)
+    return metrics["f1"].value, metrics["exact_match"].value
+
+
+@pytest.mark.parametrize("rules", ["", "mlqa", "mlqa-zh", "cmrc"])
+def test_the_middle_dot_of_foreign_names_does_not_count(rules):
+    assert both("丹尼特里维森", ["丹尼·特里维森"], tokenize="zh", rules=rules) == (100, 100)
+
+
+def test_chinese_keeps_english_words_that_are_articles_elsewhere():
+    assert both("A 股", ["股"], tokenize="zh") == (pytest.approx(200 / 3), 0)
+    assert both("A 股", ["股"], tokenize="zh", rules="squad") == (100, 100)  # SQuAD's own rules, asked for by name
+    assert "rules:squad-2.0|tok:words|" in f1(["a"], [["a"]])["f1"].signature
+
+
+@pytest.mark.parametrize(
+    ("rules", "prediction", "truth", "expected"),
+    [  # by the script mlqa_evaluation_v1.py
+        ("mlqa-en", "The U.S. «Army»", "us army", (100, 100)),
+        ("mlqa-es", "los tres años", "el ¿tres años?", (100, 100)),
+        ("mlqa-de", "der große Hund", "ein großer Hund", (50, 0)),
+        ("mlqa-vi", "những con mèo", "con mèo của", (100, 100)),
+        ("mlqa-ar", "البيت الكبير", "بيت كبير", (100, 100)),
+        ("mlqa-hi", "यह घर।", "यह घर", (100, 100)),
+        ("mlqa-zh", "JAX 库", "jax库", (100, 100)),
+        ("mlqa-en", "the", "a", (0, 100)),  # no word left: F1 is 0 by this script, 100 by SQuAD 2.0's
+        ("squad", "the", "a", (100, 100)),
+        # by cmrc2018_evaluate.py: the longest common substring; an English full stop and brackets stay
+        ("cmrc", "北京大学和清华大学", "清华大学", (pytest.approx(100 * 2 * 4 / (9 + 4)), 0)),
+        ("cmrc", "北大京学", "北京大学", (pytest.approx(100 * 2 * 1 / 8), 0)),
+        ("cmrc", "约100-200米。", "约100200米", (100, 100)),
+        ("cmrc", "2008 年", "2008年", (100, 0)),
+        ("cmrc", "猫(cat)", "猫cat", (pytest.approx(100 * 2 * 1 / (4 + 2)), 0)),
+        ("cmrc", "……猫", "猫", (pytest.approx(100 * 2 * 1 / (2 + 1)), 0)),
+    ],
+)
+def test_the_rules_of_published_scripts(rules, prediction, truth, expected):
+    assert both(prediction, [truth], rules=rules) == expected
+    assert rules in f1([prediction], [[truth]], rules=rules)["f1"].signature
+
+
+def test_the_language_of_mlqa_must_be_known():
+    with pytest.raises(UserError, match=r"name it: --rules=mlqa-en, mlqa-es, mlqa-de or mlqa-vi"):
+        f1(["ein Haus"], [["Haus"]], rules="mlqa")

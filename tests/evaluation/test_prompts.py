@@ -96,7 +96,7 @@ def test_prompts_without_references(tmp_path):
         ("{", r"prompts.jsonl, line 2: not JSON"),
         ("[1]", r'prompts.jsonl, line 2: expected an object such as {"prompt"'),
         ('{"references": ["a"]}', r'prompts.jsonl, line 2: "prompt" must be a text, not null'),
-        ('{"question": "a"}', r"fields: question. Name others with FILE#PROMPT,REFERENCE"),
+        ('{"question": "a"}', r"fields: 'question'. Name others with FILE#PROMPT,REFERENCE"),
         ('{"prompt": "a"}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": []}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b", 3]}', r'prompts.jsonl, line 2: "references" must be a list'),
@@ -113,7 +113,7 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
 
 def test_a_wrong_file_is_named(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    with pytest.raises(UserError, match=r"prompts.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"prompts.jsonl cannot be read: there is no such file"):
         read_prompts(path)
     path.write_text("\n \n")
     with pytest.raises(UserError, match=r"prompts.jsonl has no prompts"):
@@ -129,11 +129,15 @@ def test_a_wrong_file_is_named(tmp_path):
 
 def test_references_with_blank_lines_between_items(tmp_path):
     (tmp_path / "groups.txt").write_text("a\nb\n\nc\n \n\nd\n\n")
-    assert read_references([f"{tmp_path}/groups.txt"]) == [["a", "b"], ["c"], ["d"]]
+    assert read_references([f"{tmp_path}/groups.txt"]).items == [["a", "b"], ["c"], ["d"]]
     (tmp_path / "lines.txt").write_text("a\r\nb\r\nc\r\n")
-    assert read_references([f"{tmp_path}/lines.txt"]) == [["a"], ["b"], ["c"]]
+    assert read_references([f"{tmp_path}/lines.txt"]).items == [["a"], ["b"], ["c"]]
     (tmp_path / "more.txt").write_text("A\n\nC\n")
-    assert read_references([f"{tmp_path}/lines.txt", f"{tmp_path}/more.txt"]) == [["a", "A"], ["b", ""], ["c", "C"]]
+    assert read_references([f"{tmp_path}/groups.txt"], 8).items == [
+        [line] for line in ("a", "b", "", "c", " ", "", "d", "")
+    ]
+    both = read_references([f"{tmp_path}/lines.txt", f"{tmp_path}/more.txt"])
+    assert both.items == [["a", "A"], ["b", ""], ["c", "C"]]
     (tmp_path / "short.txt").write_text("A\n")
     with pytest.raises(UserError, match=r"short.txt has 1 lines, .*lines.txt has 3; line k of each"):
         read_references([f"{tmp_path}/lines.txt", f"{tmp_path}/short.txt"])

@@ -4,12 +4,17 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 
+from gptjax import cli, evaluate
 from gptjax.errors import RunError, UserError
+from gptjax.evaluation.item_sums import compute
 from gptjax.evaluation.metrics import FORMULAS
+from gptjax.evaluation.overlap import RougeCounts
 from gptjax.evaluation.prompts import read_hypotheses, read_references
-from gptjax.evaluation.references import bleu, choose_tokenizer, chrf, ter
+from gptjax.evaluation.references import Counts, bleu, chrf, ter
+from gptjax.evaluation.words import choose_tokenizer
 
 HYPOTHESES = [
     "The cat sat on the mat near the door.",
@@ -138,7 +143,9 @@ def test_unknown_tokenizer():
         (["猫坐在垫子上，垫子在门边。", "JAX"], "zh"),
         (["the character 猫 means cat"], "13a"),
         (["\U00020000\U0002a700"], "zh"),  # extensions B and C
-        (["ねこがすわった"], "13a"),
+        (["ねこがすわった"], "char"),
+        (["แมวนั่งอยู่บนเสื่อ"], "char"),
+        (["Кошка сидит на коврике"], "13a"),
         (["42!"], "13a"),
         ([], "13a"),
     ],
@@ -151,7 +158,7 @@ def test_the_example_of_the_e2e_challenge(shared_data):
     """The official script prints BLEU 72.0293: it is mteval-v13a.pl, which ignores case."""
     directory = shared_data / "e2e" / "metrics_example"
     hypotheses, _ = read_hypotheses(directory / "baseline-output.txt")
-    references_list = read_references([str(directory / "devel-conc.txt")])
+    references_list, _ = read_references([str(directory / "devel-conc.txt")], len(hypotheses))
     assert round(bleu(hypotheses, references_list, lowercase=True).value, 4) == 72.0293
 
 
@@ -159,3 +166,41 @@ def test_a_sacrebleu_that_is_not_known_is_told(monkeypatch):
     monkeypatch.delattr("sacrebleu.metrics.base.Metric._compute_score_from_stats")
     with pytest.raises(RunError, match=r"has no _compute_score_from_stats: gptjax knows .* pip install 'sacrebleu>="):
         chrf(["a"], [["a"]])
+
+
+def test_many_systems_in_processes_have_the_sums_of_one(monkeypatch):
+    monkeypatch.setattr("gptjax.evaluation.item_sums.PIECE", 2)
+    counters = [Counts.bleu("13a"), Counts.chrf(), Counts.ter(), RougeCounts()]
+    systems = [HYPOTHESES, list(reversed(HYPOTHESES))]
+    seen = []
+    found = compute(counters, systems, REFERENCES, workers=2, progress=lambda *done: seen.append(done))
+    assert seen == [(n, 12) for n in range(1, 13)]
+    for texts, sums in zip(systems, found, strict=True):
+        for counter in counters:
+            np.testing.assert_array_equal(sums[counter], counter([texts], REFERENCES)[0])
+
+
+def test_what_begins_with_a_byte_order_mark_is_scored_as_it_is(tmp_path, capsys):
+    hypotheses = ["\ufeffThe cat sat on the mat near the door.", *HYPOTHESES[1:]]
+    single = [references[:1] for references in REFERENCES]
+    printed = sacrebleu_cli(tmp_path, hypotheses, single, "-m", "bleu")  # writes the files as well
+    options = [f"--hypotheses={tmp_path}/hypotheses", f"--references={tmp_path}/references0"]
+    assert cli.run(evaluate.main, ["evaluate", *options, f"--output={tmp_path}/out.json"]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert found.keys() == {"bleu"} and found["bleu"].keys() == {"bleu", "chrf"}
+    assert round(found["bleu"]["bleu"]["value"], 6) == printed["score"] != round(bleu(HYPOTHESES, single).value, 6)
+    assert "1 of 6 hold U+FEFF, a byte-order mark" in capsys.readouterr().err
+
+
+def test_an_empty_line_among_references_is_a_reference(tmp_path, capsys):
+    references = ["The cat sat on the mat by the door.", "", "Dictionaries keep the order of insertion."]
+    hypotheses = ["The cat sat on the mat by the door.", "", "Dictionaries keep order of insertion."]
+    printed = sacrebleu_cli(tmp_path, hypotheses, [[text] for text in references], "-m", "bleu")
+    options = [f"--hypotheses={tmp_path}/hypotheses", f"--references={tmp_path}/references0"]
+    assert cli.run(evaluate.main, ["evaluate", *options, f"--output={tmp_path}/out.json"]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["results"]["bleu"]["bleu"]
+    assert round(found["value"], 6) == printed["score"]
+    assert "one reference a line, 3 lines" in capsys.readouterr().err
+    (tmp_path / "hypotheses").write_text("one\n")
+    assert cli.run(evaluate.main, ["evaluate", *options]) == 2
+    assert "has 1 hypotheses" in (said := capsys.readouterr().err) and "blank lines between items; it has 3" in said

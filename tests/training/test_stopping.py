@@ -100,10 +100,27 @@ def test_without_patience_nothing_stops():
     assert not stopper.exhausted
 
 
-def test_a_signal_is_noted_and_the_old_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_is_noted_and_the_old_handler_comes_back(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
     signals = StopSignals()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert signals.received == "SIGTERM"
+    os.kill(os.getpid(), number)
+    assert signals.received == name
+    os.kill(os.getpid(), signal.SIGTERM)  # the first one counts
+    assert signals.received == name
     signals.restore()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_at_the_start_stays_ignored():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals = StopSignals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.received
+        signals.restore()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -9,10 +9,12 @@ What is in the store depends on the source and the options alone. Each stage lea
 beside the store, so a build that was killed goes on where it stopped.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import gptjax
-from gptjax.data.building import card
+from gptjax.data.building import card, remains
 from gptjax.data.building.assemble import assemble
 from gptjax.data.building.clean import CLEAN_SUMMARY, CleanItem, CleanStage
 from gptjax.data.building.options import Options
+from gptjax.data.building.remains import LOCK
 from gptjax.data.building.runners import Runner, open_runner
 from gptjax.data.building.select import Selected, Selection, select, selected_texts
 from gptjax.data.building.tokenize import TokenizeItem, TokenizeStage
@@ -33,12 +36,13 @@ from gptjax.data.sources.files import find_files
 from gptjax.data.store.shards import file_sha256
 from gptjax.data.store.store import FORMAT_VERSION, MANIFEST, TOKENIZER, Store, open_store
 from gptjax.data.tokenization.templates import ChatTemplate
-from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer, check_spec
 from gptjax.errors import UserError
-from gptjax.files import read_json, whole_directory
+from gptjax.files import about, expand, read_json, whole_directory, write_json
 
 Progress = Callable[[str, int, int | None], None]
 
+INPUTS = "inputs.json"  # in a store: what `build_identity` said of it
 _EXECUTION = ("progress", "runner", "workers", "beam_options")  # options that do not change what is built
 
 
@@ -67,27 +71,34 @@ def build_store(
       options: the fields of `Options`.
 
     Raises:
-      UserError: the directory is taken, the corpus or its train or validation split is empty, a document
-        cannot be read, or an option is wrong.
+      UserError: the directory is taken (the store of the same source and options is returned), the corpus or its
+        train or validation split is empty, a document cannot be read, or an option is wrong.
       RunError: a worker process died.
     """
-    directory = Path(directory).expanduser().absolute()
+    directory = Path(os.path.abspath(expand(directory)))  # noqa: PTH100 (without its ..)
+    identity = build_identity(source, tokenizer, options)
+    work = work_directory(directory)
+    if directory.is_dir() and _is_of(directory / INPUTS, identity):
+        with contextlib.suppress(Timeout, OSError), FileLock(work / LOCK).acquire(timeout=0):
+            shutil.rmtree(work)  # of a build that was killed when all was done
+        return open_store(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"cannot build a token store at {directory}: it exists; remove it or choose another directory")
-    build = _Build(source, tokenizer, Options(**options), work_directory(directory), progress or _no_progress)
-    build.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(build.work / "lock")
-    try:
-        with lock.acquire(timeout=0):
-            build.run(open_runner(runner, workers=workers, beam_options=beam_options, directory=build.work))
-            build.store.replace(directory)
-            shutil.rmtree(build.work)
-    except Timeout:
-        raise UserError(f"{directory} is being built by another process: wait for it") from None
-    except BaseException:
-        if len(build.pieces) <= 1:  # nothing that would be saved
-            shutil.rmtree(build.work, ignore_errors=True)
-        raise
+        raise UserError(
+            f"cannot build a token store at {directory}: it exists, and is not of this source and these "
+            "options; remove it or choose another directory"
+        )
+    check_spec(tokenizer)
+    remains.sweep(directory.parent, but=work)
+    build = _Build(source, tokenizer, Options(**options), work, progress or _no_progress)
+    with remains.claimed(work, directory) as kept, about(work):
+        try:
+            build.run(open_runner(runner, workers=workers, beam_options=beam_options, directory=work))
+        except BaseException:
+            if len(build.pieces) > 1:  # otherwise nothing that would be saved
+                kept()
+            raise
+        write_json(build.store / INPUTS, {"sha256": identity})
+        build.store.replace(directory)
     return open_store(directory)
 
 
@@ -96,28 +107,39 @@ def work_directory(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.building")
 
 
+def build_identity(source: Source, tokenizer: str | Tokenizer, options: Mapping[str, Any]) -> str:
+    """Changes with whatever changes what is built."""
+    if isinstance(tokenizer, str) and tokenizer.startswith("hf:"):
+        tokenizer = build_tokenizer(tokenizer)  # the files may change, so what identifies it is its content
+    return _digest(
+        {
+            "format_version": FORMAT_VERSION,
+            "source": source.key(),
+            "on_error": source.faults.on_error,
+            "tokenizer": tokenizer if isinstance(tokenizer, str) else tokenizer.sha256,
+            **{name: value for name, value in options.items() if name not in _EXECUTION},
+        }
+    )
+
+
+def _is_of(path: Path, identity: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(path) == {"sha256": identity}
+    return False
+
+
 def cached_store(source: Source, cache_dir: str | Path, *, tokenizer: str | Tokenizer, **options: Any) -> Store:
     """The store of `source` below `cache_dir`, built on the first call with these options.
 
     Processes that ask at the same time build it once. Arguments and errors are those of `build_store`.
     """
-    spec = tokenizer
-    if isinstance(tokenizer, str) and tokenizer.startswith("hf:"):
-        tokenizer = build_tokenizer(tokenizer)  # the files may change, so what identifies it is its content
-    identity = {
-        "format_version": FORMAT_VERSION,
-        "source": source.key(),
-        "on_error": source.faults.on_error,
-        "tokenizer": tokenizer if isinstance(tokenizer, str) else tokenizer.sha256,
-        **{name: value for name, value in options.items() if name not in _EXECUTION},
-    }
-    cache = Path(cache_dir).expanduser().absolute()
+    cache = expand(cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
-    directory = cache / f"store-{_digest(identity)}"
+    directory = cache / f"store-{build_identity(source, tokenizer, options)}"
     with FileLock(cache / f"{directory.name}.lock"):
         if (directory / MANIFEST).exists():
             return open_store(directory)
-        return build_store(source, directory, tokenizer=spec, **options)
+        return build_store(source, directory, tokenizer=tokenizer, **options)
 
 
 class _Build:
@@ -172,7 +194,7 @@ class _Build:
             "version": gptjax.__version__,
             "spec": self.source.spec,
             "on_error": self.source.faults.on_error,
-            "decode_errors": getattr(self.source, "decode_errors", ""),
+            "reading": getattr(self.source, "reading", ""),
             "cleaning": [self.cleaner.steps, self.cleaner.options],
             "deduplicate": self.options.deduplicate,
             "decontaminate": self.evaluation_sets,
@@ -242,9 +264,21 @@ class _Build:
                 raise UserError(
                     f"the {name} split is empty: {selection.documents} documents with {selection.characters} "
                     f"characters were split by {selection.method} with "
-                    f"data.validation_fraction={self.fractions.validation}, "
-                    f"data.test_fraction={self.fractions.test}; use data.split_by=position, or more text"
+                    f"--config.data.validation_fraction={self.fractions.validation}, "
+                    f"--config.data.test_fraction={self.fractions.test}{self._why_empty(selection)}"
                 )
+
+    def _why_empty(self, selection: Selection) -> str:
+        if selection.method == "document" and selection.repeated:
+            what = "what stands before the first answer" if selection.has_dialogues else "their text"
+            return (
+                f"; documents equal in {what} go to one split, and there are only {selection.groups} different ones "
+                f"({selection.largest_group} documents share one): use --config.data.split_by=position, which splits "
+                "by the order of the documents"
+            )
+        if selection.method == "document":
+            return ": use --config.data.split_by=position, which splits by the order of the text, or more text"
+        return ": use larger fractions, or more text"
 
     def _tokenizer(self, selected: list[Selected], has_dialogues: bool) -> tuple[Tokenizer, dict[str, Any] | None]:
         """The tokenizer, trained if need be, and the description of the chat template if there are dialogues."""

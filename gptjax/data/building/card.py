@@ -30,6 +30,7 @@ def merge_summaries(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {name: sum(summary[name] for summary in summaries) for name in totals}
     for name in ("skipped_messages", "contaminated"):
         merged[name] = [entry for summary in summaries for entry in summary[name]]
+    merged["notes"] = dict(sum((Counter(summary["notes"]) for summary in summaries), Counter()))
     counts = CleaningCounts()
     for summary in summaries:
         counts.merge(CleaningCounts.from_json(summary["cleaning"]))
@@ -81,6 +82,7 @@ def describe(
         "source_fingerprint": manifest["source_fingerprint"],
         "read": {name: summary[name] for name in ("documents", "bytes", "empty_documents", "decode_replacements")},
         "skipped": {"count": summary["skipped"], "messages": summary["skipped_messages"][:_MAX_MESSAGES]},
+        "notes": summary["notes"],
         "cleaning": {
             "profile": manifest["cleaning"],
             "invertible": manifest["invertible"],
@@ -98,6 +100,13 @@ def describe(
             "pairs": [dataclasses.asdict(duplicate) for duplicate in listed[:_MAX_LISTED]],
         },
         "split_by": manifest["split_by"],
+        "split": {
+            "asked": {name: manifest[f"{name}_fraction"] for name in ("validation", "test")},
+            "got": _shares(manifest["splits"], "documents" if manifest["split_by"] == "document" else "characters"),
+            "different": selection.groups,
+            "repeated": selection.repeated,
+            "largest_group": selection.largest_group,
+        },
         "splits": splits,
         "characters_of_documents": {
             f"{2**i}-{2 ** (i + 1) - 1}": count for i, count in sorted(selection.lengths.items())
@@ -105,6 +114,28 @@ def describe(
         "tokenizer": {**manifest["tokenizer"], **report},
     }
     return {**card, "warnings": list(_warnings(card))}
+
+
+def _shares(splits: dict[str, Any], unit: str) -> dict[str, float]:
+    total = sum(split[unit] for split in splits.values())
+    return {name: round(splits.get(name, {unit: 0})[unit] / max(total, 1), 4) for name in ("validation", "test")}
+
+
+def _split(card: dict[str, Any]) -> str:
+    """How it was split, and why the shares are not those that were asked for."""
+    split, by = card["split"], card["split_by"]
+    unit = "documents" if by == "document" else "characters"
+    shares = ", ".join(
+        f"{name} {split['asked'][name]:.1%} asked, {split['got'][name]:.1%} got" for name in split["got"]
+    )
+    text = f"Split by {by}; of the {unit}: {shares}."
+    if by == "document" and split["repeated"]:
+        text += (
+            " A hash of the words decides, of a dialogue those before the first answer, so that no question is in two "
+            f"splits: {split['repeated']:,} documents repeat such words, {split['largest_group']:,} of them the same, "
+            "and stay together."
+        )
+    return text
 
 
 def _warnings(card: dict[str, Any]) -> Iterator[str]:
@@ -116,6 +147,8 @@ def _warnings(card: dict[str, Any]) -> Iterator[str]:
     if card["skipped"]["count"]:
         count = card["skipped"]["count"]
         yield f"{count} lines, documents or ends of files could not be read and were skipped"
+    for what, count in sorted(card["notes"].items(), key=lambda note: -note[1])[:_SHOWN]:
+        yield f"{count:,} x {what}"
     if card["read"]["decode_replacements"]:
         yield f"{card['read']['decode_replacements']} bytes were not UTF-8 and became U+FFFD"
     if card["duplicates"]["mode"] == "none":
@@ -155,7 +188,7 @@ def _lines(card: dict[str, Any]) -> Iterator[str]:
             for name, split in card["splits"].items()
         ],
     )
-    yield f"\nSplit by {card['split_by']}."
+    yield f"\n{_split(card)}"
     yield from _cleaning(card["cleaning"])
     yield from _removed(card)
     yield from _tokenizer(card["tokenizer"])

@@ -24,7 +24,7 @@ from gptjax.data.documents import Document, content
 from gptjax.data.sources.base import Piece, Source
 from gptjax.data.sources.files import open_bytes, zstd_writer
 from gptjax.errors import UserError
-from gptjax.files import whole_directory, write_json
+from gptjax.files import save_array, whole_directory, write_json
 
 CLEAN_DOCUMENTS = "documents.zst"
 EXTENTS = "extents.jsonl"
@@ -85,6 +85,7 @@ class CleanStage:
                 "decode_replacements": faults.replaced,
                 "skipped": faults.skipped,
                 "skipped_messages": faults.messages,
+                "notes": dict(faults.notes),
                 "cleaning": counts.to_json(),
                 "contaminated": contaminated,
             }
@@ -125,7 +126,7 @@ class _Writer:
             yield writer
         if writer._hasher is not None:
             shape = (-1, writer._hasher.num_permutations)
-            np.save(directory / SIGNATURES, np.array(writer._signatures, np.uint32).reshape(shape))
+            save_array(directory / SIGNATURES, np.array(writer._signatures, np.uint32).reshape(shape))
 
     def add(self, document: Document) -> None:
         text = content(document)
@@ -143,7 +144,7 @@ class _Writer:
         if self._hasher is not None:
             self._signatures.append(self._hasher.signature(text))
         self._extents.write(json.dumps(extent) + "\n")
-        head = {name: document[name] for name in ("id", "part", "messages") if name in document}
+        head = {name: document[name] for name in ("id", "part", "messages", "tools") if name in document}
         data = b"" if "messages" in document else text.encode("utf-8", "surrogatepass")
         self._documents.write(json.dumps({**head, "bytes": len(data)}).encode() + b"\n")
         self._documents.write(data)

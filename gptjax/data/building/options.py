@@ -21,7 +21,7 @@ _OF_A_CONFIG = (
 # Name, default, meaning and range of each; a config has all but the last two in its section data.
 BUILD_OPTIONS: dict[str, Option] = {
     **{name: OPTIONS["data"][name] for name in _OF_A_CONFIG},
-    "shard_tokens": Option(100_000_000, "most tokens in a file", minimum=1),
+    "shard_tokens": Option(100_000_000, "most tokens in a file", minimum=1, maximum=10**12),
     "dtype": Option(
         "auto", "type of the tokens; auto = uint16 where the vocabulary fits", choices=("auto", "uint16", "uint32")
     ),

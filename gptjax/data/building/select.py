@@ -6,6 +6,7 @@ Only the extents and signatures of the cleaned pieces are read, in the order of 
 import contextlib
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class Selection:
       split_documents: documents that begin in each split.
       lengths: how many documents have from 2^i to 2^(i+1) - 1 characters.
       has_dialogues: whether any is a dialogue.
+      groups: how many different words decide the splits of the documents (of a dialogue, those before an answer).
+      repeated: documents whose words of that kind others have too, so that all of these go to one split.
+      largest_group: the most documents that go to one split for that reason.
     """
 
     method: str = ""
@@ -52,6 +56,9 @@ class Selection:
     split_documents: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     has_dialogues: bool = False
+    groups: int = 0
+    repeated: int = 0
+    largest_group: int = 0
 
 
 def select(
@@ -77,6 +84,7 @@ def select(
     census = Census()
     deduplicator = Deduplicator(deduplicate, threshold=near_threshold)
     removed: dict[int, Duplicate] = {}
+    shares = array("d")
     for number, document in enumerate(_documents(cleaned)):
         first = document[0].extent
         if deduplicate != "none":
@@ -91,6 +99,11 @@ def select(
         selection.documents += 1
         selection.characters += characters
         selection.has_dialogues |= first.whole
+        shares.append(first.share)
+    counts = np.unique(np.frombuffer(shares, np.float64), return_counts=True)[1]
+    selection.groups = len(counts)
+    selection.repeated = int(counts[counts > 1].sum())
+    selection.largest_group = int(counts.max(initial=0))
     splitter = Splitter(split_by, fractions, census)
     selection.method = splitter.method
     selection.duplicates = list(removed.values())

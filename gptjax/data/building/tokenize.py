@@ -25,7 +25,8 @@ from gptjax.data.building.splits import SPLITS, Segment
 from gptjax.data.documents import Document, content
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
-from gptjax.files import whole_directory, write_json
+from gptjax.errors import UserError
+from gptjax.files import save_array, whole_directory, write_json
 
 TOKEN_SUMMARY = "summary.json"
 USED = "used.npy"
@@ -82,7 +83,7 @@ class TokenizeStage:
                 used += np.bincount(encoded.ids, minlength=len(used))
             splits = {split: writer.finish() for split, writer in writers.items() if writer.tokens}
             used[self.tokenizer.eot_id] += sum(len(writer.starts) for writer in writers.values())
-            np.save(directory / USED, used)
+            save_array(directory / USED, used)
             write_json(directory / TOKEN_SUMMARY, {"sha256": digest.hexdigest(), "splits": splits})
 
     def _encoded(self, item: TokenizeItem, digest: Any) -> Iterator[Encoded]:
@@ -97,12 +98,18 @@ class TokenizeStage:
                 yield from self._encoded_texts(texts)
                 texts, characters = [], 0
             if "messages" in document:
-                ids, mask = self.chat_template.encode(document["messages"], self.tokenizer)
+                ids, mask = self._encode(document)
                 yield Encoded(segments[0], text, ids, mask)
             else:
                 texts += [(segment, text[segment.begin : segment.end]) for segment in segments]
                 characters += len(text)
         yield from self._encoded_texts(texts)
+
+    def _encode(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return self.chat_template.encode(document["messages"], self.tokenizer, tools=document.get("tools"))
+        except UserError as error:
+            raise UserError(f"{document['id']}: {error}") from None
 
     def _encoded_texts(self, texts: list[tuple[Segment, str]]) -> Iterator[Encoded]:
         ids_of = self.tokenizer.encode_batch([text for _, text in texts])
@@ -115,7 +122,9 @@ def _update(digest: Any, document: Document) -> None:
         # 0xff never occurs in UTF-8, so no other documents have these bytes.
         digest.update(b"\xff" + document["id"].encode("utf-8", "surrogatepass") + b"\xff")
     if "messages" in document:
-        digest.update(json.dumps(document["messages"], ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        for name in ("messages", "tools"):
+            if name in document:
+                digest.update(json.dumps(document[name], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     else:
         digest.update(document["text"].encode("utf-8", "surrogatepass"))
 
@@ -159,7 +168,7 @@ class _Writer:
     def finish(self) -> dict[str, int]:
         """Writes the document table; returns the counts."""
         documents = np.stack([np.array(self.starts, np.int64), np.array(self._bytes, np.int64)], axis=1)
-        np.save(self._path, documents)
+        save_array(self._path, documents)
         return {
             "tokens": self.tokens,
             "documents": len(documents),

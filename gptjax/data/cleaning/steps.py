@@ -19,9 +19,9 @@ OPTIONS: dict[str, Option] = {
     "laughter": Option("squeeze", "哈哈哈哈 to 哈哈 or to 笑", choices=("squeeze", "word", "keep")),
     "full_width": Option("letters", "full-width forms to ASCII", choices=("letters", "all", "keep")),
     "quotes": Option("curly", "style of quotation marks", choices=("curly", "corner", "ascii", "keep")),
-    "max_blank_lines": Option(1, "blank lines in a row", minimum=0),
-    "min_characters": Option(1, "a shorter document is dropped", minimum=0),
-    "max_characters": Option(0, "a longer document is dropped; 0 = no limit", minimum=0),
+    "max_blank_lines": Option(1, "blank lines in a row", minimum=0, maximum=1000),
+    "min_characters": Option(1, "a shorter document is dropped", minimum=0, maximum=10**15),
+    "max_characters": Option(0, "a longer document is dropped; 0 = no limit", minimum=0, maximum=10**15),
     "max_symbol_ratio": Option(0.4, "punctuation and symbols / visible characters", minimum=0, maximum=1),
     "max_repeated_line_ratio": Option(0.2, "characters in lines that occurred before / all", minimum=0, maximum=1),
     "max_top_ngram_ratio": Option(

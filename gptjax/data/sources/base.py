@@ -7,8 +7,9 @@ it, and always the same: the pieces depend on the data alone.
 import abc
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from gptjax.config import OPTIONS
@@ -39,6 +40,33 @@ class Piece(NamedTuple):
         return hashlib.sha256(json.dumps([self.name, self.content]).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the texts of files are read: the options of the same names in the section data of a config."""
+
+    decode_errors: str = "reject"
+    encoding: str = "utf-8"
+    delimiter: str = "auto"
+    null_fields: str = "reject"
+    tool_turns: str = "reject"
+    same_speaker: str = "reject"
+
+    def __post_init__(self) -> None:
+        for name in READING:
+            choices = OPTIONS["data"][name].choices
+            if choices and getattr(self, name) not in choices:
+                raise UserError(f"data.{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
+
+    @property
+    def key(self) -> str:
+        """The values that are not the defaults, except decode_errors, which is always there."""
+        changed = [name for name in READING if getattr(self, name) != getattr(Reading, name)]
+        return " ".join(f"{name}={getattr(self, name)}" for name in dict.fromkeys(["decode_errors", *changed]))
+
+
+READING = tuple(one.name for one in fields(Reading))
+
+
 @dataclass
 class Faults:
     """What was wrong with the data in the latest reading.
@@ -48,15 +76,22 @@ class Faults:
       replaced: U+FFFD written for bytes that are not UTF-8; 0 unless decode_errors is "replace".
       skipped: how many lines, documents or ends of files were left out.
       messages: what was wrong, for the first hundred.
+      notes: what was left unread on purpose, such as a key of records that nothing reads, and how often.
     """
 
     on_error: str = "raise"
     replaced: int = 0
     skipped: int = 0
     messages: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def clear(self) -> None:
-        self.replaced, self.skipped, self.messages = 0, 0, []
+        self.replaced, self.skipped, self.messages, self.notes = 0, 0, [], Counter()
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Counts what is left unread."""
+        if what in self.notes or len(self.notes) < _MAX_FAULT_EXAMPLES:
+            self.notes[what] += count
 
     def skip(self, error: UserError) -> None:
         """Counts the error. Raises it unless on_error is "skip"."""

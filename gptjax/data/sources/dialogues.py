@@ -7,18 +7,24 @@
     chatterbot  YAML with conversations: [["statement", "response", ...], ...]
     kdconv      {"messages": [{"message": "..."}, ...]}, speakers by turns
 
+A `system` or `system_prompt` beside the turns is a system turn before them. `"weight": 0`, or `"train"`, `"training"`
+or `"loss": false`, on an assistant's turn keeps it out of the loss. Other keys are in `gptjax.data.sources.schemas`.
+
 JSON files hold an array of such objects, JSONL files one object per line.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptjax.data.documents import Document, Message
-from gptjax.data.sources.base import Faults
-from gptjax.data.sources.records import Damaged, Record, read_records
+from gptjax.data.sources import schemas, tool_turns
+from gptjax.data.sources.base import Faults, Reading
+from gptjax.data.sources.record import Damaged, Record
+from gptjax.data.sources.records import read_records, shown_names
 from gptjax.errors import UserError
+from gptjax.foreign import check, show
 
 FORMATS = ("messages", "sharegpt", "alpaca", "pairs", "chatterbot", "kdconv")
 ROLES = ("system", "user", "assistant")
@@ -36,6 +42,8 @@ _PAIR_FIELDS = (
     ("prompt", "completion"),
     ("query", "response"),
 )
+_ADVICE = "correct it, or leave it out with --config.data.on_error=skip"
+_SYSTEM = ("system", "system_prompt")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -47,6 +55,8 @@ def read_dialogues(
     name: str | None = None,
     fields: Sequence[str] | None = None,
     faults: Faults | None = None,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    open_file: Callable[[str | Path], Any] | None = None,
 ) -> Iterator[Document]:
     """The dialogues of one file, in its order.
 
@@ -62,6 +72,8 @@ def read_dialogues(
       name: what ids begin with; the name of the file where it is left out.
       fields: for `pairs`, the two fields of an object or columns of a CSV file.
       faults: says whether a bad dialogue raises or is left out and counted.
+      reading: what is done about calls of tools, and about two turns of one speaker in a row.
+      open_file: as for `read_records`.
 
     Raises:
       UserError: the file cannot be opened; unless `faults` skips, also at the first bad dialogue, with file
@@ -72,89 +84,191 @@ def read_dialogues(
         raise UserError(f"dialogue format {format!r}: expected one of {', '.join(FORMATS)}")
     faults = faults or Faults()
     name = name if name is not None else Path(path).name
-    for record in read_records(path, yaml_key="conversations" if format == "chatterbot" else None):
+    reader = _Reader(format, fields, reading, faults)
+    key = "conversations" if format == "chatterbot" else None
+    for record in read_records(path, open_file, key, delimiter=reading.delimiter):
         try:
-            messages = _messages(record, format, fields)
-            check_messages(messages)
-        except Damaged as problem:
-            advice = "; correct it, or leave it out with on_error=skip" if faults.on_error == "raise" else ""
-            faults.skip(UserError(f"{record.place}: {problem}{advice}"))
+            document = reader.document(record)
+        except (Damaged, UserError) as problem:  # the latter names the place itself
+            place = f"{record.place}: " if isinstance(problem, Damaged) else ""
+            advice = f"; {_ADVICE}" if faults.on_error == "raise" else ""
+            faults.skip(UserError(f"{place}{problem}{advice}"))
             continue
-        yield _document(messages, format, id=f"{name}:{record.number}", source=source)
+        yield {**document, "id": f"{name}:{record.number}", "source": source}
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raises `Damaged` unless the speakers alternate, every turn has text, and the assistant speaks."""
+    """Raises `Damaged` unless the speakers alternate, every turn has text or calls a tool, and an answer is learnt."""
     for number, (message, previous) in enumerate(zip(messages, [None, *messages], strict=False), start=1):
         role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise Damaged(f"turn {number} has the role {role!r}; expected {', '.join(ROLES)}")
-        if not content.strip():
+        if role not in (*ROLES, "tool"):
+            raise Damaged(f"turn {number} has the role {role[:60]!r}; expected {', '.join(ROLES)}")
+        if not content.strip() and not message.get("tool_calls") and role != "tool":
             raise Damaged(f"turn {number} ({role}) is empty")
         if _HALF_PAIR.search(content):
             raise Damaged(f"turn {number} ({role}) has half a surrogate pair")
-        if previous is not None and role == previous["role"]:
-            raise Damaged(f"turns {number - 1} and {number} are both of the {role}")
-    if not any(message["role"] == "assistant" for message in messages):
+        if previous is not None and role == previous["role"] != "tool":
+            raise Damaged(
+                f"turns {number - 1} and {number} are both of the {role}; --config.data.same_speaker=join makes one "
+                "turn of them"
+            )
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
         raise Damaged("the dialogue has no assistant turn, so there is nothing to learn")
+    if not any(answer.get("train", True) for answer in answers):
+        raise Damaged("no turn of the assistant bears loss, so there is nothing to learn")
 
 
-def _document(messages: list[Message], format: str, *, id: str, source: str) -> Document:
+class _Reader:
+    """Reads one record."""
+
+    def __init__(self, format: str, fields: Sequence[str] | None, reading: Reading, faults: Faults):
+        self._format = format
+        self._fields = fields
+        self._reading = reading
+        self._faults = faults
+
+    def document(self, record: Record) -> dict[str, Any]:
+        """A document without `id` and `source`. Raises `Damaged`, or UserError that names the place."""
+        value = record.value
+        if isinstance(value, Damaged):
+            raise value
+        if self._format != "chatterbot" and not isinstance(value, Mapping):
+            raise Damaged(f"expected a JSON object, not {show(value)}")
+        tools: list[dict[str, Any]] = []
+        if self._format in ("messages", "sharegpt"):
+            messages, tools = self._named_turns(value, record.place)
+        else:
+            messages = getattr(self, f"_{self._format}")(value, record.place)
+        check_messages(messages)
+        return {**_about(messages, self._format), **({"tools": tools} if tools else {})}
+
+    def _chatterbot(self, value: Any, place: str) -> list[Message]:
+        if not isinstance(value, list):
+            raise Damaged(f"a conversation must be a list of statements, not {show(value)}")
+        return _by_turns(value)
+
+    def _kdconv(self, value: Any, place: str) -> list[Message]:
+        return _by_turns([turn.message for turn in check(schemas.KdDialogue, value, place).messages])
+
+    def _alpaca(self, value: Any, place: str) -> list[Message]:
+        entry = check(schemas.Alpaca, value, place)
+        entry.check_keys("", self._faults)
+        statements = [statement for pair in entry.history or [] for statement in pair]
+        instruction = f"{entry.instruction}\n{entry.input}" if entry.input else entry.instruction
+        return _system(entry.system, entry.system_prompt) + _by_turns([*statements, instruction, entry.output])
+
+    def _pairs(self, value: Mapping[str, Any], place: str) -> list[Message]:
+        prompt, response = self._fields or _pair_fields(value)
+        system: list[Message] = []
+        if not self._fields:
+            system = _system(*(_string(value[name], name) for name in _SYSTEM if value.get(name)))
+            entry = check(
+                schemas.Pair, {k: v for k, v in value.items() if k not in (prompt, response, *_SYSTEM)}, place
+            )
+            entry.check_keys("", self._faults)
+        return system + _by_turns([_text(value, prompt), _text(value, response)])
+
+    def _named_turns(self, value: Any, place: str) -> tuple[list[Message], list[dict[str, Any]]]:
+        if not any(isinstance(value.get(name), list) for name in ("messages", "conversations")):
+            raise Damaged(f"no list 'messages' or 'conversations'; fields: {shown_names(value)}")
+        entry = check(schemas.Dialogue, value, place)
+        entry.check_keys("", self._faults)
+        if entry.messages and entry.conversations:
+            raise Damaged("both 'messages' and 'conversations' hold turns; one of them would be lost")
+        turns = entry.messages or entry.conversations or []
+        messages = _system(entry.system, entry.system_prompt)
+        if messages and turns and _role(turns[0]) == "system":
+            raise Damaged("there are two system texts: beside the turns, and as the first of them")
+        messages += [self._message(turn, number) for number, turn in enumerate(turns, start=1)]
+        tools = tool_turns.tools_of(entry.tools, "tools") or tool_turns.tools_of(entry.functions, "functions")
+        if self._reading.tool_turns == "reject" and (tools or any(map(_of_tools, messages))):
+            number = next((i for i, message in enumerate(messages, start=1) if _of_tools(message)), 0)
+            what = f"turn {number} ({messages[number - 1]['role']}) is of a tool" if number else "there are tools"
+            raise Damaged(f"{what}: {tool_turns.ADVICE}")
+        if self._reading.tool_turns == "leave_out":
+            messages = tool_turns.without(messages, self._faults)
+            if tools:
+                self._faults.note("descriptions of tools, which were left out", len(tools))
+            tools = []
+        return self._joined(messages), tools
+
+    def _message(self, turn: schemas.Turn, number: int) -> Message:
+        turn.check_keys(f"turn {number}: ", self._faults)
+        role = _role(turn)
+        if role is None:
+            raise Damaged(f"turn {number} has no field 'role' or 'from'")
+        content = turn.content if turn.content is not None else turn.value
+        if isinstance(content, list):
+            content = "".join(_part(part, number, self._faults) for part in content)
+        calls, content = tool_turns.calls_of(turn, role, content or "")
+        if content == "" and not calls and turn.content is None and turn.value is None:
+            raise Damaged(f"turn {number} ({role[:60]}): content is null, but must be text or a list")
+        if calls:
+            role = "assistant" if role == "function_call" else role
+        if role in tool_turns.RESULTS:
+            role = "tool"
+        message: Message = {"role": role, "content": content}
+        if calls and role != "assistant":
+            raise Damaged(f"turn {number} ({role[:60]}) calls a tool, which only the assistant does")
+        try:
+            learnt = turn.learnt
+        except Damaged as problem:
+            raise Damaged(f"turn {number}: {problem}") from None
+        if learnt and role != "assistant":
+            raise Damaged(f"turn {number} ({role[:60]}) asks to be learnt; only turns of the assistant bear loss")
+        if learnt is False and role == "assistant":
+            message["train"] = False
+        if calls:
+            message["tool_calls"] = calls
+        if turn.name and role != "tool":
+            self._faults.note("key 'name' of records, which nothing reads")
+        if role == "tool":
+            message |= {key: value for key in ("name", "tool_call_id") if (value := getattr(turn, key))}  # type: ignore
+        return message
+
+    def _joined(self, messages: list[Message]) -> list[Message]:
+        if self._reading.same_speaker == "reject":
+            return messages
+        joined: list[Message] = []
+        for message in messages:
+            if joined and joined[-1]["role"] == message["role"] != "tool":
+                joined[-1] = tool_turns.joined(joined[-1], message)
+                self._faults.note("turns joined with the turn before them, of the same speaker")
+            else:
+                joined.append(message)
+        return joined
+
+
+def _about(messages: list[Message], format: str) -> dict[str, Any]:
     first_answer = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
     opening = messages[:first_answer] or messages[:1]
-    document: Document = {
-        "messages": messages,
-        "id": id,
-        "source": source,
-        "split_key": "\n".join(message["content"] for message in opening),
-    }
+    document = {"messages": messages, "split_key": "\n".join(message["content"] for message in opening)}
     if format == "pairs":
-        document |= {"prompt": messages[0]["content"], "references": [messages[1]["content"]]}
+        document |= {"prompt": messages[-2]["content"], "references": [messages[-1]["content"]]}
     return document
 
 
-def _messages(record: Record, format: str, fields: Sequence[str] | None) -> list[Message]:
-    value = record.value
-    if isinstance(value, Damaged):
-        raise value
-    if format == "chatterbot":
-        if not isinstance(value, list):
-            raise Damaged(f"a conversation must be a list of statements, not {_shown(value)}")
-        return _by_turns(value)
-    if not isinstance(value, Mapping):
-        raise Damaged(f"expected a JSON object, not {_shown(value)}")
-    if format == "kdconv":
-        return _by_turns([_text(turn, "message") for turn in _turns(value)])
-    if format in ("messages", "sharegpt"):
-        return _named_turns(value)
-    if format == "alpaca":
-        return _alpaca(value)
-    prompt, response = fields or _pair_fields(value)
-    return _by_turns([_text(value, prompt), _text(value, response)])
+def _of_tools(message: Message) -> bool:
+    return message["role"] == "tool" or "tool_calls" in message
 
 
-def _named_turns(entry: Mapping[str, Any]) -> list[Message]:
-    messages = []
-    for turn in _turns(entry):
-        role = _text(turn, "role" if "role" in turn else "from")
-        content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):  # the OpenAI API's list of parts
-            content = "".join(_text(part, "text") for part in content)
-        messages.append({"role": _ROLE_NAMES.get(role, role), "content": _string(content, "content")})
-    return messages
+def _role(turn: schemas.Turn) -> str | None:
+    role = turn.role if turn.role is not None else turn.speaker
+    return _ROLE_NAMES.get(role, role) if role is not None else None
 
 
-def _alpaca(entry: Mapping[str, Any]) -> list[Message]:
-    messages = [{"role": "system", "content": entry["system"]}] if entry.get("system") else []
-    statements = []
-    for turn in entry.get("history") or []:
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise Damaged(f"history must be [question, answer] pairs, not {_shown(turn)}")
-        statements += turn
-    instruction = _text(entry, "instruction")
-    if entry.get("input"):
-        instruction = f"{instruction}\n{_text(entry, 'input')}"
-    return messages + _by_turns([*statements, instruction, _text(entry, "output")])
+def _part(part: schemas.Part, number: int, faults: Faults) -> str:
+    if part.type not in ("text", "input_text", "output_text"):
+        raise Damaged(f"turn {number} has a part of the type {part.type[:60]!r}; only text is read")
+    part.check_keys(f"turn {number}: ", faults)
+    if part.text is None:
+        raise Damaged(f"turn {number} has a part without the field 'text'")
+    return part.text
+
+
+def _system(*texts: str | None) -> list[Message]:
+    return [{"role": "system", "content": text} for text in dict.fromkeys(texts) if text]
 
 
 def _by_turns(statements: Sequence[Any]) -> list[Message]:
@@ -165,38 +279,23 @@ def _by_turns(statements: Sequence[Any]) -> list[Message]:
     ]
 
 
-def _turns(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    field_name = next((name for name in ("messages", "conversations") if name in entry), None)
-    turns = entry.get(field_name)
-    if not isinstance(turns, list):
-        there = ", ".join(map(repr, entry)) or "none"
-        raise Damaged(f"no list 'messages' or 'conversations'; fields: {there}")
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise Damaged(f"a turn must be an object, not {_shown(turn)}")
-    return turns
-
-
 def _pair_fields(entry: Mapping[str, Any]) -> tuple[str, str]:
     for names in _PAIR_FIELDS:
         if all(name in entry for name in names):
             return names
-    there = ", ".join(map(repr, entry)) or "none"
-    raise Damaged(f"no prompt and response among the fields {there}; name them: pairs:GLOB#A,B")
+    names = shown_names(entry)
+    raise Damaged(f"no prompt and response among the fields {names}; name them: pairs:GLOB#A,B")
 
 
-def _text(entry: Any, name: str) -> str:
-    if not isinstance(entry, Mapping) or name not in entry:
-        there = ", ".join(map(repr, entry)) if isinstance(entry, Mapping) else _shown(entry)
-        raise Damaged(f"no field {name!r}; there is {there or 'nothing'}")
+def _text(entry: Mapping[str, Any], name: str) -> str:
+    if name not in entry:
+        raise Damaged(f"no field {name!r}; there is {shown_names(entry)}")
     return _string(entry[name], name)
 
 
 def _string(value: Any, name: str) -> str:
+    if isinstance(value, Damaged):
+        raise Damaged(f"{name}: {value}")
     if not isinstance(value, str):
-        raise Damaged(f"{name} must be text, not {_shown(value)}")
+        raise Damaged(f"{name} is {show(value)}, but must be text")
     return value
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:60]!r}"

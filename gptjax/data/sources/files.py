@@ -1,18 +1,25 @@
 """Files by glob, on this machine or behind fsspec (`gs://`, `s3://`), decompressed as they are read."""
 
+import atexit
 import bz2
 import contextlib
+import errno
 import glob
 import gzip
 import io
 import itertools
+import logging
 import lzma
+import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.errors import UserError
+from gptjax.files import about, expand, regular, words
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading a damaged file raises
@@ -54,20 +61,88 @@ def find_files(spec: str, pattern: str) -> list[File]:
 
 
 def _find_local(spec: str, pattern: str) -> list[File]:
-    whole = Path(pattern).expanduser().absolute()
-    if whole.is_file():
-        prefix, paths = whole.parent, [whole]
-    elif whole.is_dir():
+    if pattern in ("-", "/dev/stdin") or pattern.startswith("/dev/fd/"):
+        return [_handed_over("/dev/stdin" if pattern == "-" else pattern)]
+    whole = expand(pattern)
+    if whole.is_dir():
         raise UserError(f"{spec!r} is a directory: name its files, for example '{spec.rstrip('/')}/**/*.txt'")
-    else:
-        matches = glob.glob(str(whole), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        paths = [path for path in sorted(map(Path, matches)) if path.is_file()]
-        parts = whole.parts
-        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts)
-        prefix = Path(*fixed)
+    if whole.exists():
+        return [_local_file(regular(whole), whole.name)]
+    found = (Path(path) for path in _matches(whole))
+    paths = _each_once([regular(path) for path in sorted(set(found)) if not path.is_dir()])
     if not paths:
-        raise UserError(f"no file matches {spec!r} (looked for {whole}): check the path and the glob")
+        raise UserError(f"no file matches {_cut(spec)!r} (looked for {_cut(str(whole))}): check the path and the glob")
+    prefix = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), whole.parts))
     return [_local_file(path, path.relative_to(prefix).as_posix()) for path in paths]
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _matches(pattern: Path) -> Iterator[str]:
+    """The paths that match a glob. Unlike glob.glob, `**` enters each directory once, so a circle of links ends."""
+    if "**" not in pattern.parts:
+        yield from glob.glob(str(pattern))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        return
+    at = pattern.parts.index("**")
+    rest = pattern.parts[at + 1 :]
+    rest = rest[next((i for i, part in enumerate(rest) if part != "**"), len(rest)) :] or ("*",)
+    for directory in _directories(glob.glob(str(Path(*pattern.parts[:at])))):  # noqa: PTH207
+        yield from _matches(Path(glob.escape(directory), *rest))
+
+
+def _directories(roots: list[str]) -> Iterator[str]:
+    """The directories at and below the roots that are not hidden, each once, by a link only where it must be."""
+    entered: set[tuple[int, int]] = set()
+    direct, links = sorted(roots, reverse=True), []
+    while direct or links:
+        directory = direct.pop() if direct else links.pop(0)
+        try:
+            stat = os.stat(directory)  # noqa: PTH116
+            if (stat.st_dev, stat.st_ino) in entered:
+                continue
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name, reverse=True)
+        except OSError:  # no directory, a link to nothing, or not ours to read: as glob.glob does
+            continue
+        entered.add((stat.st_dev, stat.st_ino))
+        yield directory
+        below = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        direct += [entry.path for entry in below if not entry.is_symlink()]
+        links += [entry.path for entry in reversed(below) if entry.is_symlink()]
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """Of several paths to one file, the one without links, else the shortest."""
+    chosen: dict[str, Path] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        before = chosen.setdefault(real, path)
+        chosen[real] = min(before, path, key=lambda path: (str(path) != real, len(path.parts), path))
+    if len(chosen) < len(paths):
+        logging.getLogger(__name__).warning(
+            "%d paths lead to files that are read already, such as %s: each file is read once",
+            len(paths) - len(chosen),
+            next(path for path in paths if path not in set(chosen.values())),
+        )
+    return sorted(chosen.values())
+
+
+def _handed_over(path: str) -> File:
+    """What the shell gave as an open file: its own path, or of a pipe, which cannot be read twice, a copy."""
+    try:
+        if Path(path).is_file():
+            return _local_file(regular(Path(os.path.realpath(path))), "stdin")
+        directory = Path(tempfile.mkdtemp(prefix="gptjax-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        copy = directory / "stdin"
+        with about(copy), Path(path).open("rb") as pipe, copy.open("wb") as file:
+            shutil.copyfileobj(pipe, file, _BUFFER_BYTES)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"{path} cannot be read: {words(error)}") from None
+    return _local_file(copy, "stdin")
 
 
 def _local_file(path: Path, name: str) -> File:
@@ -80,7 +155,7 @@ def _find_remote(spec: str, pattern: str) -> list[File]:
     try:
         found = {name: info for name, info in file_system.glob(path, detail=True).items() if info["type"] == "file"}
     except Exception as error:  # each remote store raises its own
-        raise UserError(f"{spec!r}: {pattern} cannot be listed: {type(error).__name__}: {error}") from None
+        raise UserError(f"{spec!r}: {pattern} cannot be listed: {_reason(error)}") from None
     if not found:
         raise UserError(f"no file matches {spec!r} (looked for {pattern}): check the path and the glob")
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.split("/")))
@@ -91,6 +166,11 @@ def _find_remote(spec: str, pattern: str) -> list[File]:
         File(file_system.unstrip_protocol(name), name.removeprefix(prefix), info["size"], _remote_version(info))
         for name, info in sorted(found.items())
     ]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(words(error) if isinstance(error, OSError) else error).split())
+    return _cut(text or "the remote store does not say why")
 
 
 def _remote_version(info: dict[str, Any]) -> str:
@@ -105,6 +185,8 @@ def _file_system(path: str) -> tuple[Any, str]:
         return url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise UserError(f"{path!r} cannot be opened: {error}; pip install 'gptjax[data]', gcsfs or s3fs") from None
+    except Exception as error:  # each remote store raises its own
+        raise UserError(f"{path!r} cannot be reached: {_reason(error)}; check the address and the network") from None
 
 
 def check_version(path: str, version: str) -> None:
@@ -167,7 +249,16 @@ def named_damage(path: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise UserError(f"{path} cannot be read to its end: {error or type(error).__name__}") from None
+        raise UserError(f"{path} cannot be read to its end: {damage(error)}") from None
+
+
+def damage(error: Exception) -> str:
+    """What is wrong with a damaged file, in words."""
+    if isinstance(error, OSError) and error.errno:
+        return words(error)
+    if isinstance(error, EOFError):
+        return "the file is cut off: it ends before what is compressed in it does"
+    return f"what is compressed in it is damaged: {' '.join(str(error).split())[:200]}"
 
 
 class ByteRange(io.RawIOBase):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.data.documents import Document, in_parts
-from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Source
+from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Reading, Source
 from gptjax.data.sources.record_files import field_text
 from gptjax.errors import UserError
 
@@ -31,7 +31,7 @@ class HuggingFaceDataset(Source):
     `split`.
     """
 
-    def __init__(self, spec: str, faults: Faults):
+    def __init__(self, spec: str, reading: Reading, faults: Faults):
         """Opens the dataset, downloading it if needed. Raises UserError where it, a split or the field is not there."""
         match = _SPEC.fullmatch(spec)
         if match is None:
@@ -39,6 +39,7 @@ class HuggingFaceDataset(Source):
                 f"{spec!r}: expected hf:NAME[/CONFIG][:SPLIT][#FIELD], as in hf:roneneldan/TinyStories:train"
             )
         self.spec = spec
+        self.reading = reading
         self.faults = faults
         self.name, self.split, self.field = match["name"], match["split"] or "", match["field"] or "text"
         self._opened: dict[str, Any] | None = None
@@ -52,7 +53,7 @@ class HuggingFaceDataset(Source):
     def key(self) -> str:
         # The library's manual (about_cache) names `_fingerprint`, and has no other way to tell what a dataset holds.
         fingerprints = [rows._fingerprint for rows in self._splits().values()]
-        return f"{self.spec} fingerprints={','.join(fingerprints)}"
+        return f"{self.spec} {self.reading.key} fingerprints={','.join(fingerprints)}"
 
     def pieces(self) -> list[Piece]:
         pieces: list[Piece] = []
@@ -77,7 +78,7 @@ class HuggingFaceDataset(Source):
                 place = f"{self.spec}, {split} row {start + offset}"
                 try:
                     record = dict(zip(batch, values, strict=True))
-                    text, _ = field_text(record, self.field, "reject", place)
+                    text, _ = field_text(record, self.field, self.reading, place)
                 except UserError as error:
                     self.faults.skip(error)
                     continue

@@ -1,19 +1,18 @@
 """The sources that are files of records with named fields: JSON, CSV and Parquet."""
 
-import io
 import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from gptjax.data.documents import Document, in_parts
-from gptjax.data.sources.base import Faults
+from gptjax.data.sources.base import Reading
 from gptjax.data.sources.cuts import cut_lines
 from gptjax.data.sources.files import File, is_compressed, open_bytes
-from gptjax.data.sources.records import Damaged, parquet_file, read_records
-from gptjax.data.sources.text_files import READ_BYTES, Files, Span, whole
-from gptjax.data.sources.utf8 import Utf8Decoder
+from gptjax.data.sources.records import Damaged, parquet_file, read_records, shown_names
+from gptjax.data.sources.text_files import Files, Span, whole
 from gptjax.errors import UserError
+from gptjax.foreign import show
 
 _PARQUET_ROWS = 256
 
@@ -41,7 +40,8 @@ class JsonLines(Files):
             return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
     def _documents(self, span: Span) -> Iterator[Document]:
-        for record in read_records(span.path, lambda _: self._open_text(span)):
+        records = read_records(span.path, lambda _: self._open_utf8(span), delimiter=self.reading.delimiter)
+        for record in records:
             number = span.first + record.number
             place = f"{span.path}, line {number}" if span.first else record.place
             try:
@@ -51,46 +51,10 @@ class JsonLines(Files):
             except UserError as error:
                 self.faults.skip(error)
 
-    def _open_text(self, span: Span) -> io.IOBase:
-        """The bytes of the span; where asked for, with U+FFFD for those that are not UTF-8."""
-        file = self._open(span)
-        if self.decode_errors == "reject":
-            return file
-        return io.BufferedReader(_Repaired(file, self.faults), READ_BYTES)
-
     def _record(self, record: Any, document_id: str, place: str) -> Iterator[Document]:
-        text, replaced = field_text(record, self.field or "text", self.decode_errors, place)
+        text, replaced = field_text(record, self.field or "text", self.reading, place)
         self.faults.replaced += replaced
         yield from in_parts({"text": text, "id": document_id, "source": self.spec})
-
-
-class _Repaired(io.RawIOBase):
-    """A file with U+FFFD for bytes that are not UTF-8."""
-
-    def __init__(self, file: io.IOBase, faults: Faults):
-        self._file = file
-        self._faults = faults
-        self._decoder = Utf8Decoder("replace", "")
-        self._repaired = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        final = False
-        while not self._repaired and not final:
-            data = self._file.read(READ_BYTES)
-            final = not data
-            self._repaired = self._decoder.decode(data, final=final).encode()
-        data, self._repaired = self._repaired[: len(buffer)], self._repaired[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._faults.replaced += self._decoder.replaced
-            self._file.close()
-        super().close()
 
 
 class CsvFiles(JsonLines):
@@ -100,7 +64,7 @@ class CsvFiles(JsonLines):
         return [whole(file)]  # a line end may be within a field
 
 
-def field_text(record: Any, field: str, decode_errors: str, place: str) -> tuple[str, int]:
+def field_text(record: Any, field: str, reading: Reading, place: str) -> tuple[str, int]:
     """The text of FIELD, or of A and B for `A+B`; these, and the strings of a list, are joined with line ends.
 
     Returns:
@@ -110,31 +74,42 @@ def field_text(record: Any, field: str, decode_errors: str, place: str) -> tuple
       UserError: the record has no such field, or it is not text.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{place}: a JSON {type(record).__name__}; each line must be one JSON object")
+        raise UserError(f"{place} holds {_kind(record)}; each line must be one JSON object")
     lines: list[str] = []
     for name in [field] if field in record else field.split("+"):
         if name not in record:
-            there = ", ".join(map(repr, record)) or "none"
+            there = shown_names(record)
             raise UserError(f"{place}: no field {name!r}; fields: {there}. Choose one with SCHEME:GLOB#FIELD")
         value = record[name]
-        if isinstance(value, list) and all(isinstance(line, str) for line in value):
-            lines.extend(value)
-        elif isinstance(value, str):
+        if isinstance(value, str):
             lines.append(value)
+        elif isinstance(value, list) and all(isinstance(line, str) for line in value):
+            lines.extend(value)
+        elif isinstance(value, Damaged):
+            raise UserError(f"{place}: {value}")
+        elif value is None and reading.null_fields == "empty":
+            lines.append("")
         else:
-            raise UserError(f"{place}: field {name!r} is a {type(value).__name__}; expected a string")
+            advice = "; --config.data.null_fields=empty takes null for an empty text" if value is None else ""
+            raise UserError(f"{place}: field {name!r} is {show(value)}, but must be text or a list of texts{advice}")
     # JSON can escape half a surrogate pair, which no UTF-8 text can contain.
     text, count = re.subn("[\ud800-\udfff]", "\ufffd", "\n".join(lines))
-    if count and decode_errors == "reject":
+    if count and reading.decode_errors == "reject":
         raise UserError(
             f"{place}: field {field!r} has half a surrogate pair (\\ud800 to \\udfff); "
-            "data.decode_errors=replace continues with U+FFFD in its place"
+            "--config.data.decode_errors=replace continues with U+FFFD in its place"
         )
     return text, count
 
 
+def _kind(value: Any) -> str:
+    return "a JSON list" if isinstance(value, list) else show(value)
+
+
 class ParquetFiles(JsonLines):
     """`parquet:GLOB#FIELD`: the column FIELD of each row is one document."""
+
+    is_text = False
 
     def _cut(self, file: File, size: int) -> list[Span]:
         with open_bytes(file.path) as opened:

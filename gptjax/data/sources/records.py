@@ -1,43 +1,46 @@
 """The records of JSON, JSONL, CSV, TSV, Parquet and YAML files, with their places."""
 
-import csv
 import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from gptjax.data.sources.files import COMPRESSED, DAMAGE, is_compressed, open_bytes
+from gptjax.data.sources.base import Faults
+from gptjax.data.sources.encodings import as_utf8
+from gptjax.data.sources.files import COMPRESSED, DAMAGE, damage, is_compressed, is_remote, open_bytes
+from gptjax.data.sources.record import MAX_BYTES, Damaged, Record
+from gptjax.data.sources.tables import read_csv
+from gptjax.data.sources.utf8 import other_encoding
+from gptjax.data.sources.yaml_files import read_yaml
 from gptjax.errors import UserError
+from gptjax.files import expand, regular
+from gptjax.foreign import of_parser
 
-MAX_LINE_BYTES = 64 << 20
+MAX_LINE_BYTES = MAX_BYTES
 _PARQUET_ROWS = 256
 _WHITE_SPACE = re.compile(r"[\s,]*")
 
 
-class Damaged(Exception):
-    """A record that cannot be used; says what is wrong with it."""
-
-
-class Record(NamedTuple):
-    """A record of a file.
-
-    Attributes:
-      place: file and line, for messages.
-      number: line in JSONL, otherwise the place in the file, from 1.
-      value: what JSON or YAML says, for CSV, TSV and Parquet the columns by name; or `Damaged`.
-    """
-
-    place: str
-    number: int
-    value: Any
+def open_utf8(path: str | Path) -> io.IOBase:
+    """A file of text, decompressed, in UTF-8 if it has a byte-order mark. Raises UserError for what never ends."""
+    if not is_remote(str(path)):
+        path = expand(path)
+        path = regular(path) if path.exists() else path
+    file = open_bytes(path)
+    return as_utf8(file, "utf-8", "reject", str(path), Faults())
 
 
 def read_records(
-    path: str | Path, open_file: Callable[[str | Path], io.IOBase] = open_bytes, yaml_key: str | None = None
+    path: str | Path,
+    open_file: Callable[[str | Path], io.IOBase] | None = None,
+    yaml_key: str | None = None,
+    *,
+    delimiter: str = "auto",
+    lines: bool = False,
 ) -> Iterator[Record]:
     """The records of a file, by `suffix`: .csv, .tsv, .parquet, .yml or .yaml, otherwise JSON or JSONL.
 
@@ -46,27 +49,32 @@ def read_records(
 
     Args:
       path: the file.
-      open_file: opens it for reading bytes, decompressed.
+      open_file: opens it for reading bytes, decompressed and in UTF-8; default: `open_utf8`, for Parquet `open_bytes`.
       yaml_key: in YAML, the key whose list has the records; scalars in it are text.
+      delimiter: of CSV; see the option data.delimiter.
+      lines: whether a file .txt has a record {"text": LINE} in each line that is not blank.
 
     Raises:
       UserError: the file cannot be opened.
     """
     try:
-        file = open_file(path)
-    except OSError as error:
-        raise UserError(f"cannot open {path}: {error.strerror or error}; check the path") from None
+        file = (open_file or (open_bytes if suffix(path) == ".parquet" else open_utf8))(path)
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"cannot open {path}: {error.strerror}; check the path") from None
+        yield _damaged(path, 1, f"the file cannot be read further ({damage(error)})")
+        return
     number = 0
     with file:
         try:
-            for record in _reader(path, yaml_key)(str(path), file):
+            for record in _reader(path, yaml_key, delimiter, lines)(str(path), file):
                 number = record.number
                 yield record
         except DAMAGE as error:
-            yield _damaged(path, number + 1, f"the file cannot be read further ({error})")
+            yield _damaged(path, number + 1, f"the file cannot be read further ({damage(error)})")
         except UnicodeDecodeError as error:
-            byte = f"byte {error.object[error.start]:#04x} is not UTF-8"
-            yield _damaged(path, number + 1, f"{byte}, so the rest of the file cannot be read")
+            byte = f"byte {error.object[error.start]:#04x} is not UTF-8; {other_encoding(error.object[error.start :])}"
+            yield _damaged(path, number + 1, f"the rest of the file cannot be read: {byte}")
 
 
 def suffix(path: str | Path) -> str:
@@ -78,46 +86,77 @@ def _damaged(path: str | Path, number: int, problem: str) -> Record:
     return Record(f"{path}, from record {number} on", number, Damaged(problem))
 
 
-def _reader(path: str | Path, yaml_key: str | None) -> Callable[[str, io.IOBase], Iterator[Record]]:
+def _reader(
+    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool
+) -> Callable[[str, io.IOBase], Iterator[Record]]:
     readers = {
-        ".csv": _csv,
-        ".tsv": partial(_csv, delimiter="\t"),
+        ".csv": partial(read_csv, delimiter=delimiter),
+        ".tsv": partial(read_csv, delimiter="tab" if delimiter == "auto" else delimiter),
         ".parquet": _parquet,
-        ".yml": partial(_yaml, key=yaml_key),
-        ".yaml": partial(_yaml, key=yaml_key),
+        ".yml": partial(read_yaml, key=yaml_key),
+        ".yaml": partial(read_yaml, key=yaml_key),
+        **({".txt": _text_lines} if lines else {}),
     }
     return readers.get(suffix(path), _json)
 
 
+def _lines(file: io.IOBase) -> Iterator[bytes]:
+    return iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+
+
+def _text_lines(path: str, file: io.IOBase) -> Iterator[Record]:
+    for number, line in enumerate(_lines(file), start=1):
+        if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+            yield Record(f"{path}, line {number}", number, {"text": text})
+
+
 def _json(path: str, file: io.IOBase) -> Iterator[Record]:
-    head = file.readline(MAX_LINE_BYTES)
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        return _json_array(path, (head + file.read()).decode("utf-8-sig"))
-    return _json_lines(path, file, head.removeprefix(b"\xef\xbb\xbf"))
+    head = file.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")
+    if head.lstrip()[:1] != b"[":
+        return _json_lines(path, file, [head])
+    following = list(_to_text(file))
+    # A line that is a whole list, with more below it, is a record of JSON lines; a list of records ends the file.
+    if following and following[-1].strip() and not isinstance(_json_value(head), Damaged):
+        return _json_lines(path, file, [head, *following])
+    text = b"".join([head, *following, file.read()])
+    return _json_array(path, text.decode())
+
+
+def _to_text(file: io.IOBase) -> Iterator[bytes]:
+    """The next lines up to the first that is not blank."""
+    for line in _lines(file):
+        yield line
+        if line.strip():
+            return
 
 
 def _json_array(path: str, text: str) -> Iterator[Record]:
-    decode = json.JSONDecoder().raw_decode
     position = text.index("[") + 1
     line, counted, number = 1, 0, 1
     while (position := _WHITE_SPACE.match(text, position).end()) < len(text) and text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
         place = f"{path}, entry {number} (line {line})"
         try:
-            value, position = decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
+        except Damaged as problem:
+            yield Record(place, number, Damaged(f"{problem}, so the rest of the file cannot be read"))
+            return
         except (ValueError, RecursionError) as error:
-            problem = Damaged(f"not JSON ({error}), so the rest of the file cannot be read")
+            problem = Damaged(f"not JSON ({_json_problem(error)}), so the rest of the file cannot be read")
             yield Record(place, number, problem)
             return
         yield Record(place, number, value)
         number += 1
     if position == len(text):
         yield _damaged(path, number, "the array does not end with ]; the file is cut off")
+    elif text[position + 1 :].strip():
+        line += text.count("\n", counted, position)
+        problem = Damaged(f"the list ends with ] in line {line}, and more follows, which cannot be read")
+        yield Record(f"{path}, from record {number} on", number, problem)
 
 
-def _json_lines(path: str, file: io.IOBase, line: bytes) -> Iterator[Record]:
-    number = 1
-    while line:
+def _json_lines(path: str, file: io.IOBase, first: list[bytes]) -> Iterator[Record]:
+    for number, line in enumerate(itertools.chain(first, _lines(file)), start=1):
         place = f"{path}, line {number}"
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
@@ -126,33 +165,45 @@ def _json_lines(path: str, file: io.IOBase, line: bytes) -> Iterator[Record]:
             yield Record(place, number, problem)
         elif stripped := line.strip():
             yield Record(place, number, _json_value(stripped))
-        line, number = file.readline(MAX_LINE_BYTES), number + 1
 
 
 def _json_value(line: bytes) -> Any:
     try:
-        return json.loads(line.decode())
+        return _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
-        return Damaged(f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8")
+        byte = f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8"
+        return Damaged(f"{byte}; {other_encoding(line[error.start :])}")
+    except Damaged as problem:
+        return problem
     except (ValueError, RecursionError) as error:
-        return Damaged(f"not JSON ({error}); each line must be one JSON object")
+        return Damaged(f"not JSON ({_json_problem(error)}); each line must be one JSON object")
 
 
-def _csv(path: str, file: io.IOBase, delimiter: str = ",") -> Iterator[Record]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter)
-    number = 1
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            row = Damaged(f"not CSV ({error})")
-        if row is None:
-            return
-        if isinstance(row, dict) and (None in row or None in row.values()):
-            row = Damaged(f"expected {len(reader.fieldnames)} columns: {', '.join(reader.fieldnames)}")
-        yield Record(f"{path}, line {reader.line_num}", number, row)
-        number += 1
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "lists or objects too deep inside each other"
+    if isinstance(error, json.JSONDecodeError):
+        return f"column {error.colno}: {of_parser(error, error.doc)}"
+    return "a whole number of thousands of digits"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises `Damaged` where one key has two values, of which the first would be lost."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise Damaged(f"the key {twice[:60]!r} stands twice in one object")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def shown_names(record: Mapping[str, Any], most: int = 20) -> str:
+    """The names of the fields of a record, for a message."""
+    names = [repr(name[:40]) for name in itertools.islice(map(str, record), most)]
+    return ", ".join([*names, *([f"and {len(record) - most} more"] if len(record) > most else [])]) or "none"
 
 
 def _parquet(path: str, file: io.IOBase) -> Iterator[Record]:
@@ -170,29 +221,5 @@ def parquet_file(path: str, file: io.IOBase) -> Any:
     try:
         # A compressed file cannot be read from its end, where Parquet has its table of contents.
         return pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if is_compressed(path) else file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from None
-
-
-def _yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
-    import yaml
-
-    try:
-        root = yaml.compose(file.read().decode("utf-8-sig"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError) as error:
-        yield Record(path, 1, Damaged(f"not YAML ({' '.join(str(error).split())})"))
-        return
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    items = next((value for name, value in pairs if name.value == key), None)
-    if not isinstance(items, yaml.SequenceNode):
-        yield Record(path, 1, Damaged(f"no list {key!r} in the file"))
-        return
-    for number, node in enumerate(items.value, start=1):
-        yield Record(f"{path}, line {node.start_mark.line + 1}", number, _yaml_value(node))
-
-
-def _yaml_value(node: Any) -> Any:
-    """Lists and text only: `Yes` and `42` in a dialogue are words."""
-    if node.id == "sequence":
-        return [_yaml_value(item) for item in node.value]
-    return node.value if node.id == "scalar" else Damaged("a mapping where a statement should be")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a Parquet file: {str(error)[:200]}") from None

@@ -5,11 +5,13 @@ import hashlib
 import io
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gptjax.data.documents import PART_CHARACTERS, Document, in_parts
-from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Source
+from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Reading, Source
 from gptjax.data.sources.cuts import cut_text
+from gptjax.data.sources.encodings import as_utf8, encoding_of
 from gptjax.data.sources.files import (
     ByteRange,
     File,
@@ -18,7 +20,7 @@ from gptjax.data.sources.files import (
     named_damage,
     open_bytes,
 )
-from gptjax.data.sources.utf8 import Utf8Decoder, decode_all
+from gptjax.data.sources.utf8 import Utf8Decoder
 from gptjax.errors import UserError
 
 MAX_PAGE_BYTES = 1 << 26
@@ -49,14 +51,15 @@ class Files(Source):
     """
 
     has_fields = False
+    is_text = True
     weight = 1
 
-    def __init__(self, spec: str, scheme: str, field: str, files: list[File], decode_errors: str, faults: Faults):
+    def __init__(self, spec: str, scheme: str, field: str, files: list[File], reading: Reading, faults: Faults):
         self.spec = spec
         self.scheme = scheme
         self.field = field
         self.files = files
-        self.decode_errors = decode_errors
+        self.reading = reading
         self.faults = faults
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,8 +68,8 @@ class Files(Source):
     def key(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.path}\0{file.size}\0{file.version}\n".encode())
-        return f"{self.spec} decode_errors={self.decode_errors} files={digest.hexdigest()}"
+            digest.update(f"{file.path}\0{file.size}\0{file.version}\n".encode("utf-8", "surrogateescape"))
+        return f"{self.spec} {self.reading.key} files={digest.hexdigest()}"
 
     def pieces(self) -> list[Piece]:
         pieces: list[Piece] = []
@@ -75,7 +78,8 @@ class Files(Source):
         for file in self.files:
             num_bytes = file.size * self.weight * (_COMPRESSION if is_compressed(file.path) else 1)
             with named_damage(file.path):
-                spans = self._cut(file, PIECE_BYTES) if num_bytes > PIECE_BYTES else [whole(file)]
+                large = num_bytes > PIECE_BYTES and self._can_be_cut(file)
+                spans = self._cut(file, PIECE_BYTES) if large else [whole(file)]
             if group and (group_bytes + num_bytes > PIECE_BYTES or len(group) == _PIECE_FILES):
                 pieces.append(_piece(group, group_bytes))
                 group, group_bytes = [], 0
@@ -102,6 +106,13 @@ class Files(Source):
         """The shares of about `size` bytes into which a large file is cut."""
         return [whole(file)]
 
+    def _can_be_cut(self, file: File) -> bool:
+        """Only UTF-8 says everywhere where a character begins."""
+        if not self.is_text:
+            return True
+        with open_bytes(file.path) as opened:
+            return encoding_of(opened, self.reading.encoding) == "utf-8"
+
     @abc.abstractmethod
     def _documents(self, span: Span) -> Iterator[Document]:
         """The documents of a share of a file."""
@@ -109,6 +120,13 @@ class Files(Source):
     def _open(self, span: Span) -> io.IOBase:
         file = open_bytes(span.path, span.begin)
         return file if span.end < 0 else io.BufferedReader(ByteRange(file, span.end - span.begin), READ_BYTES)
+
+    def _open_utf8(self, span: Span) -> io.IOBase:
+        """The bytes of the span in UTF-8; where asked for, with U+FFFD for those that are wrong in the encoding."""
+        file, reading = self._open(span), self.reading
+        if span.begin:  # a mark stands at the beginning only, and what is cut is UTF-8
+            reading = replace(reading, encoding="utf-8")
+        return as_utf8(file, reading.encoding, reading.decode_errors, span.path, self.faults)
 
 
 def whole(file: File) -> Span:
@@ -142,12 +160,11 @@ class TextFiles(Files):
         )
 
     def _text(self, span: Span) -> Iterator[str]:
-        decoder = Utf8Decoder(self.decode_errors, span.path, offset=span.begin)
-        with self._open(span) as file:
+        decoder = Utf8Decoder("reject", span.path, offset=span.begin)
+        with self._open_utf8(span) as file:
             while data := file.read(READ_BYTES):
                 yield decoder.decode(data)
         yield decoder.decode(b"", final=True)
-        self.faults.replaced += decoder.replaced
 
 
 class HtmlFiles(Files):
@@ -156,12 +173,11 @@ class HtmlFiles(Files):
     weight = _PAGE_WEIGHT
 
     def _documents(self, span: Span) -> Iterator[Document]:
-        with self._open(span) as file:
+        with self._open_utf8(span) as file:
             data = file.read(MAX_PAGE_BYTES + 1)
         if len(data) > MAX_PAGE_BYTES:
             raise UserError(f"{span.path}: a page of more than {MAX_PAGE_BYTES:,} bytes; leave it out of the glob")
-        text, replaced = decode_all(data, self.decode_errors, span.path)
-        self.faults.replaced += replaced
+        text = Utf8Decoder("reject", span.path).decode(data, final=True)
         yield {"text": text, "id": span.name, "source": self.spec}
 
 
@@ -180,4 +196,6 @@ class DialogueFiles(Files):
             name=span.name,
             fields=self.field.split(",") if self.field else None,
             faults=self.faults,
+            reading=self.reading,
+            open_file=lambda _: self._open_utf8(span),
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptjax.data.documents import Document, in_parts
-from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Source
+from gptjax.data.sources.base import PIECE_BYTES, Faults, Piece, Reading, Source
 from gptjax.data.sources.files import find_files
 from gptjax.data.sources.utf8 import decode_all
 from gptjax.errors import UserError
@@ -30,11 +30,11 @@ class TfdsDataset(Source):
     carry `split`.
     """
 
-    def __init__(self, spec: str, data_dir: str, decode_errors: str, faults: Faults):
+    def __init__(self, spec: str, data_dir: str, reading: Reading, faults: Faults):
         """Finds the dataset. Raises UserError where directory, split or field is not there."""
         self.spec = spec
         self.faults = faults
-        self.decode_errors = decode_errors
+        self.reading = reading
         path, _, field = spec.removeprefix("tfds:").partition("#")
         self.name, _, self.split = path.partition(":")
         self.field = field or "text"
@@ -48,7 +48,7 @@ class TfdsDataset(Source):
         return {**self.__dict__, "_builder": None, "_opened": {}}
 
     def key(self) -> str:
-        return f"{self.spec} decode_errors={self.decode_errors} directory={self.directory} files={self._version()}"
+        return f"{self.spec} {self.reading.key} directory={self.directory} files={self._version()}"
 
     def _version(self) -> str:
         """Changes when the dataset is prepared again in the same directory."""
@@ -108,7 +108,7 @@ class TfdsDataset(Source):
     def _text(self, value: bytes | str, where: str) -> str:
         if isinstance(value, str):
             return value
-        text, replaced = decode_all(value, self.decode_errors, where)
+        text, replaced = decode_all(value, self.reading.decode_errors, where)
         self.faults.replaced += replaced
         return text
 

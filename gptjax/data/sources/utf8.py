@@ -6,6 +6,8 @@ from gptjax.config import OPTIONS
 from gptjax.errors import UserError
 
 DECODE_ERRORS = OPTIONS["data"]["decode_errors"].choices
+REPLACE = "with U+FFFD in its place: --config.data.decode_errors=replace"
+_SAMPLE_BYTES = 1 << 14
 
 
 class Utf8Decoder:
@@ -39,7 +41,7 @@ class Utf8Decoder:
             offset = self._consumed - pending + error.start
             raise UserError(
                 f"{self._where}: byte {error.object[error.start]:#04x} at offset {offset} is not UTF-8; "
-                "convert the text to UTF-8, or continue with U+FFFD in its place: data.decode_errors=replace"
+                f"{other_encoding(error.object[error.start :])}, or continue {REPLACE}"
             ) from None
         self._consumed += len(data)
         if not self._strict:
@@ -54,6 +56,32 @@ class Utf8Decoder:
         window = self._tail + data
         self.replaced += text.count("\ufffd") - window.count(b"\xef\xbf\xbd")
         self._tail = window[-2:]
+
+
+def other_encoding(data: bytes) -> str:
+    """What to do about bytes that are not UTF-8, from the first bad one on: the encoding that they seem to have."""
+    data = data[:_SAMPLE_BYTES]
+    for name, is_common in (("gb18030", _is_common_gb), ("big5", _is_common_big5)):
+        try:
+            text = codecs.getincrementaldecoder(name)("strict").decode(data)
+        except UnicodeDecodeError:
+            continue
+        wide = [character.encode(name) for character in text if ord(character) > 0x7F]
+        if len(wide) >= 2 and sum(map(is_common, wide)) >= 0.9 * len(wide):
+            return f"it reads as Chinese in {name.upper()}: --config.data.encoding={name}"
+    return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
+
+
+def _is_common_gb(character: bytes) -> bool:
+    """Punctuation, full-width forms, or one of the 3,755 characters of GB 2312 that are used most."""
+    return (
+        len(character) == 2 and character[1] >= 0xA1 and (0xA1 <= character[0] <= 0xA3 or 0xB0 <= character[0] <= 0xD7)
+    )
+
+
+def _is_common_big5(character: bytes) -> bool:
+    """Punctuation or one of the 5,401 characters of Big5 that are used most."""
+    return len(character) == 2 and 0xA1 <= character[0] <= 0xC6
 
 
 def decode_all(data: bytes, decode_errors: str, where: str) -> tuple[str, int]:

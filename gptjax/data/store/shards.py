@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
+from gptjax.files import save_array
+
 DOCUMENTS = "documents.npy"
 _READ_BYTES = 1 << 20
 
@@ -199,7 +201,7 @@ class SplitWriter:
         """Writes the document table; returns what the manifest says about the split."""
         self.close()
         documents = np.stack([np.array(self._starts, np.int64), np.array(self._bytes, np.int64)], axis=1)
-        np.save(self.directory / DOCUMENTS, documents)
+        save_array(self.directory / DOCUMENTS, documents)
         shards = [{"file": name, "tokens": count, "sha256": sha256} for name, count, sha256 in self._tokens.finished]
         if self._mask is not None:
             for shard, (name, _, sha256) in zip(shards, self._mask.finished, strict=True):

@@ -1,8 +1,8 @@
 """`tokens:GLOB`: token files of other projects, read as they are.
 
-nanoGPT writes raw little-endian uint16. llm.c writes a header of 256 int32 (20240520, 1, number of tokens)
-before it. In both a document ends or begins with the end-of-text token, which is all that separates
-documents.
+nanoGPT writes raw little-endian uint16, others uint32. llm.c writes a header of 256 int32 (magic, version, number of
+tokens) before uint16 of GPT-2 (20240520, 1) or uint32 of Llama 3 (20240801, 7). In all a document ends or begins with
+the end-of-text token, which is all that separates documents.
 """
 
 import hashlib
@@ -19,11 +19,25 @@ from gptjax.data.store.shards import ShardFile, ShardReader, TokenSplit
 from gptjax.data.store.store import Store
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.files import whole_file
+from gptjax.files import beside, save_array
 
-_MAGIC, _VERSION = 20240520, 1
+_HEADERS = {20240520: (1, "uint16"), 20240801: (7, "uint32")}  # magic: version, type of the ids
 _HEADER_BYTES = 256 * 4
-_ITEM_BYTES = 2
+# What begins files of other kinds, which would otherwise be read as tokens.
+_OTHER_KINDS = {
+    b"\x93NUMPY": "an array of NumPy's (.npy): write its ids with array.astype('uint16').tofile(FILE)",
+    b"PK\x03\x04": "a ZIP archive, such as NumPy's .npz or PyTorch's .pt",
+    b"\x1f\x8b\x08": "compressed with gzip: unpack it, since token files are mapped into memory",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, since token files are mapped into memory",
+    b"\xfd7zXZ\x00": "compressed with xz: unpack it, since token files are mapped into memory",
+    b"MMIDIDX\x00\x00": "an index of Megatron-LM's: name its .bin file, whose ids have no header",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x80\x04\x95": "a pickle of Python's",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a model in GGUF",
+}
+_LOOK_BYTES = 1 << 16
 _CHUNK_TOKENS = 1 << 22
 _SPLIT_NAMES = (
     ("validation", re.compile(r"(?<![a-z])val(id|idation)?(?![a-z])")),
@@ -32,43 +46,61 @@ _SPLIT_NAMES = (
 )
 
 
-def open_token_files(spec: str, tokenizer: Tokenizer, cache: Path) -> "TokenFiles":
+def open_token_files(spec: str, tokenizer: Tokenizer, cache: Path, *, dtype: str = "auto") -> "TokenFiles":
     """Opens the files of `tokens:GLOB`, which are put into splits by their names: train, val, validation,
     test.
 
     Args:
       tokenizer: the one that made the tokens; the files do not say.
       cache: directory for the table of documents, which is found by reading every token once.
+      dtype: of ids without a header: "uint16", "uint32", or "auto", which is uint32 where the tokenizer has more ids
+        than a uint16 can hold.
 
     Raises:
-      UserError: nothing matches, a name does not say its split, a file is damaged or has another format, or
-        the tokenizer has more ids than a uint16 can hold.
+      UserError: nothing matches, a name does not say its split, a file is damaged, has another format or another type
+        of ids, or the tokenizer has more ids than the type can hold.
     """
     files = find_files(spec, spec.removeprefix("tokens:"))
     if remote := [file.path for file in files if is_remote(file.path)]:
         raise UserError(f"{spec!r}: {remote[0]} is not on this machine; token files are mapped into memory: copy them")
-    if tokenizer.vocab_size > np.iinfo(np.uint16).max + 1:
+    large = tokenizer.vocab_size > np.iinfo(np.uint16).max + 1
+    found = {file.path: _shard(Path(file.path), file.size, dtype, large) for file in files}
+    dtypes = {dtype for _, dtype in found.values()}
+    if len(dtypes) > 1:
+        named = ", ".join(f"{Path(path).name} {dtype}" for path, (_, dtype) in list(found.items())[:4])
+        raise UserError(f"{spec!r}: the files hold ids of different types ({named}); name those of one type")
+    if large and dtypes == {"uint16"}:
         raise UserError(
             f"{spec!r}: token files of uint16 cannot hold the {tokenizer.vocab_size} ids of the tokenizer; "
             "name the one that they were made with, for example --config.tokenizer=hf:gpt2"
         )
-    return TokenFiles(spec, files, tokenizer, cache)
+    return TokenFiles(spec, files, [shard for shard, _ in found.values()], dtypes.pop(), tokenizer, cache)
 
 
 class TokenFiles(Store):
     """Token files as a store, without a copy of them."""
 
-    def __init__(self, spec: str, files: Sequence[File], tokenizer: Tokenizer, cache: Path):
+    def __init__(
+        self,
+        spec: str,
+        files: Sequence[File],
+        shards: Sequence[ShardFile],
+        dtype: str,
+        tokenizer: Tokenizer,
+        cache: Path,
+    ):
         self._tokenizer = tokenizer
         self._cache = cache
         self._shards: dict[str, list[ShardFile]] = {}
-        for file in files:
-            self._shards.setdefault(_split_name(spec, file.name), []).append(_shard(file))
+        for file, shard in zip(files, shards, strict=True):
+            self._shards.setdefault(_split_name(spec, file.name), []).append(shard)
         if "train" not in self._shards:
             raise UserError(f"{spec!r}: no file has train in its name; there are {', '.join(f.name for f in files)}")
         identity = hashlib.sha256()
         for file in files:
-            identity.update(f"{file.name}\0{file.size}\0{file.version}\n".encode())
+            identity.update(f"{file.name}\0{file.size}\0{file.version}\n".encode("utf-8", "surrogateescape"))
+        if dtype != "uint16":
+            identity.update(dtype.encode())
         fingerprint = identity.hexdigest()
         manifest = {
             "source": spec,
@@ -79,7 +111,7 @@ class TokenFiles(Store):
                 "sha256": tokenizer.sha256,
                 "vocab_size": tokenizer.vocab_size,
             },
-            "dtype": "uint16",
+            "dtype": dtype,
             "splits": {
                 name: {"tokens": sum(shard.tokens for shard in shards)} for name, shards in self._shards.items()
             },
@@ -92,7 +124,7 @@ class TokenFiles(Store):
     def split(self, name: str) -> TokenSplit:
         self._check_split(name)
         table = self._cache / f"documents-{self.fingerprint[:16]}-{self._tokenizer.sha256[:8]}-{name}.npy"
-        return ForeignSplit(name, self._shards[name], self._tokenizer, table)
+        return ForeignSplit(name, self._shards[name], self.manifest["dtype"], self._tokenizer, table)
 
     def verify(self) -> None:
         """Reads every token. Raises UserError where one is not in the vocabulary; there are no checksums."""
@@ -103,11 +135,11 @@ class TokenFiles(Store):
 class ForeignSplit(TokenSplit):
     """A split of files that have no table of documents: the table is made from the end-of-text tokens and kept."""
 
-    def __init__(self, name: str, shards: Sequence[ShardFile], tokenizer: Tokenizer, table: Path):
+    def __init__(self, name: str, shards: Sequence[ShardFile], dtype: str, tokenizer: Tokenizer, table: Path):
         self.name = name
         self.has_mask = False
         self.num_tokens = sum(shard.tokens for shard in shards)
-        self._tokens = ShardReader(shards, "uint16")
+        self._tokens = ShardReader(shards, dtype)
         self._mask = None
         self._eot_id = tokenizer.eot_id
         self._token_bytes = tokenizer.token_bytes()
@@ -127,8 +159,12 @@ class ForeignSplit(TokenSplit):
             return np.load(self._table)
         documents = self.find_documents()
         self._table.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self._table) as file:
-            np.save(file, documents)
+        partial = beside(self._table)
+        try:
+            save_array(partial, documents)
+            partial.replace(self._table)
+        finally:
+            partial.unlink(missing_ok=True)
         return documents
 
     def find_documents(self) -> Int64[np.ndarray, "documents 2"]:
@@ -139,9 +175,11 @@ class ForeignSplit(TokenSplit):
             for begin in range(0, len(array), _CHUNK_TOKENS):
                 chunk = array[begin : begin + _CHUNK_TOKENS]
                 if chunk.max() >= len(self._token_bytes):
+                    place = int(np.argmax(chunk >= len(self._token_bytes)))
                     raise UserError(
-                        f"{file.path} has the token id {chunk.max()}, and the tokenizer has only "
-                        f"{len(self._token_bytes)}: name the tokenizer that the file was made with"
+                        f"{file.path} has the token id {chunk[place]} at token {begin + place}, and the tokenizer has "
+                        f"only {len(self._token_bytes)} ids: name the tokenizer that the file was made with, or the "
+                        f"type of its ids, --config.data.token_dtype, which is {array.dtype.name} here"
                     )
                 is_start = chunk == self._eot_id
                 is_start[0] |= tokens == 0
@@ -161,19 +199,65 @@ def _split_name(spec: str, name: str) -> str:
     raise UserError(f"{spec!r}: the name of {name!r} has neither train nor val, so its split is not known; rename it")
 
 
-def _shard(file: File) -> ShardFile:
-    path = Path(file.path)
+def _shard(path: Path, size: int, dtype: str, large: bool) -> tuple[ShardFile, str]:
+    """Where the tokens of a file are, and their type."""
     with path.open("rb") as opened:
-        magic, version, tokens = np.frombuffer(opened.read(12).ljust(12, b"\0"), "<i4")
-    if magic != _MAGIC:
-        if not file.size or file.size % _ITEM_BYTES:
-            raise UserError(f"{path} has {file.size} bytes: not whole tokens of uint16; it is damaged")
-        return ShardFile(path, file.size // _ITEM_BYTES)
-    if version != _VERSION:
-        raise UserError(f"{path} is an llm.c file of version {version}; expected version {_VERSION}, of uint16 tokens")
-    if file.size != _HEADER_BYTES + tokens * _ITEM_BYTES or not tokens:
+        head = opened.read(_LOOK_BYTES)
+    if kind := next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), None):
+        raise UserError(f"{path} is no token file: it is {kind}")
+    numbers = np.frombuffer(head[:_HEADER_BYTES].ljust(_HEADER_BYTES, b"\0"), "<i4")
+    if numbers[0] in _HEADERS:
+        return _shard_with_header(path, size, *map(int, numbers[:3]))
+    if size >= _HEADER_BYTES and _is_date(int(numbers[0])) and not numbers[8:].any():
         raise UserError(
-            f"{path} has {file.size} bytes, and its header says {tokens} tokens, "
-            f"{_HEADER_BYTES + tokens * _ITEM_BYTES} bytes; it is damaged"
+            f"{path} begins like a file of llm.c's with the magic number {numbers[0]}, which is none of token files "
+            f"({', '.join(map(str, _HEADERS))})"
         )
-    return ShardFile(path, int(tokens), _HEADER_BYTES)
+    if dtype == "auto":
+        dtype = "uint32" if large else "uint16"
+        _check_guess(path, head, dtype)
+    item = np.dtype(dtype).itemsize
+    if not size or size % item:
+        raise UserError(f"{path} has {size} bytes: not whole tokens of {dtype}; it is damaged, or of another type")
+    return ShardFile(path, size // item), dtype
+
+
+def _shard_with_header(path: Path, size: int, magic: int, version: int, tokens: int) -> tuple[ShardFile, str]:
+    known, dtype = _HEADERS[magic]
+    if version != known:
+        raise UserError(
+            f"{path} is an llm.c file of version {version}; expected version {known}, of {dtype} tokens, for {magic}"
+        )
+    expected = _HEADER_BYTES + tokens * np.dtype(dtype).itemsize
+    if tokens <= 0 or size != expected:
+        raise UserError(
+            f"{path} has {size} bytes, and its header says {tokens} tokens of {dtype}, {expected} bytes; it is damaged"
+        )
+    return ShardFile(path, tokens, _HEADER_BYTES), dtype
+
+
+def _is_date(number: int) -> bool:
+    """Whether it is the year, month and day that llm.c numbers its formats with."""
+    year, month, day = number // 10000, number // 100 % 100, number % 100
+    return 2023 <= year <= 2035 and 1 <= month <= 12 and 1 <= day <= 31
+
+
+def _check_guess(path: Path, head: bytes, dtype: str) -> None:
+    """Raises UserError where ids without a header are most likely of another type than `dtype`."""
+    item = np.dtype(dtype).itemsize
+    values = np.frombuffer(head[: len(head) // (2 * item) * 2 * item], f"<u{item}")
+    first, second = values[::2], values[1::2]
+    if len(first) < 4 or not values.any():
+        return
+    wider = f"uint{16 * item}"
+    if not second.any():
+        advice = "--config.data.token_dtype=uint32" if wider == "uint32" else f"write them as {dtype}"
+        if wider == "uint32" and not values[2::4].any() and len(values) >= 16:
+            wider, advice = "int64", "write them as uint16 or uint32"
+        other = f", or --config.data.token_dtype={dtype} if they are"
+        raise UserError(f"{path}: every second {dtype} is 0, so the ids are not {dtype} but {wider}: {advice}{other}")
+    if not first.any() or (dtype == "uint32" and not (values & 0xFFFF).any()):
+        raise UserError(
+            f"{path}: the ids seem to be of another type, or with the highest byte first; write them as little-endian "
+            f"uint16 or uint32, or name their type: --config.data.token_dtype={dtype}"
+        )

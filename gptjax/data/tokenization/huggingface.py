@@ -1,19 +1,22 @@
 """The tokenizer and the chat template of a Hugging Face directory, read and written."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from gptjax.data.tokenization import published
 from gptjax.data.tokenization.templates import CHATML, ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
+from gptjax.files import about
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_PARTS = (TOKENIZER, "vocab.json", "encoder.json")
 
 
 def has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in _PARTS)
+    return published.has_files(directory)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -29,9 +32,36 @@ def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     return ChatTemplate() if template.jinja == CHATML else template
 
 
+def fitted(tokenizer: Tokenizer, vocab_size: int, where: Path) -> Tokenizer:
+    """The tokenizer of a model, without special tokens at its end that the model has no rows for.
+
+    Such is a [PAD] that was added later; no text becomes one. Raises UserError where others are beyond the vocabulary.
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return tokenizer
+    description = json.loads(tokenizer.to_str())
+    kept = [token for token in description["added_tokens"] if token["id"] < vocab_size or not token["special"]]
+    left_out = [token["content"] for token in description["added_tokens"] if token not in kept]
+    if left_out and tokenizer.eot_token not in left_out:
+        with contextlib.suppress(UserError):
+            text = json.dumps(description | {"added_tokens": kept}, ensure_ascii=False)
+            smaller = Tokenizer.from_str(text, eot_token=tokenizer.eot_token)
+            if smaller.vocab_size <= vocab_size:
+                names = ", ".join(left_out)[:200]
+                print(
+                    f"warning: {where}: the model has no rows for the special tokens {names}; they are left out",
+                    file=sys.stderr,
+                )
+                return smaller
+    raise UserError(f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model only {vocab_size}")
+
+
 def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """What begins a text for a pretrained model; nothing if it has a chat template, which writes its own beginning."""
-    return [] if template is not None else list(tokenizer.begin_ids)
+    """What its tokenizer puts before a text for a pretrained model; GPT-2's puts nothing.
+
+    Nothing if it has a chat template, which writes its own beginning.
+    """
+    return [] if template is not None else list(tokenizer.prefix)
 
 
 def check_exportable(tokenizer: Tokenizer) -> None:
@@ -49,11 +79,14 @@ def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, 
     The chat template is in it as Jinja. Raises UserError where `check_exportable` does.
     """
     check_exportable(tokenizer)
-    (directory / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    with about(directory / TOKENIZER):
+        (directory / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     variables = template.variables if template else {}
+    names = {number: token for token, number in tokenizer.special_tokens.items()}
+    begin = names.get(tokenizer.begin_ids[0], tokenizer.eot_token)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": variables.get("bos_token", tokenizer.eot_token),
+        "bos_token": variables.get("bos_token", begin),
         "eos_token": tokenizer.eot_token,
         "pad_token": variables.get("pad_token", tokenizer.eot_token),
         "model_max_length": context_length,
@@ -62,4 +95,6 @@ def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, 
     }
     if template is not None:
         config["chat_template"] = template.jinja or CHATML
-    (directory / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with about(directory / TOKENIZER_CONFIG):
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (directory / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")

@@ -12,6 +12,10 @@ from gptjax.errors import UserError
 
 Span = tuple[int, int]
 
+NO_TOOLS = (
+    "; name a tokenizer whose template does: --config.tokenizer=hf:DIR, or leave them out: "
+    "--config.data.tool_turns=leave_out"
+)
 _HAS_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -29,6 +33,8 @@ def render_jinja(
     special_tokens: Sequence[str],
     variables: Mapping[str, str],
     add_generation_prompt: bool,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Iterator[Segment]:
     """The pieces of a dialogue, of which those that bear loss are what `ChatTemplate` says.
 
@@ -38,33 +44,37 @@ def render_jinja(
       special_tokens: what is a special token where the template, not a message, writes it.
       variables: names that the template may use, such as eos_token.
       add_generation_prompt: whether what begins an answer follows.
+      tools: descriptions of tools that the template may write.
 
     Raises:
       UserError: the template is not Jinja, refuses the dialogue, or its loss mask cannot be derived.
     """
-    contents = [message["content"] for message in messages]
-    within, *around = _unused_characters(3, "".join([jinja, *variables.values(), *contents]))
+    written = json.dumps([list(messages), tools], ensure_ascii=False)
+    within, *around = _unused_characters(3, "".join([jinja, *variables.values(), written]))
     protected = [
-        {"role": message["role"], "content": _protect(message["content"], special_tokens, within)}
+        {name: _protect(value, special_tokens, within) for name, value in message.items() if name != "train"}
         for message in messages
     ]
+    described = _protect(tools, special_tokens, within) if tools else None
 
     def render(count: int, prompt: bool) -> str:
-        return _run(jinja, variables, protected[:count], prompt, around)
+        return _run(jinja, variables, protected[:count], prompt, around, described)
 
     longest_first = sorted(special_tokens, key=len, reverse=True)
     special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
     text = render(len(messages), add_generation_prompt)
     if _HAS_GENERATION.search(jinja):
         text, spans = _without_marks(text, *around)
+        spans = _learnt(spans, messages)
         spans = [_to_end_of_turn(text, span, special) for span in spans]
     else:
         try:
-            spans = _added_by_answers(text, protected, render, special)
+            spans = _learnt(_added_by_answers(text, protected, render, special), messages)
         except UserError:
             if not add_generation_prompt:
                 raise
             spans = []  # of a prompt nothing bears loss
+    _check_tools(text.replace(within, ""), messages, tools)
     borders = [0, *itertools.chain.from_iterable(spans), len(text)]
     for number, (start, end) in enumerate(itertools.pairwise(borders)):
         trained = number % 2 == 1
@@ -75,11 +85,39 @@ def render_jinja(
         yield Segment(text[start:end].replace(within, ""), False, trained)
 
 
-def _protect(content: str, special_tokens: Sequence[str], mark: str) -> str:
-    """`content` with a mark within each special token that it spells, so that it is none."""
-    for token in special_tokens:
-        content = content.replace(token, token[0] + mark + token[1:])
-    return content
+def _protect(value: Any, special_tokens: Sequence[str], mark: str) -> Any:
+    """A text, or a value of JSON, with a mark within each special token that it spells, so that it is none."""
+    if isinstance(value, str):
+        for token in special_tokens:
+            value = value.replace(token, token[0] + mark + token[1:])
+        return value
+    if isinstance(value, Mapping):
+        return {_protect(k, special_tokens, mark): _protect(v, special_tokens, mark) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_protect(entry, special_tokens, mark) for entry in value]
+    return value
+
+
+def _learnt(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
+    """The spans of the answers that bear loss."""
+    answers = [message.get("train", True) for message in messages if message["role"] == "assistant"]
+    if all(answers):
+        return spans
+    if len(spans) != len(answers):
+        raise UserError(
+            f"the chat template marks {len(spans)} spans of {len(answers)} answers, so those that are not to be learnt "
+            "(weight 0, train false) cannot be told from the others"
+        )
+    return [span for span, learnt in zip(spans, answers, strict=True) if learnt]
+
+
+def _check_tools(text: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+    """Raises UserError where the template drops a call of a tool, a result or the description of a tool."""
+    calls = [call["function"]["name"] for message in messages for call in message.get("tool_calls", [])]
+    results = [message["content"].strip() for message in messages if message["role"] == "tool"]
+    described = [str(tool.get("function", tool).get("name", "")) for tool in tools or []]
+    for missing in (name for name in [*calls, *results, *described] if name not in text):
+        raise UserError(f"the chat template does not write {missing[:60]!r} of a call of a tool{NO_TOOLS}")
 
 
 def _unused_characters(count: int, text: str) -> list[str]:
@@ -126,14 +164,19 @@ def _to_end_of_turn(text: str, span: Span, special: re.Pattern[str]) -> Span:
 
 
 def _run(
-    jinja: str, variables: Mapping[str, str], messages: Sequence[Message], prompt: bool, marks: Sequence[str]
+    jinja: str,
+    variables: Mapping[str, str],
+    messages: Sequence[Mapping[str, Any]],
+    prompt: bool,
+    marks: Sequence[str],
+    tools: Any,
 ) -> str:
     template = _compiled(jinja)
     try:
         return template.render(
             messages=list(messages),
             add_generation_prompt=prompt,
-            tools=None,
+            tools=tools,
             documents=None,
             generation_marks=marks,
             **variables,

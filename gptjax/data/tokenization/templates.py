@@ -5,7 +5,6 @@ What a message spells never becomes a special token: only the template itself wr
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from gptjax.data.documents import Message
-from gptjax.data.tokenization.jinja import Segment, render_jinja
+from gptjax.data.tokenization import published_files
+from gptjax.data.tokenization.jinja import NO_TOOLS, Segment, render_jinja
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 
@@ -71,10 +71,14 @@ class ChatTemplate:
     def of_tokenizer(cls, tokenizer: Tokenizer, directory: str | Path | None = None) -> "ChatTemplate":
         """The chat template beside a tokenizer: chat_template.jinja, else `chat_template` in
         tokenizer_config.json ("default" where it has several), else ChatML."""
-        config, jinja = _configuration(Path(directory)) if directory is not None else ({}, None)
+        if directory is None:
+            return cls()
+        config = published_files.read_config(Path(directory))
+        jinja = published_files.read_template(Path(directory), config)
         if jinja is None:
             return cls()
-        variables = {name: _content(config[name]) for name in _CONFIG_TOKENS if config.get(name)}
+        roles = published_files.read_special_tokens(Path(directory)).roles() | config.roles()
+        variables = {name: published_files.content(roles[name]) for name in _CONFIG_TOKENS if name in roles}
         variables.setdefault("eos_token", tokenizer.eot_token)
         return cls(jinja, special_tokens=list(tokenizer.special_tokens), variables=variables)
 
@@ -104,24 +108,44 @@ class ChatTemplate:
             )
         return tokenizer.with_special_tokens(missing) if missing else tokenizer
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Segment]:
         """The dialogue in pieces; with `add_generation_prompt`, followed by what begins an answer.
 
+        Args:
+          tools: descriptions that a Jinja template may write before the dialogue.
+
         Raises:
-          UserError: the template refuses the dialogue, or its loss mask cannot be derived.
+          UserError: the template refuses the dialogue or cannot write its calls of tools, or its loss mask cannot be
+            derived.
         """
         if self.jinja is None:
+            if tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+                raise UserError(f"the built-in chat template writes no calls of tools{NO_TOOLS}")
             pieces = _chatml(messages, add_generation_prompt)
         else:
-            pieces = render_jinja(self.jinja, messages, self.special_tokens, self.variables, add_generation_prompt)
+            pieces = render_jinja(
+                self.jinja, messages, self.special_tokens, self.variables, add_generation_prompt, tools=tools
+            )
         return _merged(pieces)
 
-    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Encoded:
         """(ids, mask): the token ids of a dialogue, and which of them bear loss as targets.
 
         The ids before an answer are those of `encode_prompt` of the messages before it.
         """
-        return self.encode_batch([messages], tokenizer)[0]
+        return _encode([self.render(messages, tools=tools)], tokenizer)[0]
 
     def encode_batch(self, dialogues: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[Encoded]:
         """What `encode` returns for each dialogue; faster than one call per dialogue."""
@@ -134,7 +158,7 @@ class ChatTemplate:
 
 def _chatml(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
     for message in messages:
-        trained = message["role"] == "assistant"
+        trained = message["role"] == "assistant" and message.get("train", True)
         yield Segment(IM_START, True, False)
         yield Segment(f"{message['role']}\n", False, False)
         yield Segment(message["content"], False, trained)
@@ -185,25 +209,3 @@ def _encode_one(segments: Sequence[Segment], continued: Iterator[np.ndarray], to
         context = joint
     trained = np.array([segment.trained for segment in segments], np.bool_)
     return np.concatenate([nothing, *ids]), np.repeat(trained, [len(piece) for piece in ids])
-
-
-def _configuration(directory: Path) -> tuple[dict[str, Any], str | None]:
-    """The tokenizer_config.json in a directory, and its chat template, or None."""
-    path = directory / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if (directory / "chat_template.jinja").is_file():
-        return config, (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        if "default" not in named:
-            raise UserError(f"{path} has chat templates {', '.join(named)}, but none is named 'default'")
-        template = named["default"]
-    return config, template
-
-
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else token

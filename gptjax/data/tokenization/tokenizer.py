@@ -1,5 +1,6 @@
 """Text to token ids and back. Every tokenizer is stored as a Hugging Face `tokenizer.json`."""
 
+import difflib
 import functools
 import hashlib
 import json
@@ -11,14 +12,20 @@ import numpy as np
 from jaxtyping import Int32
 from numpy.typing import ArrayLike
 
-from gptjax.data.tokenization import vocabularies
+from gptjax.data.tokenization import published, published_files, vocabularies
 from gptjax.errors import UserError
+from gptjax.files import write_whole
 
 END_OF_TEXT = "<|endoftext|>"
 SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
 
-_MIN_BPE_VOCAB_SIZE = 257
-_MIN_WORDS = 3
+MAX_VOCAB_SIZE = 1_000_000
+# Of the kinds that are trained: the smallest vocabulary, and what it has.
+_SMALLEST = {
+    "bpe": (257, "the 256 bytes and eot"),
+    "word": (3, "a word, <|unknown|> and eot"),
+    "jieba": (3, "a word, <|unknown|> and eot"),
+}
 # End-of-text tokens of well-known models, in the order in which they are looked for when a file does not say.
 _END_OF_TEXT_NAMES = (
     END_OF_TEXT,
@@ -68,21 +75,13 @@ class Tokenizer:
         """Reads the text of a `tokenizer.json`. Raises UserError where it is none."""
         from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-        try:
-            tokenizer = HuggingFaceTokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"not a Hugging Face tokenizer.json: {error}") from None
-        return cls(tokenizer, eot_token)
+        return cls(published.guarded(lambda: HuggingFaceTokenizer.from_str(text), "tokenizer.json"), eot_token)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
         """Reads a `tokenizer.json`, and `eos_token` from the `tokenizer_config.json` beside it, if any."""
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error}") from None
-        return cls.from_str(text, eot_token=_configured_end_of_text(path.parent))
+        return cls.from_str(published_files.read_text(path), eot_token=_configured_end_of_text(path.parent))
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
         """This vocabulary with the special tokens it lacks added at its end, such as <|im_start|>."""
@@ -95,12 +94,7 @@ class Tokenizer:
     @functools.cached_property
     def prefix(self) -> tuple[int, ...]:
         """The ids that the tokenizer.json has other programs put before a text, such as <s>; `encode` does not."""
-        if self._tokenizer.post_processor is None:  # a vocabulary of characters may lack any that is tried
-            return ()
-        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
-        places = [i for i in range(len(ids)) if ids[i : i + len(plain)] == plain]
-        return tuple(ids[: places[0]]) if places and plain else ()
+        return published.beginning(self._tokenizer)
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
@@ -129,10 +123,10 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes the `tokenizer.json`, and a `tokenizer_config.json` if needed for the eot token."""
         path = Path(path)
-        path.write_text(self.to_str(), encoding="utf-8")
+        write_whole(path, self.to_str())
         if _find_end_of_text(self._tokenizer, json.loads(self.to_str())) != self.eot_token:
             config = json.dumps({"eos_token": self.eot_token}, ensure_ascii=False)
-            path.with_name("tokenizer_config.json").write_text(config, encoding="utf-8")
+            write_whole(path.with_name("tokenizer_config.json"), config)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -210,7 +204,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
         `word:N` and `jieba:N` have the N - 2 most frequent words of the texts, as white space and punctuation
         or as jieba separates them; every other word is <|unknown|>, and `word` does not keep white space: for
         ablations, not for models that write. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or on the
-        hub, or GPT-2's encoder.json and vocab.bpe.
+        hub: tokenizer.json, or the vocabulary of GPT-2, Qwen2, BERT (vocab.txt) or SentencePiece.
       texts: read once, and not for `byte` and `hf`.
 
     Raises:
@@ -221,18 +215,33 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
         return Tokenizer(vocabularies.characters(texts, END_OF_TEXT))
     if spec == "byte":
         return Tokenizer(vocabularies.all_bytes(END_OF_TEXT))
-    if scheme == "bpe" and rest.isdecimal():
-        if int(rest) < _MIN_BPE_VOCAB_SIZE:
-            raise UserError(f"tokenizer {spec!r}: the 256 bytes and eot need a vocabulary of {_MIN_BPE_VOCAB_SIZE}")
+    check_spec(spec)
+    if scheme == "bpe":
         return Tokenizer(vocabularies.train_bpe(texts, int(rest), END_OF_TEXT))
-    if scheme in ("word", "jieba") and rest.isdecimal():
-        if int(rest) < _MIN_WORDS:
-            raise UserError(f"tokenizer {spec!r}: a word, <|unknown|> and eot need a vocabulary of {_MIN_WORDS}")
+    if scheme in ("word", "jieba"):
         return Tokenizer(vocabularies.words(scheme, texts, int(rest), END_OF_TEXT))
     if scheme == "hf" and rest:
-        directory, tokenizer = vocabularies.hugging_face(rest, END_OF_TEXT)
-        return Tokenizer(tokenizer, _configured_end_of_text(directory))
-    raise UserError(f"unknown tokenizer {spec!r}: expected one of {', '.join(SPECS)}")
+        return Tokenizer(*published.read(rest))
+    raise AssertionError(spec)
+
+
+def check_spec(spec: "str | Tokenizer") -> None:
+    """Raises UserError where a text describes no tokenizer; opens no file and reads no corpus."""
+    if not isinstance(spec, str) or spec in ("char", "byte"):
+        return
+    scheme, _, rest = spec.partition(":")
+    if scheme in _SMALLEST:
+        smallest, what = _SMALLEST[scheme]
+        whole = rest.isascii() and rest.isdecimal() and len(rest) < 20
+        if not whole or not smallest <= int(rest) <= MAX_VOCAB_SIZE:
+            raise UserError(
+                f"tokenizer {spec[:60]!r}: expected {scheme}:N with a whole number N from {smallest} ({what}) to "
+                f"{MAX_VOCAB_SIZE:,}, such as {scheme}:8192"
+            )
+    elif scheme != "hf" or not rest:
+        near = difflib.get_close_matches(scheme, ("char", "byte", *_SMALLEST, "hf"), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown tokenizer {spec[:60]!r}: expected one of {', '.join(SPECS)}{hint}")
 
 
 def _unpickle(text: str, eot_token: str) -> Tokenizer:
@@ -262,14 +271,9 @@ def _find_end_of_text(tokenizer: Any, description: dict) -> str:
 
 
 def _configured_end_of_text(directory: Path) -> str | None:
-    """`eos_token` as Hugging Face writes it: a text, or an object with the text as `content`."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = directory / name
-        if path.is_file():
-            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-            if token := token.get("content") if isinstance(token, dict) else token:
-                return token
-    return None
+    """`eos_token` in the files beside a tokenizer.json."""
+    roles = published_files.read_special_tokens(directory).roles() | published_files.read_config(directory).roles()
+    return published_files.content(roles["eos_token"]) if "eos_token" in roles else None
 
 
 def _kind(description: dict) -> str:
@@ -289,7 +293,7 @@ def _kind(description: dict) -> str:
 def _codepoint_table(description: dict) -> Int32[np.ndarray, " codepoints"]:
     """Token id of each code point up to the one after the largest, -1 where there is none."""
     vocabulary = {ord(text): i for text, i in description["model"]["vocab"].items() if len(text) == 1}
-    table = np.full(max(vocabulary) + 2, -1, dtype=np.int32)
+    table = np.full(max(vocabulary, default=0) + 2, -1, dtype=np.int32)
     table[list(vocabulary)] = list(vocabulary.values())
     return table
 
@@ -299,7 +303,8 @@ def known_vocab_size(spec: str) -> int:
 
     bpe:N, word:N and jieba:N have N at most. Raises UserError for hf:... whose files are not there.
     """
+    check_spec(spec)
     scheme, _, rest = spec.partition(":")
-    if scheme in ("bpe", "word", "jieba") and rest.isdecimal():
+    if scheme in _SMALLEST:
         return int(rest)
     return build_tokenizer(spec).vocab_size if scheme in ("byte", "hf") else 0

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from gptjax.data.scripts import HAN_SCRIPT_RUN
@@ -126,55 +125,6 @@ def _even_sample(texts: Iterable[str], max_characters: int) -> list[str]:
             stride *= 2
             characters = sum(map(len, sample))
     return sample
-
-
-def hugging_face(name: str, end_of_text: str) -> tuple[Path, Any]:
-    """The directory of a Hugging Face tokenizer and the tokenizer in it.
-
-    Args:
-      name: a directory, a tokenizer.json file, or a name on the Hugging Face hub.
-      end_of_text: added to a bare vocabulary and merges where they lack it.
-
-    Raises:
-      UserError: the directory holds no tokenizer, or the hub cannot be reached or does not know the name.
-    """
-    from tokenizers import Tokenizer, models
-
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.parent, _read(path, Tokenizer.from_file, str(path))
-    directory = path if path.is_dir() else _download(name)
-    if (directory / "tokenizer.json").is_file():
-        return directory, _read(directory, Tokenizer.from_file, str(directory / "tokenizer.json"))
-    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if (directory / vocabulary).is_file() and (directory / merges).is_file():
-            model = _read(directory, models.BPE.from_file, str(directory / vocabulary), str(directory / merges))
-            return directory, _byte_level(Tokenizer(model), end_of_text)
-    raise UserError(
-        f"tokenizer 'hf:{name}': {directory} has neither tokenizer.json, nor vocab.json with merges.txt, nor "
-        "encoder.json with vocab.bpe; name a directory that has"
-    )
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    files = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except Exception as error:  # no network, no such name, no permission, not a name at all
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"tokenizer 'hf:{name}': there is no such directory, and the Hugging Face hub did not give it "
-            f"({reason}); name a local directory with tokenizer.json"
-        ) from None
-
-
-def _read(path: Path, read: Any, *arguments: str) -> Any:
-    try:
-        return read(*arguments)
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"tokenizer 'hf:{path}' cannot be read: {error}") from None
 
 
 def _byte_level(tokenizer: Any, end_of_text: str | None, *, use_regex: bool = True) -> Any:

@@ -16,21 +16,13 @@ import numpy as np
 from gptjax.errors import UserError
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
-from gptjax.model.huggingface import files, layouts
+from gptjax.model.huggingface import adapter_config, files, layouts
+from gptjax.model.huggingface.adapter_config import CONFIG
 from gptjax.model.huggingface.layouts import LAYER, Layout, TensorMap
-from gptjax.model.huggingface.weights import insert, lookup
+from gptjax.model.huggingface.weights import HEAD, insert, listed, lookup, not_finite
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Settings that change the mathematics of an adapter; all of them must be off.
-PLAIN = {
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-}
 
 
 def write_adapter(directory: Path, a: Architecture, params: gpt.Params, *, base: str | None) -> None:
@@ -66,28 +58,25 @@ def write_adapter(directory: Path, a: Architecture, params: gpt.Params, *, base:
         "alpha_pattern": {re.escape(m): a.lora_alpha * rank / a.lora_rank for m, rank in other.items()},
         "fan_in_fan_out": not any(tensor.transposed for tensor, _ in _modules(layout, params)),
         "inference_mode": True,
-        **PLAIN,
+        "bias": "none",
+        "modules_to_save": None,
     }
-    from safetensors.numpy import save_file
-
     directory.mkdir(parents=True, exist_ok=True)
     files.write_json(directory / CONFIG, config)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    files.write_safetensors(directory / WEIGHTS, tensors)
 
 
 def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[dict[str, Any], gpt.Params]:
     """(options of `config.model`, parameters with adapters). `a` and `params` are those of the base model.
 
-    A layer without an adapter gets zeros. Raises UserError for adapters that are not plain LoRA, and one UserError
-    that lists all tensors that do not fit.
+    A layer without an adapter gets zeros. Modules that were trained whole (`modules_to_save`) take the place of the
+    base's. Raises UserError for adapters that are not plain LoRA, and one UserError that lists the tensors that do not
+    fit.
     """
     # 1. The kind of adapter, before any tensor is read.
-    raw = files.read_json(directory / CONFIG)
-    wrong = [f"{key}={raw[key]!r}" for key, plain in PLAIN.items() if raw.get(key, plain) not in (plain, None, [], {})]
-    if raw.get("peft_type") != "LORA" or wrong:
-        raise UserError(
-            f"{directory / CONFIG}: {raw.get('peft_type')} with {', '.join(wrong) or 'no more'} is not plain LoRA"
-        )
+    config = adapter_config.read(directory)
+    if not (directory / WEIGHTS).exists():
+        raise UserError(f"{directory / WEIGHTS} is missing; adapters are read from safetensors, not from .bin files")
     # 2. Each module of PEFT becomes one pair per linear layer of ours. Problems are collected, to be told all at once.
     # Tensors are taken out of `tensors` as they are found: what is left in the end belongs to no linear layer.
     _, layout = layouts.exportable(a)
@@ -101,23 +90,36 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
             module = layout.prefix + tensor.name.removesuffix(".weight").format(layer=layer)
             pair = [tensors.pop(f"{PREFIX}{module}.lora_{which}.weight", None) for which in "AB"]
             if None in pair:
-                problems += [f"  {module} has one of lora_A and lora_B"] if any(pair) else []
+                problems += [f"{module} has one of lora_A and lora_B"] if any(pair) else []
                 continue
             down, up = (matrix.read().T for matrix in pair)
+            if down.ndim != 2 or up.ndim != 2 or not all(matrix.dtype in files.FLOATS for matrix in pair):
+                problems.append(f"{module} has adapters that are no matrices of floats")
+                continue
             if (down.shape[0], up.shape[1]) != (shapes[0][-2], borders[-1]) or down.shape[1] != up.shape[0]:
                 problems.append(
-                    f"  {module} has {down.shape} and {up.shape}, expected [{shapes[0][-2]}, r] and [r, {borders[-1]}]"
+                    f"{module} has {down.shape} and {up.shape}, expected [{shapes[0][-2]}, r] and [r, {borders[-1]}]"
                 )
                 continue
+            if down.shape[1] != config.rank(module):
+                problems.append(f"{module} has the rank {down.shape[1]}, and {CONFIG} says {config.rank(module)}")
+                continue
+            if not_finite(down) or not_finite(up):
+                problems.append(f"{module} has NaN or infinite values")
+                continue
             # Ranks, and with them the scales, may differ between modules: each scale moves into its B (`up`).
-            up = up * _scale(raw, module, down.shape[1])
+            up = up * np.float32(config.scale(module))
             for part, slice_ in zip(parts, np.split(up, borders[:-1], axis=1), strict=True):
                 found.setdefault(part, [None] * a.num_layers)[layer] = down, slice_
-    problems += [f"  {name} does not belong to a linear layer" for name in sorted(tensors)]
-    if problems or not found:
+    whole = [name.removesuffix(".weight") for name in tensors if ".lora_" not in name]
+    if lacking := [m for m in config.modules_to_save or [] if not any(f".{name}".endswith(f".{m}") for name in whole)]:
         raise UserError(
-            f"the adapters in {directory} do not fit the model:\n" + "\n".join(problems or ["  there are none"])
+            f"{directory / CONFIG}: modules_to_save={lacking} is not plain LoRA, and {WEIGHTS} has no such tensors"
         )
+    params = _with_saved_modules(layout, a, params, tensors, problems)
+    problems += [f"{name} does not belong to a linear layer" for name in sorted(tensors)]
+    if problems or not found:
+        raise UserError(f"the adapters in {directory} do not fit the model: {listed(problems or ['there are none'])}")
     # 3. Layers are stacked, so all get the largest rank; zeros fill up the smaller ones and change nothing.
     rank = max(pair[0].shape[1] for pairs in found.values() for pair in pairs if pair)
     adapters: gpt.Params = {}
@@ -130,7 +132,7 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
         insert(adapters, f"{part}/lora_a", down)
         insert(adapters, f"{part}/lora_b", up)
     targets = "|".join(sorted(part.removeprefix("blocks/") for part in found))
-    dropout = float(raw.get("lora_dropout") or 0.0)
+    dropout = float(config.lora_dropout or 0.0)
     # B already has the scale: lora_alpha = rank gives the factor 1.
     options = {"lora_rank": rank, "lora_alpha": float(rank), "lora_dropout": dropout, "lora_targets": targets}
     return options, lora.join(adapters, params)
@@ -159,11 +161,35 @@ def _fused(params: gpt.Params, parts: list[str], layer: int, rank: int) -> tuple
     return np.concatenate(downs, axis=1), np.concatenate(ups, axis=0)
 
 
-def _scale(raw: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r of a module, or alpha / sqrt(r) (rank-stabilised); patterns are matched as in PEFT."""
-    alpha = raw.get("lora_alpha", 8)
-    for pattern, value in (raw.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return alpha / (rank**0.5 if raw.get("use_rslora") else rank)
+def _with_saved_modules(
+    layout: Layout, a: Architecture, params: gpt.Params, tensors: dict[str, files.Tensor], problems: list[str]
+) -> gpt.Params:
+    """The parameters with the whole tensors that are among those of the adapters, which are taken out of there."""
+    saved = {}
+    for tensor in layout.tensors:
+        name = tensor.name if tensor.name == HEAD else layout.prefix + tensor.name
+        leaf = lookup(params, tensor.parameters[0])
+        if LAYER in name or leaf is None or (found := tensors.pop(f"{PREFIX}{name}", None)) is None:
+            continue
+        if a.tie_embeddings and tensor.parameters[0] == "embedding/embedding":
+            problems.append(f"{name} was trained whole, and the base has one tensor for embeddings and head")
+            continue
+        array = found.read().T if tensor.transposed else found.read()
+        axis = {"embedding/embedding": 0, "head/kernel": 1}.get(tensor.parameters[0])
+        wanted = tuple(a.vocab_size if i == axis else size for i, size in enumerate(leaf.shape))
+        if array.shape != wanted or not_finite(array):
+            problems.append(f"{name} has shape {array.shape}, expected {wanted}, or NaN values")
+            continue
+        whole = np.zeros(leaf.shape, np.float32)
+        whole[tuple(map(slice, wanted))] = array
+        saved[tensor.parameters[0]] = whole
+    return _replaced(params, saved) if saved else params
+
+
+def _replaced(params: gpt.Params, leaves: dict[str, np.ndarray], prefix: str = "") -> gpt.Params:
+    return {
+        name: _replaced(value, leaves, f"{prefix}{name}/")
+        if isinstance(value, dict)
+        else leaves.get(f"{prefix}{name}", value)
+        for name, value in params.items()
+    }

@@ -7,8 +7,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from gptjax import foreign
 from gptjax.errors import UserError
 from gptjax.model.architecture import Architecture
+from gptjax.model.huggingface import schemas
 from gptjax.model.huggingface.files import CONFIG
 
 LAYER = "{layer}"
@@ -34,6 +36,7 @@ class Layout:
       architectures: the name of the model class in transformers.
       prefix: what the name of every tensor but the head begins with; files of the bare model may lack it.
       tensors: the table.
+      schema: what its config.json may hold.
       needs: the values of options that a model must have to be written in this layout.
       read_config: makes model options from a config.json.
       write_config: makes the entries of config.json that give the shape.
@@ -42,17 +45,25 @@ class Layout:
     architectures: str
     prefix: str
     tensors: tuple[TensorMap, ...]
+    schema: type[schemas.ModelConfig]
     needs: dict[str, tuple[Any, ...]]
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     write_config: Callable[[Architecture], dict[str, Any]]
 
 
-def find(raw: dict[str, Any], place: str) -> Layout:
-    """The layout of a config.json. Raises UserError that lists the known layouts."""
-    kind = raw.get("model_type")
+def find(raw: Any, place: str) -> Layout:
+    """The layout of a config.json, which is checked against its schema. Raises UserError that lists the layouts."""
+    kind = foreign.check(_Kind, raw, place).model_type
     if kind not in LAYOUTS:
-        raise UserError(f"{place}: model_type {kind!r} is not supported; these are: {', '.join(LAYOUTS)}")
+        raise UserError(
+            f"{place}: model_type {(kind or 'null')[:60]!r} is not supported; these are: {', '.join(LAYOUTS)}"
+        )
+    foreign.check(LAYOUTS[kind].schema, raw, place)
     return LAYOUTS[kind]
+
+
+class _Kind(foreign.Schema):
+    model_type: str | None = None
 
 
 def exportable(a: Architecture) -> tuple[str, Layout]:
@@ -124,7 +135,7 @@ GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "
 
 def _read_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
     _refuse(raw, scale_attn_by_inverse_layer_idx=False, scale_attn_weights=True, add_cross_attention=False)
-    _refuse(raw, quantization_config=None)
+    _refuse_of_all(raw)
     return {
         "num_layers": _entry(raw, "n_layer"),
         "num_heads": _entry(raw, "n_head"),
@@ -133,13 +144,13 @@ def _read_gpt2(raw: dict[str, Any]) -> dict[str, Any]:
         "context_length": _entry(raw, "n_positions"),
         "vocab_size": _entry(raw, "vocab_size"),
         "norm": "layernorm",
-        "norm_epsilon": raw.get("layer_norm_epsilon", 1e-5),
+        "norm_epsilon": _or(raw, "layer_norm_epsilon", 1e-5),
         "activation": _choice(raw, "activation_function", "gelu_new", GPT2_ACTIVATIONS),
         "positions": "learned",
         "qk_norm": False,
         "use_bias": True,
         "qkv_bias": False,
-        "tie_embeddings": raw.get("tie_word_embeddings", True),
+        "tie_embeddings": _or(raw, "tie_word_embeddings", True),
     }
 
 
@@ -170,7 +181,8 @@ LLAMA_DEFAULTS: dict[str, dict[str, Any]] = {
 def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
     kind = raw["model_type"]
     raw = LLAMA_DEFAULTS[kind] | raw
-    _refuse(raw, mlp_bias=False, quantization_config=None)
+    _refuse_of_all(raw)
+    _refuse(raw, mlp_bias=False)
     if kind != "qwen2":  # the Qwen2 class does not read this entry
         _refuse(raw, attention_bias=False)
     heads = _entry(raw, "num_attention_heads")
@@ -184,7 +196,7 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
         "context_length": _entry(raw, "max_position_embeddings"),
         "vocab_size": _entry(raw, "vocab_size"),
         "norm": "rmsnorm",
-        "norm_epsilon": raw.get("rms_norm_eps", 1e-6),
+        "norm_epsilon": _or(raw, "rms_norm_eps", 1e-6),
         "activation": _choice(raw, "hidden_act", "silu", {"silu": "swiglu"}),
         "positions": "rope",
         **_read_rope(raw),
@@ -192,7 +204,7 @@ def _read_llama(raw: dict[str, Any]) -> dict[str, Any]:
         "qk_norm": kind == "qwen3",
         "use_bias": False,
         "qkv_bias": kind == "qwen2",
-        "tie_embeddings": raw.get("tie_word_embeddings", False),
+        "tie_embeddings": _or(raw, "tie_word_embeddings", False),
     }
 
 
@@ -201,10 +213,11 @@ def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     for entries in (raw, rope):
         _refuse(entries, partial_rotary_factor=1.0)
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear", "llama3") or any(isinstance(value, dict) for value in rope.values()):
         raise UserError(
-            f"{CONFIG}: rotary scaling {rope} is not supported; these are: default, linear, llama3, one for all layers"
+            f"{CONFIG}: rotary scaling {foreign.show(rope, 200)} is not supported; "
+            "these are: default, linear, llama3, one for all layers"
         )
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
     options = {"rope_theta": theta, "rope_scaling": "none" if kind == "default" else kind}
@@ -244,11 +257,13 @@ def _read_window(raw: dict[str, Any]) -> int:
         window = 0
     full = 0 if window else layers
     if raw["model_type"].startswith("qwen"):
-        full = min(raw["max_window_layers"], layers) if window and raw.get("use_sliding_window") else layers
+        full = min(raw["max_window_layers"] or 0, layers) if window and raw.get("use_sliding_window") else layers
     types = raw.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+    if len(types) != layers:
+        raise UserError(f"{CONFIG}: layer_types has {len(types)} entries, and num_hidden_layers is {layers}")
     if set(types) not in ({"full_attention"}, {"sliding_attention"}):
         raise UserError(
-            f"{CONFIG}: attention that differs between layers ({', '.join(sorted(set(types)))}: layer_types, or "
+            f"{CONFIG}: attention that differs between layers ({', '.join(sorted(set(types)))[:100]}: layer_types, or "
             "use_sliding_window with max_window_layers) is not supported; all layers must see everything, or all the "
             "same sliding_window"
         )
@@ -312,29 +327,48 @@ QWEN2_NEEDS = MISTRAL_NEEDS | {"qkv_bias": (True,)}
 QWEN3_NEEDS = MISTRAL_NEEDS | {"qk_norm": (True,)}
 
 LAYOUTS = {  # a model is written in the first layout that has all its options; Mistral's without a window is Llama's
-    "gpt2": Layout("GPT2LMHeadModel", "transformer.", GPT2_TENSORS, GPT2_NEEDS, _read_gpt2, _write_gpt2),
-    "llama": Layout("LlamaForCausalLM", "model.", LLAMA_TENSORS, LLAMA_NEEDS, _read_llama, _write_llama),
-    "mistral": Layout("MistralForCausalLM", "model.", LLAMA_TENSORS, MISTRAL_NEEDS, _read_llama, _write_mistral),
-    "qwen2": Layout("Qwen2ForCausalLM", "model.", LLAMA_TENSORS, QWEN2_NEEDS, _read_llama, _write_qwen),
-    "qwen3": Layout("Qwen3ForCausalLM", "model.", LLAMA_TENSORS, QWEN3_NEEDS, _read_llama, _write_qwen),
+    "gpt2": Layout(
+        "GPT2LMHeadModel", "transformer.", GPT2_TENSORS, schemas.GPT2Config, GPT2_NEEDS, _read_gpt2, _write_gpt2
+    ),
+    "llama": Layout(
+        "LlamaForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, LLAMA_NEEDS, _read_llama, _write_llama
+    ),
+    "mistral": Layout(
+        "MistralForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, MISTRAL_NEEDS, _read_llama, _write_mistral
+    ),
+    "qwen2": Layout(
+        "Qwen2ForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, QWEN2_NEEDS, _read_llama, _write_qwen
+    ),
+    "qwen3": Layout(
+        "Qwen3ForCausalLM", "model.", LLAMA_TENSORS, schemas.LlamaConfig, QWEN3_NEEDS, _read_llama, _write_qwen
+    ),
 }
 
 
 def _entry(raw: dict[str, Any], key: str) -> Any:
-    if key not in raw:
+    if raw.get(key) is None:
         raise UserError(f"{CONFIG} has no {key}")
     return raw[key]
 
 
+def _or(raw: dict[str, Any], key: str, default: Any) -> Any:
+    """null counts as absent."""
+    return default if raw.get(key) is None else raw[key]
+
+
 def _choice(raw: dict[str, Any], key: str, default: str, known: dict[str, str]) -> str:
-    value = raw.get(key, default)
+    value = _or(raw, key, default)
     if value not in known:
-        raise UserError(f"{CONFIG}: {key} {value!r} is not supported; these are: {', '.join(known)}")
+        raise UserError(f"{CONFIG}: {key} {value[:60]!r} is not supported; these are: {', '.join(known)}")
     return known[value]
+
+
+def _refuse_of_all(raw: dict[str, Any]) -> None:
+    _refuse(raw, quantization_config=None, is_encoder_decoder=False, pruned_heads={})
 
 
 def _refuse(raw: dict[str, Any], **expected: Any) -> None:
     """Raises UserError where an entry is present and its value is not the expected one."""
     for key, value in expected.items():
         if raw.get(key, value) not in (value, None):
-            raise UserError(f"{CONFIG}: {key}={raw[key]!r} is not supported; only {value!r} is")
+            raise UserError(f"{CONFIG}: {key}={raw[key]!r} is not supported; only {value!r} is"[:500])

@@ -3,12 +3,15 @@
 `layouts` says which tensor is which parameter, `files` reads and writes the files.
 """
 
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptjax import foreign
 from gptjax.errors import UserError
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -16,20 +19,34 @@ from gptjax.model.huggingface import files, layouts
 from gptjax.model.huggingface.layouts import LAYER, Layout, TensorMap
 
 MAX_SHARD_BYTES = 5 * 10**9
+HEAD = "lm_head.weight"
+_WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # torch.compile and data parallelism put these before a name
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The options of `config.model` that config.json gives. Raises UserError for what is not supported."""
-    raw = files.read_json(directory / files.CONFIG)
+    """The options of `config.model` that config.json gives. Raises UserError for what is not supported.
+
+    Keys that nobody here knows are named in one warning.
+    """
+    path = directory / files.CONFIG
+    raw = files.read_json(path)
+    layout = layouts.find(raw, str(path))
     without = {option: values[0] for option, values in layouts.NEEDS.items()}  # options that no layout has are off
-    return without | layouts.find(raw, str(directory / files.CONFIG)).read_config(raw)
+    options = without | layout.read_config(raw)
+    if unknown := foreign.check(layout.schema, raw, path).unknown():
+        print(
+            f"warning: {path}: {', '.join(unknown)[:300]} is not known here and not followed; compare some logits with "
+            "transformers",
+            file=sys.stderr,
+        )
+    return options
 
 
 def read_parameters(directory: Path, architecture: Architecture, *, allow_pickle: bool = False) -> gpt.Params:
     """The parameters of a directory as float32 NumPy arrays; `architecture` is that of its config.
 
-    Raises UserError where all weights are in pickle files, and one UserError that lists all tensors that are missing,
-    left over, of another shape or not floats.
+    Raises UserError where all weights are in pickle files, and one UserError that lists the tensors that are missing,
+    left over, of another shape, not floats or not finite.
     """
     layout = layouts.find(files.read_json(directory / files.CONFIG), str(directory / files.CONFIG))
     return to_params(layout, architecture, files.open_weights(directory, allow_pickle=allow_pickle))
@@ -41,6 +58,7 @@ def write_directory(
     params: gpt.Params,
     *,
     eot_id: int | None,
+    bos_id: int | None = None,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -52,7 +70,11 @@ def write_directory(
     directory.mkdir(parents=True, exist_ok=True)
     config = {"architectures": [layout.architectures], "model_type": name, "dtype": dtype}
     config |= {"vocab_size": architecture.vocab_size, "tie_word_embeddings": architecture.tie_embeddings}
-    config |= {"bos_token_id": eot_id, "eos_token_id": eot_id, **layout.write_config(architecture)}
+    config |= {
+        "bos_token_id": eot_id if bos_id is None else bos_id,
+        "eos_token_id": eot_id,
+        **layout.write_config(architecture),
+    }
     files.write_json(directory / files.CONFIG, config)
     weights = to_weights(layout, architecture, params)
     files.write_weights(directory, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
@@ -61,26 +83,66 @@ def write_directory(
 def to_params(layout: Layout, architecture: Architecture, weights: files.Weights) -> gpt.Params:
     """Parameters of the stacked tree from the tensors of a layout."""
     _, abstract = gpt.abstract_model(architecture)
-    weights = {name.removeprefix(layout.prefix): value for name, value in weights.items() if not _is_buffer(name)}
+    names = {name: _WRAPPERS.sub("", name).removeprefix(layout.prefix) for name in weights if not _is_buffer(name)}
+    weights = {name: weights[theirs] for theirs, name in names.items()}
     if architecture.tie_embeddings:
-        weights.pop("lm_head.weight", None)
+        _tie(layout, weights)
     tensors = _present(layout, abstract)
     if problems := list(_misfits(architecture, tensors, abstract, weights)):
-        raise UserError(f"the {layout.architectures} weights do not fit their config:\n" + "\n".join(problems))
+        raise UserError(f"the {layout.architectures} weights do not fit their config: {listed(problems)}")
+    problems = []
     params: gpt.Params = {}
     for tensor in tensors:
         shapes = [lookup(abstract, path).shape for path in tensor.parameters]
         parts = [np.zeros(shape, np.float32) for shape in shapes]
         borders = np.cumsum([shape[-1] for shape in shapes])[:-1]
         for layer in _layers(architecture, tensor):
-            array = np.asarray(weights[tensor.name.format(layer=layer)].read(), np.float32)
+            name = tensor.name.format(layer=layer)
+            array = np.asarray(weights[name].read(), np.float32)
+            problems += [_not_finite(name, array)] if not_finite(array) else []
             array = array.T if tensor.transposed else array
             for part, values in zip(parts, np.split(array, borders, axis=-1), strict=True):
                 target = part if layer is None else part[layer]
                 target[tuple(slice(size) for size in values.shape)] = values  # the padding of the vocabulary stays 0
         for path, part in zip(tensor.parameters, parts, strict=True):
             insert(params, path, part)
+    if problems:
+        raise UserError(
+            f"the {layout.architectures} weights are not numbers: {listed(problems)}; the files are damaged, or the "
+            "training that made them diverged"
+        )
     return params
+
+
+def _tie(layout: Layout, weights: dict[str, files.Tensor]) -> None:
+    """Where embeddings and head are one tensor, it is stored under either name, or under both."""
+    embeddings, head = layout.tensors[0].name, weights.pop(HEAD, None)
+    if head is None:
+        return
+    if embeddings not in weights:
+        weights[embeddings] = head
+    elif head.shape != weights[embeddings].shape or not np.array_equal(head.read(), weights[embeddings].read()):
+        raise UserError(
+            f"{HEAD} differs from {embeddings}, and config.json says that they are one (tie_word_embeddings); set "
+            "it to false to keep both"
+        )
+
+
+def not_finite(array: np.ndarray) -> bool:
+    """Whether NaN or infinite values are in an array; the sum of a good one is finite, and quick."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return not np.isfinite(np.sum(array)) and not np.isfinite(array).all()
+
+
+def _not_finite(name: str, array: np.ndarray) -> str:
+    wrong = int(np.size(array) - np.isfinite(array).sum())
+    return f"{name} has {'only' if wrong == np.size(array) else f'{wrong} of {np.size(array)}'} NaN or infinite values"
+
+
+def listed(problems: list[str], most: int = 10) -> str:
+    """Problems in one line, the first of many."""
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problem[:200] for problem in problems[:most]) + more
 
 
 def to_weights(layout: Layout, architecture: Architecture, params: gpt.Params) -> dict[str, files.Tensor]:
@@ -115,14 +177,14 @@ def _misfits(
             name = tensor.name.format(layer=layer)
             used.add(name)
             if name not in weights:
-                yield f"  {name} is missing"
+                yield f"{name} is missing"
                 continue
             found = weights[name].shape[::-1] if tensor.transposed else weights[name].shape
             if found != wanted:
-                yield f"  {name} has shape {found}, expected {wanted}"
+                yield f"{name} has shape {found}, expected {wanted}"
             elif weights[name].dtype not in files.FLOATS:
-                yield f"  {name} has dtype {weights[name].dtype}, expected one of {', '.join(files.FLOATS)}"
-    yield from (f"  {name} is not part of the layout" for name in sorted(set(weights) - used))
+                yield f"{name} has dtype {weights[name].dtype}, expected one of {', '.join(files.FLOATS)}"
+    yield from (f"{name} is not part of the layout" for name in sorted(set(weights) - used))
 
 
 # ---- Trees and names -----------------------------------------------------------------------------------------------

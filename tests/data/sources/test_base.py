@@ -177,9 +177,9 @@ def test_json_lines(tmp_path):
     ("line", "message"),
     [
         ('{"text": "cut', r"line 2: not JSON"),
-        ('["text"]', r"line 2: a JSON list"),
+        ('["text"]', r"line 2 holds a JSON list"),
         ('{"body": "x", "id": 1}', r"line 2: no field 'text'; fields: 'body', 'id'"),
-        ('{"text": 3}', r"line 2: field 'text' is a int"),
+        ('{"text": 3}', r"line 2: field 'text' is 3, but must be text"),
         ('{"text": "\\ud800"}', r"line 2: .*surrogate.*data\.decode_errors=replace"),
     ],
 )

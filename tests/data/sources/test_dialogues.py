@@ -101,14 +101,14 @@ BAD = [
     ([USER, ASSISTANT, ASSISTANT], "turns 2 and 3 are both of the assistant"),
     (
         [USER, {"role": "tool", "content": "x"}],
-        "turn 2 has the role 'tool'; expected system, user, assistant",
+        r"turn 2 \(tool\) is of a tool: --config\.data\.tool_turns=template",
     ),
     ([USER, {"role": "assistant", "content": " \n"}], r"turn 2 \(assistant\) is empty"),
-    ([USER, {"role": "assistant", "content": None}], "content must be text, not NoneType"),
-    ([USER, {"role": "assistant", "content": [{"type": "image_url"}]}], "no field 'text'"),
+    ([USER, {"role": "assistant", "content": None}], r"turn 2 \(assistant\): content is null, but must be text"),
+    ([USER, {"role": "assistant", "content": [{"type": "image_url"}]}], "part of the type 'image_url'"),
     ([USER, {"role": "assistant", "content": "\ud800"}], "half a surrogate pair"),
-    ([USER, {"content": "x"}], "no field 'from'"),
-    ([USER, "x"], "a turn must be an object, not str 'x'"),
+    ([USER, {"content": "x"}], "no field 'role' or 'from'"),
+    ([USER, "x"], r"messages\[1\] is \"x\", but must be an object"),
     ("x", "no list 'messages' or 'conversations'"),
 ]
 
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_read_up_to_the_damage(tmp_path, name, data, read_befo
     ("text", "message"),
     [
         ("conversations:\n- [a, b]\n- just text\n", r"line 3: a conversation must be a list"),
-        ("conversations:\n- [a, {b: c}]\n", "line 2: turn 2 must be text"),
+        ("conversations:\n- [a, {b: c}]\n", "line 2: turn 2: a mapping"),
         ("other: 1\n", "no list 'conversations'"),
         ("a: [b\n", "not YAML"),
         ("", "no list 'conversations'"),

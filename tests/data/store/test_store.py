@@ -200,7 +200,7 @@ def test_built_twice_it_has_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         build_store(corpus(*WORDS), tmp_path / name, tokenizer="bpe:300")
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) == 10
+    assert len(files) == 11
     assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", files, shallow=False)[0] == files
 
 

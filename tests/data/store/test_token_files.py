@@ -139,8 +139,8 @@ def test_what_cannot_be_read(tmp_path, kind, message):
 
 def test_the_tokenizer_must_fit(tmp_path):
     np.array([5, 300, 2], "<u2").tofile(tmp_path / "train.bin")
-    with pytest.raises(UserError, match=r"train\.bin has the token id 300, and the tokenizer has only 257"):
+    with pytest.raises(UserError, match=r"train\.bin has the token id 300 at token 1, and the tokenizer has only 257"):
         opened(tmp_path).split("train").document_starts  # noqa: B018
     large = build_tokenizer("char", ["".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)]))])
     with pytest.raises(UserError, match=r"uint16 cannot hold the \d+ ids"):
-        open_token_files(f"tokens:{tmp_path}/train.bin", large, tmp_path)
+        open_token_files(f"tokens:{tmp_path}/train.bin", large, tmp_path, dtype="uint16")

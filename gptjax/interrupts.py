@@ -1,0 +1,164 @@
+"""Ctrl-C, acted on at any moment of a command: in imports, in a compilation, in a callback that swallows exceptions.
+
+Python runs the handler of a signal in the main thread, between two operations, and what the handler raises can be lost:
+in a callback of JAX's or of the garbage collector it is printed and forgotten, in an import it becomes an ImportError.
+So the handler notes the signal and raises KeyboardInterrupt, or ends the process where that is an import; any error
+after that is told as the signal (`cli.describe`); and a thread ends the process if the main thread has not come to its
+end a moment later.
+
+`install` is called before anything else is imported, and only where gptjax is the command (`gptjax/__init__.py`).
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+DEAF = 0.5  # seconds after which the main thread, which has not heard of a signal, is in C for longer
+GRACE = 2.0  # seconds that what is open has to be closed
+SECOND_GRACE = 10.0  # where others handle signals (a loop that saves first): from the second Ctrl-C
+
+received = ""  # the name of the signal that was acted on here
+status = 0  # with which the command ends, once that is known
+
+_installed = False
+_phase = "importing"  # then "running", "ending"
+_clean: list[Callable[[], Any]] = []
+_leaving = threading.Lock()
+
+
+def is_command(arguments: list[str]) -> bool:
+    """Whether sys.orig_argv is a command of gptjax: `gptjax` or `python -m gptjax.VERB`."""
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if argument in ("-X", "-W"):
+            next(rest, None)
+        elif argument.startswith("-m"):
+            module = argument[2:] or next(rest, "")
+            return module.split(".")[0] == "gptjax"
+        elif argument == "-c":
+            return False
+        elif not argument.startswith("-"):
+            return os.path.basename(argument).removesuffix(".exe") == "gptjax"  # noqa: PTH119, before pathlib is there
+    return False
+
+
+def install() -> None:
+    """Takes SIGINT over, from the main thread."""
+    global _installed
+    _installed = True
+    handle(signal.SIGINT)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if received and what.exc_type is KeyboardInterrupt else before(what)
+
+
+def handle(*signals: int) -> dict[int, Any]:
+    """Has these signals end the command as Ctrl-C does, but those that are ignored (nohup, a job in the background).
+
+    Returns the handlers before. Nothing changes where gptjax is not the command.
+    """
+    before: dict[int, Any] = {}
+    for number in signals if _installed else ():
+        with suppress(ValueError):  # not the main thread: somebody else handles signals
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, _note)
+    return before
+
+
+def on_leaving(clean: Callable[[], Any]) -> None:
+    """`clean` is called where the process ends without unwinding. It must be short."""
+    _clean.append(clean)
+
+
+def forget(clean: Callable[[], Any]) -> None:
+    with suppress(ValueError):
+        _clean.remove(clean)
+
+
+def running() -> None:
+    """The verb begins: from here on Ctrl-C is raised, so that what is open is closed."""
+    global _phase, received
+    _phase, received = "running", ""
+
+
+def ending(with_status: int) -> None:
+    """The verb has ended, and what is to be said is said."""
+    global _phase, status
+    _phase, status = "ending", with_status
+
+
+def last_words() -> tuple[int, str]:
+    """The exit status and the last line of a command that a signal has ended."""
+    if received in ("", "SIGINT"):
+        return 130, "failed: interrupted"
+    return 1, f"failed: stopped by {received} before there was anything to save. The same command continues"
+
+
+def leave(with_status: int, line: str = "") -> None:
+    """Ends the process at once. Only the first thread that calls it does anything."""
+    if not _leaving.acquire(blocking=False):
+        time.sleep(5)
+        os._exit(with_status)
+    for clean in reversed(_clean):
+        with suppress(Exception):
+            clean()
+    with suppress(Exception):
+        if _phase != "importing":
+            sys.stdout.flush()
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode() if line else b"")
+    os._exit(with_status)
+
+
+def _note(number: int, frame: Any) -> None:
+    global received
+    again, received = bool(received), received or signal.Signals(number).name
+    if _phase == "ending":
+        leave(status)
+    if again or _phase == "importing" or _is_import(frame):
+        leave(*last_words())
+    raise KeyboardInterrupt
+
+
+def _is_import(frame: Any) -> bool:
+    """Whether an import is under way: modules in C print what is raised there, or turn it into an ImportError."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _watch(reader: int) -> None:
+    """Ends the process where the main thread does not: it is in C, or what was raised was lost."""
+    interrupts = 0
+    while data := os.read(reader, 64):
+        for number in data:
+            interrupts += number == signal.SIGINT
+            if signal.getsignal(number) is _note:
+                threading.Thread(target=_end_soon, args=(number,), daemon=True).start()
+            elif interrupts > 1:
+                threading.Thread(target=_end_after, args=(SECOND_GRACE,), daemon=True).start()
+
+
+def _end_soon(number: int) -> None:
+    global received
+    time.sleep(DEAF)
+    if received:
+        _end_after(GRACE)
+    elif _phase != "ending":
+        received = signal.Signals(number).name
+        leave(*last_words())
+
+
+def _end_after(seconds: float) -> None:
+    time.sleep(seconds)
+    if _phase != "ending":
+        leave(*last_words())

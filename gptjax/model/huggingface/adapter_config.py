@@ -1,0 +1,101 @@
+"""adapter_config.json of PEFT: every field is done as PEFT does it, changes nothing here, or is refused by name."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+
+from gptjax import foreign
+from gptjax.errors import UserError
+
+CONFIG = "adapter_config.json"
+Rank = Annotated[int, pydantic.Field(ge=1, le=100_000)]
+Alpha = Annotated[float, pydantic.Field(ge=0, le=1e6)]
+# Of `init_lora_weights`: those after which the base model is as it was. All others change its weights when the adapter
+# is made and when it is loaded: pissa, olora, loftq, corda, lora_ga, mica.
+_HARMLESS = ("gaussian", "orthogonal", "eva")
+# Fields that change the mathematics where they are set, and are not done here.
+_MUST_BE_OFF = " ".join(
+    (
+        "use_dora lora_bias trainable_token_indices target_parameters layer_replication megatron_config",
+        "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config velora_config",
+        "ensure_weight_tying",
+    )
+).split()
+
+
+class AdapterConfig(foreign.Schema):
+    """The fields that are read."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        " ".join(
+            (
+                # Who made it, for what, how it was initialised or trained, where it runs.
+                "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config",
+                "eva_config corda_config lora_ga_config megatron_core qalora_group_size runtime_config",
+                # Which modules have an adapter, and how its matrices lie: the tensors say both.
+                "target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out",
+            )
+        ).split()
+    ).union(_MUST_BE_OFF)
+    peft_type: str | None = None
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    lora_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
+    use_rslora: bool | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    bias: str | None = None
+    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str | None = None
+
+    @pydantic.field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        for pattern in value or {}:
+            try:
+                re.compile(pattern)
+            except (re.error, OverflowError, RecursionError):
+                raise ValueError(
+                    f"an object whose names are regular expressions, unlike {foreign.show(pattern)}"
+                ) from None
+        return value
+
+    def rank(self, module: str) -> int:
+        return _matched(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """alpha / r of a module, or alpha / sqrt(r) (rank-stabilised)."""
+        rank = self.rank(module)
+        return _matched(self.alpha_pattern, module, self.lora_alpha) / (rank**0.5 if self.use_rslora else rank)
+
+
+def read(directory: Path) -> AdapterConfig:
+    """Raises UserError for what is no LoRA, and for every field that is not followed."""
+    path = directory / CONFIG
+    if not (path.exists() or path.is_symlink()):
+        raise UserError(f"{path} is missing; expected a directory of adapters of PEFT")
+    config = foreign.read(AdapterConfig, path)
+    extra = config.model_extra or {}
+    wrong = [f"{name}={foreign.show(extra[name])}" for name in _MUST_BE_OFF if extra.get(name)]
+    if config.bias not in (None, "none"):
+        wrong.append(f"bias={foreign.show(config.bias)}")
+    if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in _HARMLESS:
+        wrong.append(f"init_lora_weights={foreign.show(config.init_lora_weights)} (it changes the weights of the base)")
+    wrong += [f"{name}={foreign.show(extra[name])}" for name in config.unknown() if extra[name] not in (False, [], {})]
+    if config.peft_type != "LORA" or wrong:
+        kind = f"peft_type {foreign.show(config.peft_type)}" + (" with " if wrong else "") + ", ".join(wrong[:5])
+        raise UserError(
+            f"{path}: {kind} is not plain LoRA; merge it into its base with PEFT (merge_and_unload, save_pretrained) "
+            "and import that"
+        )
+    return config
+
+
+def _matched(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT matches."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
