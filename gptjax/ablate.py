@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from gptjax import cli
 from gptjax.errors import RunError, UserError
 
+MOST_PACKED = 16  # cells in one program
 SETTINGS = ("seeds", "first_seed", "margin", "metric", "base")  # what --study.NAME sets
 
 
@@ -49,6 +50,13 @@ def main(argv: list[str]) -> None:
         upper_bound=4096,
         flag_values=flag_values,
     )
+    flags.DEFINE_enum(
+        "pack",
+        "auto",
+        ["auto", "on", "off"],
+        "cells that differ in seeds and hyper-parameters as one program; auto = on a GPU or TPU",
+        flag_values=flag_values,
+    )
     cli.parse(flag_values, argv, __doc__)
     if study is None:
         raise UserError("--study is missing; e.g. --study=experiments/muon.py:smoke")
@@ -74,7 +82,7 @@ def difference(workdirs: list[Path]) -> None:
     print(parting.in_words())
 
 
-def ablate(study: Any, workdir: Path, *, look: bool, report: bool, workers: int) -> None:
+def ablate(study: Any, workdir: Path, *, look: bool, report: bool, workers: int, pack: str = "auto") -> None:
     """Shows the plan of a study, runs what is missing of it, and writes its report."""
     from gptjax.studies import local
     from gptjax.studies import report as reports
@@ -87,7 +95,9 @@ def ablate(study: Any, workdir: Path, *, look: bool, report: bool, workers: int)
         return
     plan.claim()
     if not report:
-        local.run(plan.missing(), workers=workers, show=_show)
+        together = pack == "on" or (pack == "auto" and not local.computes_on_cores())
+        jobs = local.packs(plan.missing(), most=MOST_PACKED if together else 1)
+        local.run(jobs, workers=workers, show=_show)
     path = reports.write(plan)
     print()
     print(path.read_text(encoding="utf-8"))

@@ -25,6 +25,7 @@ from gptjax.studies.study import QUANTITIES, Study
 from gptjax.training import metrics
 from gptjax.training.run import settle
 
+FREE = ("place", "record")  # options that have no part in a program
 TOLERANCE = 0.01  # by which matched arms may differ
 RUNNER = '''\
 """{text}
@@ -47,7 +48,7 @@ class Cell:
     """One run of a study.
 
     Attributes:
-      config: as the study has it: what the run itself resolves from the data is not filled in.
+      config: as the study has it: what the run itself resolves from the data is not filled in. resolved: with that.
       key: hash of the resolved config, the code and the data.
       workdir: its work directory.
     """
@@ -55,6 +56,7 @@ class Cell:
     arm: str
     seed: int
     config: Config
+    resolved: Config
     key: str
     workdir: Path
     num_steps: int
@@ -92,8 +94,7 @@ class Cell:
 
     def fail(self, reason: str) -> None:
         """Notes that the cell came to no end: that is a result, too."""
-        last = reason.strip().splitlines()[-1].replace(str(self.workdir.absolute()), self.name)
-        write_whole(self.workdir / "failed.txt", last.replace(str(self.workdir), self.name)[:500] + "\n")
+        note_failure(self.workdir, reason)
 
     def score(self, metric: str, uniform: float) -> float:
         """The metric of the last validation; of a cell that diverged, that of a model that knows nothing.
@@ -169,7 +170,7 @@ class Plan:
         text = "\n".join([config_lib.to_json(resolved), self.code, json.dumps(fingerprint)])
         key = hashlib.sha256(text.encode()).hexdigest()
         place = self.workdir / "cells" / f"{arm}-seed{seed}-{key[:8]}"
-        return Cell(arm, seed, config, key, place, resolved.train.num_steps)
+        return Cell(arm, seed, config, resolved.lock(), key, place, resolved.train.num_steps)
 
     def mismatches(self) -> list[str]:
         """Sentences on what arms differ in without a reason, beyond TOLERANCE of the baseline."""
@@ -243,6 +244,14 @@ class Plan:
         write_whole(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
+def note_failure(workdir: Path, reason: str) -> None:
+    """Writes why a cell came to no end. The same study in another directory has the same words."""
+    last = reason.strip().splitlines()[-1]
+    for path in (workdir.absolute(), workdir):
+        last = last.replace(str(path), "the cell")
+    write_whole(workdir / "failed.txt", last[:500] + "\n")
+
+
 def code_hash() -> str:
     """The hash of all modules of this package."""
     root, digest = Path(gptjax.__file__).parent, hashlib.sha256()
@@ -254,3 +263,17 @@ def code_hash() -> str:
 def _commit(code: dict[str, Any]) -> str:
     commit = (code.get("git") or {}).get("commit")
     return f" (commit {commit[:10]})" if commit else ""
+
+
+def signature(config: Config) -> str:
+    """What two cells must have in common to be packed: everything but seeds, hyper-parameters and what is recorded.
+
+    Whether a hyper-parameter is zero is part of it: without dropout, label smoothing or an average, another program is
+    compiled. So is the number of steps, and when a cell is evaluated.
+    """
+    free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
+    together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
+    values = dict(config_lib.flat_values(config))
+    kept = {path: value for path, value in values.items() if path not in free or path in together}
+    switches = {path: bool(values[path]) for path in ("train.ema_decay", "objective.label_smoothing")}
+    return json.dumps(kept | switches, sort_keys=True)

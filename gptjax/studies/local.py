@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gptjax.errors import RunError
-from gptjax.studies.cells import Cell
+from gptjax.studies.cells import Cell, signature
 
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 120  # seconds in which a stopped cell may save
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
+
+
+Job = Sequence[Cell]  # one, or several that are packed
 
 
 class Slots:
@@ -26,29 +29,42 @@ class Slots:
 
     def __init__(self, workers: int = 0):
         """`workers`: how many at once; 0: all that there are."""
-        gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._gpus = visible.split(",") if visible else [path.name.removeprefix("nvidia") for path in gpus]
-        if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-            self._gpus = []
+        self._gpus = _gpus()
         self._cores = (
             sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
         )
         self.count = min(workers or sys.maxsize, len(self._gpus or self._cores))
 
-    def start(self, slot: int, cell: Cell) -> subprocess.Popen:
-        """Starts a cell at one of the places."""
-        command = [sys.executable, "-m", "gptjax.train", f"--config={cell.config_file}", f"--workdir={cell.workdir}"]
+    def start(self, slot: int, job: Job) -> subprocess.Popen:
+        """Starts a cell, or cells that are packed, at one of the places."""
+        first = job[0]
+        command = [sys.executable, "-m", "gptjax.train", f"--config={first.config_file}", f"--workdir={first.workdir}"]
+        if len(job) > 1:
+            command = [sys.executable, "-m", "gptjax.studies.packed", *(str(cell.workdir) for cell in job)]
         environment = dict(os.environ)
         share: list[int] = []
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
         elif self.count > 1:
             share = self._cores[slot :: self.count]
-        with (cell.workdir / "log.txt").open("ab") as log:
+        with (first.workdir / "log.txt").open("ab") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=lambda: _settle_in(share)
             )
+
+
+def _gpus() -> list[str]:
+    """The names of the GPUs that may be used, found without starting JAX."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",")
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def computes_on_cores() -> bool:
+    """Whether cells run on the cores of this machine, where a pack gains nothing."""
+    return not _gpus()
 
 
 def _settle_in(cores: Sequence[int]) -> None:
@@ -59,33 +75,35 @@ def _settle_in(cores: Sequence[int]) -> None:
             os.sched_setaffinity(0, cores)
 
 
-def run(
-    cells: Sequence[Cell], *, workers: int = 0, show: Callable[[dict[str, str]], None] = lambda states: None
-) -> None:
+def run(jobs: Sequence[Job], *, workers: int = 0, show: Callable[[dict[str, str]], None] = lambda states: None) -> None:
     """Runs every cell to its end. A cell that fails is noted as that and does not stop the others.
 
     Args:
-      workers: cells at once; 0: one a core, or one a GPU.
+      jobs: cells, each alone or packed with others.
+      workers: jobs at once; 0: one a core, or one a GPU.
       show: told what the cells that run or have just ended are doing, {name: words}.
 
     Raises RunError after Ctrl-C or SIGTERM: the cells have saved, and the same command runs what is missing.
     """
-    slots, waiting = Slots(workers), list(cells)
-    running: dict[int, tuple[Cell, subprocess.Popen]] = {}
+    slots, waiting = Slots(workers), list(jobs)
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
     asked: list[int] = []
     before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         while waiting or running:
             for slot in range(slots.count):
                 if waiting and slot not in running:
-                    cell = waiting.pop(0)
-                    cell.prepare()
-                    running[slot] = cell, slots.start(slot, cell)
-            show({cell.name: f"step {cell.step()} of {cell.num_steps}" for cell, _ in running.values()})
-            for slot, (cell, process) in list(running.items()):
+                    job = waiting.pop(0)
+                    for cell in job:
+                        cell.prepare()
+                    running[slot] = job, slots.start(slot, job)
+            at_work = [cell for job, _ in running.values() for cell in job]
+            show({cell.name: f"step {cell.step()} of {cell.num_steps}" for cell in at_work})
+            for slot, (job, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
-                    show({cell.name: _ended(cell, process.returncode)})
+                    log = job[0].workdir / "log.txt"
+                    show({cell.name: _ended(cell, process.returncode, log) for cell in job})
             if asked:
                 raise RunError(f"stopped by {signal.Signals(asked[0]).name}; the same command runs what is missing")
             time.sleep(POLL)
@@ -95,12 +113,20 @@ def run(
             signal.signal(number, handler)
 
 
-def _ended(cell: Cell, status: int) -> str:
+def packs(cells: Sequence[Cell], *, most: int) -> list[Job]:
+    """The cells in packs whose programs agree, of at most so many."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(f"{signature(cell.resolved)} {cell.step()}", []).append(cell)
+    return [tuple(group[i : i + most]) for group in groups.values() for i in range(0, len(group), most)]
+
+
+def _ended(cell: Cell, status: int, log: Path) -> str:
     """Notes what became of a cell whose process has ended; in a word."""
-    if cell.outcome() == "done":
-        return "done"
-    log = (cell.workdir / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
-    last = log.splitlines()[-1] if log else f"exit status {status}"
+    if outcome := cell.outcome():
+        return outcome
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    last = text.splitlines()[-1] if text else f"exit status {status}"
     if status < 0 or "stopped by" in last:  # killed, or asked to stop: it has no result, and is run on the next time
         return f"stopped: {last}"
     cell.fail(last)

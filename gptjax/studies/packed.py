@@ -7,7 +7,6 @@ behind, and the others go on. Each cell is a work directory like any other: it c
   python -m gptjax.studies.packed WORKDIR_OF_CELL WORKDIR_OF_CELL ...
 """
 
-import json
 import math
 import sys
 import time
@@ -24,26 +23,11 @@ from gptjax.errors import RunError
 from gptjax.evaluation.validation import Validator
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.reporting.page import write_report
+from gptjax.studies.cells import note_failure
 from gptjax.training import metrics, stopping
 from gptjax.training.program import Program
 from gptjax.training.recorder import Recorder
 from gptjax.training.run import Ending, Run
-
-FREE = ("place", "record")  # what has no part in a program
-
-
-def signature(config: Config) -> str:
-    """What two cells must have in common to be packed: everything but seeds, hyper-parameters and what is recorded.
-
-    Whether a hyper-parameter is zero is part of it: without dropout, label smoothing or an average, another program is
-    compiled. So is the number of steps, and when a cell is evaluated.
-    """
-    free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
-    together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
-    values = dict(config_lib.flat_values(config))
-    kept = {path: value for path, value in values.items() if path not in free or path in together}
-    switches = {path: bool(values[path]) for path in ("train.ema_decay", "objective.label_smoothing")}
-    return json.dumps(kept | switches, sort_keys=True)
 
 
 class Member:
@@ -55,7 +39,7 @@ class Member:
         monitor, start = self.run.program.objective.monitor.name, self.run.start
         history = metrics.history(workdir / "metrics.jsonl", monitor, start)
         told = {"start": start, "started": time.perf_counter(), "chief": True, "history": history}
-        self.record = Recorder(self.run.program, self.run.batches, workdir, **told, advice=self.run.advice)
+        self.record = Recorder(self.run.program, self.run.batches, workdir, **told, advice=self.run.advice, shown=False)
         ending.add(self.record.close)
         self.validator = Validator(self.run.program, self.run.data, workdir, start=start)
         self.failure = ""
@@ -105,7 +89,7 @@ def _loop(members: list[Member], stop: stopping.StopSignals) -> None:
                 break
             if stop.received:
                 raise RunError(f"stopped by {stop.received} at step {step}; the same command continues")
-            rows = [next(member.run.stream)[1] for member in members]
+            rows = [member.run.rows(step) for member in members]
             batch = packed.to_device({name: np.stack([row[name] for row in rows]) for name in rows[0]})
             state, told = packed.step(state, batch, packed.hyper_of_members(hypers, step))
             _tell(members, step + 1, told)
@@ -142,3 +126,18 @@ def _stacked(states: list[Any], packed: Program) -> Any:
     """The states of the members as one, where the packed program wants it."""
     whole = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
     return jax.device_put(whole, jax.tree.map(lambda leaf: leaf.sharding, packed.target))
+
+
+def main(workdirs: list[str]) -> None:
+    """Trains the cells in these directories; those that fail are noted."""
+    cells = []
+    for workdir in map(Path, workdirs):
+        config = config_lib.from_json((workdir / "cell.json").read_text(encoding="utf-8")).unlock()
+        config.mesh.data = 1
+        cells.append((config.lock(), workdir))
+    for workdir, reason in train(cells).items():
+        note_failure(workdir, reason)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

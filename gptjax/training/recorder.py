@@ -34,6 +34,7 @@ class Recorder:
         chief: bool,
         history: dict[str, Any],
         advice: Callable[[], str],
+        shown: bool = True,
     ):
         """
         Args:
@@ -41,6 +42,7 @@ class Recorder:
           started: when its set-up began (time.perf_counter).
           history: what the part before has left, from `metrics.history`.
           advice: says what to do after a divergence.
+          shown: whether the terminal shows anything of it.
         """
         config, monitor = program.config, program.objective.monitor
         device = program.mesh.devices.flat[0]
@@ -50,7 +52,7 @@ class Recorder:
         logging, values = config.logging, config.to_dict()
         chosen = {"tensorboard": logging.tensorboard, "trackers": logging.trackers}
         self.sinks = sinks.Sinks(sinks.makers(workdir, values, step=start, **chosen) if chief else {})
-        self.display = metrics.Display(self.num_steps, start=start, enabled=chief)
+        self.display = metrics.Display(self.num_steps, start=start, enabled=chief and shown)
         self.meter = throughput.Meter(
             program.architecture.flops_per_token(),
             peak and peak * program.mesh.devices.size,

@@ -225,10 +225,14 @@ class Run:
         `state` is for objectives that write their own texts; batches of data are a function of seed and step alone.
         """
         del state
-        number, batch = next(self._stream)
+        return self.program.to_device(self.rows(step))
+
+    def rows(self, step: int) -> dict[str, Any]:
+        """The batch of a step on the host: the rows of this process. Steps are asked for one after the other."""
+        number, rows = next(self._stream)
         if number != step:
             raise ValueError(f"batch {number} was read for step {step}")
-        return self.program.to_device(batch)
+        return rows
 
     @cached_property
     def _stream(self) -> Iterator[tuple[int, dict]]:
