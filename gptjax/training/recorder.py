@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from gptjax.data.pipeline.batches import BatchSource
 from gptjax.training import metrics, sinks, stopping, throughput
@@ -82,7 +83,7 @@ class Recorder:
         """Counts the body as one of throughput.ACTIVITIES; the first step counts as compilation."""
         return self.meter.doing("compile" if self._first and activity == "step" else activity)
 
-    def dispatched(self, step: int, step_metrics: dict[str, jax.Array], *, log: bool) -> None:
+    def dispatched(self, step: int, step_metrics: dict[str, ArrayLike], *, log: bool) -> None:
         """The update that makes the state number `step` is under way: tells of the one before. Raises RunError."""
         if self._first:
             self._first = False
