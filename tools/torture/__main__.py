@@ -183,6 +183,7 @@ def _torture(cases: list[tuple[str, str, int]], options: argparse.Namespace, scr
         threads.shutdown(wait=False, cancel_futures=True)
         for server in servers:
             server.close()
+        threads.shutdown(wait=True)
     return outcomes
 
 
