@@ -17,6 +17,7 @@ from gptjax import files
 from gptjax.artifacts import checkpoints as checkpoints_lib
 from gptjax.artifacts import manifest
 from gptjax.artifacts import workdir as workdir_lib
+from gptjax.artifacts.lock import Lock
 from gptjax.data.building.build import Progress
 from gptjax.data.opening import RunData
 from gptjax.data.pipeline import batches as batches_lib
@@ -50,11 +51,11 @@ class Ending:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        first: Exception | None = None
+        first: BaseException | None = None
         for close in reversed(self._closings):
             try:
                 close()
-            except Exception as failure:
+            except (Exception, KeyboardInterrupt) as failure:
                 if error or first:
                     about = files.explain(failure) if isinstance(failure, OSError) else failure
                     print(f"while the run ended: {about}", file=sys.stderr)
@@ -74,6 +75,7 @@ class Run:
       start: the step at which it begins: 0, or that of the last checkpoint.
       origin: the model that it starts from, if any.
       attention: the kernel that is used.
+      lock: of the work directory, in the process that holds it.
     """
 
     workdir: Path
@@ -84,6 +86,7 @@ class Run:
     start: int
     origin: pretrained.Origin | None
     attention: str
+    lock: Lock | None = None
 
     @classmethod
     def open(
@@ -202,6 +205,8 @@ class Run:
 
     def save(self, step: int, state: TrainState, line: dict[str, Any]) -> None:
         """Begins to save a state and its validation line. Raises RunError where it is not worth it."""
+        if self.lock:
+            self.lock.check()
         if not math.isfinite(self._parameter_norm(state.params)):  # or it would push a good checkpoint out
             raise RunError(f"the parameters are not finite after step {step}. {self.advice()}")
         monitor = self.program.objective.monitor.name
