@@ -15,7 +15,7 @@ import optax
 from gptjax import config as config_lib
 from gptjax import files
 from gptjax.artifacts import checkpoints as checkpoints_lib
-from gptjax.artifacts import manifest
+from gptjax.artifacts import integrity, manifest
 from gptjax.artifacts import workdir as workdir_lib
 from gptjax.artifacts.lock import Lock
 from gptjax.data.building.build import Progress
@@ -130,7 +130,7 @@ class Run:
         attention = kernels.resolve(program.architecture.attention, task, mesh.devices.flat[0].platform)
         footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
         identity = {"source": config.data.source, **data.identity}
-        group.first(lambda: workdir_lib.claim(workdir, config))
+        group.first(lambda: claim(workdir, config))
 
         monitor = objective.monitor
         checkpoints = checkpoints_lib.Checkpoints(
@@ -144,7 +144,7 @@ class Run:
         footprint.check_fits(program.target, mesh, checkpoint=saved)
         group.advice = checkpoints.advice
         if start:
-            group.first(lambda: workdir_lib.check_data(workdir, identity))
+            group.first(lambda: check_data(workdir, identity))
         run = cls(workdir, program, data, batches, checkpoints, start, origin, attention)
         if group.index == 0:
             run._describe(identity)
@@ -244,6 +244,23 @@ class Run:
         if "_stream" in vars(self):
             self._stream.close()
         self.checkpoints.close()
+
+
+def claim(workdir: Path, config: config_lib.Config) -> None:
+    """`workdir.claim`, with what is damaged in the directory put right or aside. Raises UserError."""
+    directory = workdir / "checkpoints"
+    newest = integrity.newest_whole(directory)
+    integrity.mend(workdir, newest)
+    workdir_lib.claim(workdir, config)
+    integrity.set_aside(directory, newest)
+
+
+def check_data(workdir: Path, identity: dict[str, Any]) -> None:
+    """`workdir.check_data`; of a manifest.json that cannot be read a warning tells, and it is written anew."""
+    if reason := integrity.manifest_fault(workdir):
+        print(f"warning: {reason}; whether the data are those of before is not checked", file=sys.stderr)
+        return
+    workdir_lib.check_data(workdir, identity)
 
 
 def settle(
