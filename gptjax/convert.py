@@ -171,7 +171,7 @@ def _request(kind: str, directories: dict[str, Path], patterns: tuple[str, ...],
 
 
 def _identity(path: Path) -> list[Any]:
-    status = path.stat()
+    status = files.regular(path).stat()
     if status.st_size > _SMALL:
         return [status.st_size, status.st_mtime_ns]
     return [status.st_size, hashlib.sha256(path.read_bytes()).hexdigest()]

@@ -215,16 +215,16 @@ def _compiled(jinja: str) -> Any:
                 raise OverflowError(f"{operator} makes something too large")
             return super().call_binop(context, operator, left, right)
 
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     del environment.filters["center"]
     environment.globals["raise_exception"] = refuse
     try:
         return environment.from_string(jinja)
     except TemplateSyntaxError as error:
-        raise UserError(f"line {error.lineno} of the chat template is not Jinja: {(error.message or '')[:300]}") from None
+        raise UserError(
+            f"line {error.lineno} of the chat template is not Jinja: {(error.message or '')[:300]}"
+        ) from None
     except Exception as error:  # brackets thousands deep, a name that Python does not take
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the chat template cannot be compiled: {reason or type(error).__name__}") from None
