@@ -92,6 +92,8 @@ class Generator:
             questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
             encoded = [self.template.encode_prompt(messages, self.tokenizer) for messages in questions]
         tokens = [np.concatenate([begin, ids]) for ids in encoded]
+        alone = np.array([self.tokenizer.eot_id], np.int32)  # a model needs one token to begin with
+        tokens = [ids if len(ids) else alone for ids in tokens]
         return self.complete_tokens(tokens, params, on_text=on_text, indices=indices)
 
     def complete_tokens(
