@@ -273,8 +273,8 @@ class _Build:
             what = "what stands before the first answer" if selection.has_dialogues else "their text"
             return (
                 f"; documents equal in {what} go to one split, and there are only {selection.groups} different ones "
-                f"({selection.largest_group} documents share one): use --config.data.split_by=position, which splits by "
-                "the order of the documents"
+                f"({selection.largest_group} documents share one): use --config.data.split_by=position, which splits "
+                "by the order of the documents"
             )
         if selection.method == "document":
             return ": use --config.data.split_by=position, which splits by the order of the text, or more text"
