@@ -108,9 +108,9 @@ def laughter(text: str, handling: str = "squeeze") -> str:
     """Written laughter of three or more syllables: 呵呵呵呵, 哈哈哈哈, 233333, hahaha, hhhh.
 
     Args:
-      handling: "squeeze" shortens it (呵呵, 哈哈, 233, haha, hhh), "word" writes 笑, also for the two syllables of 呵呵,
-        哈哈, 嘿嘿 and 嘻嘻, "keep" leaves it. Two syllables in Latin letters (haha, hehe) stay: they are names and
-        words of other languages, too.
+      handling: "squeeze" shortens it (呵呵, 哈哈, 233, haha, hhh); "word" writes 笑, also for 呵呵, 哈哈, 嘿嘿 and
+        嘻嘻 of two syllables; "keep" leaves it. Two syllables in Latin letters (haha, hehe) stay, since other
+        languages have such names and words.
     """
     if handling == "keep":
         return text
