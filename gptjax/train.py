@@ -94,6 +94,7 @@ def _train(
     """The run itself, what it opens being closed by `ending`. Returns how it ended, in a line."""
     import jax
 
+    from gptjax.evaluation import tasks
     from gptjax.evaluation.validation import Validator
     from gptjax.training import metrics, profiling, stopping
     from gptjax.training.recorder import Recorder
@@ -101,6 +102,7 @@ def _train(
 
     # ---- Set-up; what is opened is closed by `ending`, the last first ---------------------------------------------
     started = time.perf_counter()
+    tasks.check(config)
     group = distributed.current()
     chief = group.index == 0
     progress = cli.data_progress if chief and sys.stderr.isatty() else None
