@@ -38,7 +38,7 @@ def fit(
     if long and too_long == "fail":
         raise UserError(
             f"prompt {long[0]} has {len(prompts[long[0]])} tokens, more than the model's context_length "
-            f"{context_length} ({len(long)} of {len(prompts)} prompts are too long); --too_long=cut cuts their beginnings "
+            f"{context_length} ({len(long)} of {len(prompts)} are too long); --too_long=cut cuts their beginnings "
             "off, --too_long=skip leaves them out"
         )
     if too_long == "skip":

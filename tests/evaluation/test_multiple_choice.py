@@ -147,8 +147,8 @@ def test_columns_of_a_table_are_a_question(tmp_path):
         ),
         (
             "arc",
-            {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "C"},
-            'answerKey is "C", but must be one of A',
+            {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"},
+            'answerKey is "C", but must be one of A, B',
         ),
     ],
 )
