@@ -74,7 +74,10 @@ class ContinuationScorer:
         """Pairs, the longest first, one in a row. The owner of a prediction is its pair."""
         numbered = list(enumerate(pairs))
         for bucket, same in itertools.groupby(numbered, lambda one: self._bucket(one[1])):
-            members, rows = list(same), self._scorer.rows(self._batch_size * self.context_length // bucket)
+            members = list(same)
+            rows = self._scorer.rows(self._batch_size * self.context_length // bucket, bucket)
+            while len(members) <= (fewer := self._scorer.rows(rows // 4, bucket)) < rows:
+                rows = fewer  # in steps of four, so that there are few programs
             for first in range(0, len(members), rows):
                 batch, owners = empty_batch(rows, bucket)
                 for row, (number, (context, continuation)) in enumerate(members[first : first + rows]):

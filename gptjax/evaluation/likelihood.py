@@ -142,7 +142,7 @@ class Scorer:
     def __init__(self, architecture: Architecture, mesh: Mesh, *, batch_size: int):
         self.context_length = architecture.context_length
         self._scorer = TokenScorer(architecture, mesh)
-        self.batch_size = self._scorer.rows(batch_size)
+        self.batch_size = self._scorer.rows(batch_size, architecture.context_length)
 
     def score(
         self,
