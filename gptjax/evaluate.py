@@ -29,6 +29,7 @@ from absl import flags
 
 from gptjax import cli, files
 from gptjax.errors import RunError, UserError
+from gptjax.generation.flags import define_number
 from gptjax.processes import cluster, distributed
 
 
@@ -40,18 +41,17 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
     flags.DEFINE_string("data", "", "perplexity of all of another source, e.g. --data=text:notes/*.txt", **define)
-    flags.DEFINE_integer("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", **define)
-    flags.DEFINE_integer(
-        "batch_size", None, "rows scored at once; results do not depend on it, e.g. --batch_size=32", **define
-    )
+    number = functools.partial(define_number, flag_values)
+    number("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", (0, 2**24))
+    number("batch_size", None, "rows scored at once; no result depends on it, e.g. --batch_size=32", (1, 2**20))
     flags.DEFINE_string(
         "prompts",
         None,
         "prompts with references, e.g. --prompts=questions.jsonl or --prompts=test.csv#mr,ref",
         **define,
     )
-    flags.DEFINE_integer("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", **define)
-    flags.DEFINE_integer("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", **define)
+    number("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", (0, 2**31))
+    number("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", (1, 2**24))
     flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
