@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
     if output:
         from gptjax.evaluation import results
 
+        if not output.absolute().parent.is_dir():
+            raise UserError(f"--output={output}: there is no directory {output.absolute().parent}; make it first")
         results.claim(output)
 
     # Samples of one prompt are requests of their own: their places in the list give them different draws.

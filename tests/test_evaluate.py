@@ -279,3 +279,27 @@ def test_training_does_not_begin_with_tasks_that_cannot_end_it(tiny_corpus, tmp_
     options = [f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run", f"--config.evaluation.{option}"]
     assert cli.run(train.main, ["train", *options]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+NASTY = ["", "abc", "nan", "inf", "-1", "1e30", "9" * 5000, "None", "0x10", "1.5", "[]", "\x00", "True", "１２", "--"]
+
+
+@pytest.mark.parametrize("flag", ["stride", "batch_size", "max_prompts", "max_new_tokens"])
+def test_what_is_no_number_within_the_limits_is_refused_in_plain_words(capsys, flag):
+    for value in NASTY:
+        status = run("--workdir=/absent", f"--{flag}={value}")
+        said = capsys.readouterr().err
+        assert status == 2 and "Traceback" not in said and "invalid literal" not in said, value
+        assert "expected a whole number from" in said or "no checkpoint" in said, (value, said)
+
+
+def test_a_result_is_written_where_told_and_a_device_stays_one(workdir, files, capsys):
+    (files / "two.txt").write_text("a\nb\n")
+    options = [f"--hypotheses={files}/two.txt", f"--references={files}/two.txt"]
+    assert run(*options, "--output=/dev/null") == 0
+    assert Path("/dev/null").is_char_device() and not Path("/dev/null.items.jsonl").exists()
+    assert run(*options, f"--output={files}/made/out.json") == 0
+    assert results(files / "made" / "out.json")["bleu"]["bleu"]["value"] == 0
+    assert run(*options, f"--output={files}/two.txt/out.json") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert not [path for path in (files / "made").iterdir() if path.name.startswith(".")]
