@@ -115,6 +115,7 @@ def _train(
     import jax
 
     from gptjax.artifacts.lock import Lock
+    from gptjax.evaluation import tasks
     from gptjax.evaluation.validation import Validator
     from gptjax.training import metrics, profiling, stopping
     from gptjax.training.recorder import Recorder
@@ -122,6 +123,7 @@ def _train(
 
     # ---- Set-up; what is opened is closed by `ending`, the last first ---------------------------------------------
     started = time.perf_counter()
+    tasks.check(config)
     group = distributed.current()
     chief = group.index == 0
     progress = cli.data_progress if chief and sys.stderr.isatty() else None
