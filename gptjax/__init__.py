@@ -1,10 +1,19 @@
 """gptjax: train, ablate, evaluate and talk to GPT language models in JAX."""
 
+import importlib
 import sys
 
 from gptjax import interrupts
 
 __version__ = "0.1.0"
+__all__ = ["load"]
 
 if interrupts.is_command(sys.orig_argv):
     interrupts.install()
+
+
+def __getattr__(name: str):
+    """`gptjax.load`, whose imports take seconds, when it is asked for."""
+    if name == "load":
+        return importlib.import_module("gptjax.evaluation.loaded").load
+    raise AttributeError(f"module 'gptjax' has no attribute {name!r}")

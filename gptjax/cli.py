@@ -147,6 +147,11 @@ def describe(error: BaseException) -> tuple[int, str]:
             f"failed: out of memory: {reason}. Lower --config.train.batch_size, raise --config.train.accumulation "
             "or set --config.model.remat=full"
         )
+    if "jax" in sys.modules:
+        from gptjax.processes import runtime
+
+        if reason := runtime.missing_platform(error):
+            return 2, f"error: {reason}"
     traceback.print_exception(error)
     return 1, f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above"
 

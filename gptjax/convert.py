@@ -19,6 +19,7 @@ What else is in the place of --to is kept. Texts to continue begin as the tokeni
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ def _result(place: Path, request: dict[str, Any]) -> Iterator[Path | None]:
 
 def _of_the_place(error: Exception, partial: Path, place: Path) -> Exception:
     """The error with the name that the user gave, in the place of the one that is hidden and gone."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # TensorStore's futures tell the same again, after our line
     if isinstance(error, OSError):
         if isinstance(error.filename, str):
             error.filename = error.filename.replace(str(partial), str(place))
@@ -171,7 +173,7 @@ def _request(kind: str, directories: dict[str, Path], patterns: tuple[str, ...],
 
 
 def _identity(path: Path) -> list[Any]:
-    status = path.stat()
+    status = files.regular(path).stat()
     if status.st_size > _SMALL:
         return [status.st_size, status.st_mtime_ns]
     return [status.st_size, hashlib.sha256(path.read_bytes()).hexdigest()]

@@ -10,7 +10,8 @@
   python -m gptjax.evaluate --hypotheses=outputs/ --references=references.txt
 
 Tasks: perplexity; on --prompts: bleu, bleu_lowercase, chrf, ter, rouge, f1, exact_match, exact_answer (GSM8K),
-diversity, variants; on FILE.jsonl after a colon: multiple_choice (query, choices, gold), hellaswag, arc, piqa, lambada;
+diversity, variants; on FILE after a colon: multiple_choice (query, choices, gold), hellaswag, arc, piqa, winogrande,
+boolq, copa, mmlu, ceval, cmmlu, lambada;
 lm_eval:TASK where lm-eval is installed.
 
 Every value comes with a 95 % confidence interval and a signature that says how it was computed.
@@ -28,6 +29,7 @@ from absl import flags
 
 from gptjax import cli, files
 from gptjax.errors import RunError, UserError
+from gptjax.generation.flags import define_number
 from gptjax.processes import cluster, distributed
 
 
@@ -39,23 +41,37 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
     flags.DEFINE_string("data", "", "perplexity of all of another source, e.g. --data=text:notes/*.txt", **define)
-    flags.DEFINE_integer("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", **define)
-    flags.DEFINE_integer(
-        "batch_size", None, "rows scored at once; results do not depend on it, e.g. --batch_size=32", **define
-    )
+    number = functools.partial(define_number, flag_values)
+    number("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", (0, 2**24))
+    number("batch_size", None, "rows scored at once; no result depends on it, e.g. --batch_size=32", (1, 2**20))
     flags.DEFINE_string(
         "prompts",
         None,
         "prompts with references, e.g. --prompts=questions.jsonl or --prompts=test.csv#mr,ref",
         **define,
     )
-    flags.DEFINE_integer("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", **define)
-    flags.DEFINE_integer("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", **define)
+    number("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", (0, 2**31))
+    number("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", (1, 2**24))
     flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
     flags.DEFINE_string("references", "", "one text per line, e.g. --references=a.txt,b.txt", **define)
+    flags.DEFINE_enum(
+        "begin",
+        "tokenizer",
+        ["tokenizer", "document", "none"],
+        "what comes before a question: what the tokenizer puts before every text, as lm-eval does; or what begins a "
+        "document in training, e.g. --begin=document",
+        **define,
+    )
+    flags.DEFINE_enum(
+        "too_long",
+        "cut",
+        ["cut", "skip", "fail"],
+        "a question or prompt longer than the context: cut its beginning off, or leave it out, e.g. --too_long=skip",
+        **define,
+    )
     flags.DEFINE_string("rules", "", "of f1 and exact_match: squad, mlqa, mlqa-es, cmrc, e.g. --rules=cmrc", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
     cluster.define_flags(flag_values)
@@ -99,7 +115,7 @@ def evaluate(options: flags.FlagValues) -> None:
 
     from gptjax import config as config_lib
     from gptjax.artifacts import loading
-    from gptjax.evaluation import results, tasks
+    from gptjax.evaluation import answers, results, tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
     from gptjax.parallel import mesh as mesh_lib
@@ -120,7 +136,16 @@ def evaluate(options: flags.FlagValues) -> None:
     requests = tasks.parse(evaluation.tasks)
     if options.tasks is None and not evaluation.prompts and not config.data.source.startswith("python_docs"):
         requests = [request for request in requests if not tasks.need_prompts(request)] or tasks.parse("perplexity")
-    task_options = tasks.Options(options.split, options.data, options.examples, options.delimiter.replace("\\n", "\n"))
+    answers.check_rule(options.rules)
+    task_options = tasks.Options(
+        split=options.split,
+        data=options.data,
+        examples=options.examples,
+        delimiter=options.delimiter.replace("\\n", "\n"),
+        rules=options.rules,
+        begin=options.begin,
+        too_long=options.too_long,
+    )
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
     # 2. The checkpoint, on a mesh of this machine: that of the training run says nothing about the devices here.
@@ -171,6 +196,7 @@ def _generator(trained, mesh):
     import jax
 
     from gptjax.evaluation import results
+    from gptjax.evaluation.room import fit
     from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
 
@@ -180,13 +206,15 @@ def _generator(trained, mesh):
         mesh = None
     generator = functools.cache(lambda: Generator.from_trained(trained, mesh=mesh))
 
-    def generate(prompts: Sequence, **sampling) -> list[str]:
-        texts = all(isinstance(prompt, str) for prompt in prompts)
-        complete = generator().complete if texts else generator().complete_tokens
-        completions = complete(prompts, SamplingParams(**sampling))
+    def generate(prompts: Sequence, too_long: str = "fail", **sampling) -> tuple[list[str], list[int], str]:
+        if all(isinstance(prompt, str) for prompt in prompts):
+            prompts = generator().encode(prompts)
+        limit, new_tokens = trained.architecture.context_length, sampling["max_new_tokens"]
+        fitted = fit(prompts, limit, new_tokens, too_long, generator().begin_ids)
+        completions = generator().complete_tokens(fitted.prompts, SamplingParams(**sampling))
         if count := sum(not completion.text.strip() for completion in completions):
             results.warn(f"{count} of {len(completions)} completions are empty; they are scored as they are")
-        return [completion.text for completion in completions]
+        return [completion.text for completion in completions], fitted.places, fitted.note
 
     return generate
 
@@ -196,9 +224,10 @@ def _generator(trained, mesh):
 
 def score_outputs(options: flags.FlagValues) -> None:
     """Scores a file of texts, or every file of a folder, against references. No checkpoint is needed."""
-    from gptjax.evaluation import prompts, results, text_tasks
+    from gptjax.evaluation import answers, prompts, results, text_tasks
 
     chosen = text_tasks.choose_tasks(options.tasks)
+    answers.check_rule(options.rules)
     outputs = text_tasks.read_outputs(Path(options.hypotheses), _split_specs(options.references))
     for how in dict.fromkeys(output.how for output in outputs):
         print(f"references: {options.references or 'of each hypothesis'}, {how}", file=sys.stderr)

@@ -252,11 +252,11 @@ def space(path: Path) -> str:
     return ""
 
 
-def save_array(path: Path, array: Any) -> None:
+def save_array(path: str | Path, array: Any) -> None:
     """A new file .npy. Raises OSError with the path and the reason; NumPy says only how many items it wrote."""
     import numpy as np
 
-    with about(path), path.open("wb") as file:
+    with about(Path(path)), Path(path).open("wb") as file:
         np.save(_Write(file.write), array)
 
 

@@ -7,8 +7,8 @@
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
 "length"), and with --logprobs "tokens" and "logprobs". --prompts also takes FILE.txt with a prompt on each line, and
-FILE.csv#PROMPT, FILE.tsv#PROMPT and FILE.parquet#PROMPT, compressed or not. Many prompts are
-spread over all local devices.
+FILE.csv#PROMPT, FILE.tsv#PROMPT and FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts
+are spread over all local devices.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli
+from gptjax import cli, files
 from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.generation import flags as sampling_flags
@@ -39,11 +39,17 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("prompt", None, "text to complete, e.g. --prompt='The with statement'", **define)
     flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl or test.csv#mr", **define)
     flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
-    flags.DEFINE_integer("num_samples", 1, "completions of each prompt, e.g. --num_samples=3", **define)
-    flags.DEFINE_integer("batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", **define)
+    sampling_flags.define_number(
+        flag_values, "num_samples", 1, "completions of each prompt, e.g. --num_samples=3", (1, 100_000)
+    )
+    sampling_flags.define_number(
+        flag_values, "batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", (1, 4096)
+    )
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
     flags.DEFINE_string("draft", None, "a small model that speeds this one up, e.g. --draft=runs/small", **define)
-    flags.DEFINE_integer("draft_tokens", 4, "tokens that the draft proposes at a time, e.g. --draft_tokens=4", **define)
+    sampling_flags.define_number(
+        flag_values, "draft_tokens", 4, "tokens that the draft proposes at a time, e.g. --draft_tokens=4", (1, 64)
+    )
     sampling_flags.define(flag_values)
     cli.parse(flag_values, argv, __doc__)
 
@@ -52,9 +58,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir is missing; e.g. --workdir=runs/quickstart")
     if (flag_values.prompt is None) == (flag_values.prompts is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE.jsonl")
-    for name in ("num_samples", "batch_size", "draft_tokens"):
-        if flag_values[name].value < 1:
-            raise UserError(f"--{name} is {flag_values[name].value}; it must be at least 1")
     params = sampling_flags.read(flag_values)
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
@@ -63,8 +66,12 @@ def main(argv: Sequence[str]) -> None:
 
         requests = read_prompts(flag_values.prompts, references=False)
     output = Path(flag_values.output) if flag_values.output else None
-    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"--output={output} is a directory, or in one that does not exist; name a file")
+    if output:
+        from gptjax.evaluation import results
+
+        if not output.absolute().parent.is_dir():
+            raise UserError(f"--output={output}: there is no directory {output.absolute().parent}; make it first")
+        results.claim(output)
 
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples)]
@@ -102,7 +109,10 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     try:
         write_whole(path, (line + "\n" for line in lines))
     except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror}; give another --output") from None
+        error.filename = error.filename or str(path)
+        raise RunError(
+            f"the completions could not be written: {files.explain(error)}; or give another --output"
+        ) from None
 
 
 def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator"]:

@@ -8,6 +8,7 @@
 A build that is interrupted is continued by the same command. The store has a data card: card.md.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -199,7 +200,9 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
 
 
 def _refuse_mixture(spec: str) -> None:
-    if re.search(r"\S\s+\+\s+\S", spec) and not Path(spec.partition(":")[2].partition("#")[0]).exists():
+    path = spec.partition(":")[2].partition("#")[0]
+    is_file = "\0" not in path and os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111
+    if re.search(r"\S\s+\+\s+\S", spec) and not is_file:
         parts = [part.rpartition("@")[0] or part for part in re.split(r"\s+\+\s+", spec.strip())]
         stores = " + ".join(f"store:DIR{number}@1" for number in range(1, len(parts) + 1))
         raise UserError(

@@ -114,6 +114,8 @@ def _train(
     """The run itself, what it opens being closed by `ending`. Returns how it ended, in a line."""
     import jax
 
+    from gptjax.artifacts.lock import Lock
+    from gptjax.evaluation import tasks
     from gptjax.evaluation.validation import Validator
     from gptjax.training import metrics, profiling, stopping
     from gptjax.training.recorder import Recorder
@@ -121,12 +123,17 @@ def _train(
 
     # ---- Set-up; what is opened is closed by `ending`, the last first ---------------------------------------------
     started = time.perf_counter()
+    tasks.check(config)
     group = distributed.current()
     chief = group.index == 0
     progress = cli.data_progress if chief and sys.stderr.isatty() else None
     stop = stopping.StopSignals(noting=False)
     ending.add(stop.restore)
+    lock = Lock.take(workdir) if chief else None
+    if lock:
+        ending.add(lock.release)
     run = Run.open(config, workdir, chosen=chosen, allow_changes=allow_changes, progress=progress)
+    run.lock = lock
     if chief:
         ending.add(lambda: _report(workdir))
     ending.add(run.close)

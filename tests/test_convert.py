@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gptjax import cli, config, convert, generate
@@ -208,3 +208,126 @@ def test_chinese_goes_through_the_tokenizer_of_a_model(write_tokenizer, options,
     for place in (tmp_path / "in", out):
         theirs = transformers.AutoTokenizer.from_pretrained(place)
         assert [theirs.encode(text, add_special_tokens=False) for text in texts] == ids
+
+
+def convert_to(source, target, *options):
+    return cli.run(convert.main, ["convert", f"--from={source}", f"--to={target}", *options])
+
+
+def test_a_finished_result_of_the_same_inputs_is_a_success(directory, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert convert_to(f"hf:{directory}", run) == 0
+    assert convert_to(f"hf:{directory}", run) == 0
+    assert "finished result of this conversion already" in capsys.readouterr().out
+    assert convert_to(run, f"hf:{out}") == 0 and convert_to(run, f"hf:{out}") == 0
+    assert convert_to(run, f"hf:{out}", "--dtype=bfloat16") == 2
+    assert "was converted from something else (options differ)" in capsys.readouterr().err
+    (out / "tokenizer.json").unlink()
+    assert convert_to(run, f"hf:{out}") == 2
+    assert "tokenizer.json is not as it was written" in capsys.readouterr().err
+
+
+def test_a_killed_conversion_leaves_nothing_that_imports_and_starts_again(directory, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert convert_to(f"hf:{directory}", run) == 0
+    with monkeypatch.context() as context:  # as a kill does: nothing is cleaned up
+        context.setattr("gptjax.files.shutil.rmtree", lambda *_, **__: None)
+        context.setattr("gptjax.files.os.getpid", lambda: 2**22 + 1)  # of no process
+        context.setattr("gptjax.model.huggingface.files.write_generation_config", kill)
+        with pytest.raises(Killed):
+            convert.export_model(run, "best", out, dtype="float32", max_shard_bytes=10**9)
+    assert not out.exists() and list(tmp_path.glob(".out.*.partial"))
+    assert convert_to(run, f"hf:{out}") == 0
+    assert not list(tmp_path.glob(".*.partial")) and (out / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "other", "device"])
+def test_what_is_in_the_place_is_never_touched(kind, directory, tmp_path, capsys):
+    place = tmp_path / "run"
+    if kind == "file":
+        place.write_text("x")
+    elif kind == "other":
+        place.mkdir()
+        (place / "conversion.json").write_text("{}")
+    else:
+        place.symlink_to("/dev/null")
+    assert convert_to(f"hf:{directory}", place) == 2
+    assert "exists" in capsys.readouterr().err
+    assert place.is_dir() or place.is_symlink() or place.read_text() == "x"
+
+
+def test_prompts_begin_as_the_tokenizer_says(directory, tmp_path):
+    """transformers puts nothing before a prompt of GPT-2; a flag does."""
+    assert convert_to(f"hf:{directory}", tmp_path / "plain") == 0
+    assert convert_to(f"hf:{directory}", tmp_path / "begun", "--add_bos_token=true") == 0
+    assert Generator.from_trained(loading.load(tmp_path / "plain")).begin_ids == ()
+    assert Generator.from_trained(loading.load(tmp_path / "begun")).begin_ids == (256,)
+
+
+def test_what_came_without_sampling_goes_out_without(directory, tmp_path):
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 256, "repetition_penalty": 1.5}))
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert convert_to(f"hf:{directory}", run) == 0 and convert_to(run, f"hf:{out}") == 0
+    written = json.loads((out / "generation_config.json").read_text())
+    assert (written["do_sample"], written["repetition_penalty"]) == (False, 1.5)
+    assert "temperature" not in written
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"n_layer": 10**12}, "n_layer is 1000000000000, but must be at most 10000"),
+        ("config.json", {"n_positions": -5}, "n_positions is -5, but must be at least 1"),
+        ("config.json", {"n_embd": "x"}, 'n_embd is "x", but must be a whole number'),
+        ("config.json", {"n_head": 3}, "not divisible by model.num_heads 3"),
+        ("config.json", {"eos_token_id": 9_000_000}, "eos_token_id is 9000000, and the model has only 257 tokens"),
+        ("config.json", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ("generation_config.json", {"temperature": -1}, "temperature is -1, but must be at least 0"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 5}}, "weight_map.a is 5, but must be text"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../a"}}, "is not the name of a file beside it"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "x", "b": "y"}}, "0 of 2 files of weights are there"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(file, change, message, directory, tmp_path, capsys):
+    path = directory / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | change))
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error and len(error) < 1000
+    assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".*.partial"))
+
+
+def test_gpt2s_own_end_in_the_config_of_a_smaller_vocabulary_is_left_out(directory, tmp_path, capsys):
+    config_json = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config_json | {"eos_token_id": 50256}))
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 0
+    assert "eos_token_id 50256 is GPT-2's" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_refused(directory, tmp_path, capsys):
+    weights = load_file(directory / "model.safetensors")
+    weights["transformer.wpe.weight"][1] = np.nan
+    save_file(weights, directory / "model.safetensors")
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 2
+    assert "wpe.weight has 16 of 512 NaN or infinite values" in capsys.readouterr().err
+
+
+def test_a_tied_model_that_holds_only_its_head(directory, tmp_path, capsys):
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("transformer.wte.weight")
+    save_file({f"_orig_mod.{name}": value for name, value in weights.items()}, directory / "model.safetensors")
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 0
+    table = loading.load(tmp_path / "run").params["embedding"]["embedding"]
+    np.testing.assert_array_equal(np.asarray(table)[:257], weights["lm_head.weight"])
+    weights["transformer.wte.weight"] = weights["lm_head.weight"] + 1
+    save_file(weights, directory / "model.safetensors")
+    assert convert_to(f"hf:{directory}", tmp_path / "other") == 2
+    assert "lm_head.weight differs from wte.weight" in capsys.readouterr().err

@@ -157,3 +157,29 @@ def test_an_interrupt_says_how_to_continue(tmp_path):
     assert work_directory(tmp_path / "store").is_dir()
     assert run(*command[3:], "--tokenizer=byte") == 0
     assert not work_directory(tmp_path / "store").exists()
+
+
+NASTY = ["", " ", "nan", "1e99", "-1", "0x10", "[[[", "~no-such-user/x", "a\0b", "x" * 5000, "A + B", "é\udcff", "null"]
+PYTHON = ("Traceback", "NoneType", "invalid literal", "Errno", "this is a bug", "argument of type")
+
+
+@pytest.mark.parametrize(
+    "flag", ["source", "tokenizer", "cleaning", "cleaning_options", "workers", "encoding", "output"]
+)
+def test_nasty_values_are_refused_in_words(flag, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"source": "text:absent.txt", "output": "store", "tokenizer": "byte"}
+    for value in NASTY:
+        assert run(*(f"--{name}={given}" for name, given in {**flags, flag: value}.items())) == 2, value
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert len(last) < 3000 and not any(word in last for word in PYTHON), (value, last)
+
+
+def test_numbers_and_options_are_those_of_this_verb(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_bytes("今天天气很好".encode("gbk"))
+    assert run("--source=text:a.txt", "--output=s", "--tokenizer=byte", "--workers=1.0") == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "GB18030: --encoding=gb18030" in message and "--decode_errors=replace" in message
+    assert run("--source=text:a@1 + text:b@2", "--output=s") == 2
+    assert "is a mixture, which is made while training" in capsys.readouterr().err

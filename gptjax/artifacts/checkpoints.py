@@ -2,16 +2,17 @@
 
 WORKDIR/checkpoints/STEP/ holds `state` (a tree with step, params, opt_state and ema_params) and `metadata` (config,
 tokenizer, metrics), so that the directory of one step is self-contained. A save is asynchronous and atomic: it is
-written beside its place and renamed, so what `steps()` lists can always be restored.
+written beside its place and renamed. Its checksums follow in the background; what is damaged, `integrity` says.
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 import weakref
 from collections.abc import Iterator
@@ -25,13 +26,14 @@ from orbax.checkpoint import checkpoint_managers
 
 from gptjax import config as config_lib
 from gptjax import files
+from gptjax.artifacts import integrity
+from gptjax.artifacts.integrity import FORMAT, finished_steps, read_metadata
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.model import gpt
 from gptjax.parameters import path_string
 
-FORMAT = 2  # of checkpoints that are written; those of a lower one are read
 _ORBAX = str(Path(ocp.__file__).parent)
 
 
@@ -76,6 +78,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int = 2, monitor: str = "loss", lower_is_better: bool = True):
         self._monitor, self._lower_is_better = f"validation_{monitor}", lower_is_better
         self.directory = Path(workdir).absolute() / "checkpoints"
+        self._seal: threading.Thread | None = None  # writes the checksums of the last save
         quiet = contextlib.ExitStack()
         quiet.enter_context(quiet_orbax())
         self._end_quiet = weakref.finalize(self, quiet.close)  # saves go on in the background between our calls
@@ -145,13 +148,33 @@ class Checkpoints:
         }
         items = {"state": ocp.args.StandardSave(state), "metadata": ocp.args.JsonSave(metadata)}
         with _disk_errors(self):
+            self._join_seal()
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics | {"step": step}, force=True)
+        if jax.process_index() == 0:
+            self._seal = threading.Thread(target=self._seal_when_saved, args=(step,), name="checksums", daemon=True)
+            self._seal.start()
+
+    def _join_seal(self) -> None:
+        if self._seal is not None:
+            self._seal.join()
+
+    def _seal_when_saved(self, step: int) -> None:
+        """Writes the checksums of a step once its save is complete; one that failed has no directory."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(0.05)
+        directory = self.directory / str(step)
+        try:
+            if directory.is_dir():
+                integrity.seal(directory)
+        except OSError as error:
+            print(f"warning: {files.explain(error)}; {directory} has no checksums", file=sys.stderr)
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises RunError if it could not be written."""
         with _disk_errors(self):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+        self._join_seal()
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """The state of a step, sharded as `abstract_state` says (not necessarily as it was saved)."""
@@ -167,7 +190,8 @@ class Checkpoints:
         return abstract_state.replace(**restored | {"opt_state": opt_state})
 
     def _restore(self, step: int, abstract_state: Any) -> Any:
-        there, here = map(_shapes, (self._manager.item_metadata(step)["state"].tree, abstract_state))
+        with reading(self.directory / str(step)):
+            there, here = map(_shapes, (self._manager.item_metadata(step)["state"].tree, abstract_state))
         if names := sorted(name for name in there | here if there.get(name) != here.get(name)):
             known = [f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here" for name in names]
             more = f" and {len(known) - 3} more" if len(known) > 3 else ""
@@ -176,7 +200,8 @@ class Checkpoints:
                 f"{', '.join(known[:3])}{more}); use its own config or another --workdir"
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args)["state"]
+        with reading(self.directory / str(step)):
+            return self._manager.restore(step, args=args)["state"]
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
         """Lower is better; of equals the first, of those that say nothing the last."""
@@ -189,7 +214,23 @@ class Checkpoints:
         """Waits for the last save. Raises RunError if it could not be written."""
         with _disk_errors(self):
             self._manager.close()
+        self._join_seal()
         self._end_quiet()
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Turns what Orbax raises for a checkpoint that it cannot read into a UserError that names it."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise UserError(
+            f"the checkpoint {checkpoint} is damaged: {_first_line(error)}. Move it away to use the one before it"
+        ) from error
 
 
 class _disk_errors:
@@ -248,31 +289,6 @@ def write_parameters(
     checkpoints.wait()
     checkpoints.close()
     return checkpoints.directory / "0"
-
-
-def finished_steps(directory: Path) -> list[int]:
-    """Steps under a checkpoints directory whose save was completed, ascending."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / "metadata").exists())
-
-
-def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """Config, tokenizer and metrics stored with a checkpoint, in the present form.
-
-    Raises UserError where it cannot be read, or was written by a newer gptjax.
-    """
-    try:
-        metadata = json.loads((checkpoint / "metadata" / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
-    metadata = {"format": 1, "monitor": ["validation_loss", True], "generation": {}} | metadata
-    if metadata["format"] > FORMAT:
-        raise UserError(
-            f"{checkpoint} is of checkpoint format {metadata['format']}, and this gptjax reads up to {FORMAT}; use the "
-            "gptjax that wrote it, or a newer one"
-        )
-    return metadata
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """A checkpoint read for use: the model, its tokenizer and its template, without what training needs beside them."""
 
 import dataclasses
-import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax import config as config_lib
-from gptjax.artifacts.checkpoints import finished_steps, quiet_orbax, read_metadata
+from gptjax.artifacts import integrity
+from gptjax.artifacts.checkpoints import quiet_orbax, read_metadata, reading
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -40,31 +41,64 @@ class Trained:
 
 
 def find(workdir: Path, which: str = "best") -> Path:
-    """The directory of a checkpoint: `best` (by validation), `last` or a step. Raises UserError."""
+    """The directory of a checkpoint that is whole: `best` (by validation), `last` or a step, of a work directory.
+
+    The directory of a checkpoint is given back as it is. Tells where the last or the best one is damaged, and another
+    is taken. Raises UserError, also for a damaged one that is asked for by its step.
+    """
     workdir = Path(workdir)
-    if (workdir / "metadata").exists():
-        return workdir.absolute()
+    if (workdir / "metadata").exists() or workdir.absolute().parent.name == "checkpoints":
+        return _whole(workdir.absolute())
     directory = workdir.absolute() / "checkpoints"
-    steps = finished_steps(directory)
+    steps = integrity.step_directories(directory)
     if not steps:
         raise UserError(f"no checkpoint in {directory}; train one with `python -m gptjax.train --workdir={workdir}`")
     if which == "last":
-        return directory / str(steps[-1])
+        return directory / str(integrity.newest_whole(directory))
     if which == "best":
-        known = {step: read_metadata(directory / str(step)) for step in steps}
-        monitor, lower_is_better = known[steps[-1]]["monitor"]
-        values = {step: metadata["metrics"].get(monitor) for step, metadata in known.items()}
-        scored = {step: value for step, value in values.items() if value is not None and math.isfinite(value)}
-        best = min if lower_is_better else max
-        return directory / str(best(scored, key=scored.get) if scored else steps[-1])
+        return _best(directory)
     if which not in map(str, steps):
         raise UserError(f"--checkpoint={which}: choose best, last or one of {', '.join(map(str, steps))}")
-    return directory / which
+    return _whole(directory / which)
+
+
+def _whole(checkpoint: Path) -> Path:
+    if not checkpoint.is_dir():
+        raise UserError(f"no checkpoint in {checkpoint}")
+    if reason := integrity.fault(checkpoint):
+        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: it is damaged: {reason}")
+    return checkpoint
+
+
+def _best(directory: Path) -> Path:
+    """The best checkpoint that is whole; the newest where nothing was validated."""
+    faults = []
+    known = {}
+    for step in integrity.step_directories(directory):
+        try:
+            known[step] = read_metadata(directory / str(step))
+        except UserError as error:
+            faults.append(str(error))
+    while known:
+        monitor, lower_is_better = known[max(known)]["monitor"]
+        values = {step: metadata["metrics"].get(str(monitor)) for step, metadata in known.items()}
+        numbers = {step: value for step, value in values.items() if type(value) in (int, float)}
+        scored = {step: value for step, value in numbers.items() if math.isfinite(value)}
+        best = (min if lower_is_better else max)(scored, key=scored.get) if scored else max(known)
+        reason = integrity.fault(directory / str(best))
+        if reason is None:
+            if faults:
+                print(f"warning: {'; '.join(faults[:3])}; step {best} is taken", file=sys.stderr)
+            return directory / str(best)
+        faults.append(f"the checkpoint {directory / str(best)} is damaged: {reason}")
+        del known[best]
+    integrity.newest_whole(directory)  # says that none is whole
+    raise UserError(f"no checkpoint in {directory} is whole")
 
 
 def read_config(checkpoint: Path) -> config_lib.Config:
-    """The config stored with a checkpoint, locked."""
-    return config_lib.from_json(json.dumps(read_metadata(checkpoint)["config"]))
+    """The config stored with a checkpoint, locked. Raises UserError."""
+    return integrity.read_config(read_metadata(checkpoint), checkpoint)
 
 
 def read_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
@@ -100,7 +134,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
         tree = shardings(abstract)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, tree)
     item = "ema_params" if config.train.ema_decay > 0 else "params"
-    with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+    with quiet_orbax(), reading(path), ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(
             path / "state",
             args=ocp.args.PyTreeRestore(

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptjax import config as config_lib
 from gptjax import foreign
+from gptjax.artifacts import integrity
 from gptjax.errors import UserError
 from gptjax.files import words
 
@@ -84,11 +85,10 @@ def _recorded_config(path: Path) -> config_lib.Config:
 
 def check_data(workdir: Path, identity: dict) -> None:
     """Raises UserError where the data are not those that a run was trained on, as its manifest says."""
-    recorded = _read_manifest(workdir).get("data")
-    if not isinstance(recorded, dict):
-        place = workdir / "manifest.json"
-        print(f"warning: {place} is missing or damaged: whether the data are the same is not checked", file=sys.stderr)
+    if reason := integrity.manifest_fault(workdir):
+        print(f"warning: {reason}; whether the data are those of before is not checked", file=sys.stderr)
         return
+    recorded = _read_manifest(workdir)["data"]
     for key in ("source_fingerprint", "tokenizer", "weights"):
         if key in recorded and recorded[key] != identity.get(key):
             raise UserError(

@@ -109,14 +109,28 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> Config:
-    """A config from the text of `to_json`. Options that are newer than the text take their defaults."""
-    config = get_default()
-    for name, entry in json.loads(text).items():
-        if isinstance(entry, dict):
-            config[name].update(entry)
-        else:
-            config[name] = entry
+def from_json(text: str, where: object = "the config") -> Config:
+    """A config from the text of `to_json`. Options that are newer than the text take their defaults.
+
+    Raises UserError, with `where` in it, for what is no config.
+    """
+    from gptjax import foreign  # pydantic, which most verbs do not need to say what is wrong with a flag
+
+    config, stored = get_default(), foreign.parse_json(text, where)
+    if not isinstance(stored, dict):
+        raise UserError(f"{where} holds {foreign.show(stored)}, but must be an object: {{...}}")
+    for name, entry in stored.items():
+        section = config.get(name)
+        if isinstance(section, Config) != isinstance(entry, dict):
+            raise UserError(f"{where}: {name} is {foreign.show(entry)}, which is no value for it")
+        try:
+            if isinstance(entry, dict):
+                section.update(entry)
+            else:
+                config[name] = entry
+        except (TypeError, ValueError, AttributeError):
+            values = foreign.show(entry, 200)
+            raise UserError(f"{where}: {name} is {values}, where a value is of another type than the option") from None
     return config.lock()
 
 

@@ -199,10 +199,7 @@ def exact_answer(hypotheses: Sequence[str], references_list: Sequence[Sequence[s
     reference may be the number alone. Cobbe et al. 2021 (arXiv:2110.14168).
     """
     check(hypotheses, references_list)
-    expected = [
-        {_reference_answer(reference, item) for reference in references}
-        for item, references in enumerate(references_list)
-    ]
+    expected = check_references(references_list)
     given = [_answer(hypothesis) for hypothesis in hypotheses]
     rule = "rule:gsm8k-####"
 
@@ -216,6 +213,14 @@ def exact_answer(hypotheses: Sequence[str], references_list: Sequence[Sequence[s
 
     right = [answer in answers for answer, answers in zip(given, expected, strict=True)]
     return {"accuracy": metric(right), "answered": metric([answer is not None for answer in given])}
+
+
+def check_references(references_list: Sequence[Sequence[str]]) -> list[set[str]]:
+    """The right numbers of each item. Raises UserError for a reference that has none."""
+    return [
+        {_reference_answer(reference, item) for reference in references}
+        for item, references in enumerate(references_list)
+    ]
 
 
 def _answer(text: str) -> str | None:

@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
-from gptjax.evaluation.token_scorer import Batch, Owners, Progress, TokenScorer, empty_batch, put
+from gptjax.evaluation.metrics import Progress
+from gptjax.evaluation.token_scorer import Batch, Owners, TokenScorer, empty_batch, put
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 
@@ -72,7 +74,10 @@ class ContinuationScorer:
         """Pairs, the longest first, one in a row. The owner of a prediction is its pair."""
         numbered = list(enumerate(pairs))
         for bucket, same in itertools.groupby(numbered, lambda one: self._bucket(one[1])):
-            members, rows = list(same), self._scorer.rows(self._batch_size * self.context_length // bucket)
+            members = list(same)
+            rows = self._scorer.rows(self._batch_size * self.context_length // bucket, bucket)
+            while len(members) <= (fewer := self._scorer.rows(rows // 4, bucket)) < rows:
+                rows = fewer  # in steps of four, so that there are few programs
             for first in range(0, len(members), rows):
                 batch, owners = empty_batch(rows, bucket)
                 for row, (number, (context, continuation)) in enumerate(members[first : first + rows]):
@@ -89,16 +94,35 @@ class ContinuationScorer:
         return min(max(SHORTEST, 1 << (self._length(pair) - 1).bit_length()), self.context_length)
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
-    """The tokens of a context, as the beginning of a document, and of its continuation.
+class Encoded(NamedTuple):
+    """A pair in tokens; `alone` is whether the continuation could not be taken from the joined text."""
+
+    context: Tokens
+    continuation: Tokens
+    alone: bool
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, begin: Sequence[int] = ()) -> Encoded:
+    """The tokens of a context after `begin`, and of its continuation.
 
     As lm-eval does it: white space at the end of the context belongs to the continuation, and the continuation is
-    what it adds to the tokens of the context when both are encoded as one text.
+    what it adds to the tokens of the context when both are encoded as one text. Where a token of the joined text holds
+    the end of one and the start of the other, the continuation would lose its start: it is encoded alone. An empty
+    context is the token that begins a text.
     """
     stripped = context.rstrip()
-    whole, known = tokenizer.encode_batch([context + continuation, stripped])
-    begin = np.array(tokenizer.begin_ids, np.int32)
-    return np.concatenate([begin, known]), whole[len(known) :]
+    continuation = context[len(stripped) :] + continuation
+    first = np.array(begin, np.int32)
+    if not stripped:
+        (added,) = tokenizer.encode_batch([continuation])
+        first = first if len(first) else np.array(tokenizer.begin_ids[-1:], np.int32)
+        return Encoded(first, added, False)
+    whole, known = tokenizer.encode_batch([stripped + continuation, stripped])
+    melted = len(whole) <= len(known) or not np.array_equal(whole[: len(known)], known)
+    added = tokenizer.encode_batch([continuation])[0] if melted else whole[len(known) :]
+    known = np.concatenate([first, known]).astype(np.int32)
+    # A context of white space and letters that the tokenizer does not know has no token.
+    return Encoded(known if len(known) else np.array(tokenizer.begin_ids[-1:], np.int32), added, melted)
 
 
 def _pieces(context: Tokens, continuation: Tokens, context_length: int) -> list[Pair]:

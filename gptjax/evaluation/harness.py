@@ -7,7 +7,7 @@ generator. A context longer than the model's loses its beginning, as with lm-eva
 import importlib.metadata
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gptjax.errors import UserError
 from gptjax.evaluation.confidence import Estimate
 from gptjax.evaluation.continuations import ContinuationScorer, Pair, encode_pair
 from gptjax.evaluation.metrics import Outcome, ratio_metric
+from gptjax.evaluation.room import TooLong, fit
 
 Generate = Callable[..., list[str]]
 
@@ -32,21 +33,32 @@ DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
 class CheckpointLM(LM):
     """A checkpoint as lm-eval sees a model."""
 
-    def __init__(self, scorer: ContinuationScorer, tokenizer: Tokenizer, generate: Generate):
-        """`generate(prompts, **sampling)` completes token ids, see `gptjax.generation.params.SamplingParams`."""
+    def __init__(
+        self,
+        scorer: ContinuationScorer,
+        tokenizer: Tokenizer,
+        generate: Generate,
+        begin: Sequence[int] = (),
+        too_long: TooLong = "cut",
+    ):
+        """`generate(prompts, **sampling)` completes token ids, see `gptjax.generation.params.SamplingParams`.
+
+        `begin` comes before a context; lm-eval's own models put what their tokenizer adds by itself.
+        """
         super().__init__()
         self._scorer, self._tokenizer, self._generate = scorer, tokenizer, generate
+        self._begin, self._too_long = tuple(begin), too_long
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        pairs = [encode_pair(self._tokenizer, *request.args) for request in requests]
-        scores = self._scorer.score(pairs)
+        encoded = [encode_pair(self._tokenizer, *request.args, self._begin) for request in requests]
+        scores = self._scorer.score([(one.context, one.continuation) for one in encoded])
         return list(zip(scores.log_likelihood.tolist(), scores.is_greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         pairs: list[Pair] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
-            tokens = self._tokenizer.encode(request.args[0]).tolist()
+            tokens = [*self._begin, *self._tokenizer.encode(request.args[0]).tolist()]
             windows = utils.get_rolling_token_windows(
                 tokens,
                 prefix_token=self._tokenizer.begin_ids[-1],
@@ -67,14 +79,14 @@ class CheckpointLM(LM):
         for members in groups.values():
             options = dict(requests[members[0]].args[1])
             sampling = _sampling(options)
-            room = self._scorer.context_length - sampling["max_new_tokens"]
-            if room < 1:
-                raise UserError(
-                    f"the task asks for {sampling['max_new_tokens']} new tokens, and the model's context_length is "
-                    f"{self._scorer.context_length}; lower max_gen_toks in the task"
-                )
             encoded = self._tokenizer.encode_batch([requests[member].args[0] for member in members])
-            prompts = [np.concatenate([self._tokenizer.begin_ids, ids]).astype(np.int32)[-room:] for ids in encoded]
+            first = self._begin or self._tokenizer.begin_ids[-1:]  # of an empty text
+            prompts = [np.concatenate([self._begin if len(ids) else first, ids]).astype(np.int32) for ids in encoded]
+            limit = self._scorer.context_length
+            room = max(limit - sampling["max_new_tokens"], limit // 2, 1)  # lm-eval cuts every text to it
+            if self._too_long == "fail":
+                fit(prompts, limit, sampling["max_new_tokens"], "fail")
+            prompts = [prompt[-room:] for prompt in prompts]
             for member, text in zip(members, self._generate(prompts, **sampling), strict=True):
                 texts[member] = text
         return texts
@@ -93,7 +105,7 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
     return sampling | {name: options[name] for name in ("top_k", "top_p") if name in options}
 
 
-def run(task: str, scorer: ContinuationScorer, tokenizer: Tokenizer, generate: Generate) -> Outcome:
+def run(task: str, model: CheckpointLM) -> Outcome:
     """The metrics of one of lm-eval's tasks, under its names; of the parts of a group as METRIC/PART.
 
     `task` is a name, or the path of a YAML file that describes a task.
@@ -107,7 +119,7 @@ def run(task: str, scorer: ContinuationScorer, tokenizer: Tokenizer, generate: G
         tasks, manager = [_task_of_file(Path(task))], TaskManager(include_path=str(Path(task).absolute().parent))
     try:
         answer = lm_eval.simple_evaluate(
-            CheckpointLM(scorer, tokenizer, generate),
+            model,
             tasks=tasks,
             task_manager=manager,
             log_samples=True,

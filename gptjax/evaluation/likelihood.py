@@ -15,8 +15,8 @@ from jaxtyping import Int64
 
 from gptjax.data.store.store import TokenSplit
 from gptjax.errors import UserError
-from gptjax.evaluation.metrics import Metric, ratio_metric
-from gptjax.evaluation.token_scorer import Batch, Owners, Progress, TokenScorer, empty_batch, put
+from gptjax.evaluation.metrics import Metric, Progress, ratio_metric
+from gptjax.evaluation.token_scorer import Batch, Owners, TokenScorer, empty_batch, put
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 
@@ -36,13 +36,17 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Sums by window: negative log-likelihood in nats, tokens scored, tokens predicted right, bytes of text."""
+    """Sums by window: negative log-likelihood in nats, tokens scored, tokens predicted right, bytes of text.
+
+    `end_nll` is the part of `nll` that is of the end-of-text token which closes a document.
+    """
 
     document: np.ndarray
     nll: np.ndarray
     tokens: np.ndarray
     correct: np.ndarray
     num_bytes: np.ndarray
+    end_nll: np.ndarray
     signature: str
 
     @classmethod
@@ -50,7 +54,7 @@ class Likelihood:
         """Several splits as one, in which every token counts the same."""
         before = np.cumsum([0, *(int(part.document.max(initial=-1)) + 1 for part in parts)])
         documents = [part.document + first for part, first in zip(parts, before, strict=False)]
-        names = ("nll", "tokens", "correct", "num_bytes")
+        names = ("nll", "tokens", "correct", "num_bytes", "end_nll")
         sums = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
         return cls(np.concatenate(documents), *sums, " + ".join(part.signature for part in parts))
 
@@ -125,8 +129,10 @@ class Likelihood:
             # Words are known per document only; each window gets those of its document by its share of the tokens.
             share = self.tokens / np.bincount(self.document, self.tokens)[self.document]
             counted = np.bincount(groups, words[self.document] * share)
-            note = f"|words:{int(words.sum())}"
-            metrics["word_perplexity"] = metric(nll, counted, "exp", of="words", note=note)
+            # lm-eval's harness gives the words all nats but those of the end of a text.
+            of_words = nll - np.bincount(groups, self.end_nll)
+            note = f"|words:{int(words.sum())}|nats:without-the-last-eot"
+            metrics["word_perplexity"] = metric(of_words, counted, "exp", of="words", note=note)
         return metrics
 
 
@@ -136,7 +142,7 @@ class Scorer:
     def __init__(self, architecture: Architecture, mesh: Mesh, *, batch_size: int):
         self.context_length = architecture.context_length
         self._scorer = TokenScorer(architecture, mesh)
-        self.batch_size = self._scorer.rows(batch_size)
+        self.batch_size = self._scorer.rows(batch_size, architecture.context_length)
 
     def score(
         self,
@@ -155,13 +161,15 @@ class Scorer:
         end = min(split.num_tokens, max_tokens or split.num_tokens)
         windows = plan_windows(split.document_starts, end, self.context_length, stride)
         batches = _batches(split, windows, self.context_length, self.batch_size, eot_id)
-        nll, correct, tokens = self._scorer.sums(params, batches, len(windows.start), progress)
+        # Of each window two owners: its tokens, and the end-of-text token that closes its document.
+        sums = self._scorer.sums(params, batches, 2 * len(windows.start), progress)
+        (nll, correct, tokens), end_nll = sums[:, ::2] + sums[:, 1::2], sums[0, 1::2]
         num_bytes = _bytes(split, windows, tokens)
         signature = (
             f"context:{self.context_length}|stride:{stride}|tokens:{int(tokens.sum())}|"
             f"bytes:{round(num_bytes.sum())}|{'scored:assistant' if split.has_mask else 'eot:scored'}"
         )
-        return Likelihood(windows.document, nll, tokens, correct, num_bytes, signature)
+        return Likelihood(windows.document, nll, tokens, correct, num_bytes, end_nll, signature)
 
 
 def plan_windows(document_starts: np.ndarray, num_tokens: int, context_length: int, stride: int) -> Windows:
@@ -196,9 +204,10 @@ def unigram_nll(train: TokenSplit, evaluated: TokenSplit, vocab_size: int) -> fl
 def _batches(
     split: TokenSplit, windows: Windows, context_length: int, batch_size: int, eot_id: int
 ) -> Iterator[tuple[Batch, Owners]]:
-    """Windows packed next-fit into rows. The owner of a prediction is its window."""
+    """Windows packed next-fit into rows. The owner of a prediction is twice its window, of a closing token one more."""
     batch, owners = empty_batch(batch_size, context_length)
     row, column, segment = 0, 0, 0
+    closes = np.isin(windows.start + windows.length, np.append(split.document_starts, split.num_tokens))
     places = zip(windows.start.tolist(), windows.length.tolist(), windows.skip.tolist(), strict=True)
     for index, (start, length, skip) in enumerate(places):
         if column + length > context_length:
@@ -209,9 +218,12 @@ def _batches(
             row = 0
         segment += 1
         text = split.read(start, min(length + 1, split.num_tokens - start))
-        put(batch, row, column, text if len(text) > length else np.append(text, eot_id), segment=segment)
+        text = text if len(text) > length else np.append(text, eot_id)
+        put(batch, row, column, text, segment=segment)
         scored = _scored(split, start + skip, length - skip)
-        owners[row, column + skip : column + length] = np.where(scored, index, -1)
+        owners[row, column + skip : column + length] = np.where(scored, 2 * index, -1)
+        if scored[-1] and closes[index] and text[-1] == eot_id:
+            owners[row, column + length - 1] = 2 * index + 1
         column += length
     yield batch, owners
 

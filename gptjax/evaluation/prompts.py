@@ -136,7 +136,7 @@ def _has_records(path: str | Path) -> bool:
 
 def _records(path: str | Path, *, table: bool = False) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) of every record. Raises UserError naming file and line."""
-    name = _regular(path)
+    name = regular(path)
     if suffix(name) in _RECORDS:
         found = read_records(name)
     else:  # a stream, or a file whose name says nothing
@@ -208,7 +208,7 @@ def _lines(path: str | Path) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def _regular(path: str | Path) -> str:
+def regular(path: str | Path) -> str:
     """The path, if it can be read to an end. Raises UserError."""
     path = str(path)
     if path == "-" or is_remote(path):
@@ -224,7 +224,7 @@ _streams: dict[tuple[str, int], bytes] = {}  # what can be read only once, by it
 
 def _content(path: str | Path) -> bytes:
     """All that a file holds, decompressed. Raises UserError."""
-    name = _regular(path)
+    name = regular(path)
     stream = (name, id(sys.stdin) if name == "-" else Path(name).stat().st_ino) if _is_stream(name) else None
     if stream in _streams:
         return _streams[stream]

@@ -35,9 +35,9 @@ def claim(path: Path) -> None:
         if path.is_dir():
             raise UserError(f"--output={path} is a directory; name a file")
         if not path.exists():  # a directory that cannot be written shows now, and not after the work
-            with files.whole_file(path.with_name(f".{path.name[:60]}.test")) as file:
-                file.write(b"")
-            path.with_name(f".{path.name[:60]}.test").unlink(missing_ok=True)
+            trial = files.beside(path)
+            trial.touch()
+            trial.unlink()
     except OSError as error:
         raise UserError(f"--output={path} cannot be written: {files.words(error)}") from None
     except ValueError:

@@ -22,12 +22,13 @@ from gptjax.data.store.shards import TokenSplit
 from gptjax.data.store.store import Store
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
-from gptjax.evaluation import multiple_choice, text_tasks
+from gptjax.evaluation import answers, benchmarks, multiple_choice, text_tasks
 from gptjax.evaluation.confidence import Estimate
 from gptjax.evaluation.continuations import ContinuationScorer
 from gptjax.evaluation.likelihood import Likelihood, Scorer, unigram_nll
 from gptjax.evaluation.metrics import Outcome, Progress
 from gptjax.evaluation.prompts import read_prompts
+from gptjax.evaluation.room import TooLong
 from gptjax.evaluation.words import choose_tokenizer
 
 _LOSSLESS = ("char", "byte", "bpe")  # kinds of tokenizers whose decoded text has the words of the original
@@ -44,6 +45,9 @@ class Options:
       examples: the file of tasks that were named without one, or "".
       delimiter: between a query and its choices.
       rules: of f1 and exact_match, see `answers.choose_rule`.
+      begin: what comes before a question: "tokenizer", what the tokenizer puts before every text, as lm-eval does;
+        "document", what begins a document in training; or "none".
+      too_long: what is done with a question or prompt that does not fit in the context.
     """
 
     split: str = "validation"
@@ -51,6 +55,8 @@ class Options:
     examples: str = ""
     delimiter: str = " "
     rules: str = ""
+    begin: str = "tokenizer"
+    too_long: TooLong = "cut"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,8 @@ class Context:
     """What tasks work with.
 
     Attributes:
-      generate: completes prompts, texts or token ids, with the options of `SamplingParams`.
+      generate: completes prompts, texts or token ids, with the options of `SamplingParams`; also gives the places of
+        those that were completed, and a note of those that were too long.
       progress: makes a display for what it is given the name of, or None.
       completions: of prompts that a task has asked for.
     """
@@ -79,9 +86,9 @@ class Context:
     options: Options
     trained: Trained
     mesh: Mesh
-    generate: Callable[..., list[str]]
+    generate: Callable[..., tuple[list[str], list[int], str]]
     progress: Callable[[str], Progress | None]
-    completions: dict[tuple[str, ...], list[str]] = dataclasses.field(default_factory=dict)
+    completions: dict[tuple[str, ...], tuple[list[str], list[int], str]] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def scorer(self) -> ContinuationScorer:
@@ -89,16 +96,26 @@ class Context:
         return ContinuationScorer(self.trained.architecture, self.trained.params, self.mesh, batch_size=batch_size)
 
     @property
+    def style(self) -> multiple_choice.Style:
+        tokenizer, options = self.trained.tokenizer, self.options
+        begin = {"tokenizer": tokenizer.prefix, "document": tokenizer.begin_ids, "none": ()}[options.begin]
+        return multiple_choice.Style(options.delimiter, begin, options.too_long)
+
+    @property
     def tokenizer_identity(self) -> str:
         return f"tokenizer:{self.trained.tokenizer.sha256[:12]}"
 
-    def complete(self, prompts: Sequence[dict[str, Any]]) -> list[str]:
-        """Greedy completions; tasks on the same prompts share them."""
+    def complete(self, prompts: Sequence[dict[str, Any]]) -> tuple[list[str], list[int], str]:
+        """Greedy completions, the places of the prompts that have one, and a note of those that were too long.
+
+        Tasks on the same prompts share them.
+        """
         texts = tuple(prompt["prompt"] for prompt in prompts)
         if texts not in self.completions:
             limit = self.config.evaluation.max_new_tokens
-            completed = self.generate(texts, max_new_tokens=limit, temperature=0.0)
-            self.completions[texts] = [text.strip() for text in completed]
+            sampling = {"max_new_tokens": limit, "temperature": 0.0}
+            completed, places, note = self.generate(texts, too_long=self.options.too_long, **sampling)
+            self.completions[texts] = [text.strip() for text in completed], places, note
         return self.completions[texts]
 
 
@@ -122,10 +139,10 @@ def parse(text: str) -> list[Request]:
     for entry in filter(None, (part.strip() for part in text.split(","))):
         kind, _, file = entry.partition(":")
         if kind not in TASKS:
-            raise UserError(f"unknown task {kind!r}; choose from {', '.join(TASKS)}{suggestion(kind, TASKS)}")
+            raise UserError(f"unknown task {kind[:60]!r}; choose from {', '.join(TASKS)}{suggestion(kind, TASKS)}")
         if file and not TASKS[kind].takes_file:
             raise UserError(f"the task {kind} takes no file: {entry!r}; prompts come from --prompts=FILE")
-        requests.append(Request(kind, file))
+        requests.append(Request(kind, str(Path(file).expanduser()) if file.startswith("~") else file))
     if not requests:
         raise UserError(f"--tasks is empty; choose from {', '.join(TASKS)}")
     names = [request.name for request in requests]
@@ -233,7 +250,10 @@ def _read_prompts(request: Request, config: Config, options: Options) -> list[di
         prompts = _held_out_questions(config, options.split)
     else:
         raise UserError(f"the task {request.kind} needs prompts with references: --prompts=FILE.jsonl")
-    return prompts[: config.evaluation.max_prompts or None]
+    prompts = prompts[: config.evaluation.max_prompts or None]
+    if request.kind == "exact_answer":
+        answers.check_references([prompt["references"] for prompt in prompts])
+    return prompts
 
 
 def _held_out_questions(config: Config, split_name: str) -> list[dict[str, Any]]:
@@ -249,14 +269,15 @@ def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]
     texts = [prompt["prompt"] for prompt in prompts]
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
     limit = context.config.evaluation.max_new_tokens
-    expected = [prompt["references"] for prompt in prompts]
+    completions, places, note = context.complete(prompts)
+    expected = [prompts[place]["references"] for place in places]
     return text_tasks.score_texts(
         request.kind,
-        texts,
-        context.complete(prompts),
+        [texts[place] for place in places],
+        completions,
         expected,
         setting=text_tasks.Setting.of(expected, context.options.rules),
-        identity=f"prompts:{digest}|decoding:greedy|max_new_tokens:{limit}",
+        identity=f"prompts:{digest}|decoding:greedy|max_new_tokens:{limit}|{note}",
     )
 
 
@@ -271,21 +292,12 @@ def _file(request: Request, options: Options) -> str:
 
 
 def _read_questions(request: Request, config: Config, options: Options) -> list[multiple_choice.Question]:
-    return multiple_choice.read_questions(_file(request, options), request.kind)
+    return benchmarks.read_questions(_file(request, options), request.kind)
 
 
 def _choices(context: Context, request: Request, questions: list[multiple_choice.Question]) -> Outcome:
-    return multiple_choice.choose(
-        context.scorer,
-        context.trained.tokenizer,
-        questions,
-        delimiter=context.options.delimiter,
-        progress=context.progress(request.name),
-    )
-
-
-def _read_passages(request: Request, config: Config, options: Options) -> list[multiple_choice.Question]:
-    return multiple_choice.read_passages(_file(request, options))
+    tokenizer, progress = context.trained.tokenizer, context.progress(request.name)
+    return multiple_choice.choose(context.scorer, tokenizer, questions, context.style, progress=progress)
 
 
 def _last_words(context: Context, request: Request, passages: list[multiple_choice.Question]) -> Outcome:
@@ -293,6 +305,7 @@ def _last_words(context: Context, request: Request, passages: list[multiple_choi
         context.scorer,
         context.trained.tokenizer,
         passages,
+        context.style,
         identity=context.tokenizer_identity,
         progress=context.progress(request.name),
     )
@@ -311,17 +324,36 @@ def _find_harness(request: Request, config: Config, options: Options) -> None:
 def _harness(context: Context, request: Request, _: None) -> Outcome:
     from gptjax.evaluation import harness
 
-    return harness.run(request.file, context.scorer, context.trained.tokenizer, context.generate)
+    tokenizer, style = context.trained.tokenizer, context.style
+
+    def generate(prompts: Sequence[np.ndarray], **sampling) -> list[str]:
+        return context.generate(prompts, **sampling)[0]
+
+    model = harness.CheckpointLM(context.scorer, tokenizer, generate, style.begin, style.too_long)
+    return harness.run(request.file, model)
 
 
 TASKS: dict[str, Task] = {
     "perplexity": Task(_read_nothing, _perplexity),
     **{kind: Task(_read_prompts, _generated) for kind in text_tasks.TASKS},
-    **{kind: Task(_read_questions, _choices, takes_file=True) for kind in multiple_choice.FORMS},
-    "lambada": Task(_read_passages, _last_words, takes_file=True),
+    **{kind: Task(_read_questions, _choices, takes_file=True) for kind in benchmarks.FORMS if kind != "lambada"},
+    "lambada": Task(_read_questions, _last_words, takes_file=True),
     "lm_eval": Task(_find_harness, _harness, takes_file=True),
 }
 
 
 def need_prompts(request: Request) -> bool:
     return TASKS[request.kind].read is _read_prompts
+
+
+def check(config: Config) -> None:
+    """Reads the files of the tasks that `evaluation.tasks` names, before a run that would end with them begins.
+
+    Raises UserError.
+    """
+    has_prompts = bool(config.evaluation.prompts)
+    for request in parse(config.evaluation.tasks):
+        if not need_prompts(request) or has_prompts:
+            TASKS[request.kind].read(request, config, Options())
+    if has_prompts:
+        read_prompts(config.evaluation.prompts)

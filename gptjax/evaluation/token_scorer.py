@@ -13,7 +13,10 @@ from gptjax.model.architecture import Architecture
 from gptjax.objectives.cross_entropy import score_tokens
 from gptjax.parallel import partition
 
-LOGITS_TOKENS = 2048  # per device, of all rows together, whose logits are in memory at once
+LOGITS_TOKENS = 2048  # per device, of all rows together, whose logits are in memory at once, at most
+LOGITS_BYTES = 128 << 20  # and their float32 copy, of which XLA keeps up to three
+CPU_BYTES = 768 << 20  # what a batch may take beside the parameters, in all of a machine's memory
+DEVICE_BYTES = 8 << 30  # or on each device with a memory of its own
 
 Batch = dict[str, Int32[np.ndarray, "rows length"]]
 Owners = Int[np.ndarray, "rows length"]  # whose sums a prediction counts in; -1 where it counts in none
@@ -22,18 +25,34 @@ Owners = Int[np.ndarray, "rows length"]  # whose sums a prediction counts in; -1
 class TokenScorer:
     """Scores tokens with one compiled program for each shape of a batch.
 
-    Memory depends on the number of tokens in a batch and not on how many rows they are in, up to `max_rows`.
+    Memory depends on the number of tokens in a batch and not on how many rows they are in, up to `max_rows`; it is
+    bounded whatever the vocabulary, the context and the batch that is asked for.
     """
 
     def __init__(self, architecture: Architecture, mesh: Mesh):
         self._architecture, self._mesh = architecture.for_inference(), mesh
         self._shards = partition.row_shards(mesh)
-        self.max_rows = LOGITS_TOKENS * self._shards
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._limit = CPU_BYTES // self._shards if on_cpu else DEVICE_BYTES
+        logits = min(LOGITS_TOKENS, LOGITS_BYTES // (4 * architecture.vocab_size * (self._shards if on_cpu else 1)))
+        self.max_rows = max(logits, 16) * self._shards
         self.program = jax.jit(self._token_scores, out_shardings=partition.replicated(mesh))
 
-    def rows(self, wanted: int) -> int:
-        """The number of rows of a batch: `wanted`, at most `max_rows`, raised to a multiple of the row shards."""
-        return -(-min(max(wanted, 1), self.max_rows) // self._shards) * self._shards
+    def rows(self, wanted: int, length: int) -> int:
+        """The number of rows of a batch of this length: `wanted`, as far as the limits of memory allow, raised to a
+        multiple of the row shards."""
+        per_row = self.peak_bytes(1, length) - self.peak_bytes(0, length)
+        room = max((self._limit - self.peak_bytes(0, length)) // per_row, 1) * self._shards
+        return -(-min(max(wanted, 1), self.max_rows, room) // self._shards) * self._shards
+
+    def peak_bytes(self, rows: int, length: int) -> int:
+        """About what a batch with this many rows on a device takes there beside the parameters: the attention's scores
+        and their softmax, the states of a layer, and the logits that are in memory at once."""
+        a = self._architecture
+        scores = 2 * a.num_heads * length * length
+        states = length * (8 * a.embed_dim + 3 * a.mlp_dim)
+        logits = 3 * min(self.max_rows // self._shards, LOGITS_TOKENS) * a.vocab_size
+        return 4 * (rows * (scores + states) + logits)
 
     def sums(
         self,

@@ -85,14 +85,19 @@ class Generator:
         indices: Sequence[int] | None = None,
     ) -> list[Completion]:
         """`complete_tokens` for texts; each is the beginning of a document, after `begin_ids`."""
+        return self.complete_tokens(self.encode(prompts), params, on_text=on_text, indices=indices)
+
+    def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens that `complete` continues."""
         begin = np.array(self.begin_ids, np.int32)
         if self.template is None:
             encoded = self.tokenizer.encode_batch(prompts)
         else:
             questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
             encoded = [self.template.encode_prompt(messages, self.tokenizer) for messages in questions]
+        alone = np.array([self.tokenizer.eot_id], np.int32)  # a model needs one token to begin with
         tokens = [np.concatenate([begin, ids]) for ids in encoded]
-        return self.complete_tokens(tokens, params, on_text=on_text, indices=indices)
+        return [ids if len(ids) else alone for ids in tokens]
 
     def complete_tokens(
         self,

@@ -1,6 +1,7 @@
 """The sampling flags that every verb that generates text has."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,25 +10,62 @@ from absl import flags
 from gptjax.generation.params import SamplingParams
 
 
+class Number(flags.ArgumentParser):
+    """A number within limits, and plain words for what is none."""
+
+    def __init__(self, lowest: float, highest: float, *, whole: bool = True):
+        self.lowest, self.highest, self.whole = lowest, highest, whole
+        self.syntactic_help = f"{'a whole number' if whole else 'a number'} from {lowest:g} to {highest:.10g}"
+
+    def parse(self, argument: str | int | float) -> int | float:
+        try:
+            if self.whole and isinstance(argument, str) and argument.strip().lstrip("+-").isdecimal():
+                value = int(argument[:40])
+            else:
+                value = float(argument)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if not self.lowest <= value <= self.highest or (self.whole and value != int(value)):
+            raise ValueError(f"expected {self.syntactic_help}")
+        return int(value) if self.whole else value
+
+    def flag_type(self) -> str:
+        return "int" if self.whole else "float"
+
+
+def define_number(
+    flag_values: flags.FlagValues,
+    name: str,
+    default: float | None,
+    meaning: str,
+    limits: tuple[float, float],
+    *,
+    whole: bool = True,
+) -> None:
+    """A flag --name that takes a number from limits[0] to limits[1]."""
+    parser = Number(*limits, whole=whole)
+    flags.DEFINE(parser, name, default, meaning, flag_values=flag_values, serializer=flags.ArgumentSerializer())
+
+
 def define(flag_values: flags.FlagValues) -> None:
     """Adds one flag for each field of SamplingParams."""
     default = SamplingParams()
 
-    def number(kind, name: str, meaning: str) -> None:
-        kind(name, getattr(default, name), meaning, flag_values=flag_values)
+    def number(name: str, meaning: str, limits: tuple[float, float], *, whole: bool = False) -> None:
+        define_number(flag_values, name, getattr(default, name), meaning, limits, whole=whole)
 
-    number(flags.DEFINE_integer, "max_new_tokens", "largest number of generated tokens, e.g. --max_new_tokens=200")
-    number(flags.DEFINE_float, "temperature", "0 = the most probable token, e.g. --temperature=0.8")
-    number(flags.DEFINE_integer, "top_k", "draw from the k most probable tokens; 0 = all, e.g. --top_k=50")
-    number(flags.DEFINE_float, "top_p", "draw from the smallest set with this probability, e.g. --top_p=0.95")
-    number(flags.DEFINE_float, "min_p", "drop tokens less probable than this share of the best one, e.g. --min_p=0.05")
+    number("max_new_tokens", "largest number of generated tokens, e.g. --max_new_tokens=200", (1, 2**24), whole=True)
+    number("temperature", "0 = the most probable token, e.g. --temperature=0.8", (0, 1000))
+    number("top_k", "draw from the k most probable tokens; 0 = all, e.g. --top_k=50", (0, 2**31 - 1), whole=True)
+    number("top_p", "draw from the smallest set with this probability, e.g. --top_p=0.95", (1e-9, 1))
+    number("min_p", "drop tokens less probable than this share of the best one, e.g. --min_p=0.05", (0, 1))
     number(
-        flags.DEFINE_float,
         "repetition_penalty",
         "divides the scores of tokens that are in the text already, e.g. --repetition_penalty=1.2",
+        (1e-3, 1000),
     )
-    number(flags.DEFINE_integer, "seed", "the same seed gives the same text, e.g. --seed=1")
-    number(flags.DEFINE_bool, "ignore_eos", "go on after the end of a document, e.g. --ignore_eos")
+    number("seed", "the same seed gives the same text, e.g. --seed=1", (0, 2**32 - 1), whole=True)
+    flags.DEFINE_bool("ignore_eos", False, "go on after a document, e.g. --ignore_eos", flag_values=flag_values)
     flags.DEFINE_multi_string(
         "stop",
         None,

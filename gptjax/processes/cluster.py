@@ -1,11 +1,15 @@
-"""Which processes make up a run: from flags, Slurm or Cloud TPU. Nothing here imports JAX."""
+"""Which processes make up a run: from flags, torchrun, MPI, Slurm or Cloud TPU. Nothing here imports JAX."""
 
 import dataclasses
 import importlib.util
+import itertools
+import math
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
@@ -13,6 +17,7 @@ from gptjax.errors import UserError
 
 TPU_PORT = 8490  # beside those that libtpu uses, 8471 to 8482
 FLAGS = ("coordinator", "num_processes", "process_id")
+_MOST_NODES = 100_000
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -57,6 +62,8 @@ def find(options: flags.FlagValues, environment: Mapping[str, str] = os.environ)
     given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
     if given or all(name in environment for name in VARIABLES):
         return _from_flags(given, environment)
+    if launched := _from_launcher(environment):
+        return launched
     if "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it: a batch script or salloc's shell is one process
         return _from_slurm(environment)
     return _from_tpu(environment)
@@ -80,23 +87,111 @@ def _from_flags(given: Mapping[str, str | int], environment: Mapping[str, str]) 
     return Cluster(address, process_id, hosts) if count > 1 else None
 
 
+class _Launcher(NamedTuple):
+    """The variables that a launcher of processes sets: of all processes, and of those on one machine."""
+
+    name: str
+    size: str
+    rank: str
+    local_size: str
+    local_rank: str
+
+
+# A process of one of these may have been started by srun, whose variables then say something else.
+LAUNCHERS = (
+    _Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"),
+    _Launcher(
+        "mpirun",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ),
+    _Launcher("mpirun", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+    _Launcher(
+        "mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"
+    ),
+)
+
+
+def _from_launcher(environment: Mapping[str, str]) -> Cluster | None:
+    """torchrun, accelerate, Kubeflow's PyTorchJob: RANK and WORLD_SIZE; Open MPI, MPICH and Intel MPI: theirs.
+
+    Raises UserError where the variables say that there are several processes, and not which or where.
+    """
+    slurm = "SLURM_STEP_NUM_TASKS" in environment
+    for launcher in LAUNCHERS:
+        if (slurm and launcher.size == "PMI_SIZE") or not environment.get(launcher.size):  # srun sets PMI_SIZE as well
+            continue
+        count = _whole(environment, launcher.size)
+        if count == 1 or (slurm and launcher.rank not in environment):  # exported by hand, for another program
+            continue
+        if launcher.rank not in environment:
+            raise UserError(
+                f"{launcher.size}={count} says that this is one of several processes, and {launcher.rank} is not set; "
+                f"unset {launcher.size} for a run of one process, or start each with --coordinator, --num_processes "
+                "and --process_id"
+            )
+        rank, local_rank = _whole(environment, launcher.rank), _whole(environment, launcher.local_rank, -1)
+        if not 0 <= rank < count:
+            raise UserError(f"{launcher.rank}={rank} with {launcher.size}={count}: expected 0 to {count - 1}")
+        here = _whole(environment, launcher.local_size, -1)
+        address = _address(environment, launcher, alone=here == count)
+        share = _share_of_devices(environment, here, local_rank) if here > 0 and local_rank >= 0 else None
+        return Cluster(address, rank, (address.rpartition(":")[0], *[""] * (count - 1)), share)
+    return None
+
+
+def _address(environment: Mapping[str, str], launcher: _Launcher, *, alone: bool) -> str:
+    """HOST:PORT of process 0: MASTER_ADDR and MASTER_PORT, or, of an MPI job on one machine (`alone`), a port of it."""
+    host, port = environment.get("MASTER_ADDR"), _whole(environment, "MASTER_PORT", 0)
+    if host is None and alone and launcher.name == "mpirun":
+        host = "127.0.0.1"
+    if host is None:
+        raise UserError(
+            f"{launcher.size} is set, as {launcher.name} does, and MASTER_ADDR is not: where is process 0? Set "
+            "MASTER_ADDR and MASTER_PORT for all processes (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=9000 ...), use "
+            "srun, or give each process --coordinator, --num_processes and --process_id"
+        )
+    if port and "TORCHELASTIC_RUN_ID" not in environment:
+        return f"{host}:{port}"
+    # torchrun itself listens on MASTER_PORT. Of an MPI job on one machine, all processes have one parent.
+    job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid") or str(os.getppid())
+    return f"{host}:{10_000 + 2 * (zlib.crc32(f'{port} {job * (not port)}'.encode()) % 11_000)}"
+
+
+def _whole(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name, "")
+    if not text and default is not None:
+        return default
+    if not re.fullmatch(r"\s*\d{1,9}\s*", text):
+        raise UserError(f"{name}={text!r}: a launcher sets it to a whole number; unset it, or start with srun or flags")
+    return int(text)
+
+
 def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
-    count = int(environment["SLURM_STEP_NUM_TASKS"])
+    count = _whole(environment, "SLURM_STEP_NUM_TASKS")
     if count == 1:
         return None
-    nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
-    tasks = expand_tasks(environment["SLURM_STEP_TASKS_PER_NODE"])
+    nodes = expand_nodes(environment.get("SLURM_STEP_NODELIST", ""))
+    tasks = expand_tasks(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if len(nodes) != len(tasks) or sum(tasks) != count:
+        raise UserError(
+            f"SLURM_STEP_NODELIST names {len(nodes)} nodes, and SLURM_STEP_TASKS_PER_NODE has {sum(tasks)} tasks on "
+            f"{len(tasks)} nodes, where SLURM_STEP_NUM_TASKS={count}; give each "
+            "process --coordinator, --num_processes and --process_id"
+        )
     # Slurm's default distribution fills node after node. With another one, only messages name wrong hosts.
     hosts = tuple(node for node, number in zip(nodes, tasks, strict=True) for _ in range(number))
     # One port per job and job step, below the range that the kernel gives to outgoing connections.
     step = environment.get("SLURM_STEP_ID", "0")
-    port = 10_000 + 2 * ((int(environment["SLURM_JOB_ID"]) * 17 + (int(step) if step.isdigit() else 0)) % 11_000)
-    here = tasks[int(environment["SLURM_NODEID"])]
+    port = 10_000 + 2 * ((_whole(environment, "SLURM_JOB_ID") * 17 + (int(step) if step.isdigit() else 0)) % 11_000)
+    here = tasks[_whole(environment, "SLURM_NODEID") % len(tasks)]
     return Cluster(
         f"{nodes[0]}:{port}",
-        int(environment["SLURM_PROCID"]),
+        _whole(environment, "SLURM_PROCID"),
         hosts,
-        _share_of_devices(environment, here, int(environment["SLURM_LOCALID"])),
+        _share_of_devices(environment, here, _whole(environment, "SLURM_LOCALID")),
     )
 
 
@@ -111,18 +206,30 @@ def _share_of_devices(environment: Mapping[str, str], tasks: int, local_id: int)
 
 
 def expand_nodes(text: str) -> list[str]:
-    """["n01", "n02", "gpu7"] from Slurm's "n[01-02],gpu7"."""
-    nodes = []
+    """["n01", "n02", "gpu7"] from Slurm's "n[01-02],gpu7"; of several brackets in a name the last runs first.
+
+    Raises UserError where it is no such list.
+    """
+    nodes: list[str] = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        prefix, bracket, rest = name.partition("[")
-        if not bracket:
-            nodes.append(name)
-            continue
-        numbers, _, suffix = rest.partition("]")
-        for part in numbers.split(","):
-            first, _, last = part.partition("-")
-            nodes += [f"{prefix}{i:0{len(first)}}{suffix}" for i in range(int(first), int(last or first) + 1)]
+        parts = re.split(r"\[([^\]]*)\]", name)  # text, numbers, text, numbers, ..., text
+        choices = [_expand_numbers(part, text) if i % 2 else [part] for i, part in enumerate(parts)]
+        if math.prod(map(len, choices)) > _MOST_NODES:
+            raise UserError(f"SLURM_STEP_NODELIST={text[:100]} names more than {_MOST_NODES} nodes")
+        nodes += ["".join(parts) for parts in itertools.product(*choices)]
     return nodes
+
+
+def _expand_numbers(text: str, whole: str) -> list[str]:
+    """["08", "09", "10", "12"] from "08-10,12"."""
+    numbers: list[str] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if not match or int(match[2] or match[1]) - int(match[1]) not in range(_MOST_NODES):
+            raise UserError(f"SLURM_STEP_NODELIST={whole[:100]}: {part!r} is no range of nodes such as 01-16")
+        first, last = match[1], match[2] or match[1]
+        numbers += [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
+    return numbers
 
 
 def expand_tasks(text: str) -> list[int]:

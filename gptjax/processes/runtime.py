@@ -5,8 +5,10 @@ import ctypes
 import importlib.util
 import math
 import os
+import re
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -79,6 +81,28 @@ def _sees_gpu() -> bool:
     """Whether this machine has a GPU: JAX's plugin for CUDA may be installed where there is none."""
     devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]  # dxg: Linux within Windows
     return bool(devices) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def missing_platform(error: BaseException) -> str | None:
+    """What JAX_PLATFORMS asks for and this machine has not, if that is why JAX did not start, and what to do."""
+    chosen, frames = os.environ.get("JAX_PLATFORMS", ""), traceback.extract_tb(error.__traceback__)
+    if not chosen or not frames or not frames[-1].filename.endswith("xla_bridge.py"):
+        return None
+    named = re.search(r"initialize backend '(\w+)'", str(error))
+    platforms = {"gpu": "cuda", "rocm": "cuda"} if "gpu" in chosen else {}
+    name = platforms.get(named[1], named[1]) if named else chosen.split(",")[0]
+    kinds = {
+        "cuda": ("cuda", "an NVIDIA GPU", any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))),
+        "tpu": ("tpu", "a TPU", importlib.util.find_spec("libtpu") is not None),
+    }
+    if name not in kinds:
+        return f"JAX_PLATFORMS={chosen}: {name} is no platform that JAX knows here; use cpu, cuda or tpu, or unset it"
+    extra, device, installed = kinds[name]
+    if not installed:
+        what = f"JAX for {device} is not installed; pip install 'gptjax[{extra}]', or unset it"
+    else:
+        what = f"{device} is not found on this machine, or is in use; unset it to use what is there"
+    return f"JAX_PLATFORMS={chosen}: {what}"
 
 
 def check_bfloat16(device: jax.Device) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax import config as config_lib
-from gptjax.artifacts import checkpoints, loading
+from gptjax.artifacts import checkpoints, integrity, loading
 from gptjax.data.tokenization import huggingface as tokenizer_files
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
@@ -79,10 +79,10 @@ def find(init_from: str) -> Origin | None:
 
 def of_own(workdir: Path, config: config_lib.Config) -> Origin | None:
     """The last checkpoint of a run that continues, in the place of `init_from`, which is needed for step 0 alone."""
-    steps = checkpoints.finished_steps(workdir / "checkpoints")
-    if not config.init_from or max(steps, default=0) == 0:
+    newest = integrity.newest_whole(workdir / "checkpoints", tell=False) if config.init_from else 0
+    if newest == 0:
         return None
-    directory = workdir / "checkpoints" / str(steps[-1])
+    directory = workdir / "checkpoints" / str(newest)
     own = loading.read_config(directory)
     generation = checkpoints.read_metadata(directory)["generation"]
     architecture = Architecture.from_config(own.model, 0)

@@ -15,8 +15,9 @@ import optax
 from gptjax import config as config_lib
 from gptjax import files
 from gptjax.artifacts import checkpoints as checkpoints_lib
-from gptjax.artifacts import manifest
+from gptjax.artifacts import integrity, manifest
 from gptjax.artifacts import workdir as workdir_lib
+from gptjax.artifacts.lock import Lock
 from gptjax.data.building.build import Progress
 from gptjax.data.opening import RunData
 from gptjax.data.pipeline import batches as batches_lib
@@ -51,11 +52,11 @@ class Ending:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        first: Exception | None = None
+        first: BaseException | None = None
         for close in reversed(self._closings):
             try:
                 close()
-            except Exception as failure:
+            except (Exception, KeyboardInterrupt) as failure:
                 if error or first:
                     about = files.explain(failure) if isinstance(failure, OSError) else failure
                     print(f"while the run ended: {about}", file=sys.stderr)
@@ -76,6 +77,7 @@ class Run:
       origin: the model that it starts from, if any.
       attention: the kernel that is used.
       changes: options that are not what they were before `start`.
+      lock: of the work directory, in the process that holds it.
     """
 
     workdir: Path
@@ -87,6 +89,7 @@ class Run:
     origin: pretrained.Origin | None
     attention: str
     changes: workdir_lib.Changes
+    lock: Lock | None = None
 
     @classmethod
     def open(
@@ -132,8 +135,7 @@ class Run:
         attention = kernels.resolve(program.architecture.attention, task, mesh.devices.flat[0].platform)
         footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
         identity = {"source": config.data.source, **data.identity}
-        step = max(checkpoints_lib.finished_steps(workdir / "checkpoints"), default=0)
-        changes = group.first(lambda: workdir_lib.claim(workdir, config, step=step, allow_changes=allow_changes))
+        changes = group.first(lambda: claim(workdir, config, allow_changes=allow_changes))
 
         monitor = objective.monitor
         checkpoints = checkpoints_lib.Checkpoints(
@@ -244,6 +246,8 @@ class Run:
 
     def save(self, step: int, state: TrainState, line: dict[str, Any]) -> None:
         """Begins to save a state and its validation line. Raises RunError where it is not worth it."""
+        if self.lock:
+            self.lock.check()
         if not math.isfinite(self._parameter_norm(state.params)):  # or it would push a good checkpoint out
             raise RunError(f"the parameters are not finite after step {step}. {self.advice()}")
         monitor = self.program.objective.monitor.name
@@ -281,6 +285,16 @@ class Run:
         if "_stream" in vars(self):
             self._stream.close()
         self.checkpoints.close()
+
+
+def claim(workdir: Path, config: config_lib.Config, *, allow_changes: bool) -> workdir_lib.Changes:
+    """`workdir.claim`, with what is damaged in the directory put right or aside. Raises UserError."""
+    directory = workdir / "checkpoints"
+    newest = integrity.newest_whole(directory)
+    integrity.mend(workdir, newest)
+    changes = workdir_lib.claim(workdir, config, step=newest, allow_changes=allow_changes)
+    integrity.set_aside(directory, newest)
+    return changes
 
 
 def settle(

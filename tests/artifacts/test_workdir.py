@@ -112,6 +112,6 @@ def test_without_a_manifest_it_is_said_that_the_data_are_not_checked(tmp_path, c
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
         check_data(tmp_path, {"source": "text:x", "source_fingerprint": "a"})
-        assert "whether the data are the same is not checked" in capsys.readouterr().err
+        assert "whether the data are those of before is not checked" in capsys.readouterr().err
         assert read_changes(tmp_path) == []
         capsys.readouterr()

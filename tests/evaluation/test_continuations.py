@@ -7,7 +7,8 @@ import pytest
 
 from gptjax import config as config_lib
 from gptjax.data.tokenization.tokenizer import build_tokenizer
-from gptjax.evaluation.continuations import ContinuationScorer, encode_pair
+from gptjax.evaluation.continuations import ContinuationScorer, Scores, encode_pair
+from gptjax.evaluation.multiple_choice import Question, Style, choose
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.parallel.mesh import make_mesh
@@ -91,8 +92,32 @@ def test_nothing_to_score(model):
 def test_white_space_before_a_continuation_belongs_to_it():
     tokenizer = build_tokenizer("byte")
     for context, continuation in (("ab", " cd"), ("ab ", "cd"), ("ab  \n", "c")):
-        first, second = encode_pair(tokenizer, context, continuation)
-        assert first.tolist() == [tokenizer.eot_id, *b"ab"]
+        first, second, alone = encode_pair(tokenizer, context, continuation, tokenizer.begin_ids)
+        assert first.tolist() == [tokenizer.eot_id, *b"ab"] and not alone
         assert bytes(second.tolist()).decode() == (context + continuation)[2:]
-    first, second = encode_pair(tokenizer, "", " cd")
+    first, second, _ = encode_pair(tokenizer, "", " cd")
     assert (first.tolist(), bytes(second.tolist())) == ([tokenizer.eot_id], b" cd")
+    assert encode_pair(tokenizer, "ab", " c").context.tolist() == [*b"ab"]  # lm-eval puts nothing before a context
+
+
+def test_a_choice_that_melts_into_its_question_is_encoded_alone():
+    tokenizer = build_tokenizer("bpe:300", ["北京大学在北京。北京大学很大。学在北大。" * 50])
+    known = tokenizer.encode("北京").tolist()
+    melted, cut = "大学很大", "大学很大。大"  # one token with the question; the same and more after it
+    assert len(tokenizer.encode(f"北京{melted}")) == 1 and tokenizer.encode(f"北京{cut}")[0] != known[0]
+    for choice in (melted, cut):
+        expected = known, tokenizer.encode(choice).tolist(), True
+        context, continuation, alone = encode_pair(tokenizer, "北京", choice)
+        assert (context.tolist(), continuation.tolist(), alone) == expected
+    assert not encode_pair(tokenizer, "北京", " 大学").alone
+    outcome = choose(Unscored(), tokenizer, [Question("北京", [melted, " 大"], 0)], Style(delimiter=""))
+    assert "choices-encoded-alone:1/2" in outcome.metrics["accuracy"].signature
+
+
+class Unscored(ContinuationScorer):
+    def __init__(self):
+        self.context_length = 64
+
+    def score(self, pairs, progress=None):
+        count = np.array([len(continuation) for _, continuation in pairs], np.float64)
+        return Scores(-count, count, count > 0, np.zeros(len(pairs), np.bool_))

@@ -43,9 +43,9 @@ def directory(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def models(directory):
-    """(ours, lm-eval's own) on the same weights."""
+@pytest.fixture(scope="module", params=[None, True], ids=["as-the-tokenizer-says", "document"])
+def models(directory, request):
+    """(ours, lm-eval's own) on the same weights, by lm-eval's default and with a token before each text."""
     from lm_eval.models.huggingface import HFLM
 
     from gptjax.artifacts import loading
@@ -57,8 +57,10 @@ def models(directory):
     trained = loading.load(directory / "run")
     scorer = ContinuationScorer(trained.architecture, trained.params, mesh, batch_size=4)
     generate = evaluate._generator(trained, mesh)
-    ours = CheckpointLM(scorer, trained.tokenizer, generate)
-    theirs = HFLM(pretrained=str(directory / "hf"), device="cpu", dtype="float32", batch_size=1, add_bos_token=True)
+    begin = trained.tokenizer.begin_ids if request.param else trained.tokenizer.prefix
+    ours = CheckpointLM(scorer, trained.tokenizer, lambda *a, **k: generate(*a, **k)[0], begin)
+    options = {"device": "cpu", "dtype": "float32", "batch_size": 1, "add_bos_token": request.param}
+    theirs = HFLM(pretrained=str(directory / "hf"), **options)
     return ours, theirs
 
 
@@ -73,8 +75,7 @@ def test_log_likelihoods(models):
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
 
 
-def test_rolling_log_likelihoods(models, monkeypatch):
-    monkeypatch.setattr(models[1], "add_bos_token", False)  # lm-eval puts a token of its own before the text
+def test_rolling_log_likelihoods(models):
     ours, theirs = (
         model.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in TEXTS])) for model in models
     )

@@ -143,7 +143,9 @@ def test_many_documents_are_resampled_in_runs(model, mesh, store, monkeypatch):
         expected = [single[name].sums[first : first + 3].sum(axis=0) for first in firsts]
         np.testing.assert_allclose(metric.sums, expected)
         assert metric.ids == [f"data:x|3-documents:{first}" for first in firsts]
-    assert single["word_perplexity"].value == pytest.approx(math.exp(result.nll.sum() / words.sum()))
+    assert single["word_perplexity"].value == pytest.approx(
+        math.exp((result.nll.sum() - result.end_nll.sum()) / words.sum())
+    )
 
 
 def test_max_tokens_scores_a_prefix(model, mesh, store):

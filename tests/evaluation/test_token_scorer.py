@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax import config as config_lib
-from gptjax.evaluation.token_scorer import LOGITS_TOKENS, TokenScorer, empty_batch, put
+from gptjax.evaluation.token_scorer import TokenScorer, empty_batch, put
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.parallel.mesh import make_mesh
@@ -29,15 +29,30 @@ def temporary_bytes(scorer: TokenScorer, rows: int, length: int) -> int:
 
 def test_rows_of_any_length_need_the_same_memory():
     scorer = TokenScorer(architecture(), make_mesh(config_lib.get_default().mesh, jax.devices()[:1]))
-    tokens = 8 * LOGITS_TOKENS
+    tokens = 8 * scorer.max_rows
     full, *others = (temporary_bytes(scorer, tokens // length, length) for length in (CONTEXT, 64, 16))
-    assert full < 3 * LOGITS_TOKENS * VOCABULARY * 4, "the logits of a part of the batch, and what is made of them"
+    assert full < 3 * scorer.max_rows * VOCABULARY * 4, "the logits of a part of the batch, and what is made of them"
     assert max(others) < 1.1 * full
 
 
 def test_a_batch_has_no_more_rows_than_logits_fit():
     scorer = TokenScorer(architecture(), make_mesh(config_lib.get_default().mesh))
-    assert [scorer.rows(wanted) for wanted in (0, 9, 10**9)] == [8, 16, 8 * LOGITS_TOKENS]
+    assert [scorer.rows(wanted, 16) for wanted in (0, 9)] == [8, 16]
+    assert scorer.rows(10**9, 16) <= scorer.max_rows
+
+
+@pytest.mark.parametrize("length", [16, 128, 1024])
+def test_the_peak_is_known_beforehand_and_does_not_follow_the_vocabulary(length):
+    """Of a small model with GPT-2's vocabulary and context, any batch that is asked for."""
+    options = dict(num_layers=2, num_heads=4, embed_dim=64, context_length=1024)
+    config = config_lib.get_default()
+    config.model.update(vocab_multiple=1, **options)
+    model = Architecture.from_config(config.model, 50257)
+    scorer = TokenScorer(model, make_mesh(config_lib.get_default().mesh, jax.devices()[:1]))
+    rows = scorer.rows(10**6, length)
+    batch, _ = empty_batch(rows, length)
+    needed = scorer.program.lower(gpt.abstract_params(model), batch).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 1.3 * scorer.peak_bytes(rows, length) < 1.3 * (1 << 30)
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (16, 12)])

@@ -33,10 +33,84 @@ def find(*arguments: str, **environment: str):
         ("n[0-1],gpu7", ["n0", "n1", "gpu7"]),
         ("n[08-10,12]", ["n08", "n09", "n10", "n12"]),
         ("a[1,3]-ib,b", ["a1-ib", "a3-ib", "b"]),
+        # As `scontrol show hostnames` has them:
+        ("n[1-2]r[3-4]", ["n1r3", "n1r4", "n2r3", "n2r4"]),
+        ("rack[0-1]n[08-09,11],login", [f"rack{r}n{n}" for r in "01" for n in ("08", "09", "11")] + ["login"]),
+        ("a[1-2]b[0-1]c[7]d", ["a1b0c7d", "a1b1c7d", "a2b0c7d", "a2b1c7d"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
     ],
 )
 def test_node_lists_of_slurm(text, nodes):
     assert cluster.expand_nodes(text) == nodes
+
+
+@pytest.mark.parametrize("text", ["n[1-x]", "n[]", "n[3-1]", "n[1-999999999]", "a[1-900]b[1-900]"])
+def test_node_lists_that_are_none(text):
+    with pytest.raises(UserError, match="SLURM_STEP_NODELIST"):
+        cluster.expand_nodes(text)
+
+
+def test_lists_of_slurm_that_do_not_fit():
+    with pytest.raises(UserError, match=r"3 nodes, and .* 3 tasks on 2 nodes"):
+        find(**SLURM | {"SLURM_STEP_NODELIST": "n[0-2]"})
+
+
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h0"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+MPICH = {"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}
+MASTER = {"MASTER_ADDR": "h0", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, OPEN_MPI, MPICH])
+def test_other_launchers_form_the_run(launcher):
+    found = find(**launcher | MASTER, CUDA_VISIBLE_DEVICES="0,1")
+    assert (found.process_id, found.num_processes, found.address) == (3, 4, "h0:29500")
+    assert found.local_devices == (1,)
+
+
+def test_the_port_on_which_torchrun_listens_is_not_used():
+    addresses = {find(**TORCHRUN, MASTER_PORT="29500", TORCHELASTIC_RUN_ID="x").address for _ in range(2)}
+    assert len(addresses) == 1 and "h0:29500" not in addresses
+
+
+@pytest.mark.parametrize("launcher", [OPEN_MPI, MPICH])
+def test_mpi_on_one_machine_needs_no_address(launcher):
+    here = {name: "4" for name in launcher if name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")}
+    assert find(**launcher | here).address.startswith("127.0.0.1:")
+    with pytest.raises(UserError, match="MASTER_ADDR is not: where is process 0"):
+        find(**launcher)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 .* RANK is not set; unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE='x': a launcher sets it to a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "2"} | MASTER, "RANK=2 with WORLD_SIZE=2: expected 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR is not"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "-"} | MASTER, "OMPI_COMM_WORLD_RANK='-'"),
+    ],
+)
+def test_other_launchers_that_do_not_fit(environment, said):
+    with pytest.raises(UserError, match=said):
+        find(**environment)
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": ""}])
+def test_a_launcher_of_one_process_is_harmless(environment):
+    assert find(**environment) is None
+    assert find(**environment, OMPI_COMM_WORLD_SIZE="1", OMPI_COMM_WORLD_RANK="0") is None
+
+
+def test_slurm_and_what_is_exported_in_its_script():
+    assert find(**SLURM, WORLD_SIZE="8", PMI_SIZE="3", PMI_RANK="1", **MASTER).address.startswith("n0:")
+    inner = find(**SLURM, **TORCHRUN, MASTER_PORT="29500")  # torchrun, started by srun
+    assert (inner.num_processes, inner.process_id) == (4, 3)
 
 
 @pytest.mark.parametrize(("text", "tasks"), [("1(x2)", [1, 1]), ("2(x2),1", [2, 2, 1]), ("4", [4])])

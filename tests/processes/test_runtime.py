@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -108,3 +109,22 @@ def jax_platforms(platforms: str | None):
         yield
     finally:
         jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "said"),
+    [
+        ("nonsense", "JAX_PLATFORMS=nonsense: nonsense is no platform that JAX knows here; use cpu, cuda or tpu"),
+        ("cuda", "JAX_PLATFORMS=cuda: JAX for an NVIDIA GPU is not installed; pip install 'gptjax[cuda]'"),
+        ("tpu", "JAX_PLATFORMS=tpu: JAX for a TPU is not installed; pip install 'gptjax[tpu]'"),
+    ],
+)
+def test_a_platform_that_is_not_there(platforms, said):
+    installed = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu")))
+    if platforms != "nonsense" and installed:
+        pytest.skip("it is installed here")
+    program = "import sys, jax; from gptjax import cli; sys.exit(cli.run(lambda argv: jax.devices(), []))"
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {said}") and "Traceback" not in done.stderr

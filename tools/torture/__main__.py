@@ -18,6 +18,7 @@ import os
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ _MOUNTS = "TORTURE_MOUNTS"  # set where this process is in a mount namespace of 
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     options = _options()
     cases, notes = _cases(options), []
     if any(kind == "disk" for _, kind, _ in cases) and os.environ.get(_MOUNTS) != "1":
@@ -181,6 +183,7 @@ def _torture(cases: list[tuple[str, str, int]], options: argparse.Namespace, scr
         threads.shutdown(wait=False, cancel_futures=True)
         for server in servers:
             server.close()
+        threads.shutdown(wait=True)
     return outcomes
 
 

@@ -183,7 +183,12 @@ class BeamRunner:
         except ImportError:
             raise UserError("--runner=beam needs Apache Beam: pip install 'gptjax[data]'") from None
         recorded = _Recorded(stage, self.directory / f"errors-{uuid.uuid4().hex}")
-        with beam.Pipeline(options=PipelineOptions(self.options)) as pipeline:
+        try:
+            opened = beam.Pipeline(options=PipelineOptions(self.options))
+        except (Exception, SystemExit) as error:  # Beam's parser of options ends the program
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"--beam_options={' '.join(self.options)[:200]!r}: Beam refuses them: {reason}") from None
+        with opened as pipeline:
             _ = pipeline | beam.Create(list(items)) | beam.Reshuffle() | beam.Map(recorded)
         recorded.raise_first()
         for item in items:

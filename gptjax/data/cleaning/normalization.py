@@ -68,6 +68,7 @@ _FULL_WIDTH_LETTERS = {
     for code in range(0xFF01, 0xFF5F)
     if chr(code - 0xFEE0).isalnum() or chr(code - 0xFEE0) in "#$%&*+-/<=>@\\^_`{|}"
 }
+_MARK_IN_NUMBER = re.compile("(?<=[0-9])[\uff0c\uff0e](?=[0-9])")
 _FULL_WIDTH_ALL = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 
@@ -76,9 +77,11 @@ def full_width(text: str, scope: str = "letters") -> str:
 
     Args:
       scope: "letters" maps letters, digits and signs, and leaves the punctuation of Chinese prose, such as
-        U+FF0C, as it is; "all" maps that too.
+        U+FF0C, as it is, except a full stop or comma between two digits, which is part of a number; "all" maps that
+        too.
     """
-    return text.translate(_FULL_WIDTH_ALL if scope == "all" else _FULL_WIDTH_LETTERS).replace("\u3000", " ")
+    text = text.translate(_FULL_WIDTH_ALL if scope == "all" else _FULL_WIDTH_LETTERS).replace("\u3000", " ")
+    return _MARK_IN_NUMBER.sub(lambda match: "." if match[0] == "\uff0e" else ",", text)
 
 
 _QUOTES = {

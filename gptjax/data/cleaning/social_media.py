@@ -57,6 +57,18 @@ def urls(text: str, handling: str = "keep") -> str:
     return _handled(_URL, text, handling, "<url>")
 
 
+_EMAIL = re.compile(
+    r"(?P<before>[ \t]{0,8})(?<![\w.+\-])[\w.+\-]{1,64}@(?:[a-z0-9\-]{1,63}\.){1,8}[a-z]{2,24}(?![\w\-])"
+    r"(?P<after>[ \t]{0,8})",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+def emails(text: str, handling: str = "keep") -> str:
+    """Addresses of e-mail kept ("keep"), removed ("remove") or written as <email> ("placeholder")."""
+    return _handled(_EMAIL, text, handling, "<email>") if "@" in text else text
+
+
 def mentions(text: str, handling: str = "keep") -> str:
     """Names of users kept ("keep"), removed ("remove") or written as @user ("placeholder").
 
@@ -88,11 +100,17 @@ _LAUGHTER = re.compile(
 )
 
 
+# Two syllables laugh in Chinese (好笑呵呵), except in 笑呵呵 and its like, which describe, and in 哈哈镜, a mirror.
+_SHORT_LAUGHTER = re.compile(r"(?<![乐傻美打])(?<!(?<![好可搞])笑)(?P<two>[哈呵嘿嘻])(?P=two)(?!镜)")
+
+
 def laughter(text: str, handling: str = "squeeze") -> str:
     """Written laughter of three or more syllables: 呵呵呵呵, 哈哈哈哈, 233333, hahaha, hhhh.
 
     Args:
-      handling: "squeeze" shortens it (呵呵, 哈哈, 233, haha, hhh), "word" writes 笑, "keep" leaves it.
+      handling: "squeeze" shortens it (呵呵, 哈哈, 233, haha, hhh); "word" writes 笑, also for 呵呵, 哈哈, 嘿嘿 and
+        嘻嘻 of two syllables; "keep" leaves it. Two syllables in Latin letters (haha, hehe) stay, since other
+        languages have such names and words.
     """
     if handling == "keep":
         return text
@@ -106,7 +124,8 @@ def laughter(text: str, handling: str = "squeeze") -> str:
             return syllable * 2
         return "233"
 
-    return _LAUGHTER.sub(shortened, text)
+    text = _LAUGHTER.sub(shortened, text)
+    return _SHORT_LAUGHTER.sub("笑", text) if handling == "word" else text
 
 
 _REPEATED = re.compile(r"(?P<ellipsis>…){3,}|(?P<mark>[!?.,;:~*=_#\-。！？，、；：～·—])(?P=mark){3,}")

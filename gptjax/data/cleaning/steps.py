@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptjax.config import Option, suggestion
-from gptjax.data.cleaning import extraction, filters, normalization, social_media
+from gptjax.data.cleaning import chinese, extraction, filters, normalization, social_media
 from gptjax.data.cleaning import lossy as reduction
 from gptjax.errors import UserError
 
@@ -16,6 +16,7 @@ OPTIONS: dict[str, Option] = {
     "emoji": Option("keep", "emoji and Weibo's [doge] codes", choices=("keep", "remove")),
     "mentions": Option("keep", "names of users: @name, 回复@name:", choices=_HANDLING),
     "urls": Option("keep", "web addresses", choices=_HANDLING),
+    "emails": Option("keep", "addresses of e-mail", choices=_HANDLING),
     "laughter": Option("squeeze", "哈哈哈哈 to 哈哈 or to 笑", choices=("squeeze", "word", "keep")),
     "full_width": Option("letters", "full-width forms to ASCII", choices=("letters", "all", "keep")),
     "quotes": Option("curly", "style of quotation marks", choices=("curly", "corner", "ascii", "keep")),
@@ -77,7 +78,9 @@ STEPS: dict[str, Step] = {
         _always("lowercase", reduction.lowercase, invertible=False),
         _always("nfc", normalization.nfc),
         _always("nfkc", normalization.nfkc),
+        _always("simplified", chinese.simplified),
         _by_option("urls", social_media.urls),
+        _by_option("emails", social_media.emails),
         _by_option("mentions", social_media.mentions),
         _by_option("emoji", social_media.emoji),
         _by_option("laughter", social_media.laughter),
@@ -140,9 +143,14 @@ PROFILES: dict[str, Profile] = {
         urls="remove",
         mentions="remove",
     ),
+    # Addresses and names go before the punctuation by which they are known.
     "guide": _profile(
-        "strip_tags control_characters lowercase nfc special_characters punctuation segment stop_words "
-        + f"indentation {_LAYOUT}"
+        "strip_tags control_characters lowercase nfc urls emails mentions laughter special_characters punctuation "
+        + f"segment stop_words indentation {_LAYOUT}",
+        urls="remove",
+        emails="remove",
+        mentions="remove",
+        laughter="word",
     ),
 }
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from gptjax.data.documents import Message
 from gptjax.errors import UserError
 
 Span = tuple[int, int]
+MAX_LINES = 1_000_000  # steps of a template for one dialogue
+COUNTED = 10
+MAX_CHARACTERS = 10_000_000  # that it writes
 
 NO_TOOLS = (
     "; name a tokenizer whose template does: --config.tokenizer=hf:DIR, or leave them out: "
@@ -173,7 +177,8 @@ def _run(
 ) -> str:
     template = _compiled(jinja)
     try:
-        return template.render(
+        return _within_limits(
+            template,
             messages=list(messages),
             add_generation_prompt=prompt,
             tools=tools,
@@ -182,7 +187,33 @@ def _run(
             **variables,
         )
     except Exception as error:  # whatever the template does
-        raise UserError(f"the chat template refuses a dialogue of {len(messages)} messages: {error}") from None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"the chat template refuses a dialogue of {len(messages)} messages: {reason}") from None
+
+
+def _within_limits(template: Any, **names: Any) -> str:
+    """The rendered text. Raises OverflowError where the template loops without an end, or writes too much.
+
+    Steps are counted in the first dialogues of a template only, since counting is slow.
+    """
+    budget = itertools.count()
+    template.globals["renderings"] = renderings = template.globals.get("renderings", 0) + 1
+    tracing = sys.gettrace()
+
+    def count(frame: Any, event: str, argument: Any) -> Any:
+        if next(budget) > MAX_LINES:
+            raise OverflowError(f"it takes more than {MAX_LINES} steps")
+        return count
+
+    if tracing is None and renderings <= COUNTED:  # not under a debugger or a measure of coverage
+        sys.settrace(count)
+    try:
+        text = template.render(**names)
+    finally:
+        sys.settrace(tracing)
+    if len(text) > MAX_CHARACTERS:
+        raise OverflowError(f"it writes more than {MAX_CHARACTERS} characters")
+    return text
 
 
 @functools.lru_cache(maxsize=16)
@@ -211,15 +242,35 @@ def _compiled(jinja: str) -> Any:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """No product or power that fills the memory."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def is_safe_attribute(self, obj, attr, value):
+            fills = isinstance(obj, str) and attr in ("zfill", "center", "ljust", "rjust", "expandtabs")
+            return not fills and super().is_safe_attribute(obj, attr, value)
+
+        def call_binop(self, context, operator, left, right):
+            sizes = [len(value) if hasattr(value, "__len__") else abs(value) for value in (left, right)]
+            numbers = not any(hasattr(value, "__len__") for value in (left, right))
+            if (operator == "**" and max(sizes) > 1000) or (sizes[0] * sizes[1] > MAX_CHARACTERS and not numbers):
+                raise OverflowError(f"{operator} makes something too large")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
+    del environment.filters["center"]
     environment.globals["raise_exception"] = refuse
     try:
         return environment.from_string(jinja)
     except TemplateSyntaxError as error:
-        raise UserError(f"line {error.lineno} of the chat template is not Jinja: {error.message}") from None
+        raise UserError(
+            f"line {error.lineno} of the chat template is not Jinja: {(error.message or '')[:300]}"
+        ) from None
+    except Exception as error:  # brackets thousands deep, a name that Python does not take
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the chat template cannot be compiled: {reason or type(error).__name__}") from None
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:

@@ -257,6 +257,10 @@ def _check_ids(value: dict[str, Any], where: object) -> dict[str, int]:
                 f"{where}: the id of {foreign.show(token)} is {foreign.show(number)}, but must be a whole number "
                 f"from 0 to {MAX_IDS - 1}"
             )
+    if len(set(value.values())) != len(value):
+        owners: dict[int, str] = {}
+        first, second = next((owners[n], t) for t, n in value.items() if owners.setdefault(n, t) != t)
+        raise UserError(f"{where}: {foreign.show(first)} and {foreign.show(second)} have the same id {value[first]}")
     return value
 
 

@@ -1,13 +1,16 @@
 """How the vocabulary of each kind of tokenizer is made. Everything returned is a `tokenizers.Tokenizer`."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gptjax.data.scripts import HAN_SCRIPT_RUN
 from gptjax.errors import UserError
 
 MAX_TRAINING_CHARACTERS = 64_000_000
+MAX_WORD_CHARACTERS = 1000
+_LONG_SPACE = re.compile(rf"\s{{{MAX_WORD_CHARACTERS + 1}}}")
 ANY_CHARACTER = r"[\s\S]"  # Oniguruma, which reads this, has no (?s:.)
 UNKNOWN = "<|unknown|>"
 WORD_BORDER = "\x1f"  # ASCII's unit separator, between the words that jieba found
@@ -53,7 +56,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
 
     A run of Han characters is a word of its own, so no token has both Han and other characters.
 
-    Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly.
+    Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly. A word of more than `MAX_WORD_CHARACTERS`
+    (a line of letters without a space) is trained on in pieces of that length, since training takes a time that grows
+    with the square of the length of a word; encoding does not, and takes words whole.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -68,9 +73,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample, trainer, length=len(sample))
+    # A list: the splitter cannot be used while the tokenizer is trained.
+    pieces = [piece for text in sample for piece in _without_long_words(text, tokenizer.pre_tokenizer)]
+    tokenizer.train_from_iterator(pieces, trainer, length=len(pieces))
     tokenizer.add_special_tokens([end_of_text])
     return tokenizer
+
+
+def _without_long_words(text: str, splitter: Any) -> Iterator[str]:
+    """The text, cut within words that are too long, and nowhere else."""
+    longest = max(map(len, text.split()), default=0)
+    if longest <= MAX_WORD_CHARACTERS and not _LONG_SPACE.search(text):
+        yield text
+        return
+    start = 0
+    for _, (begin, end) in splitter.pre_tokenize_str(text):
+        if end - begin > MAX_WORD_CHARACTERS:
+            yield text[start:begin]
+            yield from (text[i : min(i + MAX_WORD_CHARACTERS, end)] for i in range(begin, end, MAX_WORD_CHARACTERS))
+            start = end
+    yield text[start:]
 
 
 def words(kind: str, texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:

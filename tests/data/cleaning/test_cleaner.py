@@ -137,7 +137,7 @@ def test_a_spec_adds_and_removes_steps_in_their_own_order():
         ("web+emojis", {}, "did you mean emoji"),
         ("nfc,", {}, "neither a profile .* nor a step"),
         ("web", {"min_charcters": 3}, "did you mean min_characters"),
-        ("web", {"min_characters": -1}, "min_characters=-1: expected 0 or more"),
+        ("web", {"min_characters": -1}, "min_characters=-1: expected 0 to"),
         ("web", {"min_characters": 0.5}, "expected a whole number"),
         ("web", {"max_symbol_ratio": 2}, "max_symbol_ratio=2: expected 0 to 1"),
         ("web", {"emoji": "drop"}, "emoji='drop': expected one of keep, remove"),

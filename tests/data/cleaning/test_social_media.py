@@ -136,3 +136,17 @@ def test_a_million_characters_on_one_line_take_a_moment(text):
     laughter(text)
     repeated_punctuation(text)
     assert time.process_time() - start < 8  # what is quadratic takes hours
+
+
+def test_two_syllables_are_laughter_in_chinese_only():
+    from gptjax.data.cleaning.cleaner import Cleaner
+    from gptjax.data.cleaning.normalization import full_width
+    from gptjax.data.cleaning.social_media import emails, laughter
+
+    texts = ["呵呵", "呵呵呵", "好笑呵呵", "笑呵呵的老人", "哈哈镜", "haha"]
+    expected = ["笑", "笑", "好笑笑", "笑呵呵的老人", "哈哈镜", "haha"]
+    assert [laughter(text, "word") for text in texts] == expected
+    guide = Cleaner("guide")
+    assert "笑" in guide.text("呵呵") and "http" not in guide.text("@小明 http://t.cn/abc 天气")
+    assert emails("写给 a.b@example.org 吧", "remove").split() == ["写给", "吧"]
+    assert full_width("３．１４ 和 １，０００，好") == "3.14 和 1,000，好"

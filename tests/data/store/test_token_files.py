@@ -144,3 +144,26 @@ def test_the_tokenizer_must_fit(tmp_path):
     large = build_tokenizer("char", ["".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x13000)]))])
     with pytest.raises(UserError, match=r"uint16 cannot hold the \d+ ids"):
         open_token_files(f"tokens:{tmp_path}/train.bin", large, tmp_path, dtype="uint16")
+
+
+def test_ids_of_four_bytes_are_read_where_they_are_named_and_never_by_guess(tmp_path):
+    ids = np.arange(200, dtype="<u4")
+    path = tmp_path / "train.bin"
+    spec = f"tokens:{path}"
+    ids.tofile(path)
+    with pytest.raises(UserError, match=r"every second uint16 is 0.*token_dtype=uint32"):
+        open_token_files(spec, TOKENIZER, tmp_path)
+    split = open_token_files(spec, TOKENIZER, tmp_path, dtype="uint32").split("train")
+    assert split.read(0, 200).tolist() == ids.tolist() and split.num_documents == 1
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240801, 7, 200
+    path.write_bytes(header.tobytes() + ids.tobytes())
+    assert open_token_files(spec, TOKENIZER, tmp_path).split("train").read(0, 200).tolist() == ids.tolist()
+    header[0] = 20240522
+    path.write_bytes(header.tobytes() + ids.tobytes())
+    with pytest.raises(UserError, match="magic number 20240522"):
+        open_token_files(spec, TOKENIZER, tmp_path)
+    np.save(tmp_path / "a.npy", ids)
+    path.write_bytes((tmp_path / "a.npy").read_bytes())
+    with pytest.raises(UserError, match="array of NumPy's"):
+        open_token_files(spec, TOKENIZER, tmp_path)

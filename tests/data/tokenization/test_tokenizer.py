@@ -364,3 +364,12 @@ def test_the_prefix_is_what_other_programs_put_before_a_text():
     tokenizer = Tokenizer.from_str(json.dumps(description))
     assert tokenizer.prefix == tokenizer.begin_ids == (257,)
     assert tokenizer.encode("ab").tolist() == [97, 98]
+
+
+def test_bpe_is_trained_on_words_of_bounded_length_and_on_all_their_text():
+    tokenizer = build_tokenizer("byte")._tokenizer
+    split = vocabularies._without_long_words
+    text = "a b\n" + "x" * 2500 + " c" + " " * 3000 + "d"
+    pieces = list(split(text, build_tokenizer("bpe:300", [text])._tokenizer.pre_tokenizer))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= vocabularies.MAX_WORD_CHARACTERS + 4
+    assert list(split("short words only", tokenizer.pre_tokenizer)) == ["short words only"]

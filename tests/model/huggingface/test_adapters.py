@@ -99,6 +99,9 @@ def test_peft_computes_the_same(layout, targets, tmp_path, tokens):
         ("qwen3", {"target_modules": "all-linear", "alpha_pattern": {"o_proj": 3}, "layers_to_transform": None}),
         ("qwen2", {"target_modules": ["q_proj", "k_proj", "up_proj"]}),
         ("qwen3", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+        ("llama", {"target_modules": r".*\.(q|v)_proj", "rank_pattern": {r"layers\.1\..*q_proj": 2}}),
+        ("gpt2", {"target_modules": ["c_fc"], "exclude_modules": ["c_proj"], "fan_in_fan_out": False}),
     ],
 )
 def test_adapters_of_peft_come_in(layout, options, tmp_path, tokens):
@@ -109,6 +112,10 @@ def test_adapters_of_peft_come_in(layout, options, tmp_path, tokens):
     torch.manual_seed(0)
     config = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, task_type="CAUSAL_LM", **options)
     model = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():  # what was trained whole
+        for name, value in model.named_parameters():
+            if "modules_to_save" in name:
+                value += 0.1 * torch.randn(value.shape)
     model.save_pretrained(tmp_path / "adapter")
     options, adapted = adapters.read_adapter(tmp_path / "adapter", plain, params)
     with torch.no_grad():
@@ -147,13 +154,30 @@ def test_adapters_that_do_not_fit_are_listed(tmp_path):
     assert "base_model.model.lm_head.lora_A.weight does not belong to a linear layer" in message
 
 
-@pytest.mark.parametrize("change", [{"peft_type": "IA3"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "IA3"},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        *({"init_lora_weights": name} for name in ("pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga")),
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"trainable_token_indices": [1]},
+        {"target_parameters": ["x"]},
+        {"layer_replication": [[0, 2]]},
+        {"megatron_config": {"a": 1}},
+        {"alora_invocation_tokens": [1]},
+        {"a_field_of_next_year": 3},
+    ],
+    ids=str,
+)
 def test_other_kinds_of_adapters_are_refused(change, tmp_path):
     a, params = adapted_model("llama", "attention/query")
     adapters.write_adapter(tmp_path, a, params, base=None)
     config = json.loads((tmp_path / adapters.CONFIG).read_text())
     (tmp_path / adapters.CONFIG).write_text(json.dumps(config | change))
-    with pytest.raises(UserError, match="is not plain LoRA"):
+    with pytest.raises(UserError, match=f"{next(iter(change))}.* is not plain LoRA"):
         adapters.read_adapter(tmp_path, dataclasses.replace(a, lora_rank=0), lora.split(params)[1])
 
 

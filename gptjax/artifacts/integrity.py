@@ -1,0 +1,253 @@
+"""Whether the checkpoint of a step is whole: what must be in its directory, and the checksums of what Orbax wrote.
+
+Checksums are written in the background once a save is complete (`seal`), and read before a checkpoint is used
+(`fault`). A directory without them is older, or its process was killed at that moment; only its form is checked.
+A damaged directory is never deleted: a run that continues before it renames it (`set_aside`).
+"""
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from gptjax import config as config_lib
+from gptjax import files, foreign
+from gptjax.errors import UserError
+
+FORMAT = 2  # of checkpoints that are written; those of a lower one are read
+CHECKSUMS = "checksums.json"
+_WORKERS = 4  # files that are read at once; hashing lets other threads run
+
+
+class _Tokenizer(foreign.Schema):
+    json_text: str = pydantic.Field(alias="json")
+    eot_token: str
+
+
+class _Metadata(foreign.Schema):
+    """`metadata` of a step, of any format."""
+
+    format: int = pydantic.Field(1, ge=1)
+    step: int = pydantic.Field(ge=0)
+    config: dict[str, Any]
+    tokenizer: _Tokenizer
+    chat_template: dict[str, Any] | None = None
+    generation: dict[str, Any] | None = None
+    metrics: dict[str, Any]
+    monitor: list[str | bool] = pydantic.Field(["validation_loss", True], min_length=2, max_length=2)
+
+
+class _Config(foreign.Schema):
+    """config.json, which has every option that its gptjax knew."""
+
+    model: dict[str, Any] = pydantic.Field(min_length=1)
+    data: dict[str, Any] = pydantic.Field(min_length=1)
+    train: dict[str, Any] = pydantic.Field(min_length=1)
+
+
+class _Checksums(foreign.Schema):
+    sha256: dict[str, str]
+
+
+class _Manifest(foreign.Schema):
+    data: dict[str, Any]
+
+
+def step_directories(directory: Path) -> list[int]:
+    """The steps that have a directory under a checkpoints directory, whole or not, ascending."""
+    try:
+        return sorted(int(p.name) for p in directory.iterdir() if p.name.isascii() and p.name.isdigit())
+    except OSError:
+        return []
+
+
+def finished_steps(directory: Path) -> list[int]:
+    """Steps under a checkpoints directory whose save was completed, ascending."""
+    return [step for step in step_directories(directory) if (directory / str(step) / "metadata").exists()]
+
+
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """Config, tokenizer and metrics stored with a checkpoint, in the present form.
+
+    Raises UserError where it cannot be read, or was written by a newer gptjax.
+    """
+    path = checkpoint / "metadata" / "metadata"
+    try:
+        metadata = foreign.read_json(path)
+        version = metadata.get("format") if isinstance(metadata, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise _Newer(
+                f"{checkpoint} is of checkpoint format {version}, and this gptjax reads up to {FORMAT}; use the gptjax "
+                "that wrote it, or a newer one"
+            )
+        foreign.check(_Metadata, metadata, path)
+    except _Newer:
+        raise
+    except UserError as error:
+        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: {error}") from None
+    return {"format": 1, "monitor": ["validation_loss", True], "generation": {}} | metadata
+
+
+class _Newer(UserError):
+    """A checkpoint is not damaged but newer."""
+
+
+# ---- Checksums ---------------------------------------------------------------------------------------------
+
+
+def seal(checkpoint: Path) -> None:
+    """Writes the checksums of all files of a step that is complete. Raises OSError."""
+    names = [path.relative_to(checkpoint).as_posix() for path in _files(checkpoint)]
+    digests = dict(zip(names, _digests(checkpoint, names), strict=True))
+    files.write_whole(checkpoint / CHECKSUMS, json.dumps({"sha256": digests}, indent=1) + "\n")
+
+
+def _files(checkpoint: Path) -> Iterator[Path]:
+    for parent, directories, names in os.walk(checkpoint):
+        directories.sort()
+        yield from (Path(parent, name) for name in sorted(names) if name != CHECKSUMS and not name.startswith("."))
+
+
+def _digests(checkpoint: Path, names: list[str]) -> list[str]:
+    def digest(name: str) -> str:
+        with (checkpoint / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return list(pool.map(digest, names))
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with the checkpoint of a step, in words; None if it is whole.
+
+    Raises UserError for a checkpoint that is whole, and of a newer gptjax.
+    """
+    if reason := _form(checkpoint):
+        return reason
+    try:
+        sums = checkpoint / CHECKSUMS
+        paths = [*_files(checkpoint), *([sums] if sums.exists() else [])]
+        return _content(checkpoint, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths))
+    except OSError as error:
+        return f"{error.filename or checkpoint}: {files.words(error)}"
+
+
+def _form(checkpoint: Path) -> str | None:
+    """What is missing or cannot be read of what every checkpoint has; cheap."""
+    for name in ("state", "metadata"):
+        if not (checkpoint / name).is_dir():
+            return f"{name} is missing"
+    try:
+        metadata = read_metadata(checkpoint)
+        if checkpoint.parent.name == "checkpoints" and str(metadata["step"]) != checkpoint.name:
+            return f"its metadata is of step {metadata['step']}"
+        read_config(metadata, checkpoint)
+        for path in (checkpoint / "metrics" / "metrics", checkpoint / "_CHECKPOINT_METADATA"):
+            if path.exists():
+                foreign.check(foreign.Schema, foreign.read_json(path), path)
+    except _Newer:
+        raise
+    except UserError as error:
+        return str(error).removeprefix(f"{checkpoint} is not a readable gptjax checkpoint: ")
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _content(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> str | None:
+    """Which file is not as it was written. `stamps` says whether the answer of before still holds."""
+    if not (checkpoint / CHECKSUMS).exists():
+        return None
+    try:
+        known = foreign.read(_Checksums, checkpoint / CHECKSUMS).sha256
+    except UserError as error:
+        return str(error)
+    for name in known:
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    for name, digest in zip(known, _digests(checkpoint, list(known)), strict=True):
+        if digest != known[name]:
+            return f"{name} is not as it was written (its checksum differs)"
+    return None
+
+
+def read_config(metadata: dict[str, Any], where: Path) -> config_lib.Config:
+    """The config stored with a checkpoint, locked. Raises UserError."""
+    return config_lib.from_json(json.dumps(metadata["config"]), f"the config of {where}")
+
+
+# ---- A work directory --------------------------------------------------------------------------------------
+
+
+def newest_whole(directory: Path, *, tell: bool = True) -> int:
+    """The newest step under a checkpoints directory that is whole; 0 if there is no checkpoint at all.
+
+    Tells of each newer one that is damaged. Raises UserError where there are checkpoints and none is whole.
+    """
+    steps, faults = step_directories(directory), []
+    for step in reversed(steps):
+        reason = fault(directory / str(step))
+        if reason is None:
+            if tell and faults:
+                print(f"warning: {'; '.join(faults)}. Step {step} is the newest that is whole", file=sys.stderr)
+            return step
+        faults.append(f"the checkpoint {directory / str(step)} is damaged: {reason}")
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(
+            f"no checkpoint in {directory} is whole: {'; '.join(faults[:3])}{more}. Restore one from a copy, or use "
+            "another --workdir"
+        )
+    return 0
+
+
+def set_aside(directory: Path, newest: int) -> None:
+    """Renames what is damaged: what is newer than the newest whole step, and what has not the form of a checkpoint."""
+    for step in step_directories(directory):
+        path = directory / str(step)
+        if step > newest or _form(path):
+            place = path.with_name(f"{step}.damaged")
+            number = 1
+            while place.exists():
+                number += 1
+                place = path.with_name(f"{step}.damaged-{number}")
+            with files.about(path):
+                path.rename(place)
+            print(f"warning: the damaged checkpoint {path} is now {place}; nothing reads it", file=sys.stderr)
+
+
+def mend(workdir: Path, step: int) -> None:
+    """Puts a config.json that is missing or damaged right, from the checkpoint of `step`; 0: there is none.
+
+    A damaged one is kept beside it. Tells of that.
+    """
+    path, checkpoint = workdir / "config.json", workdir / "checkpoints" / str(step)
+    try:
+        if path.exists():
+            stored = foreign.read(_Config, path)
+            config_lib.from_json(json.dumps(stored.model_dump()), path)
+            return
+        reason = f"{path} is missing" if step else ""
+    except UserError as error:
+        reason = str(error)
+        path.replace(path.with_name("config.json.damaged"))
+    if step:
+        files.write_whole(path, config_lib.to_json(read_config(read_metadata(checkpoint), checkpoint)))
+        reason += f"; it is written anew from {checkpoint}"
+    if reason:
+        print(f"warning: {reason}", file=sys.stderr)
+
+
+def manifest_fault(workdir: Path) -> str | None:
+    """What is wrong with manifest.json, in words; None if it can be read."""
+    try:
+        foreign.read(_Manifest, workdir / "manifest.json")
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,51 @@
+"""Load, generate, score from Python."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+import gptjax
+from gptjax import cli, train
+from gptjax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tiny_corpus, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("python")
+    (directory / "config.py").write_text(
+        "from gptjax.config import get_default\n\n\ndef get_config():\n    config = get_default()\n"
+        "    config.tokenizer = 'byte'\n"
+        f"    config.data.update(source='text:{tiny_corpus}/*.txt', split_by='document', validation_fraction=0.4)\n"
+        "    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=64)\n"
+        "    config.train.update(num_steps=20, batch_size=8)\n"
+        "    config.logging.update(samples=0, tensorboard=False)\n    return config\n"
+    )
+    options = [f"--config={directory}/config.py", f"--workdir={directory}/run"]
+    assert cli.run(train.main, ["train", *options]) == 0
+    return gptjax.load(directory / "run")
+
+
+def test_three_lines(model):
+    text = model.generate("the cat", max_new_tokens=8, temperature=0)
+    assert text == model.generate("the cat", max_new_tokens=8, temperature=0) and 0 < len(text) <= 8
+    whole, start = model.score("the cat sat"), model.score("the cat")
+    assert whole["tokens"] == 11 and whole["log_likelihood"] < start["log_likelihood"] < 0
+    assert whole["perplexity"] == pytest.approx(math.exp(-whole["log_likelihood"] / 11))
+    long = model.score("the cat sat " * 30)
+    assert long["tokens"] == 360, "longer than the context"
+
+
+def test_what_cannot_be_done_is_said(model, tmp_path):
+    with pytest.raises(UserError, match="has no option 'max_tokens'; choose from max_new_tokens"):
+        model.generate("a", max_tokens=3)
+    with pytest.raises(UserError, match="not empty"):
+        model.score("")
+    with pytest.raises(UserError, match="no checkpoint"):
+        gptjax.load(tmp_path)
+
+
+def test_importing_the_package_imports_no_jax():
+    code = "import sys, gptjax; assert not {'jax', 'numpy', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
