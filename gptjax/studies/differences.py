@@ -132,7 +132,7 @@ def _config(workdir: Path) -> config_lib.Config:
         return config_lib.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{workdir} is no work directory: it has no config.json") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, UserError):
         raise UserError(f"{workdir / 'config.json'} is damaged: it is no config of a run") from None
 
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from gptjax import config as config_lib
+from gptjax.artifacts.lock import Lock
 from gptjax.config import Config
 from gptjax.errors import RunError
 from gptjax.evaluation.validation import Validator
@@ -34,7 +35,10 @@ class Member:
     """One cell of a pack: its run with its batches, its metrics, its validation."""
 
     def __init__(self, config: Config, workdir: Path, ending: Ending):
+        lock = Lock.take(workdir)
+        ending.add(lock.release)
         self.run = Run.open(config, workdir)
+        self.run.lock = lock
         ending.add(self.run.close)
         monitor, start = self.run.program.objective.monitor.name, self.run.start
         history = metrics.history(workdir / "metrics.jsonl", monitor, start)
