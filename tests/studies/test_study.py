@@ -30,7 +30,7 @@ def get_study(arg=""):
     base.evaluation.update(every=4, max_tokens=200)
     base.logging.update(every=1, samples=0, tensorboard=False)
     arms = {{"slow": {{"optimizer.learning_rate": 1e-5}}, "fast": {{"optimizer.learning_rate": 1e-2}}}}
-    arms["wild"] = {{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}}
+    arms["wild"] = {{"optimizer.learning_rate": 1e10, "optimizer.clip_norm": 0.0}}
     return apply_arg(Study(question="Does a rate matter?", base=base, arms=arms, claims=("fast < slow",), seeds=2), arg)
 """
 
