@@ -22,13 +22,13 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli
+from gptjax import cli, files
 from gptjax.errors import UserError
 from gptjax.files import write_whole
 from gptjax.processes import cluster, distributed
@@ -159,13 +159,24 @@ def evaluate(options: flags.FlagValues) -> None:
     name = _file_name(list(outcomes), options.data or options.split, trained.step)
     places = [workdir / "evaluation" / f"{name}.json"]
     places += [Path(options.output)] if options.output else []
-    for place in places:
-        _write(place, answer, outcomes)
+    _print_results(outcomes, f"{path}, {options.data or f'{options.split} split'}")
+    written = [place for place in places if _wrote(lambda place=place: _write(place, answer, outcomes), places, place)]
     # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
     if (workdir / "metrics.jsonl").exists():
-        write_report(workdir)
-    _print_results(outcomes, f"{path}, {options.data or f'{options.split} split'}")
-    print(f"written: {', '.join(map(str, places))}")
+        _wrote(lambda: write_report(workdir), places)
+    print(f"written: {', '.join(map(str, written)) or 'nothing'}")
+
+
+def _wrote(write: Callable[[], Any], places: Sequence[Path], place: Path | None = None) -> bool:
+    """Whether it could be written; of what nobody named on the command line, a warning tells that it could not."""
+    try:
+        write()
+    except OSError as error:
+        if place is not None and place != places[0]:
+            raise
+        print(f"warning: {files.explain(error)}", file=sys.stderr)
+        return False
+    return True
 
 
 def _generator(trained, mesh):

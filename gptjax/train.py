@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         return
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
-    config, workdir = cli.read_config(flag_values), Path(flag_values.workdir)
+    config, workdir = cli.read_config(flag_values), files.expand(flag_values.workdir)
     with distributed.join(flag_values, cli.describe):
         train(config, workdir, chosen=cli.chosen_options(flag_values), profile=flag_values.profile)
 
