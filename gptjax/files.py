@@ -74,6 +74,14 @@ def _handed_over(path: Path) -> bool:
     return bool(re.fullmatch(r"/dev/(stdin|fd/\d+)|/proc/self/fd/\d+", str(path)))
 
 
+def expand(text: str | Path) -> Path:
+    """A path that a person wrote: ~ and ~name are home directories. Raises UserError where there is no such person."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no home directory of that name") from None
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` when the context ends without an exception.

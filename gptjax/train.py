@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         return
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
-    config, workdir = cli.read_config(flag_values), Path(flag_values.workdir)
+    config, workdir = cli.read_config(flag_values), files.expand(flag_values.workdir)
     with distributed.join(flag_values, cli.describe):
         asked = {"allow_changes": flag_values.allow_changes, "profile": flag_values.profile}
         train(config, workdir, chosen=cli.chosen_options(flag_values), **asked)

@@ -248,7 +248,7 @@ def test_evaluate_without_a_checkpoint(refuses, tmp_path):
         ("--batch_size=-1", "evaluation.batch_size is -1; it must be at least 0"),
         ("--stride=17", "evaluation.stride 17 is larger than model.context_length 16"),
         ("--output=/", "--output=/ is a directory; name a file"),
-        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be made: File exists"),
+        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be made: it exists"),
     ],
 )
 def test_evaluate_with_a_wrong_option(refuses, trained, option, message):
@@ -281,8 +281,8 @@ def test_full_disk_leaves_the_last_good_checkpoint(config_file, trained, tmp_pat
         message = capfd.readouterr().err.strip().splitlines()[-1]
         assert status == 1
         last = loading.find(workdir, "last")
-        assert message.startswith(f"failed: a checkpoint could not be written to {workdir / 'checkpoints'}")
-        assert f"the last good checkpoint is {last}. Free some space" in message
+        assert message.startswith(f"failed: {workdir}/") and ": the disk is full (" in message
+        assert f"Make room; the same command then goes on from step {last.name} ({last})" in message
         assert loading.load(workdir, "last").step == int(last.name)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
