@@ -133,7 +133,7 @@ def cached_store(source: Source, cache_dir: str | Path, *, tokenizer: str | Toke
 
     Processes that ask at the same time build it once. Arguments and errors are those of `build_store`.
     """
-    cache = expand(cache_dir)
+    cache = expand(cache_dir).absolute()
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / f"store-{build_identity(source, tokenizer, options)}"
     with FileLock(cache / f"{directory.name}.lock"):
