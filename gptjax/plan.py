@@ -30,7 +30,7 @@ ASSUMED_EPOCH = 1000  # steps; the length of an epoch is in the data, and change
 def main(argv: list[str]) -> None:
     flag_values = flags.FlagValues()
     define = dict(flag_values=flag_values)
-    cli.define_config(flag_values, argv)
+    cli.define_config(flag_values)
     flags.DEFINE_string("topology", None, "hardware, e.g. --topology=v5e:4x4, v5p:4x4x4 or local", **define)
     flags.DEFINE_bool(
         "suggest", False, "search batch, accumulation, remat and mesh for the fastest that fits", **define
