@@ -22,6 +22,7 @@ from gptjax import files
 from gptjax.config.values import shown
 from gptjax.errors import RunError, UserError
 
+_LONGEST_LINE = 1800  # characters of an error
 VERBS = {
     "train": "config -> trained checkpoint",
     "evaluate": "checkpoint -> metrics with confidence intervals",
@@ -168,7 +169,7 @@ def _load(text: str) -> config_lib.Config:
     """What get_config() of FILE[:ARG] returns. What goes wrong inside the file is a UserError with its line."""
     name, colon, argument = text.partition(":")
     path = Path(name)
-    if "\0" in name or not path.exists():
+    if "\0" in name or len(os.fsencode(name)) > 4000 or not os.access(path, os.F_OK):
         raise UserError(f"--config={shown(name)[1:-1]}: there is no such file")
     files.regular(path)
     try:
@@ -215,9 +216,14 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         return 1
     except (Exception, KeyboardInterrupt) as error:
         status, line = describe(error)
-        print(line, file=sys.stderr)
+        print("\n".join(map(_cut, line.splitlines())), file=sys.stderr)
         return status
     return 0
+
+
+def _cut(line: str) -> str:
+    """A line of a sane length: the middle of a longer one is left out."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 4 :]}"
 
 
 def describe(error: BaseException) -> tuple[int, str]:

@@ -320,7 +320,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0, maximum=1e10),
         "beta1": Option(0.9, "decay rate of AdamW's first moment", minimum=0, maximum=0.999999),
         "beta2": Option(0.95, "decay rate of AdamW's second moment", minimum=0, maximum=0.999999),
-        "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=1e-30, maximum=1),
+        "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=1e-18, maximum=1),
         "weight_decay": Option(
             0.1, "decoupled weight decay, only for matrices and embedding tables", minimum=0, maximum=1e6
         ),
