@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     flag_values = flags.FlagValues()
-    cli.define_config(flag_values, argv)
+    cli.define_config(flag_values)
     flags.DEFINE_string(
         "workdir",
         None,

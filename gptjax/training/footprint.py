@@ -9,11 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from gptjax.config import ROW_AXES, Config
 from gptjax.errors import UserError
 from gptjax.parallel import partition
 from gptjax.parameters import find, path_string
 from gptjax.training.state import TrainState
 
+_BATCHES = 2  # that are on the host at the same time
 LARGE = 2**20  # bytes: a smaller parameter may be on every device
 
 
@@ -94,14 +96,49 @@ def check_fits(state: TrainState, mesh: Mesh, *, checkpoint: Path | None = None)
     )
 
 
+def check_batch(config: Config, mesh: Mesh, rows: int) -> None:
+    """Raises UserError where the memory is smaller than what a batch alone needs: here, and on each device.
+
+    Args:
+      config: only sizes that the config itself gives are counted, and those of activations from below.
+      rows: of the global batch that this process reads.
+    """
+    model, train = config.model, config.train
+    advice = "lower train.batch_size or model.context_length"
+    host = _host_memory()
+    needed = _BATCHES * rows * model.context_length * 2 * 4  # inputs and targets of 32 bits
+    if host is not None and needed > host:
+        raise UserError(
+            f"the batches of {rows} rows of {model.context_length} tokens need {readable(needed)} of this machine's "
+            f"memory, and it has {readable(host)}: {advice}"
+        )
+    device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
+    there = device_memory(device, sum(d.process_index == device.process_index for d in mesh.devices.flat))
+    sharers = math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    cells = train.batch_size // train.accumulation // sharers * model.context_length // mesh.shape["context"]
+    # The inputs of all blocks are kept for the backward pass, whatever is recomputed.
+    kept = 1 if model.remat == "offload" else model.num_layers
+    needed = cells * model.embed_dim * kept * (2 if model.compute_dtype == "bfloat16" else 4)
+    if there is not None and needed > there:
+        raise UserError(
+            f"a micro-batch of {train.batch_size // train.accumulation} rows of {model.context_length} tokens needs "
+            f"more than {readable(needed)} on each device for the inputs of {model.num_layers} blocks, and "
+            f"{device.device_kind} has {readable(there)}: raise train.accumulation, or {advice}"
+        )
+
+
 def device_memory(device: jax.Device, sharers: int) -> int | None:
     """Bytes that JAX may use on a device; `sharers` virtual devices divide the memory of a CPU. None: not known."""
     if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // sharers
-        except (OSError, ValueError):
-            return None
+        return None if (memory := _host_memory()) is None else memory // sharers
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _host_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
 
 
 def _saved_on(checkpoint: Path) -> str:

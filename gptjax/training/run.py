@@ -124,6 +124,7 @@ class Run:
         with_devices = config.copy_and_resolve_references()
         with_devices.mesh.data = mesh.shape["data"]
         config_lib.validate(with_devices)
+        footprint.check_batch(config, mesh, len(partition.process_rows(config.train.batch_size, mesh)))
 
         with group.first_goes_first(), _naming_cache(cache):  # it builds the token store, if there is none
             data = RunData.open(config, tokenizer=pretrained.own_tokenizer(origin, config), progress=progress)
