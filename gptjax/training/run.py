@@ -169,6 +169,7 @@ class Run:
         The manifest comes first: what it says of changes is there before they are.
         """
         config, program = self.program.config, self.program
+        files.sweep(self.workdir)
         changes = workdir_lib.read_changes(self.workdir) if self.start else []
         if self.start and self.changes:
             change = {"step": self.start, "options": {name: list(values) for name, values in self.changes.items()}}
