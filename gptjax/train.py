@@ -121,6 +121,8 @@ def _train(
     from gptjax.training.recorder import Recorder
     from gptjax.training.run import Run
 
+    if profile:
+        profiling.Profile.steps(profile)  # before the data are read
     # ---- Set-up; what is opened is closed by `ending`, the last first ---------------------------------------------
     started = time.perf_counter()
     tasks.check(config)
