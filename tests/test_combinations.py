@@ -19,6 +19,7 @@ from gptjax import config as config_lib
 from gptjax import train
 from gptjax.errors import UserError
 
+DEVICES = 8
 # {option: values}, of which the first is taken half the time, so that an error is not always hidden by another.
 CHOICES = {
     "model.num_layers": (2, 1, 3),
@@ -85,7 +86,7 @@ CHOICES = {
     "mesh.expert": (1, 2, 4),
     "mesh.context": (1, 2, 4),
     "mesh.tensor": (1, 2, 4),
-    "train.batch_size": (8, 16, 1, 4),
+    "train.batch_size": (16, 8, 64),
     "train.accumulation": (1, 2, 8),
     "train.ema_decay": (0.0, 0.5),
     "train.checkpoint_every": (3, 1),
@@ -131,8 +132,13 @@ def combination(generator: random.Random, directory: Path) -> tuple[config_lib.C
                 chosen[path] = value
         if config.objective.name == "instruction":
             config.data.source = f"messages:{directory}/dialogues.jsonl"
+        others = math.prod(config.mesh[axis] for axis in config_lib.MESH_AXES if axis != "data")
+        if DEVICES % others or config.mesh.data * others > DEVICES:
+            continue
+        on_devices = config.copy_and_resolve_references()
+        on_devices.mesh.data = DEVICES // others if config.mesh.data == -1 else config.mesh.data
         with contextlib.suppress(UserError):
-            config_lib.validate(config)
+            config_lib.validate(on_devices)
             return config, chosen
 
 
@@ -142,7 +148,7 @@ def problem(config: config_lib.Config, workdir: Path) -> str | None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train.train(config, workdir)
     except UserError as error:
-        return None if not str(error).startswith("the config has") or "mesh" in str(error) else f"refused late: {error}"
+        return f"refused late: {error}" if str(error).startswith(("the config has", "the mesh")) else None
     except Exception:
         return traceback.format_exc()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -169,7 +175,7 @@ def corpora(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_what_is_accepted_runs(corpora, seed):
     assert not check(range(seed, seed + 1), corpora)
 

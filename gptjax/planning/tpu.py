@@ -115,8 +115,10 @@ class TpuProcess:
             pass  # the missing answer below says so
         line = self._process.stdout.readline()
         if not line:
-            print(self._last_lines(), file=sys.stderr)
-            raise RunError("the TPU compiler ended without an answer; the lines above are its last")
+            said = self._last_lines()
+            print(said, file=sys.stderr)
+            last = said.strip().rpartition("\n")[2] or "it said nothing"
+            raise RunError(f"the TPU compiler ended without an answer, with the lines above; the last is: {last[:300]}")
         answer = json.loads(line)
         if "user_error" in answer:
             raise UserError(answer["user_error"])
