@@ -219,15 +219,16 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except (Exception, KeyboardInterrupt) as error:
         status, line = describe(error)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print("\n".join(map(_cut, line.splitlines())), file=sys.stderr)
+            print(_one_line(line), file=sys.stderr)
     interrupts.ending(status)
     if interrupts.received:
         interrupts.leave(status)
     return status
 
 
-def _cut(line: str) -> str:
-    """A line of a sane length: the middle of a longer one is left out."""
+def _one_line(text: str) -> str:
+    """A message as one line of a sane length: parts are joined, the middle of a longer one is left out."""
+    line = re.sub(r"(:?)\s*[\r\n\v\f]\s*", lambda match: ": " if match[1] else "; ", text.strip())
     return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 4 :]}"
 
 
