@@ -116,14 +116,6 @@ def check_batch(config: Config, mesh: Mesh, rows: int) -> None:
     device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
     there = device_memory(device, sum(d.process_index == device.process_index for d in mesh.devices.flat))
     width = 2 if model.compute_dtype == "bfloat16" else 4
-    rows_scored = config.evaluation.batch_size or 2 * train.batch_size
-    needed = rows_scored * model.context_length // mesh.devices.size * model.embed_dim * width
-    if there is not None and needed > there:
-        raise UserError(
-            f"an evaluation batch of {rows_scored} rows of {model.context_length} tokens needs more than "
-            f"{readable(needed)} on each device, and {device.device_kind} has {readable(there)}: lower "
-            "evaluation.batch_size"
-        )
     sharers = math.prod(mesh.shape[axis] for axis in ROW_AXES)
     cells = train.batch_size // train.accumulation // sharers * model.context_length // mesh.shape["context"]
     # The inputs of all blocks are kept for the backward pass, whatever is recomputed.
@@ -136,6 +128,14 @@ def check_batch(config: Config, mesh: Mesh, rows: int) -> None:
             f"a micro-batch of {train.batch_size // train.accumulation} rows of {model.context_length} tokens needs "
             f"more than {readable(needed)} on each device for the inputs of {model.num_layers} blocks and the logits, "
             f"and {device.device_kind} has {readable(there)}: raise train.accumulation, or {advice}"
+        )
+    rows_scored = config.evaluation.batch_size or 2 * train.batch_size
+    needed = rows_scored * model.context_length // mesh.devices.size * model.embed_dim * width
+    if there is not None and needed > there:
+        raise UserError(
+            f"an evaluation batch of {rows_scored} rows of {model.context_length} tokens needs more than "
+            f"{readable(needed)} on each device, and {device.device_kind} has {readable(there)}: lower "
+            "evaluation.batch_size"
         )
 
 
