@@ -172,6 +172,8 @@ def _apply(flag: _ConfigFlag, overrides: Mapping[str, str]) -> None:
 def _load(text: str) -> config_lib.Config:
     """What get_config() of FILE[:ARG] returns. What goes wrong inside the file is a UserError with its line."""
     name, colon, argument = text.partition(":")
+    with contextlib.suppress(RuntimeError):  # no such user
+        name = str(Path(name).expanduser()) if name.startswith("~") else name
     path = Path(name)
     if "\0" in name or len(os.fsencode(name)) > 4000 or not os.access(path, os.F_OK):
         raise UserError(f"--config={shown(name)[1:-1]}: there is no such file")
@@ -183,14 +185,20 @@ def _load(text: str) -> config_lib.Config:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"--config={path} has no function get_config(); see configs/quickstart.py")
-        takes = inspect.signature(module.get_config).parameters
-        if colon and not takes:
-            raise UserError(f"--config={path} takes no argument after a colon, and {shown(argument)} was given")
-        config = module.get_config(*([argument] if colon else []))
+        arguments = [argument] if colon else []
+        if not _takes(module.get_config, arguments):
+            raise UserError(
+                f"--config={path} takes no argument after a colon, and {shown(argument)} was given"
+                if colon
+                else f"--config={path}: its get_config needs other arguments; it may have one: --config=FILE:ARGUMENT"
+            )
+        config = module.get_config(*arguments)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"--config={path}: {files.explain(error)}") from None
+    except SystemExit:
+        raise UserError(f"--config={path} ends the command with sys.exit(); it must only make a config") from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         numbers = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
@@ -201,7 +209,26 @@ def _load(text: str) -> config_lib.Config:
         raise UserError(f"--config={path} failed at line {numbers[-1]}: {reason}") from None
     if not isinstance(config, config_lib.Config):
         raise UserError(f"get_config() of --config={path} returns no config; begin with gptjax.config.get_default()")
+    if not _named(config):
+        raise UserError(f"get_config() of --config={path} returns a config in which the name of an option is no text")
     return config.unlock()
+
+
+def _takes(function: Callable[..., Any], arguments: Sequence[str]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _named(config: config_lib.Config) -> bool:
+    """Whether the names of all options are texts."""
+    try:
+        parts = [config, *(part for part in config.values() if isinstance(part, config_lib.Config))]
+        return all(isinstance(name, str) for part in parts for name in part)
+    except TypeError:  # names of several kinds, which cannot be sorted
+        return False
 
 
 def data_progress(stage: str, done: int, total: int | None) -> None:
@@ -230,8 +257,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def _one_line(text: str) -> str:
-    """A message as one line of a sane length: parts are joined, the middle of a longer one is left out."""
+    """A message as one line of a sane length, without control characters, which a terminal would obey."""
     line = re.sub(r"(:?)\s*[\r\n\v\f]\s*", lambda match: ": " if match[1] else "; ", text.strip())
+    line = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
     return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 4 :]}"
 
 

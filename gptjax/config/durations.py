@@ -20,9 +20,10 @@ def ascii_digits(text: str) -> str:
 
 def duration_problem(value: Any) -> str | None:
     """What is wrong with the text of a duration, or None."""
-    text = repr(value) if not isinstance(value, str) or len(value) <= 60 else f"{value[:60]!r}..."
     if isinstance(value, bool) or not isinstance(value, int | str):
-        return f"is {text[:60]}, not a duration; use {EXAMPLES}"
+        known = value is None or isinstance(value, bool | float)
+        return f"is {value!r}, not a duration; use {EXAMPLES}" if known else f"is not a duration; use {EXAMPLES}"
+    text = repr(value) if not isinstance(value, str) or len(value) <= 60 else f"{value[:60]!r}..."
     try:
         steps = resolve_duration(value, total=100, tokens_per_step=1, steps_per_epoch=1.0)
     except ValueError:
@@ -44,7 +45,9 @@ def resolve_duration(value: int | str, *, total: int | None, tokens_per_step: in
         return round(number * steps_per_epoch)
     if match[4].startswith("token"):
         return round(number / tokens_per_step)
-    return round(number)
+    if not number.is_integer():
+        raise ValueError(value)
+    return int(number)
 
 
 def is_zero(value: int | str) -> bool:

@@ -371,7 +371,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "decay": Option(
             "20%", "length of the decay at the end (wsd only)", duration=True, minimum=0, maximum=MOST_STEPS
         ),
-        "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=10_000),
+        "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=100),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
     },
     "mesh": {

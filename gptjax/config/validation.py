@@ -28,7 +28,8 @@ def problems(config: Config) -> list[str]:
     """What is wrong with a config, whose values are put into the types of their options."""
     normalise(config)
     wrong = dict(_option_problems(config))
-    return [*wrong.values(), *_relation_problems(config, set(wrong))]
+    told = dict.fromkeys(wrong.values())  # a section that is none is one problem, of all its options
+    return [*told, *_relation_problems(config, set(wrong))]
 
 
 def listed(what: str, found: Sequence[str]) -> str:
@@ -124,7 +125,15 @@ def _duration_problem(path: str, option: Option, value: int | str) -> str | None
 def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
     """(path, what is wrong) for every option that is wrong by itself."""
     flat = flat_options()
+    sections = dict.fromkeys(path.rpartition(".")[0] for path in flat if "." in path)
+    broken = {name for name in sections if name in config and not isinstance(config[name], Config)}
     for path, option in flat.items():
+        if (section := path.rpartition(".")[0]) in broken:
+            yield (
+                path,
+                f"{section} is {values.shown(config[section])}; it is a section of options, such as {section}.NAME",
+            )
+            continue
         try:
             value = _held(*_place(config, path))
         except KeyError:
@@ -137,8 +146,8 @@ def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
     for name, entry in config.items():
         names = [f"{name}.{key}" for key in entry] if isinstance(entry, Config) else [name]
         for path in names:
-            if path not in flat:
-                yield path, f"{path} is not an option" + suggestion(path, flat)
+            if path not in flat and path not in broken:
+                yield path, f"{path[:100]} is not an option" + suggestion(path, flat)
 
 
 def steps_problems(config: Config, steps_per_epoch: float | None = None) -> Iterator[str]:
@@ -155,6 +164,10 @@ def steps_problems(config: Config, steps_per_epoch: float | None = None) -> Iter
 
     num_steps = steps("train.num_steps", None)
     if num_steps is None:
+        shares = [str(config.schedule[name]) for name in ("warmup", "decay") if config.schedule.name == "wsd"]
+        parts = [resolve_duration(s, total=10**6, tokens_per_step=1, steps_per_epoch=0) for s in shares if "%" in s]
+        if sum(parts) > 10**6:
+            yield f"schedule.warmup {shares[0]} and schedule.decay {shares[1]} are together longer than the run"
         return
     if num_steps > MOST_STEPS:
         given = values.shown(config.train.num_steps)
@@ -166,6 +179,8 @@ def steps_problems(config: Config, steps_per_epoch: float | None = None) -> Iter
             "tokens; train longer"
         )
         return
+    if config.schedule.name == "cosine_restarts" and config.schedule.cycles > num_steps:
+        yield f"schedule.cycles {config.schedule.cycles} is more than train.num_steps, {num_steps}"
     warmup = steps("schedule.warmup", num_steps)
     decay = steps("schedule.decay", num_steps) if config.schedule.name == "wsd" else 0
     if warmup is not None and warmup > num_steps:
@@ -211,15 +226,31 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             )
         head_dim = model.head_dim or model.embed_dim // model.num_heads
         if right("model.positions") and model.positions == "rope" and head_dim % 2:
-            yield f"the head dimension is {head_dim}; rotary positions need an even one"
+            yield (
+                f"the head dimension is {head_dim}; rotary positions need an even one "
+                "(model.head_dim, or model.embed_dim / model.num_heads)"
+            )
     if right("model.rope_scaling", "model.rope_low_freq_factor", "model.rope_high_freq_factor"):
         low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
         if model.rope_scaling == "llama3" and low >= high:
             yield f"model.rope_low_freq_factor {low} is not less than model.rope_high_freq_factor {high}"
+    if right("model.rope_scaling", "model.positions") and model.rope_scaling != "none" and model.positions != "rope":
+        yield f"model.rope_scaling is {model.rope_scaling}, and model.positions is {model.positions}, not rope"
+    if (
+        right("model.sliding_window", "model.context_length", "init_from")
+        and model.sliding_window > model.context_length
+        and not config.init_from  # the window of that model may be longer than the rows it is now trained on
+    ):
+        yield (
+            f"model.sliding_window {model.sliding_window} is larger than model.context_length {model.context_length}; "
+            "use 0 for no window"
+        )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+    if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
+        yield f"model.lora_dropout is {model.lora_dropout}, and model.lora_rank is 0: there are no adapters"
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
@@ -266,7 +297,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             f"{model.context_length}; tokens between windows would never be scored"
         )
     lengths = ("train.num_steps", "train.batch_size", "model.context_length")
-    if right(*lengths, "schedule.name", "schedule.warmup", "schedule.decay"):
+    if right(*lengths, "schedule.name", "schedule.cycles", "schedule.warmup", "schedule.decay"):
         yield from steps_problems(config)
     if (
         right("data.validation_fraction", "data.test_fraction")

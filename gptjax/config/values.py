@@ -6,9 +6,10 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from gptjax.config.durations import ascii_digits, duration_problem
+from gptjax.config.durations import LARGEST, ascii_digits, duration_problem
 from gptjax.config.options import Option
 
+SMALLEST = 1.2e-38  # that float32 holds in full
 LONGEST = 65_536  # characters of a text
 _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:_\d+)*(?:\.(?:\d+(?:_\d+)*)?)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d{1,4})?", re.ASCII)
@@ -17,9 +18,11 @@ _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 
 
 def shown(value: Any, width: int = 60) -> str:
-    """The value as Python writes it, cut to a sane length."""
+    """The value in a message, cut to a sane length."""
     if isinstance(value, str):
         return repr(value) if len(value) <= width else f"{value[:width]!r}... ({len(value)} characters)"
+    if value is not None and not isinstance(value, bool | int | float | list | tuple | dict):
+        return f"a value of another kind ({type(value).__name__})"
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
@@ -34,6 +37,8 @@ def read(option: Option, value: Any) -> Any:
     if option.duration:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = max(min(value, LARGEST), -LARGEST)
         if problem := duration_problem(value):
             raise ValueError(problem)
         with contextlib.suppress(ValueError):  # a number of steps in a text
@@ -49,7 +54,10 @@ def read(option: Option, value: Any) -> Any:
 
 
 def _boolean(value: Any) -> bool:
-    known = _WORDS.get(ascii_digits(str(value)).strip().lower()) if isinstance(value, bool | int | str) else None
+    word = value if isinstance(value, str) else ""
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        word = str(int(value))
+    known = _WORDS.get(ascii_digits(word).strip().lower()) if len(word) < 100 else None
     if known is None:
         raise ValueError(f"is {shown(value)}; it must be true or false")
     return known
@@ -81,6 +89,13 @@ def _whole(value: Any) -> int:
 
 
 def _real(value: Any) -> float:
+    number = _float(value)
+    if 0 < abs(number) < SMALLEST:  # in a step it would be 0, and what is divided by it no number
+        raise ValueError(f"is {shown(value)}, too near to 0 for a number of 32 bits; write 0 or at least {SMALLEST}")
+    return number
+
+
+def _float(value: Any) -> float:
     if isinstance(value, int) and not isinstance(value, bool):
         if abs(value) < 10**300:
             return float(value)
@@ -109,4 +124,6 @@ def _text(value: Any) -> str:
         raise ValueError(f"is {shown(value)}; a text has at most {LONGEST} characters")
     if "\0" in value:
         raise ValueError(f"is {shown(value)}; a text has no zero byte")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"is {shown(value)}; a text must be UTF-8")
     return value
