@@ -105,7 +105,7 @@ def _check_flag(name: str, value: Any) -> None:
     if any(isinstance(text, str) and "\0" in text for text in texts):
         raise UserError(f"--{name}={shown(value)} has a zero byte in it")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"--{name}={value}: a finite number is needed")
+        raise UserError(f"--{name}={value}: expected a finite number")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"--{name}={shown(value)} is too large")
 
@@ -119,8 +119,11 @@ def _in_words(error: Exception, flag_values: flags.FlagValues, argv: Sequence[st
     if match := re.match(r"(?:flag )?--([\w.]+)=(.*?): ", text, re.DOTALL):
         name, value = match.groups()
         if name in flag_values:
-            kind = flag_values[name].parser.flag_type()
-            return f"--{name}={shown(value)[1:-1]}: {_KINDS.get(kind, text[match.end() :][:300])} is needed"
+            parser = flag_values[name].parser
+            needed = _KINDS.get(parser.flag_type(), text[match.end() :][:300])
+            if isinstance(parser.syntactic_help, str) and re.search(" from | range ", parser.syntactic_help):
+                needed = parser.syntactic_help.replace("an integer", "a whole number")
+            return f"--{name}={shown(value)[1:-1]}: expected {needed}"
     if match := re.search(r"Missing value for flag (\S+)", text):
         return f"{match[1]} has no value; write {match[1]}=VALUE"
     return " ".join(text[:300].split())

@@ -131,8 +131,8 @@ def test_what_the_machine_cannot_hold_is_refused_before_it_is_taken(refuses_to_t
         (["--config.model=5"], "unknown option --config.model"),
         (["--profile=0:0"], "--profile=0:0: expected STEP:COUNT"),
         (["--profile=x"], "--profile=x: expected STEP:COUNT"),
-        (["--join_timeout=nan"], "--join_timeout=nan: a finite number is needed"),
-        (["--num_processes=many"], "--num_processes=many: a whole number is needed"),
+        (["--join_timeout=nan"], "--join_timeout=nan: expected a finite number"),
+        (["--num_processes=many"], "--num_processes=many: expected a whole number"),
         (["--workdir=a\0b"], "has a zero byte in it"),
     ],
 )
@@ -208,7 +208,7 @@ def test_split_without_documents(refuses_to_train, tmp_path):
     (tmp_path / "a.txt").write_text("one document " * 100)
     message = refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt", "--config.data.split_by=document")
     assert "split is empty" in message
-    assert "use data.split_by=position" in message
+    assert "use --config.data.split_by=position" in message
 
 
 def test_without_a_validation_split_a_run_trains_and_says_so(config_file, tmp_path, capsys):
@@ -230,9 +230,9 @@ def test_prepare_keeps_what_is_there(refuses, tmp_path):
     precious.parent.mkdir()
     precious.write_text("words")
     message = refuses(prepare, f"--source=text:{precious}", f"--output={precious.parent}")
-    assert "it exists; remove it or choose another directory" in message
+    assert "remove it or choose another directory" in message
     assert precious.read_text() == "words"
-    refuses(prepare, f"--source=text:{precious}", f"--output={precious}/below_a_file", status=1)
+    refuses(prepare, f"--source=text:{precious}", f"--output={precious}/below_a_file")
 
 
 # ---- Work directories and checkpoints --------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_workdir_that_cannot_be_made(refuses_to_train, tmp_path):
 def test_init_from_another_model(refuses_to_train, trained):
     message = refuses_to_train(f"--config.init_from={trained}", "--config.model.embed_dim=8")
     assert "is another model" in message
-    assert "  model.embed_dim: 16 there, 8 here\n" in message
+    assert "model.embed_dim: 16 there, 8 here\n" in message
 
 
 def test_init_from_nothing(refuses_to_train, tmp_path):
@@ -292,10 +292,10 @@ def test_evaluate_without_a_checkpoint(refuses, tmp_path):
         ),
         ("--tasks=bleu", "the task bleu needs prompts with references: --prompts=FILE.jsonl"),
         ("--checkpoint=7", "--checkpoint=7: choose best, last or one of 2, 4"),
-        ("--batch_size=-1", "evaluation.batch_size is -1; it must be at least 0"),
+        ("--batch_size=-1", "--batch_size=-1: expected a whole number from 1 to 1048576"),
         ("--stride=17", "evaluation.stride 17 is larger than model.context_length 16"),
         ("--output=/", "--output=/ is a directory; name a file"),
-        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be made: it exists"),
+        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be written: it exists"),
     ],
 )
 def test_evaluate_with_a_wrong_option(refuses, trained, option, message):

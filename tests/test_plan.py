@@ -69,7 +69,7 @@ def test_a_suggestion_for_this_machine(config_file, tmp_path, capsys):
         (["--topology=local", "--tokens=1e999"], "--tokens=1e999 is not a number of tokens, 1 to 1e+18"),
         (["--topology=local", "--tokens=0"], "--tokens=0 is not a number of tokens"),
         (["--topology=local", "--tokens=1.2.3"], "--tokens=1.2.3 is not a number of tokens"),
-        (["--topology=local", "--price=nan"], "--price=nan: a finite number is needed"),
+        (["--topology=local", "--price=nan"], "--price=nan: expected a finite number"),
         (["--topology=local", "--price=-1"], "--price=-1.0: a chip costs 0 to 1000000 an hour"),
         (["--topology=local", "--compiles=0"], "--compiles=0: --suggest compiles 1 to 1000 programs"),
         (["--topology=local", "--output=/"], "--output=/ is a directory; name a file"),

@@ -83,7 +83,7 @@ def apply_arg(config: Config, arg: str) -> Config:
         if config.tokenizer.startswith(("bpe", "hf")) and not config.data.source.startswith("tokens:"):
             config.tokenizer, model.vocab_size = "byte", 0
         config.train.update(num_steps=20, batch_size=4, accumulation=1, checkpoint_every=10)
-        config.schedule.update(warmup=2, decay=5)
+        config.schedule.update(warmup="10%", decay="25%")
         config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)
         config.logging.update(every=5, samples=1, sample_tokens=16)
         config.mesh.update(get_default().mesh)
