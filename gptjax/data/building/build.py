@@ -138,6 +138,7 @@ def cached_store(source: Source, cache_dir: str | Path, *, tokenizer: str | Toke
     directory = cache / f"store-{build_identity(source, tokenizer, options)}"
     with FileLock(cache / f"{directory.name}.lock"):
         if (directory / MANIFEST).exists():
+            shutil.rmtree(work_directory(directory), ignore_errors=True)  # of a build killed when all was done
             remains.sweep(cache, but=cache)
             return open_store(directory)
         return build_store(source, directory, tokenizer=tokenizer, **options)
