@@ -5,19 +5,25 @@ Exit status: 0 done; 1 the run failed; 2 the request was wrong; 130 Ctrl-C. The 
 
 import contextlib
 import importlib
+import inspect
+import math
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from gptjax import config as config_lib
 from gptjax import files, interrupts
+from gptjax.config.values import shown
 from gptjax.errors import RunError, UserError
 
+_LONGEST_LINE = 1800  # characters of an error
 VERBS = {
     "train": "config -> trained checkpoint",
     "evaluate": "checkpoint -> metrics with confidence intervals",
@@ -29,15 +35,22 @@ VERBS = {
 }
 
 
-def define_config(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+class _ConfigFlag(flags.Flag):
+    """--config: the name of a file, and once `parse` has read it, the config with the options that were set."""
+
+    chosen: frozenset[str] = frozenset()
+
+
+def define_config(flag_values: flags.FlagValues) -> None:
     """Adds --config=FILE[:ARG] and --config.section.option=value."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "configuration, e.g. --config=configs/quickstart.py --config.train.num_steps=500",
-        flag_values=flag_values,
-        sys_argv=list(argv),
+    flag = _ConfigFlag(
+        parser=flags.ArgumentParser(),
+        serializer=flags.ArgumentSerializer(),
+        name="config",
+        default=None,
+        help_string="configuration, e.g. --config=configs/quickstart.py --config.train.num_steps=500",
     )
+    flags.DEFINE_flag(flag, flag_values)
 
 
 def read_config(flag_values: flags.FlagValues) -> config_lib.Config:
@@ -50,7 +63,7 @@ def read_config(flag_values: flags.FlagValues) -> config_lib.Config:
 
 def chosen_options(flag_values: flags.FlagValues) -> frozenset[str]:
     """The options that --config.section.option=value sets: {"section.option"}."""
-    return frozenset(config_flags.get_override_values(flag_values["config"]))
+    return flag_values["config"].chosen
 
 
 def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
@@ -63,47 +76,160 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
             print(f"  --{name}\n      {flag.help}{default}")
         print("\n`python -m gptjax.config` lists every option of --config.")
         raise SystemExit(0)
+    argv, overrides = _overrides(argv) if "config" in flag_values else (list(argv), {})
+    known = [*flag_values, *(f"config.{path}" for path in config_lib.flat_options())]
+    for argument in argv[1:]:  # absl reads options from the file that --flagfile names, also from one that never ends
+        if (name := argument.lstrip("-").partition("=")[0]) in ("flagfile", "undefok") and argument.startswith("-"):
+            raise UserError(f"unknown option --{name}")
     try:
-        rest = _parse_flags(flag_values, argv)
+        rest = flag_values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        known = [*flag_values, *(f"config.{path}" for path in config_lib.flat_options())]
-        raise UserError(f"unknown option --{error.flagname}{config_lib.suggestion(error.flagname, known)}") from None
-    except (KeyError, AttributeError) as error:
-        names = [a.lstrip("-").split("=")[0] for a in argv if a.startswith("--config.")]
-        known = [f"config.{path}" for path in config_lib.flat_options()]
-        wrong = [n for n in names if n not in known]
-        if not wrong:
-            raise
-        hints = "; ".join(f"--{n}{config_lib.suggestion(n, known).replace('; did', ': did')}" for n in wrong)
-        raise UserError(f"unknown option {hints}") from error
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        raise UserError(str(error).strip()) from None
+        name = str(error.flagname)
+        raise UserError(f"unknown option --{name[:100]}{config_lib.suggestion(name, known)}") from None
+    except (flags.Error, ValueError) as error:
+        raise UserError(_in_words(error, flag_values, argv)) from None
+    for name in flag_values:
+        _check_flag(name, flag_values[name].value)
     if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+        raise UserError(f"unexpected argument {shown(rest[0])}; options are written --name=value")
+    if "config" in flag_values and flag_values.config is not None:
+        _apply(flag_values["config"], overrides)
+    elif overrides:
+        raise UserError(
+            f"--config is missing beside --config.{next(iter(overrides))}; e.g. --config=configs/quickstart.py"
+        )
 
 
-def _parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Arguments that are no flags. What goes wrong inside the config file is a UserError with its line."""
-    names = [value for flag, _, value in (a.partition("=") for a in argv) if flag.lstrip("-") == "config"]
-    path = Path(names[-1].partition(":")[0]) if names else None
-    if path and not path.is_file():
-        raise UserError(f"--config={path}: there is no such file")
+def _check_flag(name: str, value: Any) -> None:
+    """Raises UserError for what no flag can mean."""
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and "\0" in text for text in texts):
+        raise UserError(f"--{name}={shown(value)} has a zero byte in it")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{name}={value}: expected a finite number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"--{name}={shown(value)} is too large")
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _in_words(error: Exception, flag_values: flags.FlagValues, argv: Sequence[str]) -> str:
+    """What absl could not read, without Python's words."""
+    text = str(error).strip()
+    if match := re.match(r"(?:flag )?--([\w.]+)=(.*?): ", text, re.DOTALL):
+        name, value = match.groups()
+        if name in flag_values:
+            parser = flag_values[name].parser
+            needed = _KINDS.get(parser.flag_type(), text[match.end() :][:300])
+            if isinstance(parser.syntactic_help, str) and re.search(" from | range ", parser.syntactic_help):
+                needed = parser.syntactic_help.replace("an integer", "a whole number")
+            return f"--{name}={shown(value)[1:-1]}: expected {needed}"
+    if match := re.search(r"Missing value for flag (\S+)", text):
+        return f"{match[1]} has no value; write {match[1]}=VALUE"
+    return " ".join(text[:300].split())
+
+
+def _overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without --config.section.option=value, and {option: value} of those. Raises UserError."""
+    options, rest, found = config_lib.flat_options(), [], {}
+    waiting = iter(argv)
+    wrong: list[str] = []
+    for argument in waiting:
+        match = re.match(r"--?(no)?config\.([^=]*)(?:=(.*))?$", argument, re.DOTALL)
+        if argument == "--":
+            rest += [argument, *waiting]
+        elif not match:
+            rest.append(argument)
+        elif match[2] not in options:
+            wrong.append(f"config.{match[2]}")
+            if match[3] is None and not match[1]:
+                next(waiting, None)
+        else:
+            name, value = match[2], match[3]
+            boolean = isinstance(options[name].default, bool)
+            if match[1] and (value is not None or not boolean):
+                raise UserError(f"--noconfig.{name} is not an option; write --config.{name}=VALUE")
+            if boolean:
+                value = ("false" if match[1] else "true") if value is None else value
+            elif value is None and (value := next(waiting, None)) is None:
+                raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE")
+            found[name] = value
+    if wrong:
+        known = [f"config.{path}" for path in options]
+        hints = (f"--{n[:100]}{config_lib.suggestion(n, known).replace('; did', ': did')}" for n in wrong[:10])
+        raise UserError(f"unknown option {'; '.join(hints)}")
+    return rest, found
+
+
+def _apply(flag: _ConfigFlag, overrides: Mapping[str, str]) -> None:
+    """Puts the config that the flag names, with overrides, in the place of its name."""
+    config = _load(flag.value)
+    for path, text in overrides.items():
+        config_lib.override(config, path, text)
+    flag.value, flag.chosen = config, frozenset(overrides)
+
+
+def _load(text: str) -> config_lib.Config:
+    """What get_config() of FILE[:ARG] returns. What goes wrong inside the file is a UserError with its line."""
+    name, colon, argument = text.partition(":")
+    with contextlib.suppress(RuntimeError):  # no such user
+        name = str(Path(name).expanduser()) if name.startswith("~") else name
+    path = Path(name)
+    if "\0" in name or len(os.fsencode(name)) > 4000 or not os.access(path, os.F_OK):
+        raise UserError(f"--config={shown(name)[1:-1]}: there is no such file")
+    files.regular(path)
     try:
-        return flag_values(list(argv))[1:]
+        module = types.ModuleType("gptjax_config")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"--config={path} has no function get_config(); see configs/quickstart.py")
+        arguments = [argument] if colon else []
+        if not _takes(module.get_config, arguments):
+            raise UserError(
+                f"--config={path} takes no argument after a colon, and {shown(argument)} was given"
+                if colon
+                else f"--config={path}: its get_config needs other arguments; it may have one: --config=FILE:ARGUMENT"
+            )
+        config = module.get_config(*arguments)
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"--config={path}: {files.explain(error)}") from None
+    except SystemExit:
+        raise UserError(f"--config={path} ends the command with sys.exit(); it must only make a config") from None
     except Exception as error:
-        if path is None:
-            raise
-        if isinstance(error, AttributeError) and error.name == "get_config":
-            raise UserError(f"--config={path} has no function get_config(); see configs/quickstart.py") from None
         frames = traceback.extract_tb(error.__traceback__)
         numbers = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
-        numbers += [error.lineno] if isinstance(error, SyntaxError) else []
+        numbers += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
+        reason = " ".join(f"{type(error).__name__}: {error}"[:300].split())
         if not numbers:
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            raise UserError(f"--config={path} is not a Python file ({reason})") from None
         raise UserError(f"--config={path} failed at line {numbers[-1]}: {reason}") from None
+    if not isinstance(config, config_lib.Config):
+        raise UserError(f"get_config() of --config={path} returns no config; begin with gptjax.config.get_default()")
+    if not _named(config):
+        raise UserError(f"get_config() of --config={path} returns a config in which the name of an option is no text")
+    return config.unlock()
+
+
+def _takes(function: Callable[..., Any], arguments: Sequence[str]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _named(config: config_lib.Config) -> bool:
+    """Whether the names of all options are texts."""
+    try:
+        parts = [config, *(part for part in config.values() if isinstance(part, config_lib.Config))]
+        return all(isinstance(name, str) for part in parts for name in part)
+    except TypeError:  # names of several kinds, which cannot be sorted
+        return False
 
 
 def data_progress(stage: str, done: int, total: int | None) -> None:
@@ -124,11 +250,18 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except (Exception, KeyboardInterrupt) as error:
         status, line = describe(error)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print(line, file=sys.stderr)
+            print(_one_line(line), file=sys.stderr)
     interrupts.ending(status)
     if interrupts.received:
         interrupts.leave(status)
     return status
+
+
+def _one_line(text: str) -> str:
+    """A message as one line of a sane length, without control characters, which a terminal would obey."""
+    line = re.sub(r"(:?)\s*[\r\n\v\f]\s*", lambda match: ": " if match[1] else "; ", text.strip())
+    line = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 4 :]}"
 
 
 def describe(error: BaseException) -> tuple[int, str]:

@@ -26,7 +26,7 @@ _ABANDONED = 24 * 3600  # seconds without a change after which what another mach
 
 
 def expand(text: str | Path) -> Path:
-    """The absolute path that a text names, `~` expanded. Raises UserError for what no file system has."""
+    """The path that a person wrote: ~ and ~name are home directories. Raises UserError for what no disk has."""
     text = os.fspath(text)
     if "\0" in text:
         raise UserError(f"{text[:60]!r} is no path: it has a character NUL")
@@ -34,7 +34,7 @@ def expand(text: str | Path) -> Path:
     if long is not None or len(os.fsencode(text)) > 4095:
         raise UserError(f"the path {text[:60] + '...'!r} is too long: a name has at most 255 bytes, a path 4,095")
     try:
-        return Path(text).expanduser().absolute()
+        return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{text!r}: there is no user {text.partition('/')[0]!r} on this machine") from None
 

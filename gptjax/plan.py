@@ -20,9 +20,12 @@ from absl import flags
 
 from gptjax import cli
 from gptjax import config as config_lib
+from gptjax.config.durations import ascii_digits
+from gptjax.config.values import shown
 from gptjax.errors import UserError
 from gptjax.files import write_whole
 
+MOST_TOKENS, MOST_PRICE, MOST_COMPILES = 1e18, 1e6, 1000
 ASSUMED_CHARACTERS = 256  # different ones in a text, for a tokenizer of characters
 ASSUMED_EPOCH = 1000  # steps; the length of an epoch is in the data, and changes no shape
 
@@ -30,7 +33,7 @@ ASSUMED_EPOCH = 1000  # steps; the length of an epoch is in the data, and change
 def main(argv: list[str]) -> None:
     flag_values = flags.FlagValues()
     define = dict(flag_values=flag_values)
-    cli.define_config(flag_values, argv)
+    cli.define_config(flag_values)
     flags.DEFINE_string("topology", None, "hardware, e.g. --topology=v5e:4x4, v5p:4x4x4 or local", **define)
     flags.DEFINE_bool(
         "suggest", False, "search batch, accumulation, remat and mesh for the fastest that fits", **define
@@ -41,6 +44,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("output", None, "also write everything here, e.g. --output=plan.json", **define)
     flags.DEFINE_bool("setup", False, "install the TPU compiler in an environment of its own", **define)
     cli.parse(flag_values, argv, __doc__)
+    check_flags(flag_values)
     if flag_values.setup:
         from gptjax.planning import tpu
 
@@ -50,8 +54,20 @@ def main(argv: list[str]) -> None:
     if not flag_values.topology:
         from gptjax.planning import chips
 
-        raise UserError(f"--topology is missing. Choose one of these:\n{chips.listing()}")
+        raise UserError(f"--topology is missing; choose from {chips.listing()}")
     plan(cli.read_config(flag_values), flag_values)
+
+
+def check_flags(options: flags.FlagValues) -> None:
+    """Raises UserError for what no plan can be made with, before anything is compiled."""
+    if options.price is not None and not 0 <= options.price <= MOST_PRICE:
+        raise UserError(f"--price={options.price}: a chip costs 0 to {MOST_PRICE:.0f} an hour, in any currency")
+    if not 1 <= options.compiles <= MOST_COMPILES:
+        raise UserError(f"--compiles={options.compiles}: --suggest compiles 1 to {MOST_COMPILES} programs")
+    if options.tokens is not None:
+        number_of_tokens(options.tokens)
+    if options.output is not None and (not options.output or Path(options.output).is_dir()):
+        raise UserError(f"--output={options.output} is {'a directory' if options.output else 'empty'}; name a file")
 
 
 def plan(config: config_lib.Config, options: flags.FlagValues) -> None:
@@ -144,7 +160,7 @@ def vocab_size(config: config_lib.Config) -> int:
         size = known_vocab_size(config.tokenizer)
     except UserError as error:
         raise UserError(
-            f"the vocabulary of tokenizer={config.tokenizer} is not known without its files ({error}); "
+            f"the vocabulary of tokenizer={shown(config.tokenizer)[1:-1]} is not known without its files ({error}); "
             "add --config.model.vocab_size=N"
         ) from None
     if not size:
@@ -154,11 +170,15 @@ def vocab_size(config: config_lib.Config) -> int:
 
 def number_of_tokens(text: str) -> float:
     """10B, 300M, 2.5e9."""
-    match = re.fullmatch(r"([\d.]+(?:e\d+)?)([KMBT]?)", text)
+    plain = ascii_digits(text).strip()
+    match = re.fullmatch(r"(\d[\d_]*\.?\d*|\.\d+)((?:[eE]\+?\d{1,4})?)([KMBT]?)", plain, re.ASCII)
     units = {**config_lib.UNITS, "T": 10**12}
-    if not match:
-        raise UserError(f"--tokens={text} is not a number of tokens; e.g. --tokens=10B")
-    return float(match[1]) * units[match[2]]
+    number = float(match[1].replace("_", "") + match[2]) * units[match[3]] if match and len(plain) <= 100 else 0
+    if not 1 <= number <= MOST_TOKENS:
+        raise UserError(
+            f"--tokens={shown(text)[1:-1]} is not a number of tokens, 1 to {MOST_TOKENS:.0e}; e.g. --tokens=10B"
+        )
+    return number
 
 
 def tokens_of(config: config_lib.Config) -> float | None:

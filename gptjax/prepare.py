@@ -150,7 +150,7 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
     from gptjax.data.sources.opening import open_source
 
     _refuse_mixture(spec)
-    output = expand(flag_values.output)
+    output = expand(flag_values.output).absolute()
     source = open_source(
         spec,
         data_dir=values["data_dir"],

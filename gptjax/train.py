@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     flag_values = flags.FlagValues()
-    cli.define_config(flag_values, argv)
+    cli.define_config(flag_values)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         return
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
-    config, workdir = cli.read_config(flag_values), Path(flag_values.workdir)
+    config, workdir = cli.read_config(flag_values), files.expand(flag_values.workdir)
     with distributed.join(flag_values, cli.describe):
         asked = {"allow_changes": flag_values.allow_changes, "profile": flag_values.profile}
         train(config, workdir, chosen=cli.chosen_options(flag_values), **asked)
@@ -121,6 +121,8 @@ def _train(
     from gptjax.training.recorder import Recorder
     from gptjax.training.run import Run
 
+    if profile:
+        profiling.Profile.steps(profile)  # before the data are read
     # ---- Set-up; what is opened is closed by `ending`, the last first ---------------------------------------------
     started = time.perf_counter()
     tasks.check(config)

@@ -3,6 +3,7 @@
 The environment is set before JAX is imported; child processes of a test inherit it.
 """
 
+import gc
 import os
 import re
 import shutil
@@ -66,6 +67,21 @@ def pytest_sessionfinish():
 @pytest.fixture
 def update_golden(request) -> bool:
     return request.config.getoption("--update-golden")
+
+
+_MOST_MEMORY = 3 << 30  # bytes of a worker, after which compiled programs are forgotten; the disk still has them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """A worker goes through hundreds of programs, and JAX keeps all of them."""
+    yield
+    statistics = Path("/proc/self/statm")  # of Linux
+    if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_MEMORY:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

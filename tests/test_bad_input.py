@@ -3,9 +3,9 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import absl.flags
 import pytest
 
 from gptjax import cli, evaluate, generate, prepare, train
@@ -74,7 +74,7 @@ def refuses_to_train(refuses, config_file, tmp_path):
     [
         ("--config.train.batch_sise=3", ["config.train.batch_sise", "did you mean config.train.batch_size?"]),
         ("--wrkdir=x", ["unknown option --wrkdir", "did you mean workdir?"]),
-        ("--config.train.batch_size=many", ["--config.train.batch_size=many", "int"]),
+        ("--config.train.batch_size=many", ["train.batch_size is 'many'; it must be a whole number"]),
         ("--config.train.batch_size=0", ["train.batch_size is 0; it must be at least 1"]),
         ("--config.train.num_steps=soon", ["train.num_steps is 'soon'", "'10M tokens'"]),
         ("--config.optimizer.name=adamm", ["optimizer.name is 'adamm'", "did you mean adamw?"]),
@@ -105,6 +105,52 @@ def test_batch_that_does_not_divide_over_the_devices(refuses_to_train):
     assert "mesh.data x mesh.fsdp x mesh.expert = 8" in message
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["mesh.data=1000", "train.batch_size=8000"], "does not fit 8 cpu device(s)"),
+        (["train.batch_size=1048576", "model.context_length=65536"], "rows of 65536 tokens need 1 TiB of this machine"),
+        (["model.num_layers=100", "model.embed_dim=2e5", "model.head_dim=2"], "the training state needs"),
+        (["model.ngram_order=32", "model.ngram_rows=1e9"], "the training state needs"),
+        (
+            ["train.batch_size=65536", "model.context_length=1024", "model.num_layers=1000", "model.embed_dim=1024"],
+            "a micro-batch of 65536 rows of 1024 tokens needs more than",
+        ),
+    ],
+)
+def test_what_the_machine_cannot_hold_is_refused_before_it_is_taken(refuses_to_train, options, words):
+    assert words in refuses_to_train(*(f"--config.{option}" for option in options))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--flagfile=/dev/zero"], "unknown option --flagfile"),
+        (["--config.seed"], "--config.seed has no value; write --config.seed=VALUE"),
+        (["--noconfig.seed"], "--noconfig.seed is not an option"),
+        (["--config.model=5"], "unknown option --config.model"),
+        (["--profile=0:0"], "--profile=0:0: expected STEP:COUNT"),
+        (["--profile=x"], "--profile=x: expected STEP:COUNT"),
+        (["--join_timeout=nan"], "--join_timeout=nan: expected a finite number"),
+        (["--num_processes=many"], "--num_processes=many: expected a whole number"),
+        (["--workdir=a\0b"], "has a zero byte in it"),
+    ],
+)
+def test_wrong_flag(refuses_to_train, options, words):
+    message = refuses_to_train(*options)
+    assert words in message, message
+
+
+def test_options_of_a_config_may_stand_apart_and_without_a_value(config_file):
+    flag_values = absl.flags.FlagValues()
+    cli.define_config(flag_values)
+    argv = ["train", "--config.seed", "7", "--noconfig.model.qk_norm", f"--config={config_file}", "--config.mesh.data"]
+    cli.parse(flag_values, [*argv, "-1", "-config.logging.tensorboard"], "")
+    config = cli.read_config(flag_values)
+    assert (config.seed, config.model.qk_norm, config.mesh.data, config.logging.tensorboard) == (7, False, -1, True)
+    assert cli.chosen_options(flag_values) == {"seed", "model.qk_norm", "mesh.data", "logging.tensorboard"}
+
+
 def test_no_config_no_workdir(refuses, config_file):
     assert "--config is missing; e.g. --config=" in refuses(train, "--workdir=x")
     assert "--workdir is missing; e.g. --workdir=" in refuses(train, f"--config={config_file}")
@@ -123,10 +169,11 @@ def test_config_file_that_is_not_there(refuses, options):
         ("import nonexistent_module\n", "failed at line 1: ModuleNotFoundError"),
         ("x = (\n", "failed at line 1: SyntaxError"),
         ("x = 1\n", "has no function get_config()"),
+        ("\0\1", "is not a Python file"),
+        ("def get_config():\n    return {}\n", "returns no config"),
     ],
 )
 def test_config_file_that_fails(refuses, tmp_path, monkeypatch, text, reason):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections leaves the last one
     path = tmp_path / "broken.py"
     path.write_text(text)
     assert f"--config={path} {reason}" in refuses(train, f"--config={path}", "--workdir=x")
@@ -161,7 +208,7 @@ def test_split_without_documents(refuses_to_train, tmp_path):
     (tmp_path / "a.txt").write_text("one document " * 100)
     message = refuses_to_train(f"--config.data.source=text:{tmp_path}/a.txt", "--config.data.split_by=document")
     assert "split is empty" in message
-    assert "use data.split_by=position" in message
+    assert "use --config.data.split_by=position" in message
 
 
 def test_without_a_validation_split_a_run_trains_and_says_so(config_file, tmp_path, capsys):
@@ -183,9 +230,9 @@ def test_prepare_keeps_what_is_there(refuses, tmp_path):
     precious.parent.mkdir()
     precious.write_text("words")
     message = refuses(prepare, f"--source=text:{precious}", f"--output={precious.parent}")
-    assert "it exists; remove it or choose another directory" in message
+    assert "remove it or choose another directory" in message
     assert precious.read_text() == "words"
-    refuses(prepare, f"--source=text:{precious}", f"--output={precious}/below_a_file", status=1)
+    refuses(prepare, f"--source=text:{precious}", f"--output={precious}/below_a_file")
 
 
 # ---- Work directories and checkpoints --------------------------------------------------------------------
@@ -224,7 +271,7 @@ def test_workdir_that_cannot_be_made(refuses_to_train, tmp_path):
 def test_init_from_another_model(refuses_to_train, trained):
     message = refuses_to_train(f"--config.init_from={trained}", "--config.model.embed_dim=8")
     assert "is another model" in message
-    assert "  model.embed_dim: 16 there, 8 here\n" in message
+    assert "model.embed_dim: 16 there, 8 here\n" in message
 
 
 def test_init_from_nothing(refuses_to_train, tmp_path):
@@ -245,10 +292,10 @@ def test_evaluate_without_a_checkpoint(refuses, tmp_path):
         ),
         ("--tasks=bleu", "the task bleu needs prompts with references: --prompts=FILE.jsonl"),
         ("--checkpoint=7", "--checkpoint=7: choose best, last or one of 2, 4"),
-        ("--batch_size=-1", "evaluation.batch_size is -1; it must be at least 0"),
+        ("--batch_size=-1", "--batch_size=-1: expected a whole number from 1 to 1048576"),
         ("--stride=17", "evaluation.stride 17 is larger than model.context_length 16"),
         ("--output=/", "--output=/ is a directory; name a file"),
-        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be made: File exists"),
+        ("--output=/dev/null/results.json", "--output=/dev/null/results.json cannot be written: it exists"),
     ],
 )
 def test_evaluate_with_a_wrong_option(refuses, trained, option, message):
@@ -281,8 +328,8 @@ def test_full_disk_leaves_the_last_good_checkpoint(config_file, trained, tmp_pat
         message = capfd.readouterr().err.strip().splitlines()[-1]
         assert status == 1
         last = loading.find(workdir, "last")
-        assert message.startswith(f"failed: a checkpoint could not be written to {workdir / 'checkpoints'}")
-        assert f"the last good checkpoint is {last}. Free some space" in message
+        assert message.startswith(f"failed: {workdir}/") and ": the disk is full (" in message
+        assert f"Make room; the same command then goes on from step {last.name} ({last})" in message
         assert loading.load(workdir, "last").step == int(last.name)
     finally:
         subprocess.run(["umount", str(disk)], check=True)

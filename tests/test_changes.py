@@ -109,7 +109,7 @@ def test_a_run_does_not_end_before_it_is(run, tmp_path):
 
 
 def test_without_a_checkpoint_anything_may_change(run, tmp_path):
-    run(tmp_path, "--config.optimizer.learning_rate=1e30", status=1)  # diverges before there is one
+    run(tmp_path, "--config.optimizer.learning_rate=1e10", status=1)  # diverges before there is one
     run(tmp_path, status=2)
     run(tmp_path, "--config.model.num_layers=2", "--allow_changes")
     assert changes(tmp_path) == []

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 
 MOUNT = "/mnt/gptjax"  # where Cloud TPU machines mount the bucket
+MOST_CHIPS = 8960  # of a v5p
 SAVE_SECONDS = 120  # time before the limit of the job for a last checkpoint
 
 
@@ -60,12 +61,16 @@ class Slice:
     def parse(cls, text: str) -> "Slice":
         name, _, topology = text.partition(":")
         if name not in GENERATIONS:
-            raise ValueError(f"--topology={text}: the generations are {', '.join(GENERATIONS)}, as in v5e:4x4")
+            raise ValueError(f"--topology={text[:60]}: the generations are {', '.join(GENERATIONS)}, as in v5e:4x4")
         dimensions = GENERATIONS[name].dimensions
-        if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), topology):
+        if not re.fullmatch("x".join([r"[1-9]\d{0,3}"] * dimensions), topology, re.ASCII):
             example = "4x4x4" if dimensions == 3 else "4x4"
-            raise ValueError(f"--topology={text}: one of {name} has {dimensions} dimensions, as in {name}:{example}")
+            raise ValueError(
+                f"--topology={text[:60]}: one of {name} has {dimensions} dimensions, as in {name}:{example}"
+            )
         found = cls(GENERATIONS[name], topology)
+        if found.chips > MOST_CHIPS:
+            raise ValueError(f"--topology={text}: {found.chips} chips; the largest slice has {MOST_CHIPS}")
         if found.chips > found.generation.largest_host and found.chips % 4:
             raise ValueError(f"--topology={text}: {found.chips} chips are no whole number of machines with 4 each")
         return found
@@ -276,45 +281,99 @@ def gke(options: argparse.Namespace) -> None:
     subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True, check=True)
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number within limits: 8, 8.0, 1e3. argparse puts the flag before the message."""
+
+    def read(text: str) -> int:
+        number = float(text) if re.fullmatch(r"[+-]?\d{1,20}(\.\d*)?([eE]\+?\d{1,2})?", text, re.ASCII) else math.nan
+        if not number.is_integer():
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number")
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text[:60]} is not within {least} and {most}")
+        return int(number)
+
+    return read
+
+
+def matching(pattern: str, words: str) -> Callable[[str], str]:
+    """Reads a text of a form, which `words` tell."""
+
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {words}")
+        return text
+
+    return read
+
+
+def path(text: str) -> str:
+    """Reads a path or another name that a script can hold: not empty, without line breaks."""
+    if not text.strip() or len(text) > 4000 or any(ord(character) < 32 for character in text):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a name")
+    return text
+
+
+# The names of jobs, nodes and pods: what Slurm, gcloud and Kubernetes all accept.
+NAME = matching("[a-z]([-a-z0-9]{0,46}[a-z0-9])?", "a name of lower-case letters, digits and hyphens, at most 48")
+SLURM_NAME = matching("[A-Za-z0-9][-+.A-Za-z0-9_@]{0,127}", "a name of letters, digits and -+._@")
+BUCKET = matching("[a-z0-9]([-a-z0-9_.]{0,220}[a-z0-9])?", "the name of a bucket, without gs://")
+WORD = matching("[A-Za-z0-9][-A-Za-z0-9_.:/@]{0,250}", "a name of letters, digits and -_.:/@")
+TIME = matching(r"\d{1,6}(:\d{1,2}){0,2}|\d{1,4}-\d{1,2}(:\d{1,2}){0,2}", "a time such as 24:00:00 or 2-12")
+
+
+class Parser(argparse.ArgumentParser):
+    """What is wrong stands in the last line, in the form of the other tools."""
+
+    def error(self, message: str):
+        self.print_usage(sys.stderr)
+        self.exit(2, f"error: {message[:1000]}\n")
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     places = parser.add_subparsers(dest="place", required=True)
 
     def place(name: str, run: Callable[[argparse.Namespace], None], *, required: bool) -> argparse.ArgumentParser:
         one = places.add_parser(name)
         one.set_defaults(run=run)
-        one.add_argument("--config", required=required, help="e.g. --config=configs/gpt2_124m.py")
-        one.add_argument("--workdir", required=required, help="work directory on a file system that every machine has")
+        one.add_argument("--config", type=path, required=required, help="e.g. --config=configs/gpt2_124m.py")
+        one.add_argument(
+            "--workdir", type=path, required=required, help="work directory on a file system that every machine has"
+        )
         one.add_argument("--dry_run", action="store_true", help="only print the script, commands or manifest")
         return one
 
     one = place("slurm", slurm, required=True)
-    one.add_argument("--name", default="gptjax")
-    one.add_argument("--nodes", type=int, default=1)
-    one.add_argument("--gpus_per_node", type=int, default=0)
-    one.add_argument("--cpus_per_node", type=int, default=0)
-    one.add_argument("--partition")
-    one.add_argument("--account")
-    one.add_argument("--time", help="e.g. --time=24:00:00")
-    one.add_argument("--log", help="default: WORKDIR/slurm-JOB.log")
-    one.add_argument("--python", default=sys.executable)
+    one.add_argument("--name", type=SLURM_NAME, default="gptjax")
+    one.add_argument("--nodes", type=whole(1, 100_000), default=1)
+    one.add_argument("--gpus_per_node", type=whole(0, 64), default=0)
+    one.add_argument("--cpus_per_node", type=whole(0, 4096), default=0)
+    one.add_argument("--partition", type=path)
+    one.add_argument("--account", type=path)
+    one.add_argument("--time", type=TIME, help="e.g. --time=24:00:00")
+    one.add_argument("--log", type=path, help="default: WORKDIR/slurm-JOB.log")
+    one.add_argument("--python", type=path, default=sys.executable)
 
     one = place("tpu", tpu, required=False)
     one.add_argument("action", choices=["create", "describe", "setup", "train", "delete"])
-    one.add_argument("--zone", required=True)
-    one.add_argument("--project")
+    one.add_argument("--zone", type=WORD, required=True)
+    one.add_argument("--project", type=WORD)
     one.add_argument("--spot", action="store_true")
 
     two = place("gke", gke, required=True)
-    two.add_argument("--image", required=True, help="image with gptjax[tpu] whose working directory is the checkout")
-    two.add_argument("--restarts", type=int, default=10)
-    two.add_argument("--service_account", default="default", help="service account that may write to the bucket")
-    two.add_argument("--bucket", required=True)
-    one.add_argument("--bucket")
+    two.add_argument(
+        "--image", type=WORD, required=True, help="image with gptjax[tpu] whose working directory is the checkout"
+    )
+    two.add_argument("--restarts", type=whole(0, 100_000), default=10)
+    two.add_argument(
+        "--service_account", type=WORD, default="default", help="service account that may write to the bucket"
+    )
+    two.add_argument("--bucket", type=BUCKET, required=True)
+    one.add_argument("--bucket", type=BUCKET)
     for both in (one, two):
-        both.add_argument("--name", required=True)
+        both.add_argument("--name", type=NAME, required=True)
         both.add_argument("--topology", required=True, help="e.g. --topology=v5e:4x4")
-        both.add_argument("--slices", type=int, default=1)
+        both.add_argument("--slices", type=whole(1, 256), default=1)
     own, rest = arguments, []
     if "--" in arguments:
         own, rest = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]

@@ -51,8 +51,10 @@ class _OrbaxRecords(logging.Filter):
 
 
 def _hook(what: Any) -> None:
-    """Drops what TensorStore prints when a save has failed and its other writes end, up to the end of the process."""
-    if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+    """Drops what is printed when a save has failed and its other writes end, up to the end of the process."""
+    closed = what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"
+    left = getattr(getattr(what.object, "cr_code", None), "co_filename", "").startswith(_ORBAX)
+    if not (closed or left):
         _hook.before(what)
 
 

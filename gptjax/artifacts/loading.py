@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.artifacts import integrity
 from gptjax.artifacts.checkpoints import quiet_orbax, read_metadata, reading
 from gptjax.data.tokenization.templates import ChatTemplate
@@ -46,7 +47,7 @@ def find(workdir: Path, which: str = "best") -> Path:
     The directory of a checkpoint is given back as it is. Tells where the last or the best one is damaged, and another
     is taken. Raises UserError, also for a damaged one that is asked for by its step.
     """
-    workdir = Path(workdir)
+    workdir = files.expand(workdir)
     if (workdir / "metadata").exists() or workdir.absolute().parent.name == "checkpoints":
         return _whole(workdir.absolute())
     directory = workdir.absolute() / "checkpoints"

@@ -42,7 +42,7 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
         raise UserError(f"--workdir={workdir} is not writable")
     if not path.exists():
         return {}
-    old = _recorded_config(path)
+    old = config_lib.from_json(path.read_text(encoding="utf-8", errors="replace"), path)
     changes = {
         name: [before, now]
         for (name, before), (_, now) in zip(*map(config_lib.flat_values, (old, config)), strict=True)
@@ -70,17 +70,6 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
 def _listed(changes: Changes, names: Sequence[str], most: int = 5) -> str:
     known = [f"{name} is {changes[name][0]!r} there and {changes[name][1]!r} now" for name in names[:most]]
     return ", ".join(known) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _recorded_config(path: Path) -> config_lib.Config:
-    try:
-        return config_lib.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{path} is damaged: it is no config of a run. Each directory in {path.parent / 'checkpoints'} holds the "
-            "same config: remove the file and give the command again, or start a run from there with a new --workdir "
-            f"and --config.init_from={path.parent}"
-        ) from None
 
 
 def check_data(workdir: Path, identity: dict) -> None:

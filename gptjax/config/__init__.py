@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_collections import config_dict
-
+from gptjax.config import values
 from gptjax.config.durations import UNITS, resolve_duration
 from gptjax.config.options import LORA_PATHS, MESH_AXES, OPTIONS, ROW_AXES, Config, Option, affecting, flat_options
-from gptjax.config.validation import suggestion, validate
+from gptjax.config.validation import assign, listed, normalise, steps_problems, suggestion, validate
 from gptjax.errors import UserError
 
 __all__ = [
@@ -33,6 +32,7 @@ __all__ = [
     "flat_values",
     "from_json",
     "get_default",
+    "override",
     "resolve",
     "resolve_duration",
     "sha256",
@@ -45,13 +45,26 @@ __all__ = [
 def get_default() -> Config:
     """A ConfigDict with every option at its default."""
 
-    def value(option: Option):
-        return config_dict.FieldReference(option.default, field_type=object) if option.duration else option.default
-
-    config = Config()
+    # Without ConfigDict's types: `validate` reads a value however it is written, and refuses in plain words.
+    config = Config(type_safe=False)
     for name, entry in OPTIONS.items():
-        config[name] = value(entry) if isinstance(entry, Option) else Config({k: value(o) for k, o in entry.items()})
+        if isinstance(entry, Option):
+            config[name] = entry.default
+        else:
+            config[name] = Config({k: option.default for k, option in entry.items()}, type_safe=False)
     return config
+
+
+def override(config: Config, path: str, text: str) -> None:
+    """Sets the option that --config.PATH=TEXT names. A text that cannot be read is left for `validate` to refuse."""
+    section, _, name = path.rpartition(".")
+    held = config.get(section) if section else config
+    if isinstance(held, Config):  # else `validate` says that the section is missing
+        try:
+            value = values.read(flat_options()[path], text)
+        except ValueError:
+            value = text
+        assign(held, name, value)
 
 
 def flat_values(config: Config) -> Iterator[tuple[str, Any]]:
@@ -70,7 +83,7 @@ def apply_arg(config: Config, arg: str) -> Config:
         if config.tokenizer.startswith(("bpe", "hf")) and not config.data.source.startswith("tokens:"):
             config.tokenizer, model.vocab_size = "byte", 0
         config.train.update(num_steps=20, batch_size=4, accumulation=1, checkpoint_every=10)
-        config.schedule.update(warmup=2, decay=5)
+        config.schedule.update(warmup="10%", decay="25%")
         config.evaluation.update(every=10, max_tokens=4096, max_prompts=8, max_new_tokens=16, batch_size=8)
         config.logging.update(every=5, samples=1, sample_tokens=16)
         config.mesh.update(get_default().mesh)
@@ -81,15 +94,20 @@ def apply_arg(config: Config, arg: str) -> Config:
 
 
 def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
-    """The config with durations in steps, the vocabulary and the seed of data filled in."""
-    config = config.copy_and_resolve_references()
+    """The config with durations in steps, the vocabulary and the seed of data filled in.
+
+    Raises UserError where the schedule does not fit the length of the run, or the vocabulary the tokenizer.
+    """
+    config = normalise(config.copy_and_resolve_references())
+    if problems := list(steps_problems(config, steps_per_epoch)):
+        raise UserError(listed("the config", problems))
     tokens_per_step = config.train.batch_size * config.model.context_length
 
     def steps(value, total):
         return resolve_duration(value, total=total, tokens_per_step=tokens_per_step, steps_per_epoch=steps_per_epoch)
 
     resolved = config.to_dict()
-    num_steps = max(steps(config.train.num_steps, None), 1)
+    num_steps = steps(config.train.num_steps, None)
     for path, option in flat_options().items():
         if option.duration:
             section, name = path.split(".")
@@ -129,9 +147,14 @@ def from_json(text: str, where: object = "the config") -> Config:
             else:
                 config[name] = entry
         except (TypeError, ValueError, AttributeError):
-            values = foreign.show(entry, 200)
-            raise UserError(f"{where}: {name} is {values}, where a value is of another type than the option") from None
-    return config.lock()
+            shown = foreign.show(entry, 200)
+            raise UserError(f"{where}: {name} is {shown}, where a value is of another type than the option") from None
+    for path, value in flat_values(config):
+        try:
+            values.read(flat_options()[path], value)
+        except ValueError as error:
+            raise UserError(f"{where}: {path} {error}") from None
+    return normalise(config).lock()
 
 
 def cache_directory(config: Config) -> Path:

@@ -34,6 +34,9 @@ AFFECTS = {
     "score": "on which tokens the validation loss is measured",
     "record": "what is measured, shown and kept, and when a run ends",
 }
+MOST_STEPS = 10_000_000  # a learning rate is computed for each
+MOST_DEVICES = 1_048_576
+MOST_SEED = 2**32 - 1  # JAX's keys are made of 32 bits
 _OF_SECTION = {
     "model": "model",
     "data": "training",
@@ -55,6 +58,7 @@ class Option:
       affects: one of AFFECTS; "" means the entry of the option's section. Four questions are answered from it: which
         options may change when a run is continued, freely or on request, which are taken from the model that a run
         starts from, which must be equal for two runs to be comparable, and which are inputs of the compiled step.
+      minimum, maximum: of a number; of a duration, in steps.
       duration: whether the value is a number of steps (int) or a text such as "2%", "1 epoch", "10M tokens".
     """
 
@@ -80,23 +84,32 @@ def _probability(what: str) -> Option:
 
 OPTIONS: dict[str, dict[str, Option] | Option] = {
     "model": {
-        "num_layers": Option(4, "transformer blocks", minimum=1),
-        "num_heads": Option(4, "query heads", minimum=1),
-        "num_kv_heads": Option(0, "key/value heads (grouped-query attention); 0 = num_heads", minimum=0),
-        "embed_dim": Option(128, "width of the residual stream", minimum=1),
-        "head_dim": Option(0, "width of a head; 0 = embed_dim / num_heads", minimum=0),
+        "num_layers": Option(4, "transformer blocks", minimum=1, maximum=10_000),
+        "num_heads": Option(4, "query heads", minimum=1, maximum=65_536),
+        "num_kv_heads": Option(
+            0, "key/value heads (grouped-query attention); 0 = num_heads", minimum=0, maximum=65_536
+        ),
+        "embed_dim": Option(128, "width of the residual stream", minimum=1, maximum=1_048_576),
+        "head_dim": Option(0, "width of a head; 0 = embed_dim / num_heads", minimum=0, maximum=65_536),
         "mlp_dim": Option(
             0,
             "hidden width of the MLP; 0 = 4 x embed_dim (8/3 x, to a multiple of 64, for swiglu)",
             minimum=0,
+            maximum=16_777_216,
         ),
-        "context_length": Option(256, "tokens the model sees at once", affects="training", minimum=1),
-        "vocab_size": Option(0, "0 = the tokenizer's", minimum=0),
+        "context_length": Option(
+            256, "tokens the model sees at once", affects="training", minimum=1, maximum=16_777_216
+        ),
+        "vocab_size": Option(0, "0 = the tokenizer's", minimum=0, maximum=16_777_216),
         "vocab_multiple": Option(
-            64, "the embedding table is padded to a multiple of this", affects="training", minimum=1
+            64,
+            "the embedding table is padded to a multiple of this",
+            affects="training",
+            minimum=1,
+            maximum=65_536,
         ),
         "norm": Option("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm")),
-        "norm_epsilon": Option(1e-5, "added to the variance", minimum=0),
+        "norm_epsilon": Option(1e-5, "added to the variance", minimum=1e-20, maximum=1),
         "norm_placement": Option(
             "pre", "pre = before each branch of a block; post = after each residual sum", choices=("pre", "post")
         ),
@@ -105,36 +118,48 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "MLP non-linearity",
             choices=("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu"),
         ),
-        "num_experts": Option(0, "mixture of experts: MLPs of width mlp_dim per block; 0 = one MLP", minimum=0),
-        "experts_per_token": Option(2, "experts that process each token", minimum=1),
+        "num_experts": Option(
+            0, "mixture of experts: MLPs of width mlp_dim per block; 0 = one MLP", minimum=0, maximum=65_536
+        ),
+        "experts_per_token": Option(2, "experts that process each token", minimum=1, maximum=65_536),
         "positions": Option("rope", "position information", choices=("rope", "learned", "alibi", "none")),
-        "sliding_window": Option(0, "a token attends to this many latest tokens, itself included; 0 = all", minimum=0),
-        "ngram_order": Option(1, "adds embeddings of the last 2, 3, ..., ngram_order tokens; 1 = off", minimum=1),
-        "ngram_rows": Option(8192, "rows of the hashed embedding table for each n-gram length", minimum=1),
-        "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1),
+        "sliding_window": Option(
+            0, "a token attends to this many latest tokens, itself included; 0 = all", minimum=0, maximum=2**30
+        ),
+        "ngram_order": Option(
+            1, "adds embeddings of the last 2, 3, ..., ngram_order tokens; 1 = off", minimum=1, maximum=32
+        ),
+        "ngram_rows": Option(
+            8192, "rows of the hashed embedding table for each n-gram length", minimum=1, maximum=2**30
+        ),
+        "rope_theta": Option(10000.0, "base of the rotary frequencies", minimum=1, maximum=1e15),
         "rope_scaling": Option(
             "none",
             "for longer contexts than trained on: rope_factor divides all (linear) or only low frequencies (llama3)",
             choices=("none", "linear", "llama3"),
         ),
-        "rope_factor": Option(8.0, "divisor of the scaled frequencies", minimum=1),
+        "rope_factor": Option(8.0, "divisor of the scaled frequencies", minimum=1, maximum=1e6),
         "rope_low_freq_factor": Option(
             1.0,
             "llama3: frequencies with fewer turns than this in rope_original_length are divided by rope_factor",
             minimum=0,
+            maximum=1e6,
         ),
-        "rope_high_freq_factor": Option(4.0, "llama3: frequencies with more turns than this are not scaled", minimum=0),
-        "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1),
+        "rope_high_freq_factor": Option(
+            4.0, "llama3: frequencies with more turns than this are not scaled", minimum=0, maximum=1e6
+        ),
+        "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1, maximum=2**30),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
         "use_bias": Option(False, "biases in linear layers and layer norms"),
         "qkv_bias": Option(False, "biases only for queries, keys and values"),
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
-        "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0),
+        "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0, maximum=1e6),
         "init_std": Option(
             0.02,
             "standard deviation of initial weights; for residual outputs, divided by sqrt(2 num_layers)",
             affects="training",
             minimum=0,
+            maximum=100,
         ),
         "dropout": Option(
             0.0,
@@ -148,8 +173,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "rank of low-rank adapters; only they are then trained; 0 = no adapters",
             affects="training",
             minimum=0,
+            maximum=65_536,
         ),
-        "lora_alpha": Option(16.0, "adapters are scaled by lora_alpha / lora_rank", affects="training", minimum=0),
+        "lora_alpha": Option(
+            16.0, "adapters are scaled by lora_alpha / lora_rank", affects="training", minimum=0, maximum=1e6
+        ),
         "lora_dropout": Option(0.0, "dropout rate on inputs of adapters", affects="course", minimum=0, maximum=0.99),
         "lora_targets": Option(
             "attention/(query|value)",
@@ -175,7 +203,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             choices=("auto", "reference", "xla", "cudnn", "splash"),
         ),
         "scan_unroll": Option(
-            0, "layers unrolled in the scan over depth; 0 = all of them", affects="computation", minimum=0
+            0,
+            "layers unrolled in the scan over depth; 0 = all of them",
+            affects="computation",
+            minimum=0,
+            maximum=10_000,
         ),
         "remat": Option(
             "none",
@@ -291,10 +323,16 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             affects="training",
             choices=("auto", *_modules("objectives", "objective", "cross_entropy")),
         ),
-        "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0),
-        "balance_loss": Option(0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0),
+        "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0, maximum=1e6),
+        "balance_loss": Option(
+            0.01, "weight of the load-balancing loss of a mixture of experts", minimum=0, maximum=1e6
+        ),
         "logits_chunk": Option(
-            0, "tokens per row whose logits are in memory at once; 0 = all", affects="computation", minimum=0
+            0,
+            "tokens per row whose logits are in memory at once; 0 = all",
+            affects="computation",
+            minimum=0,
+            maximum=16_777_216,
         ),
         "label_smoothing": Option(
             0.0, "share of the target probability spread over the vocabulary", minimum=0, maximum=0.9
@@ -307,19 +345,21 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             affects="training",
             choices=_modules("optim/algorithms"),
         ),
-        "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0),
-        "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0),
+        "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0, maximum=1e10),
+        "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0, maximum=1e10),
         "beta1": Option(0.9, "decay rate of AdamW's first moment", minimum=0, maximum=0.999999),
         "beta2": Option(0.95, "decay rate of AdamW's second moment", minimum=0, maximum=0.999999),
-        "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=0),
-        "weight_decay": Option(0.1, "decoupled weight decay, only for matrices and embedding tables", minimum=0),
+        "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=1e-18, maximum=1),
+        "weight_decay": Option(
+            0.1, "decoupled weight decay, only for matrices and embedding tables", minimum=0, maximum=1e6
+        ),
         "learning_rate_multipliers": Option(
             "",
             "PATTERN=FACTOR PATTERN=FACTOR: factors for parameters whose path matches, e.g. 'embedding/.*=0.5'",
             affects="course",
         ),
         "weight_decay_multipliers": Option("", "the same for weight decay, e.g. 'embedding/.*=0'", affects="course"),
-        "clip_norm": Option(1.0, "gradients are clipped to this global norm; 0 = no clipping", minimum=0),
+        "clip_norm": Option(1.0, "gradients are clipped to this global norm; 0 = no clipping", minimum=0, maximum=1e10),
     },
     "schedule": {
         "name": Option(
@@ -327,37 +367,59 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "shape of the learning rate; wsd = warm-up, stable, linear decay; cosine_restarts = `cycles` cosines",
             choices=("cosine", "cosine_restarts", "linear", "wsd", "rsqrt", "constant"),
         ),
-        "warmup": Option("2%", "linear warm-up from zero", duration=True),
-        "decay": Option("20%", "length of the decay at the end (wsd only)", duration=True),
-        "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=10_000),
+        "warmup": Option("2%", "linear warm-up from zero", duration=True, minimum=0, maximum=MOST_STEPS),
+        "decay": Option(
+            "20%", "length of the decay at the end (wsd only)", duration=True, minimum=0, maximum=MOST_STEPS
+        ),
+        "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=100),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
     },
     "mesh": {
-        "data": Option(-1, "copies of the model, over which the batch is split; -1 = all remaining devices"),
-        "fsdp": Option(1, "devices over which parameters, optimizer state and batch are split", minimum=1),
-        "expert": Option(1, "devices over which experts and batch are split", minimum=1),
-        "context": Option(1, "devices over which the sequence is split", minimum=1),
-        "tensor": Option(1, "devices over which heads, MLP width and vocabulary are split", minimum=1),
+        "data": Option(
+            -1, "copies of the model, over which the batch is split; -1 = all remaining devices", maximum=MOST_DEVICES
+        ),
+        "fsdp": Option(
+            1, "devices over which parameters, optimizer state and batch are split", minimum=1, maximum=MOST_DEVICES
+        ),
+        "expert": Option(1, "devices over which experts and batch are split", minimum=1, maximum=MOST_DEVICES),
+        "context": Option(1, "devices over which the sequence is split", minimum=1, maximum=MOST_DEVICES),
+        "tensor": Option(
+            1, "devices over which heads, MLP width and vocabulary are split", minimum=1, maximum=MOST_DEVICES
+        ),
         "allow_replicated": Option(False, "allows large parameters that fsdp does not divide to be replicated"),
     },
     "train": {
-        "num_steps": Option(1000, "optimizer steps", affects="course", duration=True),
-        "batch_size": Option(32, "rows in the global batch", minimum=1),
-        "accumulation": Option(1, "micro-batches per step", affects="computation", minimum=1),
+        "num_steps": Option(1000, "optimizer steps", affects="course", duration=True, minimum=1, maximum=MOST_STEPS),
+        "batch_size": Option(32, "rows in the global batch", minimum=1, maximum=1_048_576),
+        "accumulation": Option(1, "micro-batches per step", affects="computation", minimum=1, maximum=1_048_576),
         "checkpoint_every": Option(
             "25%",
             "steps between checkpoints; each best evaluation so far is saved, too",
             affects="record",
             duration=True,
+            minimum=1,
+            maximum=MOST_STEPS,
         ),
         "keep_checkpoints": Option(
-            2, "number of newest checkpoints kept, besides the best", affects="record", minimum=1
+            2,
+            "number of newest checkpoints kept, besides the best",
+            affects="record",
+            minimum=1,
+            maximum=1_000_000,
         ),
         "early_stopping_patience": Option(
-            0, "evaluations without improvement before stopping; 0 = never", affects="record", minimum=0
+            0,
+            "evaluations without improvement before stopping; 0 = never",
+            affects="record",
+            minimum=0,
+            maximum=MOST_STEPS,
         ),
         "early_stopping_min_delta": Option(
-            1e-5, "a smaller improvement of the validation loss does not count", affects="record", minimum=0
+            1e-5,
+            "a smaller improvement of the validation loss does not count",
+            affects="record",
+            minimum=0,
+            maximum=1e6,
         ),
         "ema_decay": Option(
             0.0,
@@ -367,37 +429,58 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             maximum=0.999999,
         ),
         "divergence_threshold": Option(
-            3.0, "stop when the training loss stays this many nats above its lowest", affects="record", minimum=0
+            3.0,
+            "stop when the training loss stays this many nats above its lowest",
+            affects="record",
+            minimum=0,
+            maximum=1e9,
         ),
     },
     "evaluation": {
-        "every": Option("10%", "steps between evaluations of the validation split", duration=True),
-        "batch_size": Option(0, "rows in an evaluation batch; 0 = twice the training batch", minimum=0),
-        "stride": Option(
-            0, "tokens between strided windows; 0 = context_length (no overlap)", affects="score", minimum=0
+        "every": Option(
+            "10%", "steps between evaluations of the validation split", duration=True, minimum=1, maximum=MOST_STEPS
         ),
-        "max_tokens": Option(0, "validation tokens scored during training; 0 = all", affects="score", minimum=0),
+        "batch_size": Option(
+            0, "rows in an evaluation batch; 0 = twice the training batch", minimum=0, maximum=2_097_152
+        ),
+        "stride": Option(
+            0,
+            "tokens between strided windows; 0 = context_length (no overlap)",
+            affects="score",
+            minimum=0,
+            maximum=16_777_216,
+        ),
+        "max_tokens": Option(
+            0, "validation tokens scored during training; 0 = all", affects="score", minimum=0, maximum=10**15
+        ),
         "tasks": Option("perplexity,bleu", "tasks of `gptjax evaluate` without --tasks"),
         "prompts": Option(
             "", "prompts with references for BLEU: FILE.jsonl; empty = the built-in questions, for source python_docs"
         ),
-        "max_prompts": Option(200, "prompts scored at most; 0 = all", minimum=0),
-        "max_new_tokens": Option(48, "tokens generated per prompt", minimum=1),
+        "max_prompts": Option(200, "prompts scored at most; 0 = all", minimum=0, maximum=10**9),
+        "max_new_tokens": Option(48, "tokens generated per prompt", minimum=1, maximum=1_048_576),
     },
     "logging": {
-        "every": Option(10, "steps between lines of metrics.jsonl", minimum=1),
+        "every": Option(10, "steps between lines of metrics.jsonl", minimum=1, maximum=MOST_STEPS),
         "norms_every": Option(
-            0, "steps between norms of each layer's parameters, gradients, updates; 0 = never", minimum=0
+            0,
+            "steps between norms of each layer's parameters, gradients, updates; 0 = never",
+            minimum=0,
+            maximum=MOST_STEPS,
         ),
-        "samples": Option(3, "texts sampled at each evaluation", minimum=0),
+        "samples": Option(3, "texts sampled at each evaluation", minimum=0, maximum=1000),
         "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
-        "sample_tokens": Option(100, "tokens in a sample", minimum=1),
-        "price_per_device_hour": Option(0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0),
+        "sample_tokens": Option(100, "tokens in a sample", minimum=1, maximum=1_048_576),
+        "price_per_device_hour": Option(
+            0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0, maximum=1e9
+        ),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
         "trackers": Option("", "where else numbers are sent: wandb, trackio, or both with a comma"),
     },
-    "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0),
-    "data_seed": Option(-1, "seed of data order and augmentation; -1 = the value of seed", "training", minimum=-1),
+    "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0, maximum=MOST_SEED),
+    "data_seed": Option(
+        -1, "seed of data order and augmentation; -1 = the value of seed", "training", minimum=-1, maximum=MOST_SEED
+    ),
     "init_from": Option(
         "",
         "hf:DIR_OR_NAME, or a workdir or checkpoint: starts from that model and takes its model options",

@@ -1,58 +1,198 @@
 """Finds what is wrong with a config before anything starts."""
 
+import contextlib
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gptjax.config.durations import duration_problem
-from gptjax.config.options import LORA_PATHS, ROW_AXES, Config, Option, flat_options
+from gptjax.config import values
+from gptjax.config.durations import in_epochs, is_zero, resolve_duration
+from gptjax.config.options import LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
 from gptjax.errors import UserError
+
+_LONGEST_MESSAGE = 1500  # characters of all problems together
 
 
 def validate(config: Config) -> None:
-    """Raises one UserError with every problem that can be seen without data or devices."""
-    problems = dict(_option_problems(config))
-    found = [*problems.values(), *_relation_problems(config, set(problems))]
-    if found:
-        plural = "problem" if len(found) == 1 else "problems"
-        raise UserError(f"the config has {len(found)} {plural}:\n" + "\n".join(f"  {p}" for p in found))
+    """Raises one UserError, of one line, with every problem that can be seen without data or devices.
+
+    Values that are right but written in another way ("1e3", 8.0, a NumPy scalar) are put into the option's type.
+    """
+    if found := problems(config):
+        raise UserError(listed("the config", found))
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong with a config, whose values are put into the types of their options."""
+    normalise(config)
+    wrong = dict(_option_problems(config))
+    told = dict.fromkeys(wrong.values())  # a section that is none is one problem, of all its options
+    return [*told, *_relation_problems(config, set(wrong))]
+
+
+def listed(what: str, found: Sequence[str]) -> str:
+    """All problems in one line, which is the last on stderr; those that make it too long are only counted."""
+    told, length = [], 0
+    for problem in found:
+        length += len(problem) + 2
+        if told and length > _LONGEST_MESSAGE:
+            break
+        told.append(problem)
+    more = [f"and {len(found) - len(told)} more"] if len(told) < len(found) else []
+    return f"{what} has {len(found)} problem{'s' * (len(found) != 1)}: " + "; ".join([*told, *more])
+
+
+def normalise(config: Config) -> Config:
+    """Puts the values of a config into the types of their options; what cannot be read stays for `validate`."""
+    for path, option in flat_options().items():
+        with contextlib.suppress(KeyError, ValueError):
+            section, name = _place(config, path)
+            value = _held(section, name)
+            put = values.read(option, value)
+            if type(put) is not type(value):
+                assign(section, name, put)
+    return config
+
+
+def assign(section: Config, name: str, value: Any) -> None:
+    """Sets an option, also where the config file gave it another type, or a reference to one."""
+    with contextlib.suppress(TypeError):
+        section[name] = value
+        if type(section[name]) is type(value):  # an int in the place of a float becomes one
+            return
+    with section.unlocked():
+        del section[name]
+        section[name] = value
+
+
+def _place(config: Config, path: str) -> tuple[Config, str]:
+    """The section of an option and its name there. Raises KeyError where the config lacks it."""
+    section, _, name = path.rpartition(".")
+    held = config[section] if section else config
+    if not isinstance(held, Config) or name not in held:
+        raise KeyError(path)
+    return held, name
+
+
+def _held(section: Config, name: str) -> Any:
+    """The value of an option. Raises ValueError for a reference to another option that cannot be computed."""
+    try:
+        return section[name]
+    except (TypeError, ValueError, ArithmeticError):
+        raise ValueError("is a reference to another option, from whose value it cannot be computed") from None
 
 
 def option_problem(path: str, option: Option, value: Any) -> str | None:
     """What is wrong with the value of one option by itself, or None. The message calls the option `path`."""
     if value is None:
         return f"{path} is missing; the default is {option.default!r}"
+    try:
+        value = values.read(option, value)
+    except ValueError as error:
+        return f"{path} {error}"
     if option.duration:
-        if problem := duration_problem(value):
-            return f"{path} {problem}"
-        if path == "train.num_steps" and "%" in str(value):
-            return f"{path} is {value!r}, a share of itself; use steps (500), '1 epoch' or '10M tokens'"
-    elif option.choices and value not in option.choices:
-        return f"{path} is {value!r}; choose from {', '.join(option.choices)}{suggestion(value, option.choices)}"
-    elif isinstance(value, float) and not math.isfinite(value):
+        return _duration_problem(path, option, value)
+    if option.choices and value not in option.choices:
+        told = values.shown(value)
+        return f"{path} is {told}; choose from {', '.join(option.choices)}{suggestion(value, option.choices)}"
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}; it must be a finite number"
-    elif option.minimum is not None and value < option.minimum:
-        return f"{path} is {value}; it must be at least {option.minimum}"
-    elif option.maximum is not None and value > option.maximum:
-        return f"{path} is {value}; it must be at most {option.maximum}"
+    if option.minimum is not None and value < option.minimum:
+        return f"{path} is {values.shown(value)}; it must be at least {option.minimum}"
+    if option.maximum is not None and value > option.maximum:
+        return f"{path} is {values.shown(value)}; it must be at most {option.maximum}"
+    return None
+
+
+def _duration_problem(path: str, option: Option, value: int | str) -> str | None:
+    told = values.shown(value)
+    if path == "train.num_steps" and "%" in str(value):
+        return f"{path} is {told}, a share of itself; use steps (500), '1 epoch' or '10M tokens'"
+    if option.minimum and is_zero(value):
+        return f"{path} is {told}; it must be more than nothing"
+    if "%" in str(value):
+        if resolve_duration(value, total=10**6, tokens_per_step=1, steps_per_epoch=1.0) > 10**6:
+            return f"{path} is {told}; it must be at most 100%"
+        return None
+    steps = 0 if "token" in str(value) else resolve_duration(value, total=None, tokens_per_step=1, steps_per_epoch=1.0)
+    if option.maximum and steps > option.maximum:
+        return f"{path} is {told}; it must be at most {option.maximum} steps"
     return None
 
 
 def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
     """(path, what is wrong) for every option that is wrong by itself."""
     flat = flat_options()
+    sections = dict.fromkeys(path.rpartition(".")[0] for path in flat if "." in path)
+    broken = {name for name in sections if name in config and not isinstance(config[name], Config)}
     for path, option in flat.items():
-        section, _, name = path.rpartition(".")
-        value = (config.get(section) or {}).get(name) if section else config.get(name)
+        if (section := path.rpartition(".")[0]) in broken:
+            yield (
+                path,
+                f"{section} is {values.shown(config[section])}; it is a section of options, such as {section}.NAME",
+            )
+            continue
+        try:
+            value = _held(*_place(config, path))
+        except KeyError:
+            value = None
+        except ValueError as error:
+            yield path, f"{path} {error}"
+            continue
         if problem := option_problem(path, option, value):
             yield path, problem
     for name, entry in config.items():
         names = [f"{name}.{key}" for key in entry] if isinstance(entry, Config) else [name]
         for path in names:
-            if path not in flat:
-                yield path, f"{path} is not an option" + suggestion(path, flat)
+            if path not in flat and path not in broken:
+                yield path, f"{path[:100]} is not an option" + suggestion(path, flat)
+
+
+def steps_problems(config: Config, steps_per_epoch: float | None = None) -> Iterator[str]:
+    """What is wrong between the length of the run and its schedule. Without an epoch's length, only what it can see."""
+    tokens_per_step = config.train.batch_size * config.model.context_length
+
+    def steps(path: str, total: int | None) -> int | None:
+        section, name = _place(config, path)
+        if steps_per_epoch is None and in_epochs(section[name]):
+            return None
+        return resolve_duration(
+            section[name], total=total, tokens_per_step=tokens_per_step, steps_per_epoch=steps_per_epoch or 0
+        )
+
+    num_steps = steps("train.num_steps", None)
+    if num_steps is None:
+        shares = [str(config.schedule[name]) for name in ("warmup", "decay") if config.schedule.name == "wsd"]
+        parts = [resolve_duration(s, total=10**6, tokens_per_step=1, steps_per_epoch=0) for s in shares if "%" in s]
+        if sum(parts) > 10**6:
+            yield f"schedule.warmup {shares[0]} and schedule.decay {shares[1]} are together longer than the run"
+        return
+    if num_steps > MOST_STEPS:
+        given = values.shown(config.train.num_steps)
+        yield f"train.num_steps is {given}, {num_steps} steps; a run has at most {MOST_STEPS}"
+        return
+    if num_steps == 0:
+        yield (
+            f"train.num_steps is {values.shown(config.train.num_steps)}, less than half a step of {tokens_per_step} "
+            "tokens; train longer"
+        )
+        return
+    if config.schedule.name == "cosine_restarts" and config.schedule.cycles > num_steps:
+        yield f"schedule.cycles {config.schedule.cycles} is more than train.num_steps, {num_steps}"
+    warmup = steps("schedule.warmup", num_steps)
+    decay = steps("schedule.decay", num_steps) if config.schedule.name == "wsd" else 0
+    if warmup is not None and warmup > num_steps:
+        yield (
+            f"schedule.warmup is {values.shown(config.schedule.warmup)}, {warmup} steps, and train.num_steps is "
+            f"{num_steps}: the peak would never be reached; shorten the warm-up"
+        )
+    elif warmup is not None and decay is not None and warmup + decay > num_steps + 1:  # both may be rounded up
+        yield (
+            f"schedule.warmup ({warmup} steps) and schedule.decay ({decay} steps) are together longer than "
+            f"train.num_steps {num_steps}; shorten one of them"
+        )
 
 
 def _lora_problem(model: Config) -> str | None:
@@ -61,9 +201,11 @@ def _lora_problem(model: Config) -> str | None:
     there = [path for path in there if model.activation == "swiglu" or path != "mlp/gate"]
     try:
         matched = [path for path in there if re.fullmatch(model.lora_targets, path)]
-    except re.error as error:
-        return f"model.lora_targets {model.lora_targets!r} is not a regular expression: {error}"
-    return None if matched else f"model.lora_targets {model.lora_targets!r} matches none of {', '.join(there)}"
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"model.lora_targets {values.shown(model.lora_targets)} is not a regular expression: {error}"
+    return (
+        None if matched else f"model.lora_targets {values.shown(model.lora_targets)} matches none of {', '.join(there)}"
+    )
 
 
 def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
@@ -84,15 +226,31 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             )
         head_dim = model.head_dim or model.embed_dim // model.num_heads
         if right("model.positions") and model.positions == "rope" and head_dim % 2:
-            yield f"the head dimension is {head_dim}; rotary positions need an even one"
+            yield (
+                f"the head dimension is {head_dim}; rotary positions need an even one "
+                "(model.head_dim, or model.embed_dim / model.num_heads)"
+            )
     if right("model.rope_scaling", "model.rope_low_freq_factor", "model.rope_high_freq_factor"):
         low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
         if model.rope_scaling == "llama3" and low >= high:
             yield f"model.rope_low_freq_factor {low} is not less than model.rope_high_freq_factor {high}"
+    if right("model.rope_scaling", "model.positions") and model.rope_scaling != "none" and model.positions != "rope":
+        yield f"model.rope_scaling is {model.rope_scaling}, and model.positions is {model.positions}, not rope"
+    if (
+        right("model.sliding_window", "model.context_length", "init_from")
+        and model.sliding_window > model.context_length
+        and not config.init_from  # the window of that model may be longer than the rows it is now trained on
+    ):
+        yield (
+            f"model.sliding_window {model.sliding_window} is larger than model.context_length {model.context_length}; "
+            "use 0 for no window"
+        )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+    if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
+        yield f"model.lora_dropout is {model.lora_dropout}, and model.lora_rank is 0: there are no adapters"
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
@@ -138,6 +296,9 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             f"evaluation.stride {config.evaluation.stride} is larger than model.context_length "
             f"{model.context_length}; tokens between windows would never be scored"
         )
+    lengths = ("train.num_steps", "train.batch_size", "model.context_length")
+    if right(*lengths, "schedule.name", "schedule.cycles", "schedule.warmup", "schedule.decay"):
+        yield from steps_problems(config)
     if (
         right("data.validation_fraction", "data.test_fraction")
         and config.data.validation_fraction + config.data.test_fraction >= 1
@@ -147,5 +308,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
 
 def suggestion(name: str, known) -> str:
     """'; did you mean X?' with the nearest known name, or "" where none is near."""
+    if len(str(name)) > 100:
+        return ""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -71,6 +71,7 @@ def write(place: Path, answer: dict[str, Any], outcomes: Outcomes) -> None:
 def write_text(place: Path, lines: str | Iterable[str]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        files.sweep(place.parent)
         files.write_whole(place, lines, errors="replace")
     except OSError as error:
         error.filename = error.filename or str(place)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from gptjax.config import Config
 from gptjax.data.opening import RunData
-from gptjax.generation.completion import Generator
-from gptjax.generation.engine import Model
+from gptjax.generation.completion import Generator, encode
+from gptjax.generation.engine import Model, check_prompt
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.processes import distributed
@@ -25,7 +25,14 @@ class Sampler:
         *,
         start: int,
     ):
-        """Drops the samples of steps after `start`, where the run continues."""
+        """Drops the samples of steps after `start`, where the run continues.
+
+        Raises UserError for a prompt that does not fit, before anything is trained.
+        """
+        (prompt,) = encode([config.logging.sample_prompt], data.tokenizer, data.template, data.tokenizer.begin_ids)
+        check_prompt(
+            "the prompt of samples (logging.sample_prompt; none with logging.samples=0)", prompt, program.architecture
+        )
         self.config, self.path = config, workdir / "samples.jsonl"
         self._writes = distributed.current().index == 0
         if self._writes:

@@ -89,15 +89,7 @@ class Generator:
 
     def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """The tokens that `complete` continues."""
-        begin = np.array(self.begin_ids, np.int32)
-        if self.template is None:
-            encoded = self.tokenizer.encode_batch(prompts)
-        else:
-            questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            encoded = [self.template.encode_prompt(messages, self.tokenizer) for messages in questions]
-        alone = np.array([self.tokenizer.eot_id], np.int32)  # a model needs one token to begin with
-        tokens = [np.concatenate([begin, ids]) for ids in encoded]
-        return [ids if len(ids) else alone for ids in tokens]
+        return encode(prompts, self.tokenizer, self.template, self.begin_ids)
 
     def complete_tokens(
         self,
@@ -147,3 +139,17 @@ class Generator:
                     on_text(place, event.text)
         self.statistics = engine.statistics
         return [Completion.of(own) for own in events]
+
+
+def encode(
+    prompts: Sequence[str], tokenizer: Tokenizer, template: ChatTemplate | None, begin_ids: Sequence[int]
+) -> list[np.ndarray]:
+    """The tokens of texts to complete, each after `begin_ids`; with a template, each is a user's message."""
+    if template is None:
+        encoded = tokenizer.encode_batch(prompts)
+    else:
+        questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        encoded = [template.encode_prompt(messages, tokenizer) for messages in questions]
+    tokens = [np.concatenate([np.array(begin_ids, np.int32), ids]) for ids in encoded]
+    alone = np.array([tokenizer.eot_id], np.int32)  # a model needs one token to begin with
+    return [ids if len(ids) else alone for ids in tokens]

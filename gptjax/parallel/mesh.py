@@ -26,7 +26,7 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, memb
         sizes["data"] = len(devices) // others
     total = math.prod(sizes.values())
     if total == 0 or total > len(devices) or len(devices) % total:
-        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        wanted = " x ".join(f"{axis} {mesh.get(axis, size)}" for axis, size in sizes.items())
         raise UserError(
             f"the mesh {wanted} does not fit {len(devices)} {devices[0].platform} device(s); change mesh.* so that "
             "their product divides the number of devices"

@@ -87,7 +87,10 @@ def process_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     Processes that share the devices of a row (a context or tensor axis that spans them) read the same rows.
     """
     indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
+    here = np.zeros(batch_size, bool)
+    for (rows,) in indices:
+        here[rows] = True
+    return np.flatnonzero(here)
 
 
 def to_device(

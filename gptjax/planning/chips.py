@@ -4,9 +4,11 @@ import dataclasses
 import math
 import re
 
+from gptjax.config.values import shown
 from gptjax.errors import UserError
 
 GIB = 2**30
+MOST_SLICES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,26 +78,29 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """The topology named "v5e:4x4", or "v5e:4x4*2" for two slices. Raises UserError that lists all slices."""
-    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    """The topology named "v5e:4x4", or "v5e:4x4*2" for two slices. Raises UserError that names those there are."""
+    match = re.fullmatch(r"([a-z0-9]+):(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", text, re.ASCII)
     chip = TPUS.get(match[1]) if match else None
-    if chip is None:
-        raise UserError(f"--topology={text}: there is no such topology. Choose one of these:\n{listing()}")
+    if match is None or chip is None:
+        raise UserError(f"--topology={shown(text)[1:-1]}: there is no such topology; choose from {listing()}")
     sizes = [int(n) for n in match[2].split("x")]
     # A slice is made of hosts of four chips, or is a part of one host.
     wanted = len(chip.shapes[0].split("x"))
     largest = math.prod(map(int, chip.shapes[-1].split("x")))
     regular = match[2] in chip.shapes or (len(sizes) == wanted and sizes[0] % 2 == sizes[1] % 2 == 0 and all(sizes))
     slices = int(match[3] or 1)
-    if not regular or math.prod(sizes) > largest or slices < 1:
-        raise UserError(f"--topology={text}: {chip.name} has no such slice. Choose one of these:\n{listing()}")
+    if not regular or math.prod(sizes) > largest:
+        shapes = ", ".join(f"{chip.name}:{shape}" for shape in chip.shapes)
+        raise UserError(f"--topology={text}: {chip.name} has no such slice; choose from {shapes}")
+    if not 1 <= slices <= MOST_SLICES:
+        raise UserError(f"--topology={text}: {slices} slices; 1 to {MOST_SLICES} are joined to one run")
     return Topology(chip, match[2], slices)
 
 
 def listing() -> str:
-    """The names of all slices, one line per kind of chip."""
-    lines = (f"  {chip.name}: " + " ".join(f"{chip.name}:{shape}" for shape in chip.shapes) for chip in TPUS.values())
-    return "\n".join(lines) + "\n  several slices: v5e:16x16*2\n  the devices of this machine: local"
+    """The names of all slices, in one line."""
+    kinds = (f"{chip.name}:{{{','.join(chip.shapes)}}}" for chip in TPUS.values())
+    return f"{', '.join(kinds)}; several slices: v5e:16x16*2; the devices of this machine: local"
 
 
 def find(device_kind: str) -> Chip | None:

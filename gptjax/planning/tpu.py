@@ -58,8 +58,8 @@ def find_python() -> Path:
     if not _has_libtpu(python):
         commands = " && ".join(" ".join(_quoted(word) for word in c) for c in install_commands(python.parents[1]))
         raise UserError(
-            f"the TPU compiler (libtpu) is not in {python.parents[1]}. `gptjax plan --setup` installs it there, or:\n"
-            f"  {commands}\nTo use another environment that has it, set GPTJAX_TPU_PYTHON=DIR/bin/python"
+            f"the TPU compiler (libtpu) is not in {python.parents[1]}. `gptjax plan --setup` installs it there, as "
+            f"`{commands}` does; for another environment that has it, set GPTJAX_TPU_PYTHON=DIR/bin/python"
         )
     return python
 
@@ -115,12 +115,16 @@ class TpuProcess:
             pass  # the missing answer below says so
         line = self._process.stdout.readline()
         if not line:
-            raise RunError(f"the TPU compiler ended without an answer. Its last lines:\n{self._last_lines()}")
+            said = self._last_lines()
+            print(said, file=sys.stderr)
+            last = said.strip().rpartition("\n")[2] or "it said nothing"
+            raise RunError(f"the TPU compiler ended without an answer, with the lines above; the last is: {last[:300]}")
         answer = json.loads(line)
         if "user_error" in answer:
             raise UserError(answer["user_error"])
         if "bug" in answer:
-            raise RunError(f"the TPU compiler failed:\n{answer['bug'].strip()}")
+            print(answer["bug"].strip(), file=sys.stderr)
+            raise RunError("the TPU compiler failed; the lines above say where")
         return Facts.from_json(json.dumps(answer["facts"]))
 
     def _last_lines(self, count: int = 12) -> str:

@@ -32,6 +32,7 @@ COMPILER_FLAGS = {
         ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler", "true"),
     ),
 }
+VIRTUAL_DEVICES = 16  # of the CPU, of which a mesh may have more than there are cores
 BFLOAT16_CAPABILITY = 8.0  # NVIDIA's Ampere; earlier GPUs have no bfloat16 arithmetic
 
 
@@ -121,17 +122,19 @@ def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
     XLA runs the program of one CPU device mostly on one core; on two cores, data parallelism over virtual devices is
     up to twice as fast. The number of devices is that of the mesh where the mesh gives one, else the largest number of
     cores that divides `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and have equally
-    many devices each. Nothing changes where the user chose a number (XLA_FLAGS, JAX_NUM_CPU_DEVICES); GPU and TPU
-    back-ends ignore the number.
+    many devices each. A mesh of more than VIRTUAL_DEVICES, and than the cores, is left to `make_mesh` to refuse:
+    devices by the hundred take minutes to start. Nothing changes where the user chose a number (XLA_FLAGS,
+    JAX_NUM_CPU_DEVICES); GPU and TPU back-ends ignore the number.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
     group = distributed.current()
     fixed = math.prod(mesh[axis] for axis in MESH_AXES if axis != "data")
-    if mesh.data > 0 or fixed > 1:
-        count = -(-max(mesh.data, 1) * fixed // group.size)
+    cores = min(len(cores) // sharers for cores, sharers in _cores(group))
+    wanted = -(-max(mesh.data, 1) * fixed // group.size) if mesh.data > 0 or fixed > 1 else 0
+    if 0 < wanted <= max(cores, VIRTUAL_DEVICES):
+        count = wanted
     else:
-        cores = min(len(cores) // sharers for cores, sharers in _cores(group))
         count = max((n for n in range(1, cores + 1) if rows % (n * group.size) == 0), default=1)
     with contextlib.suppress(RuntimeError):  # JAX has already started (a notebook, a test): its devices stay
         jax.config.update("jax_num_cpu_devices", count)

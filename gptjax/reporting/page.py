@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptjax.files import write_whole
+from gptjax.files import sweep, write_whole
 from gptjax.reporting import bands, charts, costs, markup, norms
 from gptjax.reporting.charts import Area, Mark, Series
 
@@ -67,6 +67,7 @@ def write_report(workdir: Path) -> Path:
     """Writes WORKDIR/report.html, in one move, and returns its path."""
     workdir = Path(workdir)
     path = workdir / "report.html"
+    sweep(workdir)
     write_whole(path, _page(workdir), errors="replace")  # a sampled text may have half of a surrogate pair
     return path
 

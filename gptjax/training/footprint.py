@@ -1,5 +1,6 @@
 """Bytes that the training state takes on each device, and whether they are there, before anything is compiled."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,11 +10,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from gptjax.config import ROW_AXES, Config
 from gptjax.errors import UserError
 from gptjax.parallel import partition
 from gptjax.parameters import find, path_string
 from gptjax.training.state import TrainState
 
+_BATCHES = 2  # that are on the host at the same time
 LARGE = 2**20  # bytes: a smaller parameter may be on every device
 
 
@@ -94,14 +97,65 @@ def check_fits(state: TrainState, mesh: Mesh, *, checkpoint: Path | None = None)
     )
 
 
+def check_batch(config: Config, mesh: Mesh, rows: int) -> None:
+    """Raises UserError where the memory is smaller than what a batch alone needs: here, and on each device.
+
+    Args:
+      config: only sizes that the config itself gives are counted, and those of activations from below.
+      rows: of the global batch that this process reads.
+    """
+    model, train = config.model, config.train
+    advice = "lower train.batch_size or model.context_length"
+    host = _host_memory()
+    needed = _BATCHES * rows * model.context_length * 2 * 4  # inputs and targets of 32 bits
+    if host is not None and needed > host:
+        raise UserError(
+            f"the batches of {rows} rows of {model.context_length} tokens need {readable(needed)} of this machine's "
+            f"memory, and it has {readable(host)}: {advice}"
+        )
+    device = next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
+    there = device_memory(device, sum(d.process_index == device.process_index for d in mesh.devices.flat))
+    width = 2 if model.compute_dtype == "bfloat16" else 4
+    sharers = math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    cells = train.batch_size // train.accumulation // sharers * model.context_length // mesh.shape["context"]
+    # The inputs of all blocks are kept for the backward pass, whatever is recomputed.
+    kept = 1 if model.remat == "offload" else model.num_layers
+    chunk = min(config.objective.logits_chunk or model.context_length, model.context_length)
+    logits = cells * chunk // model.context_length * model.vocab_size // mesh.shape["tensor"]
+    needed = (cells * model.embed_dim * kept + logits) * width
+    if there is not None and needed > there:
+        raise UserError(
+            f"a micro-batch of {train.batch_size // train.accumulation} rows of {model.context_length} tokens needs "
+            f"more than {readable(needed)} on each device for the inputs of {model.num_layers} blocks and the logits, "
+            f"and {device.device_kind} has {readable(there)}: raise train.accumulation, or {advice}"
+        )
+    rows_scored = config.evaluation.batch_size or 2 * train.batch_size
+    needed = rows_scored * model.context_length // mesh.devices.size * model.embed_dim * width
+    if there is not None and needed > there:
+        raise UserError(
+            f"an evaluation batch of {rows_scored} rows of {model.context_length} tokens needs more than "
+            f"{readable(needed)} on each device, and {device.device_kind} has {readable(there)}: lower "
+            "evaluation.batch_size"
+        )
+
+
 def device_memory(device: jax.Device, sharers: int) -> int | None:
     """Bytes that JAX may use on a device; `sharers` virtual devices divide the memory of a CPU. None: not known."""
     if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // sharers
-        except (OSError, ValueError):
-            return None
+        return None if (memory := _host_memory()) is None else memory // sharers
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _host_memory() -> int | None:
+    """Bytes of this machine, or of the container that this process is in."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+            memory = min(memory, int(Path(limit).read_text(encoding="ascii")))
+    return memory
 
 
 def _saved_on(checkpoint: Path) -> str:

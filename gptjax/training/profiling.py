@@ -27,13 +27,20 @@ class Profile:
         self.step, self.count, self.directory = step, count, directory
         self._tracing = False
 
+    @staticmethod
+    def steps(text: str) -> tuple[int, int]:
+        """(step, count) of "STEP:COUNT". Raises UserError."""
+        match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+        if not match or int(match[2]) < 1:
+            raise UserError(
+                f"--profile={text[:60]}: expected STEP:COUNT, such as 100:5 for five steps from step 100 on"
+            )
+        return int(match[1]), int(match[2])
+
     @classmethod
     def parse(cls, text: str, workdir: Path, *, start: int, num_steps: int) -> "Profile":
         """From "STEP:COUNT". Raises UserError where this run does not come through these steps."""
-        match = re.fullmatch(r"(\d+):(\d+)", text)
-        if not match or int(match[2]) < 1:
-            raise UserError(f"--profile={text}: expected STEP:COUNT, such as 100:5 for five steps from step 100 on")
-        step, count = int(match[1]), int(match[2])
+        step, count = cls.steps(text)
         if not start <= step or step + count > num_steps:
             raise UserError(f"--profile={text}: this run makes the steps {start} to {num_steps - 1}")
         return cls(step, count, workdir / "profile")

@@ -1,8 +1,11 @@
 """A training run: its set-up, its batches, its checkpoints, and how it ends. The loop is in `gptjax.train`."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
@@ -121,8 +124,9 @@ class Run:
         with_devices = config.copy_and_resolve_references()
         with_devices.mesh.data = mesh.shape["data"]
         config_lib.validate(with_devices)
+        footprint.check_batch(config, mesh, len(partition.process_rows(config.train.batch_size, mesh)))
 
-        with group.first_goes_first():  # it builds the token store, if there is none
+        with group.first_goes_first(), _naming_cache(cache):  # it builds the token store, if there is none
             data = RunData.open(config, tokenizer=pretrained.own_tokenizer(origin, config), progress=progress)
         config, objective, batches = settle(config, origin, data, partition.process_rows(config.train.batch_size, mesh))
         group.same("config", dict(config_lib.flat_values(config)))
@@ -165,6 +169,7 @@ class Run:
         The manifest comes first: what it says of changes is there before they are.
         """
         config, program = self.program.config, self.program
+        files.sweep(self.workdir)
         changes = workdir_lib.read_changes(self.workdir) if self.start else []
         if self.start and self.changes:
             change = {"step": self.start, "options": {name: list(values) for name, values in self.changes.items()}}
@@ -285,6 +290,23 @@ class Run:
         if "_stream" in vars(self):
             self._stream.close()
         self.checkpoints.close()
+
+
+@contextlib.contextmanager
+def _naming_cache(cache: Path) -> Iterator[None]:
+    """Turns an error of the cache's disk into a UserError that names what says where the cache is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise
+        if not Path(str(error.filename or "")).absolute().is_relative_to(cache.absolute()):
+            raise
+        name = "GPTJAX_CACHE" if os.environ.get("GPTJAX_CACHE") else "the cache"
+        raise UserError(
+            f"{name}={cache} cannot be written: {files.words(error)}; set GPTJAX_CACHE or --config.data.cache_dir to a "
+            "directory that can"
+        ) from None
 
 
 def claim(workdir: Path, config: config_lib.Config, *, allow_changes: bool) -> workdir_lib.Changes:

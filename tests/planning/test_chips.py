@@ -19,9 +19,24 @@ def test_chips_of_a_slice():
     assert chips.parse_topology("v5e:16x16*3").num_chips == 768
 
 
-@pytest.mark.parametrize("text", ["v5e:3x3", "v5e:32x32", "v5e:4x4x4", "v5p:4x4", "v9:2x2", "v5e", "v5e:4x4*0", "4x4"])
-def test_a_slice_that_does_not_exist_is_answered_with_those_that_do(text):
-    with pytest.raises(UserError, match=r"v5e:4x4 .*\n.*v5p:2x2x1 .*\n.*v6e:1x1 .*\n(.*\n)*.*local"):
+@pytest.mark.parametrize("text", ["v9:2x2", "v5e", "4x4", "", "v5e:4x4*", "v5e:٣x٣", "v5e:9999999x1", "x" * 10_000])
+def test_a_topology_that_does_not_exist_is_answered_with_those_that_do(text):
+    with pytest.raises(
+        UserError, match=r"choose from v4:.*v5e:\{1x1,.*4x4,.*v5p:\{2x2x1,.*v6e:\{1x1,.*local$"
+    ) as caught:
+        chips.parse_topology(text)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["v5e:3x3", "v5e:32x32", "v5e:4x4x4", "v5e:0x0", "v5e:999999x999999"])
+def test_a_slice_that_does_not_exist_is_answered_with_those_of_the_chip(text):
+    with pytest.raises(UserError, match=r"v5e has no such slice; choose from v5e:1x1, v5e:2x2, .*v5e:16x16$"):
+        chips.parse_topology(text)
+
+
+@pytest.mark.parametrize("text", ["v5e:4x4*0", "v5e:4x4*257"])
+def test_slices_without_limit_are_refused(text):
+    with pytest.raises(UserError, match="1 to 256 are joined"):
         chips.parse_topology(text)
 
 

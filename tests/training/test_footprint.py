@@ -91,3 +91,27 @@ def test_replicas_need_room_for_what_is_computed(tiny_config, monkeypatch):
     for memory, fits in ((2 * num_bytes, True), (2 * num_bytes - 1, False), (None, True)):
         monkeypatch.setattr(footprint, "device_memory", lambda device, sharers, memory=memory: memory)
         assert footprint.replicas_fit(params) is fits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evaluation.batch_size": 2**20}, "lower evaluation.batch_size"),
+        ({"train.batch_size": 2**20, "evaluation.batch_size": 8}, "lower train.batch_size"),
+        ({"model.vocab_size": 2**24, "evaluation.batch_size": 8}, "and the logits"),
+        ({"model.vocab_size": 2**24, "evaluation.batch_size": 8, "objective.logits_chunk": 1}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_batch_needs_at_least_is_counted_before_it_is_taken(tiny_config, options, message, monkeypatch):
+    for path, value in options.items():
+        section, _, name = path.partition(".")
+        tiny_config[section][name] = value
+    mesh = make_mesh(tiny_config.mesh)
+    monkeypatch.setattr(footprint, "device_memory", lambda device, sharers: 10**8)
+    rows = tiny_config.train.batch_size
+    if message is None:
+        footprint.check_batch(tiny_config, mesh, rows)
+        return
+    with pytest.raises(UserError, match=message):
+        footprint.check_batch(tiny_config, mesh, rows)

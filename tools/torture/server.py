@@ -84,8 +84,9 @@ def _run(job: dict[str, Any], begun: int) -> int:
         import sitecustomize
 
         sitecustomize.install()
-    from gptjax import cli
+    from gptjax import cli, interrupts
 
+    interrupts.install()  # as where gptjax is the command
     os.write(begun, b".")
     os.close(begun)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -133,11 +133,13 @@ def cached_store(source: Source, cache_dir: str | Path, *, tokenizer: str | Toke
 
     Processes that ask at the same time build it once. Arguments and errors are those of `build_store`.
     """
-    cache = expand(cache_dir)
+    cache = expand(cache_dir).absolute()
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / f"store-{build_identity(source, tokenizer, options)}"
     with FileLock(cache / f"{directory.name}.lock"):
         if (directory / MANIFEST).exists():
+            shutil.rmtree(work_directory(directory), ignore_errors=True)  # of a build killed when all was done
+            remains.sweep(cache, but=cache)
             return open_store(directory)
         return build_store(source, directory, tokenizer=tokenizer, **options)
 

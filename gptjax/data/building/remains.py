@@ -18,6 +18,7 @@ from gptjax.errors import UserError
 
 LOCK, KEPT = "lock", "kept"
 _KEPT_SECONDS = 7 * 24 * 3600
+_HALF_REMOVED_SECONDS = 60  # without a lock and without a change, which a build that begins does not have
 _PATTERN = ".*.building"
 
 
@@ -69,9 +70,13 @@ def sweep(parent: Path, *, but: Path) -> None:
     files.sweep(parent)
     with contextlib.suppress(OSError):
         for work in parent.glob(_PATTERN):
-            if work != but and work.is_dir() and (work / LOCK).is_file() and not _is_kept(work):
+            if work == but or not work.is_dir() or _is_kept(work):
+                continue
+            if (work / LOCK).is_file():
                 with contextlib.suppress(Timeout, OSError), FileLock(work / LOCK).acquire(timeout=0):
                     shutil.rmtree(work, ignore_errors=True)
+            elif time.time() - work.stat().st_mtime > _HALF_REMOVED_SECONDS:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_kept(work: Path) -> bool:

@@ -63,7 +63,7 @@ def find_files(spec: str, pattern: str) -> list[File]:
 def _find_local(spec: str, pattern: str) -> list[File]:
     if pattern in ("-", "/dev/stdin") or pattern.startswith("/dev/fd/"):
         return [_handed_over("/dev/stdin" if pattern == "-" else pattern)]
-    whole = expand(pattern)
+    whole = expand(pattern).absolute()
     if whole.is_dir():
         raise UserError(f"{spec!r} is a directory: name its files, for example '{spec.rstrip('/')}/**/*.txt'")
     if whole.exists():

@@ -28,7 +28,7 @@ _WHITE_SPACE = re.compile(r"[\s,]*")
 def open_utf8(path: str | Path) -> io.IOBase:
     """A file of text, decompressed, in UTF-8 if it has a byte-order mark. Raises UserError for what never ends."""
     if not is_remote(str(path)):
-        path = expand(path)
+        path = expand(path).absolute()
         path = regular(path) if path.exists() else path
     file = open_bytes(path)
     return as_utf8(file, "utf-8", "reject", str(path), Faults())

@@ -322,8 +322,8 @@ def write_generation_config(directory: Path, generation: Mapping[str, Any], *, e
 
 def parse_size(text: str) -> int:
     """The number of bytes in a text such as "5GB" or "500MB". Raises UserError for other texts."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     size = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
     if size < 1:
-        raise UserError(f"{text!r} is not a size; expected e.g. 5GB or 500MB")
+        raise UserError(f"{text[:60]!r} is not a size; expected e.g. 5GB or 500MB")
     return int(size)

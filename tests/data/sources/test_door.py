@@ -179,7 +179,7 @@ def test_no_key_of_a_record_is_lost_in_silence(tmp_path):
 
 def test_tools_and_turns_of_one_speaker(tmp_path):
     record = dialogue(USER, CALL, RESULT, ANSWER, tools=[{"type": "function", "function": {"name": "f"}}])
-    with pytest.raises(UserError, match=r"turn 2 .* tool_turns=template .* tool_turns=leave_out"):
+    with pytest.raises(UserError, match=r"turn 2 .*tool_turns=template .*tool_turns=leave_out"):
         read(tmp_path, "a.jsonl", record, "messages")
     (messages,), source = read(tmp_path, "a.jsonl", record, "messages", tool_turns="leave_out")
     assert messages == [USER, ANSWER] and sum(source.faults.notes.values()) == 3

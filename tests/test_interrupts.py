@@ -1,0 +1,80 @@
+"""Ctrl-C is acted on at any moment of a command, with one quiet line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gptjax import interrupts
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("python -m gptjax.train --x", True),
+        ("python -X dev -W error -mgptjax.evaluate", True),
+        ("python /usr/bin/gptjax train", True),
+        ("gptjax.exe gptjax", True),
+        ("python -m pytest gptjax", False),
+        ("python -c import_gptjax -m gptjax", False),
+        ("python tool.py gptjax", False),
+        ("python", False),
+    ],
+)
+def test_which_process_is_a_command(line, expected):
+    assert interrupts.is_command(line.split()) is expected
+
+
+# The command is ready at READY; then it does what follows, in which the signal comes.
+PLACES = {
+    "python": "time.sleep(60)",
+    "an import": "import slow_module",
+    "an import that makes it an ImportError": "import slow_module_in_c",
+    "a callback": "swallow()",
+}
+PROGRAM = """
+import sys
+sys.orig_argv = ["python", "-m", "gptjax.train"]
+import time
+from gptjax import cli, interrupts
+
+def swallow():
+    class Callback:
+        def __del__(self):
+            print("READY", flush=True)
+            time.sleep(60)
+    callback = Callback()
+    del callback
+    time.sleep(60)
+
+def main(argv):
+    if {place!r} != "swallow()":
+        print("READY", flush=True)
+    {place}
+
+sys.exit(cli.run(main, []))
+"""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_is_acted_on_wherever_it_comes(place, tmp_path):
+    (tmp_path / "slow_module.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "slow_module_in_c.py").write_text(
+        "import time\ntry:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError('numpy failed') from None"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", PROGRAM.format(place=PLACES[place])]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "READY\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=50)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines() == ["failed: interrupted"]
