@@ -1,9 +1,9 @@
 """Run an ablation: a study file -> cells, a table, and a verdict on its claim.
 
-  python -m gptjax.ablate --study=experiments/muon.py:smoke --workdir=runs/muon --plan
-  python -m gptjax.ablate --study=experiments/muon.py:smoke --workdir=runs/muon
-  python -m gptjax.ablate --study=experiments/muon.py --workdir=runs/muon --study.seeds=5
-  python -m gptjax.ablate --study=experiments/muon.py --workdir=runs/muon --report
+  python -m gptjax.ablate --study=experiments/optimizers.py:smoke --workdir=runs/optimizers --plan
+  python -m gptjax.ablate --study=experiments/optimizers.py:smoke --workdir=runs/optimizers
+  python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --study.seeds=5
+  python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --report
   python -m gptjax.ablate --diff runs/a runs/b
 
 --plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
@@ -11,17 +11,27 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from gptjax import cli
+from gptjax import config as config_lib
+from gptjax.config import Option, values
+from gptjax.config.validation import option_problem
 from gptjax.errors import RunError, UserError
+from gptjax.studies.study import Study, set_options
 
 MOST_PACKED = 16  # cells in one program
-SETTINGS = ("seeds", "first_seed", "margin", "metric", "base")  # what --study.NAME sets
+# What --study.NAME=VALUE sets, beside --study.base.section.option=VALUE.
+SETTINGS = {
+    "seeds": Option(3, "seeds of every arm", minimum=1, maximum=1000),
+    "first_seed": Option(0, "the first seed", minimum=0, maximum=2**31),
+    "margin": Option(0.0, "margin of claims", minimum=0),
+    "metric": Option("loss", "of the last validation; lower is better"),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -31,14 +41,11 @@ def main(argv: list[str]) -> None:
         difference([Path(argument) for argument in argv[1:] if argument != "--diff"])
         return
     specs = [value for flag, _, value in (a.partition("=") for a in argv) if flag.lstrip("-") == "study"]
-    argv = [a for a in argv if a.partition("=")[0].lstrip("-") != "study"]
-    study = studies.read(specs[-1]) if specs else None
+    chosen = [a.lstrip("-").removeprefix("study.") for a in argv if a.lstrip("-").startswith("study.")]
+    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study."))]
     flag_values = flags.FlagValues()
-    if study:
-        settings = ConfigDict({name: getattr(study, name) for name in SETTINGS})
-        config_flags.DEFINE_config_dict("study", settings, flag_values=flag_values, sys_argv=argv, lock_config=True)
     flags.DEFINE_string(
-        "workdir", None, "where cells and report are, e.g. --workdir=runs/muon", flag_values=flag_values
+        "workdir", None, "where cells and report are, e.g. --workdir=runs/optimizers", flag_values=flag_values
     )
     flags.DEFINE_bool("plan", False, "show what would be run, and run nothing", flag_values=flag_values)
     flags.DEFINE_bool("report", False, "write the report of what is there, and run nothing", flag_values=flag_values)
@@ -58,14 +65,30 @@ def main(argv: list[str]) -> None:
         flag_values=flag_values,
     )
     cli.parse(flag_values, argv, __doc__)
-    if study is None:
-        raise UserError("--study is missing; e.g. --study=experiments/muon.py:smoke")
+    if not specs:
+        raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
     if not flag_values.workdir:
-        raise UserError("--workdir is missing; e.g. --workdir=runs/muon")
-    study = dataclasses.replace(study, **{name: flag_values.study[name] for name in SETTINGS})
+        raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
+    study = with_settings(studies.read(specs[-1]), chosen)
     ablate(
         study, Path(flag_values.workdir), look=flag_values.plan, report=flag_values.report, workers=flag_values.workers
     )
+
+
+def with_settings(study: Study, chosen: Sequence[str]) -> Study:
+    """The study with NAME=VALUE of the command line. Raises UserError for a name or a value that is none."""
+    known = [*SETTINGS, *(f"base.{path}" for path in config_lib.flat_options())]
+    for text in chosen:
+        name, equals, value = text.partition("=")
+        if name not in known or not equals:
+            raise UserError(f"unknown option --study.{name[:100]}{config_lib.suggestion(name, known)}")
+        if name.startswith("base."):
+            set_options(study.base, {name.removeprefix("base."): value}, f"--study.{name}")
+            continue
+        if problem := option_problem(f"--study.{name}", SETTINGS[name], value):
+            raise UserError(problem)
+        study = dataclasses.replace(study, **{name: values.read(SETTINGS[name], value)})
+    return study
 
 
 def difference(workdirs: list[Path]) -> None:
@@ -82,7 +105,7 @@ def difference(workdirs: list[Path]) -> None:
     print(parting.in_words())
 
 
-def ablate(study: Any, workdir: Path, *, look: bool, report: bool, workers: int, pack: str = "auto") -> None:
+def ablate(study: Study, workdir: Path, *, look: bool, report: bool, workers: int, pack: str = "auto") -> None:
     """Shows the plan of a study, runs what is missing of it, and writes its report."""
     from gptjax.studies import local
     from gptjax.studies import report as reports

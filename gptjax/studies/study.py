@@ -144,8 +144,7 @@ def set_options(config: Config, overrides: Mapping[str, Any], where: str) -> Non
         if path not in known:
             raise UserError(f"{where}: {path} is no option{config_lib.suggestion(path, known)}")
         section, _, name = path.rpartition(".")
-        with config.ignore_type():  # `validate` says it better
-            (config[section] if section else config)[name] = value
+        (config[section] if section else config)[name] = value  # `validate` says what is wrong with it
 
 
 def apply_arg(study: Study, arg: str) -> Study:
