@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -237,6 +238,8 @@ def words(error: OSError) -> str:
 def explain(error: OSError) -> str:
     """What went wrong with a file: its path, the words, and for a disk its space and what to do."""
     path = error.filename if isinstance(error.filename, str) else None
+    if not path and error.errno == errno.ENOSPC:  # not said by whoever met it: most likely where temporary files go
+        path = tempfile.gettempdir()
     text = f"{path}: {words(error)}" if path else words(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text

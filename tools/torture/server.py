@@ -86,6 +86,7 @@ def _run(job: dict[str, Any], begun: int) -> int:
         sitecustomize.install()
     from gptjax import cli, interrupts
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it puts in the background
     interrupts.install()  # as where gptjax is the command
     os.write(begun, b".")
     os.close(begun)

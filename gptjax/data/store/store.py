@@ -91,19 +91,34 @@ def open_store(directory: str | Path) -> Store:
         ) from None
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
+    if not isinstance(manifest, dict):
+        raise _damaged(path, "it is no object")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise UserError(f"{directory} has format version {version}, expected {FORMAT_VERSION}; build it again")
+    try:
+        _check_splits(directory, manifest)
+    except (KeyError, TypeError, AttributeError):
+        raise _damaged(path, "an entry is missing or of another kind") from None
+    if not (directory / TOKENIZER).is_file():
+        raise _damaged(directory / TOKENIZER, "it is missing")
+    return Store(directory, manifest)
+
+
+def _check_splits(directory: Path, manifest: dict[str, Any]) -> None:
+    """Raises UserError where the file of a split is missing or has another size."""
     itemsize = np.dtype(manifest["dtype"]).itemsize
     for name, split in manifest["splits"].items():
         for shard in split["shards"]:
             _check_size(directory / name / shard["file"], shard["tokens"] * itemsize)
             if "mask" in shard:
                 _check_size(directory / name / shard["mask"], shard["tokens"])
-        if not (directory / name / DOCUMENTS).is_file():
-            raise _damaged(directory / name / DOCUMENTS, "it is missing")
-    if not (directory / TOKENIZER).is_file():
-        raise _damaged(directory / TOKENIZER, "it is missing")
-    return Store(directory, manifest)
+        documents = directory / name / DOCUMENTS
+        if not documents.is_file():
+            raise _damaged(documents, "it is missing")
+        try:
+            np.load(documents, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            raise _damaged(documents, "it is no whole array") from None
 
 
 def _check_size(path: Path, num_bytes: int) -> None:
