@@ -87,6 +87,7 @@ BESIDE = {
     "generate": ("--workdir=missing", "--prompt=a"),
     "plan": ("--config=tiny.py", "--topology=v5e:3x3"),
     "convert": (),
+    "ablate": ("--study=missing.py", "--workdir=random.bin/run"),
 }
 # Options of places are also looked at by a run that begins; it ends at a work directory below a file.
 OPENED = ("--config=tiny.py", "--workdir=random.bin/run")
