@@ -52,8 +52,8 @@ def test_disturbed_stages_end_like_undisturbed_ones(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_stages(tmp_path):
-    torture(tmp_path, "--seed=1", "--kills=35", "--signals=14", "--disks=14", "--flips=21")
+def test_killed_and_full_in_every_stage_that_writes(tmp_path):
+    torture(tmp_path, "--seed=1", "--stages=train,prepare,import,export,generate", "--kills=30", "--disks=10")
 
 
 def run_hooked(directory: Path, **environment: str) -> tuple[int, list[str]]:
