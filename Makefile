@@ -73,7 +73,7 @@ lint: $(VENV)/.dev  ## ruff and the import contract
 golden: $(VENV)/.dev  ## write the golden files of tests/golden anew
 	$(BIN)/python -m pytest tests/test_golden.py --update-golden -q
 
-torture: $(VENV)/.dev  ## kills, signals, full disks, damaged files and bad values at every stage (half an hour)
+torture: $(VENV)/.dev  ## kills, signals, full disks, damaged files and bad values at every stage (a quarter of an hour)
 	mkdir -p runs
 	$(BIN)/python -m tools.torture --seed=0 --kills=100 --signals=50 --disks=50 --flips=50 --workers=$(WORKERS) \
 		--output=runs/torture.json
