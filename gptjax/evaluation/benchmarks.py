@@ -3,6 +3,7 @@
 The prompts are lm-eval's, without examples and descriptions.
 """
 
+import abc
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +33,11 @@ Label = Annotated[int, pydantic.BeforeValidator(_whole)]
 
 
 class Form(Schema):
-    """A line of a file; `question` may raise ValueError, which says in words what is wrong."""
+    """A line of a file."""
 
+    @abc.abstractmethod
     def question(self) -> Question:
-        raise NotImplementedError
+        """What the line asks. Raises ValueError, which says in words what is wrong."""
 
 
 class Plain(Form):
