@@ -21,6 +21,7 @@ from absl import flags
 from gptjax import cli
 from gptjax.config import OPTIONS, Option
 from gptjax.config.validation import option_problem
+from gptjax.config.values import read
 from gptjax.data.building.options import BUILD_OPTIONS, Options
 from gptjax.data.sources.base import READING
 from gptjax.errors import RunError, UserError
@@ -89,19 +90,14 @@ def _values(flag_values: flags.FlagValues) -> dict[str, Any]:
 class _Number(flags.ArgumentParser):
     """A number however it is written (1e3, 8.0); what is none stays text, which `_values` refuses in words."""
 
-    def __init__(self, kind: type):
-        self._kind = kind
+    def __init__(self, option: Option):
+        self._option = option
 
     def parse(self, argument: Any) -> Any:
-        if not isinstance(argument, str):
-            return argument
         try:
-            value = float(argument)
+            return read(self._option, argument)
         except ValueError:
             return argument
-        if self._kind is int:
-            return int(value) if abs(value) < 2**53 and value == int(value) else argument
-        return value
 
 
 def _range(option: Option) -> str:
@@ -140,7 +136,7 @@ def _define(name: str, option: Option, text: str, values: flags.FlagValues) -> N
     if isinstance(option.default, str):
         flags.DEFINE_string(name, option.default, text, flag_values=values)
     else:
-        flags.DEFINE(_Number(type(option.default)), name, option.default, text, flag_values=values)
+        flags.DEFINE(_Number(option), name, option.default, text, flag_values=values)
 
 
 def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 
+from gptjax.config import Option, values
 from gptjax.generation.params import SamplingParams
 
 
@@ -19,15 +20,12 @@ class Number(flags.ArgumentParser):
 
     def parse(self, argument: str | int | float) -> int | float:
         try:
-            if self.whole and isinstance(argument, str) and argument.strip().lstrip("+-").isdecimal():
-                value = int(argument[:40])
-            else:
-                value = float(argument)
-        except (TypeError, ValueError, OverflowError):
+            value = values.read(Option(0 if self.whole else 0.0, ""), argument)
+        except ValueError:
             value = math.nan
-        if not self.lowest <= value <= self.highest or (self.whole and value != int(value)):
+        if not self.lowest <= value <= self.highest:
             raise ValueError(f"expected {self.syntactic_help}")
-        return int(value) if self.whole else value
+        return value
 
     def flag_type(self) -> str:
         return "int" if self.whole else "float"
