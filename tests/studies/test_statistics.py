@@ -90,12 +90,14 @@ def test_a_verdict_is_where_the_interval_lies():
 
 
 def test_holm_lets_the_second_pass_where_the_first_did():
-    random = np.random.default_rng(7)
-    baseline = random.normal(4, 0.01, 8)
-    strong, weak = baseline - 0.1 + random.normal(0, 0.01, 8), baseline - 0.011 + random.normal(0, 0.01, 8)
-    claims = {"strong": compare(strong, baseline), "weak": compare(weak, baseline)}
-    p = claims["weak"].p_supported
-    assert verdicts(claims)["weak"] == ("supported" if p <= ALPHA else "inconclusive")
+    """A p between a half and the whole of ALPHA is enough beside a strong claim, and not beside a weak one."""
+    noise = np.array([-1.0, 1.0, -0.5, 0.5, 0.2, -0.2])
+    deviation, n = noise.std(ddof=1), len(noise)
+    mean = stats.t.isf(0.75 * ALPHA, n - 1) * deviation / math.sqrt(n)
+    middling, strong, weak = (compare(noise - shift, np.zeros(n)) for shift in (mean, 10.0, 0.01))
+    assert middling.p_supported == pytest.approx(0.75 * ALPHA)
+    assert verdicts({"a": middling, "b": strong}) == {"a": "supported", "b": "supported"}
+    assert verdicts({"a": middling, "b": weak}) == {"a": "inconclusive", "b": "inconclusive"}
 
 
 def test_one_value_has_no_interval():
