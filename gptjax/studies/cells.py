@@ -86,14 +86,14 @@ class Cell:
         return max((line["step"] for line in self.lines("train")[-1:]), default=0)
 
     def outcome(self) -> str:
-        """done, a reason for which it has failed, or "" for what has to run or run on."""
+        """done, how it diverged, or "" for what has to run or run on."""
         if any(line["step"] == self.num_steps for line in self.lines("validation")[-1:]):
             return "done"
-        path = self.workdir / "failed.txt"
+        path = self.workdir / "diverged.txt"
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
     def fail(self, reason: str) -> None:
-        """Notes that the cell came to no end: that is a result, too."""
+        """Notes that the cell diverged: that is a result, too."""
         note_failure(self.workdir, reason)
 
     def score(self, metric: str, uniform: float) -> float:
@@ -101,10 +101,16 @@ class Cell:
 
         Args:
           uniform: the loss of a model that gives every token the same probability.
+
+        Raises UserError where the validation has no such metric.
         """
         if self.outcome() != "done":
             return uniform
-        value = self.lines("validation")[-1].get(metric)
+        line = self.lines("validation")[-1]
+        if metric not in line:
+            known = [name for name, value in line.items() if isinstance(value, int | float) and name != "step"]
+            raise UserError(f"study.metric is {metric!r}; the validation of {self.name} has {', '.join(known)}")
+        value = line[metric]
         return value if isinstance(value, int | float) and math.isfinite(value) else uniform
 
 
@@ -245,11 +251,11 @@ class Plan:
 
 
 def note_failure(workdir: Path, reason: str) -> None:
-    """Writes why a cell came to no end. The same study in another directory has the same words."""
+    """Writes how a cell diverged. The same study in another directory has the same words."""
     last = reason.strip().splitlines()[-1]
     for path in (workdir.absolute(), workdir):
         last = last.replace(str(path), "the cell")
-    write_whole(workdir / "failed.txt", last[:500] + "\n")
+    write_whole(workdir / "diverged.txt", last[:500] + "\n")
 
 
 def code_hash() -> str:

@@ -6,6 +6,7 @@ sooner than one after the other.
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from gptjax.errors import RunError
 from gptjax.studies.cells import Cell, signature
 
+# How a training says that it diverged (training/stopping.py, training/run.py).
+DIVERGED = re.compile("the training loss (is|diverged)|the parameters are not finite")
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 120  # seconds in which a stopped cell may save
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
@@ -76,7 +79,7 @@ def _settle_in(cores: Sequence[int]) -> None:
 
 
 def run(jobs: Sequence[Job], *, workers: int = 0, show: Callable[[dict[str, str]], None] = lambda states: None) -> None:
-    """Runs every cell to its end. A cell that fails is noted as that and does not stop the others.
+    """Runs every cell to its end. A cell that diverges has a result: that it did. What else ends one is none.
 
     Args:
       jobs: cells, each alone or packed with others.
@@ -114,23 +117,27 @@ def run(jobs: Sequence[Job], *, workers: int = 0, show: Callable[[dict[str, str]
 
 
 def packs(cells: Sequence[Cell], *, most: int) -> list[Job]:
-    """The cells in packs whose programs agree, of at most so many."""
+    """The cells in packs whose programs agree, of at most so many; what may stop early runs alone."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(f"{signature(cell.resolved)} {cell.step()}", []).append(cell)
+        alone = cell.name if cell.resolved.train.early_stopping_patience else ""
+        groups.setdefault(f"{signature(cell.resolved)} {cell.step()} {alone}", []).append(cell)
     return [tuple(group[i : i + most]) for group in groups.values() for i in range(0, len(group), most)]
 
 
 def _ended(cell: Cell, status: int, log: Path) -> str:
-    """Notes what became of a cell whose process has ended; in a word."""
+    """What became of a cell whose process has ended, in a word; that it diverged is noted.
+
+    A signal, a full disk, too little memory say nothing about the arm: such a cell is run on the next time.
+    """
     if outcome := cell.outcome():
         return outcome
     text = log.read_text(encoding="utf-8", errors="replace").strip()
     last = text.splitlines()[-1] if text else f"exit status {status}"
-    if status < 0 or "stopped by" in last:  # killed, or asked to stop: it has no result, and is run on the next time
-        return f"stopped: {last}"
-    cell.fail(last)
-    return last
+    if status == 1 and DIVERGED.search(last):
+        cell.fail(last)
+        return last
+    return f"no result: {last} ({log})"
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:

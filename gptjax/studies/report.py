@@ -70,7 +70,7 @@ def text(plan: Plan) -> str:
         "minus " + first.name,
         "95 % interval",
         "seeds",
-        "failed",
+        "diverged",
     ]
     rows = [_row(plan, arm.name) for arm in arms]
     lines += [*_table(heads, rows), "", "## What differs", ""]
@@ -87,10 +87,10 @@ def text(plan: Plan) -> str:
     lines += _table(heads, costs)
     for quantity, reason in study.unmatched.items():
         lines += ["", f"Arms may differ in {quantity.replace('_', ' ')}: {reason}"]
-    failed = [cell for cell in plan.cells if cell.outcome() not in ("", "done")]
-    if failed:
-        lines += ["", "## Failed cells", "", "Each counts as a model that knows nothing.", ""]
-        lines += [f"* {cell.name}: {cell.outcome()}" for cell in failed]
+    diverged = [cell for cell in plan.cells if cell.outcome() not in ("", "done")]
+    if diverged:
+        lines += ["", "## Cells that diverged", "", "Each counts as a model that knows nothing.", ""]
+        lines += [f"* {cell.name}: {cell.outcome()}" for cell in diverged]
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +116,7 @@ def _row(plan: Plan, arm: str) -> list[str]:
     own = statistics.summary(scores)
     paired = [a - b for a, b in zip(scores, base, strict=False)] if arm != plan.study.baseline else []
     difference = statistics.summary(paired)
-    failed = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
+    diverged = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
     return [
         arm,
         _number(own.mean, ".4f"),
@@ -125,7 +125,7 @@ def _row(plan: Plan, arm: str) -> list[str]:
         _number(difference.mean, "+.4f"),
         _interval(difference, "+.4f"),
         str(len(scores)),
-        str(failed),
+        str(diverged),
     ]
 
 
