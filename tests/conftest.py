@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,11 @@ _XLA_FLAGS = (
 _EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 # Of a flag that is there twice the last one counts: the user's own, but for the number of devices.
 os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", ""), _EIGHT_DEVICES])
+
+# A shell, cron or nohup may have had them ignored, which gptjax respects, and so would what the tests start.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what the process that started them sets here
     # What tests assume: output is not to a terminal and has no colours, and nothing but the test chooses JAX's settings
