@@ -21,7 +21,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,46 +202,22 @@ def import_model(
 
 def _import(name: str, sources: dict[str, Path], workdir: Path, *, allow_pickle: bool, add_bos_token: str) -> None:
     from gptjax import config as config_lib
-    from gptjax.artifacts import checkpoints
-    from gptjax.data.tokenization import huggingface as tokenizer_files
+    from gptjax.artifacts import checkpoints, published
     from gptjax.model import gpt
-    from gptjax.model.architecture import Architecture
-    from gptjax.model.huggingface import adapters as huggingface_adapters
-    from gptjax.model.huggingface import files as huggingface_files
-    from gptjax.model.huggingface import weights as huggingface
 
-    source = sources["model"]
-    config = config_lib.get_default()
-    config.model.update(huggingface.read_config(source))
-    config.tokenizer = f"hf:{name}"
-    config_lib.validate(config)
-    tokenizer = tokenizer_files.read_tokenizer(source)
-    try:
-        template = tokenizer_files.read_template(source, tokenizer)
-    except UserError as error:
-        template = None
-        print(f"the chat template is left out: {error}", file=sys.stderr)
-    tokenizer = tokenizer_files.fitted(tokenizer, config.model.vocab_size, source)
-    generation = huggingface_files.read_generation_config(source, config.model.vocab_size)
-    architecture = Architecture.from_config(config.model, 0)
-    params = huggingface.read_parameters(source, architecture, allow_pickle=allow_pickle)
-    if "adapter" in sources:
-        options, params = huggingface_adapters.read_adapter(sources["adapter"], architecture, params)
-        config.model.update(options)
-    begin = {"true": list(tokenizer.begin_ids), "false": []}
-    generation["begin_token_ids"] = begin.get(add_bos_token, tokenizer_files.begin_ids(tokenizer, template))
-    checkpoints.write_parameters(
-        workdir,
-        params,
-        config=config,
-        tokenizer=tokenizer,
-        template=template,
-        generation=generation,
+    model = published.read(
+        sources["model"],
+        name,
+        adapter=sources.get("adapter"),
+        allow_pickle=allow_pickle,
+        add_bos_token=add_bos_token,
     )
-    files.write_whole(workdir / "config.json", config_lib.to_json(config))
+    about = {"config": model.config, "tokenizer": model.tokenizer, "template": model.template}
+    checkpoints.write_parameters(workdir, model.params, **about, generation=model.generation)
+    files.write_whole(workdir / "config.json", config_lib.to_json(model.config))
     with files.about(workdir):
-        tokenizer.save(workdir / "tokenizer.json")
-    print(f"{gpt.parameter_count(params):,} parameters")
+        model.tokenizer.save(workdir / "tokenizer.json")
+    print(f"{gpt.parameter_count(model.params):,} parameters")
 
 
 def export_model(workdir: Path, which: str, place: Path, *, dtype: str, max_shard_bytes: int) -> None:
@@ -271,7 +246,14 @@ def export_model(workdir: Path, which: str, place: Path, *, dtype: str, max_shar
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
         )
-        tokenizer_files.write(directory, tokenizer, template, context_length=trained.architecture.context_length)
+        own = [] if template is not None else tokenizer.begin_ids
+        tokenizer_files.write(
+            directory,
+            tokenizer,
+            template,
+            context_length=trained.architecture.context_length,
+            begins=bool(trained.generation.get("begin_token_ids", own)),
+        )
         ends = list(trained.generation.get("eos_token_ids") or [tokenizer.eot_id])
         if template is not None and (turn := tokenizer.special_tokens[template.end_of_turn]) not in ends:
             ends.append(turn)

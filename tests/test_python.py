@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import gptjax
-from gptjax import cli, train
+from gptjax import cli, convert, train
 from gptjax.errors import UserError
 
 
@@ -19,6 +19,8 @@ def model(tiny_corpus, tmp_path_factory):
         "    config.tokenizer = 'byte'\n"
         f"    config.data.update(source='text:{tiny_corpus}/*.txt', split_by='document', validation_fraction=0.4)\n"
         "    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=64)\n"
+        "    config.model.update(positions='learned', norm='layernorm', activation='gelu_tanh', use_bias=True)\n"
+        "    config.model.qk_norm = False\n"
         "    config.train.update(num_steps=20, batch_size=8)\n"
         "    config.logging.update(samples=0, tensorboard=False)\n    return config\n"
     )
@@ -35,6 +37,21 @@ def test_three_lines(model):
     assert whole["perplexity"] == pytest.approx(math.exp(-whole["log_likelihood"] / 11))
     long = model.score("the cat sat " * 30)
     assert long["tokens"] == 360, "longer than the context"
+
+
+def test_a_published_model_is_opened_where_it_is(model, tmp_path):
+    run = model.trained.path.parents[1]
+    assert cli.run(convert.main, ["convert", f"--from={run}", f"--to=hf:{tmp_path}/model"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    published = gptjax.load(f"hf:{tmp_path}/model")
+    assert published.generate("the cat", max_new_tokens=8, temperature=0) == model.generate(
+        "the cat", max_new_tokens=8, temperature=0
+    )
+    ours, theirs = published.score("the cat sat"), model.score("the cat sat")
+    assert ours["log_likelihood"] == pytest.approx(theirs["log_likelihood"], rel=1e-6)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, "nothing is written"
+    with pytest.raises(UserError):
+        gptjax.load(f"hf:{tmp_path}/nothing")
 
 
 def test_what_cannot_be_done_is_said(model, tmp_path):

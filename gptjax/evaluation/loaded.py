@@ -64,18 +64,14 @@ class Loaded:
 
 
 def load(path: str | Path, checkpoint: str = "best") -> Loaded:
-    """The model of a work directory; `checkpoint`: best, last or a step. Raises UserError.
+    """The model of a work directory, or of a directory in the Hugging Face layout ("hf:DIR"). Raises UserError.
 
-    Of a Hugging Face model, "hf:DIR", the import is kept beside DIR as DIR.gptjax, and made where it is not there.
+    `checkpoint`: best, last or a step, of a work directory.
     """
-    from gptjax.artifacts import loading
+    from gptjax.artifacts import loading, published
+    from gptjax.model.huggingface import files
 
-    name = str(path)
-    if name.startswith("hf:"):
-        import importlib
-
-        source = Path(name.removeprefix("hf:")).expanduser()
-        path = source.with_name(f"{source.name}.gptjax")
-        if not (path / "config.json").is_file():
-            importlib.import_module("gptjax.convert").main(["convert", f"--from=hf:{source}", f"--to={path}"])
-    return Loaded(loading.load(Path(path).expanduser(), checkpoint))
+    if (name := str(path)).startswith("hf:"):
+        name = name.removeprefix("hf:")
+        return Loaded(published.read(files.locate(name), name))
+    return Loaded(loading.load(Path(path), checkpoint))

@@ -73,10 +73,15 @@ def check_exportable(tokenizer: Tokenizer) -> None:
         )
 
 
-def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, *, context_length: int) -> None:
+def write(
+    directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, *, context_length: int, begins: bool = False
+) -> None:
     """Writes tokenizer.json and a tokenizer_config.json with which transformers' AutoTokenizer gives the same ids.
 
     The chat template is in it as Jinja. Raises UserError where `check_exportable` does.
+
+    Args:
+      begins: whether the prompts of the model begin with the token that begins a text: `add_bos_token`.
     """
     check_exportable(tokenizer)
     with about(directory / TOKENIZER):
@@ -93,6 +98,8 @@ def write(directory: Path, tokenizer: Tokenizer, template: ChatTemplate | None, 
         "clean_up_tokenization_spaces": False,
         "additional_special_tokens": [t for t in tokenizer.special_tokens if t != tokenizer.eot_token],
     }
+    if begins:
+        config["add_bos_token"] = True
     if template is not None:
         config["chat_template"] = template.jinja or CHATML
     with about(directory / TOKENIZER_CONFIG):
