@@ -142,10 +142,11 @@ def _watch(reader: int) -> None:
     while data := os.read(reader, 64):
         for number in data:
             interrupts += number == signal.SIGINT
-            if signal.getsignal(number) is _note:
-                threading.Thread(target=_end_soon, args=(number,), daemon=True).start()
-            elif interrupts > 1:
-                threading.Thread(target=_end_after, args=(SECOND_GRACE,), daemon=True).start()
+            with suppress(RuntimeError):  # from Python 3.12 on no thread starts once the process is at its exit
+                if signal.getsignal(number) is _note:
+                    threading.Thread(target=_end_soon, args=(number,), daemon=True).start()
+                elif interrupts > 1:
+                    threading.Thread(target=_end_after, args=(SECOND_GRACE,), daemon=True).start()
 
 
 def _end_soon(number: int) -> None:

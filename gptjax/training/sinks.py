@@ -62,7 +62,7 @@ class Sinks:
         for thread in stuck:
             thread.warn(f"it has not ended within {timeout:g} s; what it has not written is lost")
         if stuck:  # its library may wait for ever in a function of its own that runs at the exit of the process
-            atexit.register(_leave_soon)
+            _leave_after_exit_begins()
 
 
 class _Background:
@@ -130,14 +130,20 @@ class _Background:
         self.warn(f"{(lines or [type(error).__name__])[0][:300]}; it is off for the rest of this run, which goes on")
 
 
-def _leave_soon() -> None:
-    """Ends the process a while from now, if what runs at its exit does not end."""
+def _leave_after_exit_begins() -> None:
+    """Ends the process a while after its exit has begun, if what runs there does not end.
+
+    The thread is started now: from Python 3.12 on none can be started at the exit.
+    """
+    exits = threading.Event()
 
     def leave() -> None:
+        exits.wait()
         time.sleep(_EXIT_SECONDS)
         sys.stdout.flush()
         os._exit(interrupts.status)
 
+    atexit.register(exits.set)
     threading.Thread(target=leave, daemon=True).start()
 
 
