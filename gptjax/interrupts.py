@@ -58,7 +58,7 @@ def install() -> None:
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     before = sys.unraisablehook
-    sys.unraisablehook = lambda what: None if received and what.exc_type is KeyboardInterrupt else before(what)
+    sys.unraisablehook = lambda what: None if what.exc_type is KeyboardInterrupt else before(what)
 
 
 def handle(*signals: int) -> dict[int, Any]:

@@ -44,6 +44,12 @@ def names(command: Command, *paths: str) -> None:
         raise Wrong(f"the last line of {_verb(command)} does not name {paths[0]}: {line}")
 
 
+def warns(command: Command, names: Collection[str]) -> bool:
+    """Whether a warning has one of the names."""
+    lines = [line for line in command.errors().splitlines() if "warning" in line]
+    return any(name in line for line in lines for name in names)
+
+
 def tells_of_the_disk(command: Command, place: str) -> None:
     """Raises Wrong where the last line lacks the path, the space or what to do."""
     line = command.last_line()

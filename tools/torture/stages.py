@@ -248,7 +248,7 @@ def stages(world: World) -> dict[str, Stage]:
                 ),
             ),
             True,
-            {"out": False, "in/base/evaluation": False, "tmp": True},
+            {"out": False, "in/base/evaluation": True, "tmp": True},
         ),
         Stage(
             "generate",
