@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,20 +60,19 @@ def _hook(what: Any) -> None:
         _hook.before(what)
 
 
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Keeps the log lines of Orbax from the user's terminal while the body runs."""
+_RECORDS = _OrbaxRecords()
+
+
+def quiet_orbax() -> None:
+    """Keeps the log lines of Orbax from the user's terminal, from now on.
+
+    There is no later moment to end it: saves go on in the background between our calls, and what a failed one leaves
+    is told of by asyncio when it is collected, up to the end of the process.
+    """
     if sys.unraisablehook is not _hook:
         _hook.before, sys.unraisablehook = sys.unraisablehook, _hook
-    records = _OrbaxRecords()
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    for logger in loggers:
-        logger.addFilter(records)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(records)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_RECORDS)  # which adds it once
 
 
 class Checkpoints:
@@ -84,10 +82,7 @@ class Checkpoints:
         self._monitor, self._lower_is_better = f"validation_{monitor}", lower_is_better
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._seal: threading.Thread | None = None  # writes the checksums of the last save
-        quiet = contextlib.ExitStack()
-        quiet.enter_context(quiet_orbax())
-        self._end_quiet = weakref.finalize(self, quiet.close)  # saves go on in the background between our calls
-        self._end_quiet.atexit = False  # and what a failed one leaves speaks until the process is gone
+        quiet_orbax()
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -220,7 +215,6 @@ class Checkpoints:
         with _disk_errors(self):
             self._manager.close()
         self._join_seal()
-        self._end_quiet()
 
 
 @contextlib.contextmanager
