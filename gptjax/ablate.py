@@ -70,9 +70,8 @@ def main(argv: list[str]) -> None:
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
     study = with_settings(studies.read(specs[-1]), chosen)
-    ablate(
-        study, Path(flag_values.workdir), look=flag_values.plan, report=flag_values.report, workers=flag_values.workers
-    )
+    modes = {"look": flag_values.plan, "report": flag_values.report}
+    ablate(study, Path(flag_values.workdir), **modes, workers=flag_values.workers, pack=flag_values.pack)
 
 
 def with_settings(study: Study, chosen: Sequence[str]) -> Study:
