@@ -118,14 +118,24 @@ def ablate(study: Study, workdir: Path, *, look: bool, report: bool, workers: in
     plan.claim()
     if not report:
         together = pack == "on" or (pack == "auto" and not local.computes_on_cores())
-        jobs = local.packs(plan.missing(), most=MOST_PACKED if together else 1)
-        local.run(jobs, workers=workers, show=_show)
+        ran: set[str] = set()
+        while jobs := local.packs(
+            _new(plan, ran), most=MOST_PACKED if together else 1
+        ):  # grids, then the chosen points
+            local.run(jobs, workers=workers, show=_show)
     path = reports.write(plan)
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
     if missing := plan.missing():
-        raise RunError(f"{len(missing)} of {len(plan.cells)} cells are missing; the same command runs them")
+        raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
+
+
+def _new(plan: Any, ran: set[str]) -> list[Any]:
+    """The cells that are missing and were not tried by this command: `ran`, to which they are added."""
+    found = [cell for cell in plan.missing() if cell.key not in ran]
+    ran.update(cell.key for cell in found)
+    return found
 
 
 def describe(plan: Any) -> str:
@@ -136,14 +146,22 @@ def describe(plan: Any) -> str:
         changes = plan.differences()[arm.name]
         told = ", ".join(f"{name} {a!r} -> {b!r}" for name, (a, b) in changes.items()) or "the baseline"
         lines.append(f"  {arm.name}: {arm.parameters:,} parameters, {arm.flops_per_token:.3g} FLOPs a token; {told}")
-    first = plan.arms[plan.study.baseline]
+    first, study = plan.arms[plan.study.baseline], plan.study
     flops = sum(plan.arms[cell.arm].training_flops for cell in plan.missing())
+    later = sum(study.seeds for name in plan.points if plan.chosen(name) is None)
+    flops += sum(study.seeds * arms[0].training_flops for name, arms in plan.points.items() if not plan.chosen(name))
     lines += [
         "",
-        f"{len(plan.cells)} cells ({len(plan.arms)} arms x {plan.study.seeds} seeds) of {first.tokens:,} tokens; "
-        f"{missing} to run, {flops:.3g} FLOPs",
-        *(f"claim: {claim.text}" for claim in plan.study.parsed_claims()),
+        f"{plan.count} cells ({len(plan.arms)} arms x {study.seeds} seeds"
+        f"{f' + {len(plan.tuning)} of tuning' if plan.tuning else ''}) of {first.tokens:,} tokens; "
+        f"{missing + later} to run, {flops:.3g} FLOPs",
     ]
+    for name in plan.points:
+        if budget := study.tuning_budget(name):
+            seeds = len(study.tuning_seed_values())
+            lines.append(f"tuning of {name}: {budget} cells ({budget // seeds} points x {seeds} seeds)")
+        lines += [f"warning: {sentence}: it gives no verdict; widen the grid" for sentence in plan.censored(name)]
+    lines += [f"claim: {claim.text}" for claim in study.parsed_claims()]
     return "\n".join(lines)
 
 

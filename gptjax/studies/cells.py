@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gptjax.errors import UserError
 from gptjax.files import write_whole
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.studies.study import QUANTITIES, Study
+from gptjax.studies.study import QUANTITIES, Claim, Grid, Study, ends
 from gptjax.training import metrics
 from gptjax.training.run import settle
 
@@ -51,6 +52,7 @@ class Cell:
       config: as the study has it: what the run itself resolves from the data is not filled in. resolved: with that.
       key: hash of the resolved config, the code and the data.
       workdir: its work directory.
+      point: of a cell that tunes its arm, the values of its grids.
     """
 
     arm: str
@@ -60,10 +62,11 @@ class Cell:
     key: str
     workdir: Path
     num_steps: int
+    point: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.arm}-seed{self.seed}"
+        return f"{self.arm}{self.point and f'({self.point})'}-seed{self.seed}"
 
     @property
     def config_file(self) -> Path:
@@ -116,9 +119,15 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What an arm is once its options are resolved: its config at the first seed, and its size."""
+    """What an arm is once its options are resolved, at one point of its grids: its config, and its size.
+
+    Attributes:
+      point: the overrides of the base. tuned: those of them that come from grids, as a text.
+    """
 
     name: str
+    point: dict[str, Any]
+    tuned: str
     config: Config
     parameters: int
     flops_per_token: float
@@ -130,8 +139,21 @@ class Arm:
         return self.flops_per_token * self.tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """One point of the grids of an arm, with its scores by tuning seed; the one with the best mean is `chosen`."""
+
+    point: dict[str, Any]
+    scores: list[float]
+    diverged: int
+    chosen: bool
+
+
 class Plan:
-    """A study, resolved: its arms with their sizes, and its cells with their places under a work directory."""
+    """A study, resolved: its arms with their sizes, and its cells with their places under a work directory.
+
+    An arm with grids is first tuned: `tuning` are the cells of that. Its other cells are known once they are done.
+    """
 
     def __init__(self, study: Study, workdir: Path):
         """Raises UserError for what is wrong with the study. Builds the token stores that are missing."""
@@ -139,7 +161,9 @@ class Plan:
         self.study, self.workdir = study, Path(workdir)
         self.code = code_hash()
         self._data: dict[str, RunData] = {}
-        self.arms = {name: self._arm(name) for name in study.arms}
+        self._sizes: dict[str, tuple[int, float]] = {}
+        self.points = {name: [self._arm(name, point) for point in study.points(name)] for name in study.arms}
+        self._check_different()
 
     def _open(self, config: Config) -> RunData:
         parts = {
@@ -150,46 +174,152 @@ class Plan:
             self._data[key] = RunData.open(config)
         return self._data[key]
 
-    def _arm(self, name: str) -> Arm:
-        config = self.study.config_of(name, self.study.first_seed)
+    def _arm(self, name: str, point: dict[str, Any]) -> Arm:
+        config = self.study.config_of(name, self.study.first_seed, point)
         data = self._open(config)
         resolved, *_ = settle(config, None, data)
-        architecture = Architecture.from_config(resolved.model, resolved.model.vocab_size)
+        model = json.dumps(resolved.model.to_dict(), sort_keys=True)
+        if model not in self._sizes:
+            architecture = Architecture.from_config(resolved.model, resolved.model.vocab_size)
+            count = gpt.parameter_count(gpt.abstract_params(architecture))
+            self._sizes[model] = count, architecture.flops_per_token()
+        parameters, flops = self._sizes[model]
+        grids = [path for path, value in self.study.arms[name].items() if isinstance(value, Grid)]
         return Arm(
             name=name,
+            point=point,
+            tuned=", ".join(f"{path} {point[path]}" for path in grids),
             config=resolved,
-            parameters=gpt.parameter_count(gpt.abstract_params(architecture)),
-            flops_per_token=architecture.flops_per_token(),
+            parameters=parameters,
+            flops_per_token=flops,
             tokens=resolved.train.num_steps * resolved.train.batch_size * resolved.model.context_length,
             vocab_size=data.tokenizer.vocab_size,
         )
 
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """Arm by arm in every seed: the first seed of all arms comes first."""
-        return [self._cell(arm, seed) for seed in self.study.seed_values() for arm in self.study.arms]
+    def _check_different(self) -> None:
+        """Raises UserError for arms, or points of a grid, that are the same once their options are resolved."""
+        seen: dict[tuple[str, ...], str] = {}
+        for name, points in self.points.items():
+            texts = [_trained(arm.config) for arm in points]
+            if len(set(texts)) < len(texts):
+                raise UserError(f"arm {name!r}: two points of its grids are the same once their options are resolved")
+            key = tuple(sorted(texts))
+            if key in seen:
+                raise UserError(f"the arms {seen[key]!r} and {name!r} are the same once their options are resolved")
+            seen[key] = name
 
-    def _cell(self, arm: str, seed: int) -> Cell:
-        config, resolved = self.study.config_of(arm, seed), self.arms[arm].config.copy_and_resolve_references().unlock()
-        resolved.seed = resolved.data_seed = seed
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """Each arm at the point that was chosen, or, where it is not yet, at the first."""
+        return {name: self.chosen(name) or points[0] for name, points in self.points.items()}
+
+    @cached_property
+    def tuning(self) -> list[Cell]:
+        """The cells that choose the points of arms with grids."""
+        seeds = self.study.tuning_seed_values()
+        tuned = [points for points in self.points.values() if len(points) > 1]
+        return [self.cell(arm, seed, arm.tuned) for seed in seeds for points in tuned for arm in points]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Arm by arm in every seed, the first seed of all arms first; of an arm that is not tuned yet, none."""
+        arms = [arm for name in self.points if (arm := self.chosen(name))]
+        return [self.cell(arm, seed) for seed in self.study.seed_values() for arm in arms]
+
+    @property
+    def count(self) -> int:
+        """How many cells there are in all, those of tuning included; a cell of both counts once."""
+        both = {cell.key for cell in self.tuning} & {cell.key for cell in self.cells}
+        return len(self.tuning) + len(self.points) * self.study.seeds - len(both)
+
+    def cell(self, arm: Arm, seed: int, point: str = "") -> Cell:
+        """The cell of an arm and a seed. `point`: what it is called after in a message."""
+        if (arm.name, seed, arm.tuned) not in self._cells:
+            self._cells[arm.name, seed, arm.tuned] = self._cell(arm, seed)
+        return dataclasses.replace(self._cells[arm.name, seed, arm.tuned], point=point)
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, int, str], Cell]:
+        return {}
+
+    def _cell(self, arm: Arm, seed: int) -> Cell:
+        config = self.study.config_of(arm.name, seed, arm.point)
+        resolved = arm.config.copy_and_resolve_references().unlock()
+        self.study.set_seed(resolved, seed)
         fingerprint = self._open(config).identity["source_fingerprint"]
         text = "\n".join([config_lib.to_json(resolved), self.code, json.dumps(fingerprint)])
         key = hashlib.sha256(text.encode()).hexdigest()
-        place = self.workdir / "cells" / f"{arm}-seed{seed}-{key[:8]}"
-        return Cell(arm, seed, config, resolved.lock(), key, place, resolved.train.num_steps)
+        place = self.workdir / "cells" / f"{arm.name}-seed{seed}-{key[:8]}"
+        return Cell(arm.name, seed, config, resolved.lock(), key, place, resolved.train.num_steps)
+
+    def chosen(self, name: str) -> Arm | None:
+        """The arm at its best point: the lowest mean score over the tuning seeds; None where cells are missing.
+
+        Of equal ones it is the first. What has ended does not change, and neither does the choice.
+        """
+        points = self.points[name]
+        if len(points) == 1:
+            return points[0]
+        if name not in self._choices:
+            tried = [self._tried(arm) for arm in points]
+            if any(len(scores) < len(self.study.tuning_seed_values()) for scores in tried):
+                return None
+            self._choices[name] = min(range(len(points)), key=lambda i: sum(tried[i]))
+        return points[self._choices[name]]
+
+    @cached_property
+    def _choices(self) -> dict[str, int]:
+        return {}
+
+    def _tried(self, arm: Arm) -> list[float]:
+        cells = [self.cell(arm, seed) for seed in self.study.tuning_seed_values()]
+        return [cell.score(self.study.metric, self._uniform(arm, self.tuning)) for cell in cells if cell.outcome()]
+
+    def sensitivity(self, name: str) -> list[Tried]:
+        """The points of the grids of an arm with their scores: loss against value. Empty where it has no grid."""
+        points, chosen = self.points[name], self.chosen(name)
+        if len(points) == 1:
+            return []
+        seeds = self.study.tuning_seed_values()
+        bad = [sum(self.cell(arm, s).outcome() not in ("", "done") for s in seeds) for arm in points]
+        grids = [path for path, value in self.study.arms[name].items() if isinstance(value, Grid)]
+        return [
+            Tried({path: arm.point[path] for path in grids}, self._tried(arm), count, arm is chosen)
+            for arm, count in zip(points, bad, strict=True)
+        ]
+
+    def censored(self, name: str) -> list[str]:
+        """What is at the end of its grid at the chosen point: the optimum may lie beyond. One sentence an option."""
+        chosen = self.chosen(name)
+        if chosen is None:
+            return []
+        grids = {path: value for path, value in self.study.arms[name].items() if isinstance(value, Grid)}
+        found = {path: ends(path, grid).get(chosen.point[path]) for path, grid in grids.items()}
+        return [
+            f"the best {path} of {name} is {chosen.point[path]}, the {end} that was tried"
+            for path, end in found.items()
+            if end
+        ]
+
+    def no_verdict(self, claim: Claim) -> str:
+        """Why a claim has no verdict, whatever its scores; "": it may have one."""
+        edges = [name for name in dict.fromkeys((claim.ours, claim.theirs)) if self.censored(name)]
+        return " and ".join(f"the optimum of {name} is at the edge of its grid" for name in edges)
 
     def mismatches(self) -> list[str]:
         """Sentences on what arms differ in without a reason, beyond TOLERANCE of the baseline."""
-        base, found = self.arms[self.study.baseline], []
-        for arm in self.arms.values():
+        base, found = self.arms[self.study.baseline], {}
+        for arm in (arm for points in self.points.values() for arm in points):
             for quantity in QUANTITIES:
                 ours, theirs = getattr(arm, quantity), getattr(base, quantity)
                 if abs(ours - theirs) > TOLERANCE * theirs and quantity not in self.study.unmatched:
-                    found.append(
-                        f"{arm.name} has {ours:,.0f} {quantity.replace('_', ' ')}, {base.name} {theirs:,.0f} "
-                        f"({ours / theirs - 1:+.1%})"
+                    at = f" at {arm.tuned}" if arm.tuned else ""
+                    found.setdefault(
+                        (arm.name, quantity),
+                        f"{arm.name}{at} has {ours:,.0f} {quantity.replace('_', ' ')}, {base.name} {theirs:,.0f} "
+                        f"({ours / theirs - 1:+.1%})",
                     )
-        return found
+        return list(found.values())
 
     def check_matched(self) -> None:
         """Raises UserError where arms do not match."""
@@ -197,6 +327,13 @@ class Plan:
             raise UserError(
                 f"the arms do not match: {'; '.join(found)}. Make them equal, or say in study.unmatched why they may "
                 "differ: {'" + QUANTITIES[0] + "': 'reason'}"
+            )
+        budgets = {name: self.study.tuning_budget(name) for name in self.points}
+        if len(set(budgets.values())) > 1 and "tuning" not in self.study.unmatched:
+            told = ", ".join(f"{name} {budget}" for name, budget in budgets.items())
+            raise UserError(
+                f"the arms are not tuned alike: cells of their grids are {told}. Give them grids of equally many "
+                "points, or say in study.unmatched why they may differ: {'tuning': 'reason'}"
             )
 
     def differences(self) -> dict[str, dict[str, list[Any]]]:
@@ -208,17 +345,24 @@ class Plan:
         }
 
     def missing(self) -> list[Cell]:
-        """Cells that have to run, or to run on."""
-        return [cell for cell in self.cells if not cell.outcome()]
+        """Cells that have to run, or to run on, of those that are known: first those of tuning."""
+        cells = {cell.key: cell for cell in (*self.cells, *self.tuning)}  # the name with its point, where it is in both
+        first = {cell.key for cell in self.tuning}
+        return sorted((cell for cell in cells.values() if not cell.outcome()), key=lambda cell: cell.key not in first)
 
     def uniform(self, arm: str) -> float:
         """The score of a model that gives every token the same probability, in the unit of the metric."""
-        nats, metric = math.log(self.arms[arm].vocab_size), self.study.metric
+        return self._uniform(self.arms[arm], [*self.tuning, *self.cells])
+
+    def _uniform(self, arm: Arm, cells: Iterable[Cell]) -> float:
+        nats, metric = math.log(arm.vocab_size), self.study.metric
         if metric == "perplexity":
             return math.exp(nats)
-        last = [line for cell in self.cells if cell.arm == arm for line in cell.lines("validation")[-1:]]
-        ratios = [line[metric] / line["loss"] for line in last if line.get(metric) and line.get("loss")]
-        return nats * (ratios[0] if ratios and metric != "loss" else 1)
+        if metric == "loss":
+            return nats
+        last = (line for cell in cells if cell.arm == arm.name for line in cell.lines("validation")[-1:])
+        ratios = (line[metric] / line["loss"] for line in last if line.get(metric) and line.get("loss"))
+        return nats * next(ratios, 1)
 
     def scores(self, arm: str) -> list[float]:
         """Of the cells of an arm that have come to an end, by seed."""
@@ -245,9 +389,21 @@ class Plan:
                 )
         self.workdir.mkdir(parents=True, exist_ok=True)
         about = {"name": self.study.name, "question": self.study.question, "source": self.study.source}
+        about |= {"tuning_cells": {name: self.study.tuning_budget(name) for name in self.points}}
         about |= {"claims": list(self.study.claims), "margin": self.study.margin, "metric": self.study.metric}
         about |= {"code": {"sha256": self.code, "version": gptjax.__version__, "git": git_state()}}
         write_whole(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def _trained(config: Config) -> str:
+    """What makes a run another one: its config without what is shown of it and where its data are stored."""
+    place = config_lib.affecting("place")
+    kept = {
+        path: value
+        for path, value in config_lib.flat_values(config)
+        if path not in place and not path.startswith("logging.")
+    }
+    return json.dumps(kept, sort_keys=True)
 
 
 def note_failure(workdir: Path, reason: str) -> None:
