@@ -18,11 +18,12 @@ from gptjax import config as config_lib
 from gptjax.artifacts.manifest import git_state
 from gptjax.config import Config
 from gptjax.data.opening import RunData
-from gptjax.errors import UserError
+from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.studies.study import QUANTITIES, Claim, Grid, Study, ends
+from gptjax.studies import noise
+from gptjax.studies.study import QUANTITIES, Claim, Study, ends
 from gptjax.training import metrics
 from gptjax.training.run import settle
 
@@ -162,7 +163,7 @@ class Plan:
         self.code = code_hash()
         self._data: dict[str, RunData] = {}
         self._sizes: dict[str, tuple[int, float]] = {}
-        self.points = {name: [self._arm(name, point) for point in study.points(name)] for name in study.arms}
+        self.points = {name: [self.arm_at(name, point) for point in study.points(name)] for name in study.arms}
         self._check_different()
 
     def _open(self, config: Config) -> RunData:
@@ -174,7 +175,8 @@ class Plan:
             self._data[key] = RunData.open(config)
         return self._data[key]
 
-    def _arm(self, name: str, point: dict[str, Any]) -> Arm:
+    def arm_at(self, name: str, point: dict[str, Any]) -> Arm:
+        """An arm with these overrides. Raises UserError for what is wrong with them."""
         config = self.study.config_of(name, self.study.first_seed, point)
         data = self._open(config)
         resolved, *_ = settle(config, None, data)
@@ -184,7 +186,7 @@ class Plan:
             count = gpt.parameter_count(gpt.abstract_params(architecture))
             self._sizes[model] = count, architecture.flops_per_token()
         parameters, flops = self._sizes[model]
-        grids = [path for path, value in self.study.arms[name].items() if isinstance(value, Grid)]
+        grids = self.study.grids(name)
         return Arm(
             name=name,
             point=point,
@@ -234,9 +236,10 @@ class Plan:
 
     def cell(self, arm: Arm, seed: int, point: str = "") -> Cell:
         """The cell of an arm and a seed. `point`: what it is called after in a message."""
-        if (arm.name, seed, arm.tuned) not in self._cells:
-            self._cells[arm.name, seed, arm.tuned] = self._cell(arm, seed)
-        return dataclasses.replace(self._cells[arm.name, seed, arm.tuned], point=point)
+        key = arm.name, seed, repr(arm.point)
+        if key not in self._cells:
+            self._cells[key] = self._cell(arm, seed)
+        return dataclasses.replace(self._cells[key], point=point)
 
     @cached_property
     def _cells(self) -> dict[tuple[str, int, str], Cell]:
@@ -282,7 +285,7 @@ class Plan:
             return []
         seeds = self.study.tuning_seed_values()
         bad = [sum(self.cell(arm, s).outcome() not in ("", "done") for s in seeds) for arm in points]
-        grids = [path for path, value in self.study.arms[name].items() if isinstance(value, Grid)]
+        grids = self.study.grids(name)
         return [
             Tried({path: arm.point[path] for path in grids}, self._tried(arm), count, arm is chosen)
             for arm, count in zip(points, bad, strict=True)
@@ -293,7 +296,7 @@ class Plan:
         chosen = self.chosen(name)
         if chosen is None:
             return []
-        grids = {path: value for path, value in self.study.arms[name].items() if isinstance(value, Grid)}
+        grids = self.study.grids(name)
         found = {path: ends(path, grid).get(chosen.point[path]) for path, grid in grids.items()}
         return [
             f"the best {path} of {name} is {chosen.point[path]}, the {end} that was tried"
@@ -349,6 +352,49 @@ class Plan:
         cells = {cell.key: cell for cell in (*self.cells, *self.tuning)}  # the name with its point, where it is in both
         first = {cell.key for cell in self.tuning}
         return sorted((cell for cell in cells.values() if not cell.outcome()), key=lambda cell: cell.key not in first)
+
+    def noise_cells(self) -> list[Cell]:
+        """The cells of the A/A study of the baseline; none while its grid is not tuned."""
+        arm = self.chosen(self.study.baseline)
+        return [self.cell(arm, seed, "noise") for seed in self.study.noise_seed_values()] if arm else []
+
+    def noise_missing(self) -> list[Cell]:
+        """Cells that have to run before the noise is known: of the tuning of the baseline, then of the A/A study."""
+        tuning = [cell for cell in self.tuning if cell.arm == self.study.baseline]
+        return [cell for cell in tuning + self.noise_cells() if not cell.outcome()]
+
+    def measure_noise(self) -> noise.Noise:
+        """Notes how much a seed does by itself, from the A/A study. Raises RunError where a cell is missing."""
+        cells = self.noise_cells()
+        if not cells or any(cell.outcome() != "done" for cell in cells):
+            bad = [cell.name for cell in cells if cell.outcome() != "done"]
+            raise RunError(f"the noise is not known: {', '.join(bad) or 'the baseline'} has not come to its end")
+        scores = [cell.score(self.study.metric, math.nan) for cell in cells]
+        sigma, low, high = noise.deviation(scores)
+        found = noise.Noise(
+            **self._noise_wanted(cells),
+            sigma=sigma,
+            low=low,
+            high=high,
+            n=len(cells),
+            seeds=tuple(c.seed for c in cells),
+        )
+        noise.write(self.workdir, found)
+        return found
+
+    def noise(self) -> noise.Noise | None:
+        """What `--noise` has noted of this study: of its baseline as it is, with this code; else None."""
+        cells = self.noise_cells()
+        return noise.read(self.workdir, self._noise_wanted(cells)) if cells else None
+
+    def _noise_wanted(self, cells: list[Cell]) -> dict[str, Any]:
+        scale = {"arm": self.study.baseline, "metric": self.study.metric, "scale": self.scale()}
+        return scale | {"key": cells[0].key, "code": self.code}
+
+    def scale(self) -> str:
+        """The size at which a verdict holds."""
+        first = self.arms[self.study.baseline]
+        return f"{first.parameters:,} parameters, {first.tokens:,} tokens"
 
     def uniform(self, arm: str) -> float:
         """The score of a model that gives every token the same probability, in the unit of the metric."""

@@ -119,9 +119,12 @@ class Study:
             raise UserError(f"the claim {text!r} needs a margin: nothing is shown to be equal to the last digit")
         return Claim(text, ours, theirs, -margin if sign == "-" else margin, both_ways=relation == "=")
 
+    def grids(self, arm: str) -> dict[str, Grid]:
+        return {path: value for path, value in self.arms[arm].items() if isinstance(value, Grid)}
+
     def points(self, arm: str) -> list[dict[str, Any]]:
         """The overrides of an arm at each point of its grids; one point where it has none."""
-        grids = {path: value for path, value in self.arms[arm].items() if isinstance(value, Grid)}
+        grids = self.grids(arm)
         fixed = {path: value for path, value in self.arms[arm].items() if path not in grids}
         return [fixed | dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
 

@@ -3,12 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from gptjax import ablate
 from gptjax.errors import UserError
 from gptjax.studies import local
 from gptjax.studies.cells import Plan
+from gptjax.studies.noise import deviation
 from gptjax.studies.study import Grid, Study, ends
 
 RATE, DECAY = "optimizer.learning_rate", "optimizer.weight_decay"
@@ -145,3 +147,27 @@ def test_what_a_seed_changes(base, tmp_path, vary, seeds):
     assert [(cell.config.seed, cell.config.data_seed) for cell in plan.cells] == seeds
     assert [(cell.resolved.seed, cell.resolved.data_seed) for cell in plan.cells] == seeds
     assert len({cell.key for cell in plan.cells}) == 2
+
+
+def test_the_noise_is_that_of_the_baseline_with_other_seeds(base, ran, tmp_path, capsys):
+    one = study(base, seeds=4)
+    assert Plan(one, tmp_path).noise() is None
+    ablate.ablate(one, tmp_path, noise=True)
+    assert {cell.arm for cell in ran} == {"muon"}
+    assert [cell.seed for cell in ran] == [1_000_000] * 3 + [2_000_000, 2_000_001, 2_000_002, 2_000_003]
+    assert {cell.config.optimizer.learning_rate for cell in ran[3:]} == {1e-3}
+    found = Plan(one, tmp_path).noise()
+    scores = [3.01 + 0.01 * (seed % 7) for seed in range(2_000_000, 2_000_004)]
+    assert found.sigma == pytest.approx(np.std(scores, ddof=1))
+    assert (found.n, found.seeds[0], found.metric) == (4, 2_000_000, "loss")
+    assert found.of_difference == pytest.approx(math.sqrt(2) * found.sigma)
+    assert "noise: one run of muon deviates by 0.0" in capsys.readouterr().out
+    assert Plan(study(base, seeds=4, metric="bits_per_byte"), tmp_path).noise() is None, "of another metric"
+
+
+def test_the_interval_of_sigma_covers():
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(2000):
+        _, low, high = deviation(random.normal(4, 0.01, 4))
+        inside += low <= 0.01 <= high
+    assert inside / 2000 == pytest.approx(0.95, abs=0.02)
