@@ -371,7 +371,7 @@ class Search:
         if not end:
             return ""
         inside = axis.between and NEAR_END < axis.place(value) < 1 - NEAR_END
-        advice = "raise --search.trials" if inside else "widen the range"
+        advice = "raise --search.trials" if inside else "widen the range" if axis.between else "give values beyond it"
         return f"the best {axis.path} is the {end} that was tried: {advice}"
 
 
