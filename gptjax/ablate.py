@@ -35,6 +35,8 @@ MOST_PACKED = 16  # cells in one program
 SETTINGS = {
     "seeds": Option(3, "seeds of every arm", minimum=1, maximum=1000),
     "first_seed": Option(0, "the first seed", minimum=0, maximum=2**31),
+    "tuning_seeds": Option(1, "seeds on which grids are tried", minimum=1, maximum=1000),
+    "vary": Option("both", "what a seed changes", choices=studies.VARY),
     "margin": Option(0.0, "margin of claims", minimum=0),
     "metric": Option("loss", "of the last validation; lower is better"),
 }
@@ -141,6 +143,18 @@ def search(config: Config, workdir: Path, chosen: Sequence[str], words: Sequence
     one = searching.Search(config, searching.read(chosen), workdir)
     one.run(workers=workers, show=_show)
     print(one.text(["python", "-m", "gptjax.train", *words]))
+
+
+def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
+    """Trains a run anew and says how the two compare. Raises RunError where they depart."""
+    from gptjax.studies import reproduction
+
+    place = workdir or reproduction.beside(run)
+    print(f"{run} is run again in {place}", file=sys.stderr)
+    found = reproduction.rerun(run, place, steps=steps, show=_show)
+    if not found.holds:
+        raise RunError(found.in_words())
+    print(found.in_words())
 
 
 def with_settings(study: Study, chosen: Sequence[str]) -> Study:
