@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gptjax.errors import RunError
-from gptjax.studies.cells import Cell, signature
+from gptjax.studies.cell import Cell, signature
 
 # How a training says that it diverged (training/stopping.py, training/run.py).
 DIVERGED = re.compile("the training loss (is|diverged)|the parameters are not finite")

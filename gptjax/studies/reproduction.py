@@ -19,7 +19,8 @@ from gptjax import foreign
 from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.studies import differences, local
-from gptjax.studies.cells import Cell, code_hash
+from gptjax.studies.cell import Cell
+from gptjax.studies.cells import code_hash
 from gptjax.studies.differences import Difference
 from gptjax.training import metrics
 

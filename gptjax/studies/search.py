@@ -24,7 +24,8 @@ from gptjax.config.validation import option_problem
 from gptjax.errors import RunError, UserError
 from gptjax.files import regular, write_whole
 from gptjax.studies import local
-from gptjax.studies.cells import Cell, Plan
+from gptjax.studies.cell import Cell
+from gptjax.studies.cells import Plan
 from gptjax.studies.study import Study, ends
 
 SETTINGS = {

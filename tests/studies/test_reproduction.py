@@ -13,7 +13,6 @@ from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
 from gptjax.studies import differences, local, reproduction
 
-
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
@@ -29,7 +28,8 @@ def base(tiny_config, tiny_corpus):
 
 
 def test_a_run_is_reproduced_to_the_bit(base, tmp_path):
-    text = f"from gptjax.config import from_json\n\n\ndef get_config():\n    return from_json({config_lib.to_json(base)!r})"
+    text = f"def get_config():\n    return from_json({config_lib.to_json(base)!r})\n"
+    text = "from gptjax.config import from_json\n\n\n" + text
     (tmp_path / "config.py").write_text(text)
     for verb, *words in (
         ("train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'a'}"),
