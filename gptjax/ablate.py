@@ -33,9 +33,9 @@ from gptjax.studies.study import Study, set_options
 MOST_PACKED = 16  # cells in one program
 # What --study.NAME=VALUE sets, beside --study.base.section.option=VALUE.
 SETTINGS = {
-    "seeds": Option(3, "seeds of every arm", minimum=1, maximum=1000),
+    "seeds": Option(3, "seeds of every arm", minimum=1, maximum=studies.MOST_SEEDS),
     "first_seed": Option(0, "the first seed", minimum=0, maximum=2**31),
-    "tuning_seeds": Option(1, "seeds on which grids are tried", minimum=1, maximum=1000),
+    "tuning_seeds": Option(1, "seeds on which grids are tried", minimum=1, maximum=studies.MOST_SEEDS),
     "vary": Option("both", "what a seed changes", choices=studies.VARY),
     "margin": Option(0.0, "margin of claims", minimum=0),
     "metric": Option("loss", "of the last validation; lower is better"),
@@ -198,6 +198,7 @@ def ablate(
     pack: str = "auto",
 ) -> None:
     """Shows the plan of a study, runs what is missing of it, and writes its report."""
+    from gptjax.artifacts.lock import Lock
     from gptjax.studies import local
     from gptjax.studies import report as reports
     from gptjax.studies.cells import Plan
@@ -213,9 +214,13 @@ def ablate(
 
     def run(missing: Callable[[], list[Any]]) -> None:
         """Runs what is missing, then what is known to be missing after that: first grids, then the chosen points."""
-        while cells := [cell for cell in missing() if cell.key not in ran]:
-            ran.update(cell.key for cell in cells)
-            local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=_show)
+        lock = Lock.take(workdir)
+        try:
+            while cells := [cell for cell in missing() if cell.key not in ran]:
+                ran.update(cell.key for cell in cells)
+                local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=_show)
+        finally:
+            lock.release()
 
     if noise:
         run(plan.noise_missing)
@@ -227,6 +232,9 @@ def ablate(
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
+    for claim in study.parsed_claims():
+        if reason := plan.no_verdict(claim):
+            print(f"{claim.text}: inconclusive: {reason}, so that it is not known how good it can be")
     if missing := plan.missing():
         raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
 

@@ -23,6 +23,7 @@ UNMATCHED = (*QUANTITIES, "tuning")
 VARY = ("both", "seed", "data_seed")
 FIRST_TUNING_SEED = 1_000_000  # seeds of tuning are counted from here, those of noise from the next
 FIRST_NOISE_SEED = 2_000_000
+MOST_SEEDS = 1000
 MOST_POINTS = 1000  # of the grids of an arm
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.]*"
 CLAIM = re.compile(rf"\s*({NAME})\s*(<=|<|=)\s*({NAME})\s*(?:([+-])\s*([0-9.]+(?:e-?\d+)?))?\s*")
@@ -185,8 +186,8 @@ class Study:
         for name, value in (("seeds", self.seeds), ("first_seed", self.first_seed)):
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**31:
                 raise UserError(f"study.{name} is {value!r}; it must be a whole number of at least 0")
-        if self.seeds < 1:
-            raise UserError(f"study.seeds is {self.seeds}; a study has at least one seed")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise UserError(f"study.seeds is {self.seeds}; a study has at least one seed and at most {MOST_SEEDS}")
         if self.claims and self.seeds < 2:
             raise UserError("study.seeds is 1, and a claim needs at least 2: one seed has no deviation")
         if not isinstance(self.margin, int | float) or not 0 <= self.margin < float("inf"):
@@ -195,8 +196,8 @@ class Study:
         whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= 2**31 for seed in seeds)
         if not whole or not seeds or len(set(seeds)) < len(seeds) or self.tuning_seeds == 0:
             raise UserError(f"study.tuning_seeds is {self.tuning_seeds!r}; it must be a number of seeds, or (0, 1)")
-        if self.tuning_seeds == seeds[0] and seeds[0] > 1000:
-            raise UserError(f"study.tuning_seeds is {self.tuning_seeds}; at most 1000 are tried")
+        if self.tuning_seeds == seeds[0] and seeds[0] > MOST_SEEDS:
+            raise UserError(f"study.tuning_seeds is {self.tuning_seeds}; at most {MOST_SEEDS} are tried")
         if self.vary not in VARY:
             raise UserError(f"study.vary is {self.vary!r}; choose from {', '.join(VARY)}")
         if wrong := sorted(set(self.unmatched) - set(UNMATCHED)):

@@ -90,6 +90,7 @@ def test_an_optimum_at_the_end_of_its_grid_is_censored(base, ran, tmp_path, caps
     assert plan.censored("adamw") == []
     (claim,) = plan.study.parsed_claims()
     assert plan.no_verdict(claim) == "the optimum of muon is at the edge of its grid"
+    assert "muon < adamw: inconclusive: the optimum of muon is at the edge of its grid" in capsys.readouterr().out
     ablate.ablate(plan.study, tmp_path, look=True, report=False, workers=1)
     assert "widen the grid" in capsys.readouterr().out
 
