@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import importlib.util
 import itertools
+import math
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ UNMATCHED = (*QUANTITIES, "tuning")
 VARY = ("both", "seed", "data_seed")
 FIRST_TUNING_SEED = 1_000_000  # seeds of tuning are counted from here, those of noise from the next
 FIRST_NOISE_SEED = 2_000_000
+HIGHER_IS_BETTER = ("accuracy", "margin", "reward")  # a claim is of what is to be low
 MOST_SEEDS = 1000
 MOST_POINTS = 1000  # of the grids of an arm
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.]*"
@@ -104,7 +106,7 @@ class Study:
 
     def _parsed(self, text: str) -> Claim:
         match = CLAIM.fullmatch(text)
-        if not match:
+        if not match or (match[5] or "").count(".") > 1 or match[5] == ".":
             raise UserError(
                 f"the claim {text!r} is not of the form 'ours < theirs', 'ours <= theirs + 0.01' or 'a = b'"
             )
@@ -166,6 +168,7 @@ class Study:
 
     def check(self) -> None:
         """Raises UserError for what is wrong with the study by itself."""
+        self._check_kinds()
         if len(self.arms) < 1:
             raise UserError("a study has at least one arm")
         for arm in self.arms:
@@ -181,6 +184,23 @@ class Study:
                 raise UserError(f"the arms {same[key]!r} and {arm!r} are the same")
             same[key] = arm
         self.parsed_claims()
+
+    def _check_kinds(self) -> None:
+        """Raises UserError for a field of another kind than is needed."""
+        arms, claims, unmatched = self.arms, self.claims, self.unmatched
+        right = {
+            "base is not a config: begin with gptjax.config.get_default()": isinstance(self.base, Config),
+            'arms must be {name: {"section.option": value}}': isinstance(arms, dict)
+            and all(isinstance(name, str) and isinstance(options, dict) for name, options in arms.items()),
+            'claims must be texts: ("a < b",)': isinstance(claims, tuple | list)
+            and all(isinstance(claim, str) for claim in claims),
+            "unmatched must be {quantity: reason}": isinstance(unmatched, dict),
+            "metric must be the name of a metric": isinstance(self.metric, str),
+        }
+        if wrong := [what for what, holds in right.items() if not holds]:
+            raise UserError(f"study.{wrong[0]}")
+        if self.metric in HIGHER_IS_BETTER:
+            raise UserError(f"study.metric is {self.metric!r}, of which more is better; use loss or bits_per_byte")
 
     def _check_numbers(self) -> None:
         for name, value in (("seeds", self.seeds), ("first_seed", self.first_seed)):
@@ -205,25 +225,23 @@ class Study:
 
     def _check_arm(self, arm: str) -> None:
         """Raises UserError for an arm whose options or grids mean nothing."""
-        count = 1
-        for path, value in self.arms[arm].items():
-            if path in ("seed", "data_seed"):
-                raise UserError(f"arm {arm!r} sets {path}; all arms have the seeds of the study: study.seeds")
-            if not isinstance(value, Grid):
-                continue
-            set_options(self.base.copy_and_resolve_references().unlock(), {path: value[:1]}, f"arm {arm!r}")
-            count *= len(value)
-            if len({repr(one) for one in value}) < max(len(value), 2):
-                raise UserError(f"arm {arm!r}: the grid of {path} needs at least two values, and none of them twice")
-            if len(value) == 2 == len(ends(path, value)):
-                raise UserError(
-                    f"arm {arm!r}: the grid of {path} has only ends, {value[0]} and {value[1]}, and an optimum at an "
-                    "end gives no verdict; add values"
-                )
-        if count > MOST_POINTS:
+        if seed := {"seed", "data_seed"} & self.arms[arm].keys():
+            raise UserError(f"arm {arm!r} sets {min(seed)}; all arms have the seeds of the study: study.seeds")
+        known = self.base.copy_and_resolve_references().unlock()
+        set_options(known, self.arms[arm], f"arm {arm!r}")
+        if (count := math.prod(map(len, self.grids(arm).values()))) > MOST_POINTS:
             raise UserError(f"arm {arm!r}: its grids have {count} combinations; at most {MOST_POINTS} are tried")
+        for path, grid in self.grids(arm).items():
+            if len({repr(value) for value in grid}) < max(len(grid), 2):
+                raise UserError(f"arm {arm!r}: the grid of {path} needs at least two values, and none of them twice")
         for point in self.points(arm):
             self.config_of(arm, self.first_seed, point)
+        for path, grid in self.grids(arm).items():
+            if len(grid) == 2 == len(ends(path, grid)):
+                raise UserError(
+                    f"arm {arm!r}: the grid of {path} has only ends, {grid[0]} and {grid[1]}, and an optimum at an "
+                    "end gives no verdict; add values"
+                )
 
 
 def ends(path: str, tried: Sequence[Any]) -> dict[Any, str]:

@@ -99,6 +99,10 @@ def test_cells_are_packed_as_the_flag_says(study_file, tmp_path, monkeypatch, pa
         (f'study.arms["fast"] = {{{RATE}: Grid(1e-4, 1e-3, -1)}}', "optimizer.learning_rate is -1"),
         ('study.arms["fast"] = {"optimizer.rate": Grid(1e-4, 1e-3)}', "optimizer.rate is no option"),
         (f'study.arms["fast"] = {{{RATE}: Grid(*range(1, 2000))}}', "have 1999 combinations; at most 1000 are tried"),
+        ('study.arms["fast"] = None', 'study.arms must be {name: {"section.option": value}}'),
+        ('study.arms["fast"] = {"optimizer.learning_rate": Grid([1], [2], [3])}', "it must be a number"),
+        ('study.claims = ("fast < slow + 0.1.2",)', "is not of the form"),
+        ('study.metric = "accuracy"', "study.metric is 'accuracy', of which more is better"),
         ('study.unmatched = {"speed": ""}', "study.unmatched names 'speed'"),
     ],
 )

@@ -65,6 +65,8 @@ def study_file(tiny_corpus, tmp_path_factory) -> Path:
         ({"arms": {"a": {"model.layers": 1}}, "claims": ()}, "arm 'a': model.layers is no option; did you mean"),
         ({"arms": {"a": {"model.num_layers": -1}}, "claims": ()}, "(?s)arm 'a': .*model.num_layers is -1"),
         ({"arms": {"a/b": {}}, "claims": ()}, "'a/b' is no name of an arm"),
+        ({"claims": "norm < none"}, "study.claims must be texts"),
+        ({"seeds": "3"}, "study.seeds is '3'; it must be a whole number"),
         ({"unmatched": {"speed": "x"}}, "study.unmatched names 'speed'"),
     ],
 )
