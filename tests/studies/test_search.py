@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -190,3 +194,47 @@ def test_the_words_of_the_config_are_kept():
     argv = ["--search", "--config", "a.py:x", "--config.train.num_steps=5", "--noconfig.data.x", "--workdir=b"]
     assert ablate._config_words(argv) == ["--config", "a.py:x", "--config.train.num_steps=5", "--noconfig.data.x"]
     assert search.SETTINGS.keys() == {field for field in search.Request.__dataclass_fields__ if field != "axes"}
+
+
+CONFIG = """
+from gptjax.config import get_default
+
+
+def get_config():
+    config = get_default()
+    config.tokenizer = "byte"
+    config.data.update(source="text:{corpus}/*.txt", split_by="position", validation_fraction=0.1)
+    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=16)
+    config.mesh.data = 1
+    config.train.update(num_steps=60, batch_size=4, checkpoint_every=5)
+    config.evaluation.update(every=10, max_tokens=200)
+    config.logging.update(every=1, samples=0, tensorboard=False)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_killed_half_way_no_trial_is_lost_or_run_twice(tiny_corpus, tmp_path):
+    pytest.importorskip("optuna")
+    (tmp_path / "config.py").write_text(CONFIG.format(corpus=tiny_corpus))
+    command = [sys.executable, "-m", "gptjax.ablate", "--search", f"--config={tmp_path / 'config.py'}"]
+    command += [f"--search.{RATE}=1e-4,1e-3,1e-2,1e-1", "--search.method=grid", "--workers=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([*command, f"--workdir={tmp_path / 'killed'}"], **pipes)
+    cells, deadline = tmp_path / "killed" / "cells", time.monotonic() + 300
+    while process.poll() is None and not any(cells.glob("*/report.html")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    stamps = {path: path.stat().st_mtime_ns for path in cells.glob("*/report.html")}
+    assert stamps
+    tables = []
+    for name in ("killed", "straight"):
+        done = subprocess.run([*command, f"--workdir={tmp_path / name}"], capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        tables.append(sorted(line.split()[1:] for line in done.stdout.split("\n\n")[0].splitlines()))
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 5
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert len(list(cells.iterdir())) == 4
