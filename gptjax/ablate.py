@@ -150,7 +150,7 @@ def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
     from gptjax.studies import reproduction
 
     place = workdir or reproduction.beside(run)
-    print(f"{run} is run again in {place}", file=sys.stderr)
+    print(f"{run} is compared with {place}, where it is run again", file=sys.stderr)
     found = reproduction.rerun(run, place, steps=steps, show=_show)
     if not found.holds:
         raise RunError(found.in_words())

@@ -112,8 +112,13 @@ def rerun(run: Path, workdir: Path, *, steps: int = 0, show: Callable[[dict[str,
             local.run(
                 [(cell,)], workers=1, show=show, halt=lambda cell: wanted < cell.num_steps and cell.step() >= wanted
             )
-    if cell.step() < wanted and not cell.outcome():
-        raise RunError(f"the run came to no end at step {cell.step()}; {cell.workdir / 'log.txt'} says why")
+    reached = max(_steps(workdir), default=0)
+    if reached < wanted and cell.outcome():
+        raise RunError(
+            f"it departs: the run diverged after step {reached}, and {run} went on to step {last}; {cell.outcome()}"
+        )
+    if reached < wanted:
+        raise RunError(f"the run came to no end: it stopped at step {reached}; {workdir / 'log.txt'} says why")
     return compare(run, workdir, last=wanted)
 
 
@@ -127,10 +132,14 @@ def _cell(run: Path, workdir: Path) -> Cell:
 
 
 def _last(run: Path) -> int:
-    steps = [line["step"] for line in metrics.read(run / "metrics.jsonl")] if (run / "metrics.jsonl").exists() else []
-    if not steps:
+    if not (steps := _steps(run)):
         raise UserError(f"--reproduce={run}: its metrics.jsonl has no step to compare with")
     return max(steps)
+
+
+def _steps(workdir: Path) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    return [line["step"] for line in metrics.read(path)] if path.exists() else []
 
 
 def _claim(run: Path, workdir: Path) -> None:

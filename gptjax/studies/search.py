@@ -231,7 +231,7 @@ class Search:
                 storage=storage, study_name="search", load_if_exists=True, pruner=pruner, direction="minimize"
             )
             study.get_trials()
-        except (ValueError, LookupError, TypeError, AssertionError):
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
             raise UserError(f"{self._path} is damaged; remove it: cells that are done do not run again") from None
         return study
 

@@ -70,10 +70,10 @@ def run_of(base, tmp_path, monkeypatch):
         shutil.copy(run / "config.json", cell.workdir)
         (cell.workdir / "manifest.json").write_text(json.dumps(about | changes["manifest"]))
         changes["halted"] = [step for step in range(1, 41) if stops_at(cell, step, options["halt"])]
-        write(
-            cell.workdir,
-            [line | {"wall_time_s": 0.1, "loss": changes["loss"].get(line["step"], 2.0)} for line in lines],
-        )
+        new = [line | {"wall_time_s": 0.1, "loss": changes["loss"].get(line["step"], 2.0)} for line in lines]
+        write(cell.workdir, new[: changes.get("ends", 40)])
+        if changes.get("diverges"):
+            cell.fail("failed: the training loss is nan at step 9")
 
     write(run, lines)
     monkeypatch.setattr(local, "run", train_anew)
@@ -131,6 +131,20 @@ def test_what_differs_is_a_cause(run_of):
     found = again(run)
     assert "it departs at step 5, train loss: 2.0 at first, 1.0 now" in found.in_words()
     assert [cause.name for cause in found.causes] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("diverges", "message"),
+    [
+        (True, "departs: the run diverged after step 8, and .* step 40; .* loss is nan"),
+        (False, "no end: it stopped at step 8"),
+    ],
+)
+def test_a_repetition_that_ends_early_is_no_agreement(run_of, diverges, message):
+    run, changes = run_of
+    changes |= {"ends": 8, "diverges": diverges}
+    with pytest.raises(RunError, match=message):
+        again(run)
 
 
 def test_what_is_expected_of_a_step():
