@@ -1,62 +1,110 @@
-"""Run an ablation: a study file -> cells, a table, and a verdict on its claim.
+"""Run an ablation: a study file -> cells, a table, and a verdict on its claim. Or search for the best values.
 
   python -m gptjax.ablate --study=experiments/optimizers.py:smoke --workdir=runs/optimizers --plan
   python -m gptjax.ablate --study=experiments/optimizers.py:smoke --workdir=runs/optimizers
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --study.seeds=5
+  python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --noise
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --report
+  python -m gptjax.ablate --search --config=configs/quickstart.py --workdir=runs/rates --search.trials=20
+      --search.optimizer.learning_rate=1e-4..1e-2 --search.optimizer.weight_decay=0,0.1,0.3 --search.method=random
+  python -m gptjax.ablate --reproduce=runs/a
   python -m gptjax.ablate --diff runs/a runs/b
 
 --plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
 """
 
 import dataclasses
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from gptjax import cli
+from gptjax import cli, files
 from gptjax import config as config_lib
-from gptjax.config import Option, values
+from gptjax.config import Config, Option, values
 from gptjax.config.validation import option_problem
 from gptjax.errors import RunError, UserError
+from gptjax.studies import study as studies
 from gptjax.studies.study import Study, set_options
 
 MOST_PACKED = 16  # cells in one program
 # What --study.NAME=VALUE sets, beside --study.base.section.option=VALUE.
 SETTINGS = {
-    "seeds": Option(3, "seeds of every arm", minimum=1, maximum=1000),
+    "seeds": Option(3, "seeds of every arm", minimum=1, maximum=studies.MOST_SEEDS),
     "first_seed": Option(0, "the first seed", minimum=0, maximum=2**31),
+    "tuning_seeds": Option(1, "seeds on which grids are tried", minimum=1, maximum=studies.MOST_SEEDS),
+    "vary": Option("both", "what a seed changes", choices=studies.VARY),
     "margin": Option(0.0, "margin of claims", minimum=0),
     "metric": Option("loss", "of the last validation; lower is better"),
 }
 
 
-def main(argv: list[str]) -> None:
-    from gptjax.studies import study as studies
+# What a command does, and the flags that it reads.
+MODES = {
+    "search": ("config", "workdir", "workers"),
+    "reproduce": ("workdir", "steps"),
+    "study": ("workdir", "plan", "noise", "report", "workers", "pack"),
+}
 
+
+def main(argv: list[str]) -> None:
     if "--diff" in argv[1:]:
         difference([Path(argument) for argument in argv[1:] if argument != "--diff"])
         return
-    specs = [value for flag, _, value in (a.partition("=") for a in argv) if flag.lstrip("-") == "study"]
-    chosen = [a.lstrip("-").removeprefix("study.") for a in argv if a.lstrip("-").startswith("study.")]
-    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study."))]
+    given = [argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")]
+    specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]
+    chosen = [text.removeprefix("study.") for text in given if text.startswith("study.")]
+    searched = [text.removeprefix("search.") for text in given if text.startswith("search.")]
+    words = _config_words(argv[1:])
+    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study.", "search."))]
     flag_values = flags.FlagValues()
+    _define(flag_values)
+    cli.parse(flag_values, argv, __doc__)
+    modes = {"search": flag_values.search or bool(searched), "reproduce": bool(flag_values.reproduce)}
+    modes["study"] = bool(specs or chosen)
+    _check_modes(flag_values, [mode for mode, asked in modes.items() if asked])
+    workdir = files.expand(flag_values.workdir) if flag_values.workdir else None
+    if modes["reproduce"]:
+        reproduce(files.expand(flag_values.reproduce), workdir, steps=flag_values.steps)
+        return
+    if modes["search"] and not flag_values.search:
+        raise UserError(f"--search.{searched[0].partition('=')[0][:100]} belongs to --search")
+    if not modes["search"] and not specs:
+        raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
+    if workdir is None:
+        raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
+    if modes["search"]:
+        search(cli.read_config(flag_values), workdir, searched, words, workers=flag_values.workers)
+        return
+    study = with_settings(studies.read(specs[-1]), chosen)
+    asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack")}
+    ablate(study, workdir, look=flag_values.plan, **asked)
+
+
+def _define(flag_values: flags.FlagValues) -> None:
+    cli.define_config(flag_values)
+    flag_values["config"].help = "what --search starts from, e.g. --config=configs/quickstart.py"
     flags.DEFINE_string(
         "workdir", None, "where cells and report are, e.g. --workdir=runs/optimizers", flag_values=flag_values
     )
-    flags.DEFINE_bool("plan", False, "show what would be run, and run nothing", flag_values=flag_values)
-    flags.DEFINE_bool("report", False, "write the report of what is there, and run nothing", flag_values=flag_values)
-    flags.DEFINE_integer(
-        "workers",
-        0,
-        "cells at once; 0 = one a core, or one a GPU",
-        lower_bound=0,
-        upper_bound=4096,
-        flag_values=flag_values,
+    for name, meaning in (
+        ("plan", "show what would be run, and run nothing"),
+        ("noise", "run the baseline with other seeds, and note how much a seed does by itself"),
+        ("report", "write the report of what is there, and run nothing"),
+        ("search", "search in --search.section.option=LOW..HIGH or VALUE,VALUE; see --search.method, trials, seeds"),
+    ):
+        flags.DEFINE_bool(name, False, meaning, flag_values=flag_values)
+    flags.DEFINE_string(
+        "reproduce", None, "run this work directory anew and compare, e.g. --reproduce=runs/a", flag_values=flag_values
     )
+    for name, meaning, most in (
+        ("workers", "cells at once; 0 = one a core, or one a GPU", 4096),
+        ("steps", "of --reproduce: steps after which it stops; 0 = all", 10**9),
+    ):
+        flags.DEFINE_integer(name, 0, meaning, lower_bound=0, upper_bound=most, flag_values=flag_values)
     flags.DEFINE_enum(
         "pack",
         "auto",
@@ -64,15 +112,49 @@ def main(argv: list[str]) -> None:
         "cells that differ in seeds and hyper-parameters as one program; auto = on a GPU or TPU",
         flag_values=flag_values,
     )
-    cli.parse(flag_values, argv, __doc__)
-    if not specs:
-        raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
-    if not flag_values.workdir:
-        raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
-    study = with_settings(studies.read(specs[-1]), chosen)
-    ablate(
-        study, Path(flag_values.workdir), look=flag_values.plan, report=flag_values.report, workers=flag_values.workers
-    )
+
+
+def _check_modes(flag_values: flags.FlagValues, asked: Sequence[str]) -> None:
+    """Raises UserError for flags that do not belong together."""
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} are two commands; give one of them")
+    mode = asked[0] if asked else "study"
+    for name in flag_values:
+        if flag_values[name].present and name not in (*MODES[mode], mode):
+            raise UserError(f"--{name} has no part in --{mode}; --{mode} takes --{', --'.join(MODES[mode])}")
+
+
+def _config_words(argv: Sequence[str]) -> list[str]:
+    """The arguments that make the config, as they were given."""
+    found: list[str] = []
+    waiting = iter([*argv, "-"])
+    for argument in waiting:
+        if re.match(r"--?(no)?config(\.|=|$)", argument):
+            found.append(argument)
+            following = "-" if "=" in argument else next(waiting)
+            found += [] if following.startswith("-") else [following]
+    return found
+
+
+def search(config: Config, workdir: Path, chosen: Sequence[str], words: Sequence[str], *, workers: int) -> None:
+    """Runs the trials of a search that are missing, and prints them, the best first."""
+    from gptjax.studies import search as searching
+
+    one = searching.Search(config, searching.read(chosen), workdir)
+    one.run(workers=workers, show=_show)
+    print(one.text(["python", "-m", "gptjax.train", *words]))
+
+
+def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
+    """Trains a run anew and says how the two compare. Raises RunError where they depart."""
+    from gptjax.studies import reproduction
+
+    place = workdir or reproduction.beside(run)
+    print(f"{run} is compared with {place}, where it is run again", file=sys.stderr)
+    found = reproduction.rerun(run, place, steps=steps, show=_show)
+    if not found.holds:
+        raise RunError(found.in_words())
+    print(found.in_words())
 
 
 def with_settings(study: Study, chosen: Sequence[str]) -> Study:
@@ -105,8 +187,18 @@ def difference(workdirs: list[Path]) -> None:
     print(parting.in_words())
 
 
-def ablate(study: Study, workdir: Path, *, look: bool, report: bool, workers: int, pack: str = "auto") -> None:
+def ablate(
+    study: Study,
+    workdir: Path,
+    *,
+    look: bool = False,
+    noise: bool = False,
+    report: bool = False,
+    workers: int = 0,
+    pack: str = "auto",
+) -> None:
     """Shows the plan of a study, runs what is missing of it, and writes its report."""
+    from gptjax.artifacts.lock import Lock
     from gptjax.studies import local
     from gptjax.studies import report as reports
     from gptjax.studies.cells import Plan
@@ -117,16 +209,34 @@ def ablate(study: Study, workdir: Path, *, look: bool, report: bool, workers: in
     if look:
         return
     plan.claim()
+    together = pack == "on" or (pack == "auto" and not local.computes_on_cores())
+    ran: set[str] = set()
+
+    def run(missing: Callable[[], list[Any]]) -> None:
+        """Runs what is missing, then what is known to be missing after that: first grids, then the chosen points."""
+        lock = Lock.take(workdir)
+        try:
+            while cells := [cell for cell in missing() if cell.key not in ran]:
+                ran.update(cell.key for cell in cells)
+                local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=_show)
+        finally:
+            lock.release()
+
+    if noise:
+        run(plan.noise_missing)
+        print(plan.measure_noise().in_words())
+        return
     if not report:
-        together = pack == "on" or (pack == "auto" and not local.computes_on_cores())
-        jobs = local.packs(plan.missing(), most=MOST_PACKED if together else 1)
-        local.run(jobs, workers=workers, show=_show)
+        run(plan.missing)
     path = reports.write(plan)
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
+    for claim in study.parsed_claims():
+        if reason := plan.no_verdict(claim):
+            print(f"{claim.text}: inconclusive: {reason}, so that it is not known how good it can be")
     if missing := plan.missing():
-        raise RunError(f"{len(missing)} of {len(plan.cells)} cells are missing; the same command runs them")
+        raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
 
 
 def describe(plan: Any) -> str:
@@ -135,16 +245,27 @@ def describe(plan: Any) -> str:
     lines = [plan.study.question, ""]
     for arm in plan.arms.values():
         changes = plan.differences()[arm.name]
-        told = ", ".join(f"{name} {a!r} -> {b!r}" for name, (a, b) in changes.items()) or "the baseline"
+        open_grids = {} if plan.chosen(arm.name) else plan.study.grids(arm.name)
+        told = ", ".join(f"{name} {a!r} -> {b!r}" for name, (a, b) in changes.items() if name not in open_grids)
+        told = ", ".join([told] * bool(told) + [f"{name} one of {list(grid)}" for name, grid in open_grids.items()])
+        told = told or "the baseline"
         lines.append(f"  {arm.name}: {arm.parameters:,} parameters, {arm.flops_per_token:.3g} FLOPs a token; {told}")
-    first = plan.arms[plan.study.baseline]
+    first, study = plan.arms[plan.study.baseline], plan.study
     flops = sum(plan.arms[cell.arm].training_flops for cell in plan.missing())
+    later = sum(study.seeds for name in plan.points if plan.chosen(name) is None)
+    flops += sum(study.seeds * arms[0].training_flops for name, arms in plan.points.items() if not plan.chosen(name))
     lines += [
         "",
-        f"{len(plan.cells)} cells ({len(plan.arms)} arms x {plan.study.seeds} seeds) of {first.tokens:,} tokens; "
-        f"{missing} to run, {flops:.3g} FLOPs",
-        *(f"claim: {claim.text}" for claim in plan.study.parsed_claims()),
+        f"{plan.count} cells ({len(plan.arms)} arms x {study.seeds} seeds"
+        f"{f' + {len(plan.tuning)} of tuning' if plan.tuning else ''}) of {first.tokens:,} tokens; "
+        f"{missing + later} to run, {flops:.3g} FLOPs",
     ]
+    for name in plan.points:
+        if budget := study.tuning_budget(name):
+            seeds = len(study.tuning_seed_values())
+            lines.append(f"tuning of {name}: {budget} cells ({budget // seeds} points x {seeds} seeds)")
+        lines += [f"warning: {sentence}: it gives no verdict; widen the grid" for sentence in plan.censored(name)]
+    lines += [f"claim: {claim.text}" for claim in study.parsed_claims()]
     return "\n".join(lines)
 
 

@@ -1,9 +1,11 @@
 """manifest.json: what produced a run, so that "why do these two runs differ" has an answer."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,6 +50,7 @@ def build(
         "git": git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "command": sys.argv,
         "environment": {
@@ -99,6 +102,17 @@ def initialisation(config: Config, row: parameters.Parameter) -> str:
         "residual": f"normal({std} / sqrt(2 x {layers}))",
         "uniform": "uniform(1 / sqrt(inputs))",
     }.get(row.initial, row.initial)
+
+
+def processor() -> str:
+    """The processor's name and widest instructions. Programs for one kind round differently from those for another."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+        wide = next((flag for flag in ("avx512f", "avx2", "avx") if re.search(rf"\b{flag}\b", text)), "")
+        if name:
+            return f"{name[1].strip()[:200]} {wide}".strip()
+    return platform.processor() or platform.machine()
 
 
 def git_state() -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""The cells of a study: one run for each arm and seed, with its resolved config, its size and its place on the disk.
+"""The plan of a study: its arms, resolved, with their sizes, and its cells, one run for each arm and seed.
 
 A cell is known by the hash of what decides its numbers: the resolved config, the code and the data. What is there is
 never run again, and what differs in any of them is another cell.
@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,108 +18,29 @@ from gptjax import config as config_lib
 from gptjax.artifacts.manifest import git_state
 from gptjax.config import Config
 from gptjax.data.opening import RunData
-from gptjax.errors import UserError
+from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.studies.study import QUANTITIES, Study
-from gptjax.training import metrics
+from gptjax.studies import noise
+from gptjax.studies.cell import Cell
+from gptjax.studies.study import QUANTITIES, Claim, Study, ends
 from gptjax.training.run import settle
 
-FREE = ("place", "record")  # options that have no part in a program
 TOLERANCE = 0.01  # by which matched arms may differ
-RUNNER = '''\
-"""{text}
-
-  python -m gptjax.train --config={path} --workdir={workdir}
-"""
-
-from pathlib import Path
-
-from gptjax.config import from_json
-
-
-def get_config():
-    return from_json((Path(__file__).parent / "cell.json").read_text(encoding="utf-8")).unlock()
-'''
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of a study.
-
-    Attributes:
-      config: as the study has it: what the run itself resolves from the data is not filled in. resolved: with that.
-      key: hash of the resolved config, the code and the data.
-      workdir: its work directory.
-    """
-
-    arm: str
-    seed: int
-    config: Config
-    resolved: Config
-    key: str
-    workdir: Path
-    num_steps: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}-seed{self.seed}"
-
-    @property
-    def config_file(self) -> Path:
-        """A config file of its own, so that the cell is run again by the one command in it."""
-        return self.workdir / "cell.py"
-
-    def prepare(self) -> None:
-        """Makes the work directory with the config file."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(self.workdir / "cell.json", config_lib.to_json(self.config))
-        text = f"The cell {self.name} of a study."
-        write_whole(self.config_file, RUNNER.format(text=text, path=self.config_file, workdir=self.workdir))
-
-    def lines(self, split: str) -> list[dict[str, Any]]:
-        path = self.workdir / "metrics.jsonl"
-        return [line for line in metrics.read(path) if line.get("split") == split] if path.exists() else []
-
-    def step(self) -> int:
-        """The last step that its metrics tell of."""
-        return max((line["step"] for line in self.lines("train")[-1:]), default=0)
-
-    def outcome(self) -> str:
-        """done, how it diverged, or "" for what has to run or run on."""
-        if any(line["step"] == self.num_steps for line in self.lines("validation")[-1:]):
-            return "done"
-        path = self.workdir / "diverged.txt"
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
-
-    def fail(self, reason: str) -> None:
-        """Notes that the cell diverged: that is a result, too."""
-        note_failure(self.workdir, reason)
-
-    def score(self, metric: str, uniform: float) -> float:
-        """The metric of the last validation; of a cell that diverged, that of a model that knows nothing.
-
-        Args:
-          uniform: the loss of a model that gives every token the same probability.
-
-        Raises UserError where the validation has no such metric.
-        """
-        if self.outcome() != "done":
-            return uniform
-        line = self.lines("validation")[-1]
-        if metric not in line:
-            known = [name for name, value in line.items() if isinstance(value, int | float) and name != "step"]
-            raise UserError(f"study.metric is {metric!r}; the validation of {self.name} has {', '.join(known)}")
-        value = line[metric]
-        return value if isinstance(value, int | float) and math.isfinite(value) else uniform
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What an arm is once its options are resolved: its config at the first seed, and its size."""
+    """What an arm is once its options are resolved, at one point of its grids: its config, and its size.
+
+    Attributes:
+      point: the overrides of the base. tuned: those of them that come from grids, as a text.
+    """
 
     name: str
+    point: dict[str, Any]
+    tuned: str
     config: Config
     parameters: int
     flops_per_token: float
@@ -130,8 +52,21 @@ class Arm:
         return self.flops_per_token * self.tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """One point of the grids of an arm, with its scores by tuning seed; the one with the best mean is `chosen`."""
+
+    point: dict[str, Any]
+    scores: list[float]
+    diverged: int
+    chosen: bool
+
+
 class Plan:
-    """A study, resolved: its arms with their sizes, and its cells with their places under a work directory."""
+    """A study, resolved: its arms with their sizes, and its cells with their places under a work directory.
+
+    An arm with grids is first tuned: `tuning` are the cells of that. Its other cells are known once they are done.
+    """
 
     def __init__(self, study: Study, workdir: Path):
         """Raises UserError for what is wrong with the study. Builds the token stores that are missing."""
@@ -139,7 +74,9 @@ class Plan:
         self.study, self.workdir = study, Path(workdir)
         self.code = code_hash()
         self._data: dict[str, RunData] = {}
-        self.arms = {name: self._arm(name) for name in study.arms}
+        self._sizes: dict[str, tuple[int, float]] = {}
+        self.points = {name: [self.arm_at(name, point) for point in study.points(name)] for name in study.arms}
+        self._check_different()
 
     def _open(self, config: Config) -> RunData:
         parts = {
@@ -150,46 +87,154 @@ class Plan:
             self._data[key] = RunData.open(config)
         return self._data[key]
 
-    def _arm(self, name: str) -> Arm:
-        config = self.study.config_of(name, self.study.first_seed)
+    def arm_at(self, name: str, point: dict[str, Any]) -> Arm:
+        """An arm with these overrides. Raises UserError for what is wrong with them."""
+        config = self.study.config_of(name, self.study.first_seed, point)
         data = self._open(config)
         resolved, *_ = settle(config, None, data)
-        architecture = Architecture.from_config(resolved.model, resolved.model.vocab_size)
+        model = json.dumps(resolved.model.to_dict(), sort_keys=True)
+        if model not in self._sizes:
+            architecture = Architecture.from_config(resolved.model, resolved.model.vocab_size)
+            count = gpt.parameter_count(gpt.abstract_params(architecture))
+            self._sizes[model] = count, architecture.flops_per_token()
+        parameters, flops = self._sizes[model]
+        grids = self.study.grids(name)
         return Arm(
             name=name,
+            point=point,
+            tuned=", ".join(f"{path} {point[path]}" for path in grids),
             config=resolved,
-            parameters=gpt.parameter_count(gpt.abstract_params(architecture)),
-            flops_per_token=architecture.flops_per_token(),
+            parameters=parameters,
+            flops_per_token=flops,
             tokens=resolved.train.num_steps * resolved.train.batch_size * resolved.model.context_length,
             vocab_size=data.tokenizer.vocab_size,
         )
 
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """Arm by arm in every seed: the first seed of all arms comes first."""
-        return [self._cell(arm, seed) for seed in self.study.seed_values() for arm in self.study.arms]
+    def _check_different(self) -> None:
+        """Raises UserError for arms, or points of a grid, that are the same once their options are resolved."""
+        seen: dict[tuple[str, ...], str] = {}
+        for name, points in self.points.items():
+            texts = [_trained(arm.config) for arm in points]
+            if len(set(texts)) < len(texts):
+                raise UserError(f"arm {name!r}: two points of its grids are the same once their options are resolved")
+            key = tuple(sorted(texts))
+            if key in seen:
+                raise UserError(f"the arms {seen[key]!r} and {name!r} are the same once their options are resolved")
+            seen[key] = name
 
-    def _cell(self, arm: str, seed: int) -> Cell:
-        config, resolved = self.study.config_of(arm, seed), self.arms[arm].config.copy_and_resolve_references().unlock()
-        resolved.seed = resolved.data_seed = seed
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """Each arm at the point that was chosen, or, where it is not yet, at the first."""
+        return {name: self.chosen(name) or points[0] for name, points in self.points.items()}
+
+    @cached_property
+    def tuning(self) -> list[Cell]:
+        """The cells that choose the points of arms with grids."""
+        seeds = self.study.tuning_seed_values()
+        tuned = [points for points in self.points.values() if len(points) > 1]
+        return [self.cell(arm, seed, arm.tuned) for seed in seeds for points in tuned for arm in points]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Arm by arm in every seed, the first seed of all arms first; of an arm that is not tuned yet, none."""
+        arms = [arm for name in self.points if (arm := self.chosen(name))]
+        return [self.cell(arm, seed) for seed in self.study.seed_values() for arm in arms]
+
+    @property
+    def count(self) -> int:
+        """How many cells there are in all, those of tuning included; a cell of both counts once."""
+        both = {cell.key for cell in self.tuning} & {cell.key for cell in self.cells}
+        return len(self.tuning) + len(self.points) * self.study.seeds - len(both)
+
+    def cell(self, arm: Arm, seed: int, point: str = "") -> Cell:
+        """The cell of an arm and a seed. `point`: what it is called after in a message."""
+        key = arm.name, seed, repr(arm.point)
+        if key not in self._cells:
+            self._cells[key] = self._cell(arm, seed)
+        return dataclasses.replace(self._cells[key], point=point)
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, int, str], Cell]:
+        return {}
+
+    def _cell(self, arm: Arm, seed: int) -> Cell:
+        config = self.study.config_of(arm.name, seed, arm.point)
+        resolved = arm.config.copy_and_resolve_references().unlock()
+        self.study.set_seed(resolved, seed)
         fingerprint = self._open(config).identity["source_fingerprint"]
         text = "\n".join([config_lib.to_json(resolved), self.code, json.dumps(fingerprint)])
         key = hashlib.sha256(text.encode()).hexdigest()
-        place = self.workdir / "cells" / f"{arm}-seed{seed}-{key[:8]}"
-        return Cell(arm, seed, config, resolved.lock(), key, place, resolved.train.num_steps)
+        place = self.workdir / "cells" / f"{arm.name}-seed{seed}-{key[:8]}"
+        return Cell(arm.name, seed, config, resolved.lock(), key, place, resolved.train.num_steps)
+
+    def chosen(self, name: str) -> Arm | None:
+        """The arm at its best point: the lowest mean score over the tuning seeds; None where cells are missing.
+
+        Of equal ones it is the first. What has ended does not change, and neither does the choice.
+        """
+        points = self.points[name]
+        if len(points) == 1:
+            return points[0]
+        if name not in self._choices:
+            tried = [self._tried(arm) for arm in points]
+            if any(len(scores) < len(self.study.tuning_seed_values()) for scores in tried):
+                return None
+            self._choices[name] = min(range(len(points)), key=lambda i: sum(tried[i]))
+        return points[self._choices[name]]
+
+    @cached_property
+    def _choices(self) -> dict[str, int]:
+        return {}
+
+    def _tried(self, arm: Arm) -> list[float]:
+        cells = [self.cell(arm, seed) for seed in self.study.tuning_seed_values()]
+        return [cell.score(self.study.metric, self._uniform(arm, self.tuning)) for cell in cells if cell.outcome()]
+
+    def sensitivity(self, name: str) -> list[Tried]:
+        """The points of the grids of an arm with their scores: loss against value. Empty where it has no grid."""
+        points, chosen = self.points[name], self.chosen(name)
+        if len(points) == 1:
+            return []
+        seeds = self.study.tuning_seed_values()
+        bad = [sum(self.cell(arm, s).outcome() not in ("", "done") for s in seeds) for arm in points]
+        grids = self.study.grids(name)
+        return [
+            Tried({path: arm.point[path] for path in grids}, self._tried(arm), count, arm is chosen)
+            for arm, count in zip(points, bad, strict=True)
+        ]
+
+    def censored(self, name: str) -> list[str]:
+        """What is at the end of its grid at the chosen point: the optimum may lie beyond. One sentence an option."""
+        chosen = self.chosen(name)
+        if chosen is None:
+            return []
+        grids = self.study.grids(name)
+        found = {path: ends(path, grid).get(chosen.point[path]) for path, grid in grids.items()}
+        return [
+            f"the best {path} of {name} is {chosen.point[path]}, the {end} that was tried"
+            for path, end in found.items()
+            if end
+        ]
+
+    def no_verdict(self, claim: Claim) -> str:
+        """Why a claim has no verdict, whatever its scores; "": it may have one."""
+        edges = [name for name in dict.fromkeys((claim.ours, claim.theirs)) if self.censored(name)]
+        return " and ".join(f"the optimum of {name} is at the edge of its grid" for name in edges)
 
     def mismatches(self) -> list[str]:
         """Sentences on what arms differ in without a reason, beyond TOLERANCE of the baseline."""
-        base, found = self.arms[self.study.baseline], []
-        for arm in self.arms.values():
+        base, found = self.arms[self.study.baseline], {}
+        for arm in (arm for points in self.points.values() for arm in points):
             for quantity in QUANTITIES:
                 ours, theirs = getattr(arm, quantity), getattr(base, quantity)
                 if abs(ours - theirs) > TOLERANCE * theirs and quantity not in self.study.unmatched:
-                    found.append(
-                        f"{arm.name} has {ours:,.0f} {quantity.replace('_', ' ')}, {base.name} {theirs:,.0f} "
-                        f"({ours / theirs - 1:+.1%})"
+                    at = f" at {arm.tuned}" if arm.tuned else ""
+                    found.setdefault(
+                        (arm.name, quantity),
+                        f"{arm.name}{at} has {ours:,.0f} {quantity.replace('_', ' ')}, {base.name} {theirs:,.0f} "
+                        f"({ours / theirs - 1:+.1%})",
                     )
-        return found
+        return list(found.values())
 
     def check_matched(self) -> None:
         """Raises UserError where arms do not match."""
@@ -197,6 +242,13 @@ class Plan:
             raise UserError(
                 f"the arms do not match: {'; '.join(found)}. Make them equal, or say in study.unmatched why they may "
                 "differ: {'" + QUANTITIES[0] + "': 'reason'}"
+            )
+        budgets = {name: self.study.tuning_budget(name) for name in self.points}
+        if len(set(budgets.values())) > 1 and "tuning" not in self.study.unmatched:
+            told = ", ".join(f"{name} {budget}" for name, budget in budgets.items())
+            raise UserError(
+                f"the arms are not tuned alike: cells of their grids are {told}. Give them grids of equally many "
+                "points, or say in study.unmatched why they may differ: {'tuning': 'reason'}"
             )
 
     def differences(self) -> dict[str, dict[str, list[Any]]]:
@@ -208,17 +260,67 @@ class Plan:
         }
 
     def missing(self) -> list[Cell]:
-        """Cells that have to run, or to run on."""
-        return [cell for cell in self.cells if not cell.outcome()]
+        """Cells that have to run, or to run on, of those that are known: first those of tuning."""
+        cells = {cell.key: cell for cell in (*self.cells, *self.tuning)}  # the name with its point, where it is in both
+        first = {cell.key for cell in self.tuning}
+        return sorted((cell for cell in cells.values() if not cell.outcome()), key=lambda cell: cell.key not in first)
+
+    def noise_cells(self) -> list[Cell]:
+        """The cells of the A/A study of the baseline; none while its grid is not tuned."""
+        arm = self.chosen(self.study.baseline)
+        return [self.cell(arm, seed, "noise") for seed in self.study.noise_seed_values()] if arm else []
+
+    def noise_missing(self) -> list[Cell]:
+        """Cells that have to run before the noise is known: of the tuning of the baseline, then of the A/A study."""
+        tuning = [cell for cell in self.tuning if cell.arm == self.study.baseline]
+        return [cell for cell in tuning + self.noise_cells() if not cell.outcome()]
+
+    def measure_noise(self) -> noise.Noise:
+        """Notes how much a seed does by itself, from the A/A study. Raises RunError where a cell is missing."""
+        cells = self.noise_cells()
+        if not cells or any(cell.outcome() != "done" for cell in cells):
+            bad = [cell.name for cell in cells if cell.outcome() != "done"]
+            raise RunError(f"the noise is not known: {', '.join(bad) or 'the baseline'} has not come to its end")
+        scores = [cell.score(self.study.metric, math.nan) for cell in cells]
+        sigma, low, high = noise.deviation(scores)
+        found = noise.Noise(
+            **self._noise_wanted(cells),
+            sigma=sigma,
+            low=low,
+            high=high,
+            n=len(cells),
+            seeds=tuple(c.seed for c in cells),
+        )
+        noise.write(self.workdir, found)
+        return found
+
+    def noise(self) -> noise.Noise | None:
+        """What `--noise` has noted of this study: of its baseline as it is, with this code; else None."""
+        cells = self.noise_cells()
+        return noise.read(self.workdir, self._noise_wanted(cells)) if cells else None
+
+    def _noise_wanted(self, cells: list[Cell]) -> dict[str, Any]:
+        scale = {"arm": self.study.baseline, "metric": self.study.metric, "scale": self.scale()}
+        return scale | {"key": cells[0].key, "code": self.code}
+
+    def scale(self) -> str:
+        """The size at which a verdict holds."""
+        first = self.arms[self.study.baseline]
+        return f"{first.parameters:,} parameters, {first.tokens:,} tokens"
 
     def uniform(self, arm: str) -> float:
         """The score of a model that gives every token the same probability, in the unit of the metric."""
-        nats, metric = math.log(self.arms[arm].vocab_size), self.study.metric
+        return self._uniform(self.arms[arm], [*self.tuning, *self.cells])
+
+    def _uniform(self, arm: Arm, cells: Iterable[Cell]) -> float:
+        nats, metric = math.log(arm.vocab_size), self.study.metric
         if metric == "perplexity":
             return math.exp(nats)
-        last = [line for cell in self.cells if cell.arm == arm for line in cell.lines("validation")[-1:]]
-        ratios = [line[metric] / line["loss"] for line in last if line.get(metric) and line.get("loss")]
-        return nats * (ratios[0] if ratios and metric != "loss" else 1)
+        if metric == "loss":
+            return nats
+        last = (line for cell in cells if cell.arm == arm.name for line in cell.lines("validation")[-1:])
+        ratios = (line[metric] / line["loss"] for line in last if line.get(metric) and line.get("loss"))
+        return nats * next(ratios, 1)
 
     def scores(self, arm: str) -> list[float]:
         """Of the cells of an arm that have come to an end, by seed."""
@@ -245,17 +347,21 @@ class Plan:
                 )
         self.workdir.mkdir(parents=True, exist_ok=True)
         about = {"name": self.study.name, "question": self.study.question, "source": self.study.source}
+        about |= {"tuning_cells": {name: self.study.tuning_budget(name) for name in self.points}}
         about |= {"claims": list(self.study.claims), "margin": self.study.margin, "metric": self.study.metric}
         about |= {"code": {"sha256": self.code, "version": gptjax.__version__, "git": git_state()}}
         write_whole(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def note_failure(workdir: Path, reason: str) -> None:
-    """Writes how a cell diverged. The same study in another directory has the same words."""
-    last = reason.strip().splitlines()[-1]
-    for path in (workdir.absolute(), workdir):
-        last = last.replace(str(path), "the cell")
-    write_whole(workdir / "diverged.txt", last[:500] + "\n")
+def _trained(config: Config) -> str:
+    """What makes a run another one: its config without what is shown of it and where its data are stored."""
+    place = config_lib.affecting("place")
+    kept = {
+        path: value
+        for path, value in config_lib.flat_values(config)
+        if path not in place and not path.startswith("logging.")
+    }
+    return json.dumps(kept, sort_keys=True)
 
 
 def code_hash() -> str:
@@ -269,17 +375,3 @@ def code_hash() -> str:
 def _commit(code: dict[str, Any]) -> str:
     commit = (code.get("git") or {}).get("commit")
     return f" (commit {commit[:10]})" if commit else ""
-
-
-def signature(config: Config) -> str:
-    """What two cells must have in common to be packed: everything but seeds, hyper-parameters and what is recorded.
-
-    Whether a hyper-parameter is zero is part of it: without dropout, label smoothing or an average, another program is
-    compiled. So is the number of steps, and when a cell is evaluated.
-    """
-    free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
-    together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
-    values = dict(config_lib.flat_values(config))
-    kept = {path: value for path, value in values.items() if path not in free or path in together}
-    switches = {path: bool(values[path]) for path in ("train.ema_decay", "objective.label_smoothing")}
-    return json.dumps(kept | switches, sort_keys=True)

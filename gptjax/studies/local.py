@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gptjax.errors import RunError
-from gptjax.studies.cells import Cell, signature
+from gptjax.studies.cell import Cell, signature
 
 # How a training says that it diverged (training/stopping.py, training/run.py).
 DIVERGED = re.compile("the training loss (is|diverged)|the parameters are not finite")
@@ -78,35 +78,52 @@ def _settle_in(cores: Sequence[int]) -> None:
             os.sched_setaffinity(0, cores)
 
 
-def run(jobs: Sequence[Job], *, workers: int = 0, show: Callable[[dict[str, str]], None] = lambda states: None) -> None:
+def run(
+    jobs: Iterable[Job],
+    *,
+    workers: int = 0,
+    show: Callable[[dict[str, str]], None] = lambda states: None,
+    halt: Callable[[Cell], bool] = lambda cell: False,
+    ended: Callable[[Cell], None] = lambda cell: None,
+) -> None:
     """Runs every cell to its end. A cell that diverges has a result: that it did. What else ends one is none.
 
     Args:
-      jobs: cells, each alone or packed with others.
+      jobs: cells, each alone or packed with others; the next is asked for when there is a place for it.
       workers: jobs at once; 0: one a core, or one a GPU.
       show: told what the cells that run or have just ended are doing, {name: words}.
+      halt: asked at each look whether a cell that runs is to stop; it saves.
+      ended: told of each cell whose process has ended.
 
     Raises RunError after Ctrl-C or SIGTERM: the cells have saved, and the same command runs what is missing.
     """
-    slots, waiting = Slots(workers), list(jobs)
+    slots, waiting, more = Slots(workers), iter(jobs), True
     running: dict[int, tuple[Job, subprocess.Popen]] = {}
     asked: list[int] = []
     before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while waiting or running:
+        while more or running:
             for slot in range(slots.count):
-                if waiting and slot not in running:
-                    job = waiting.pop(0)
+                if more and slot not in running:
+                    if (job := next(waiting, None)) is None:
+                        more = False
+                        continue
                     for cell in job:
                         cell.prepare()
                     running[slot] = job, slots.start(slot, job)
+            halted = [slot for slot, (job, _) in running.items() if any(halt(cell) for cell in job)]
+            for slot in halted:
+                _stop([running[slot][1]])
             at_work = [cell for job, _ in running.values() for cell in job]
             show({cell.name: f"step {cell.step()} of {cell.num_steps}" for cell in at_work})
             for slot, (job, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
                     log = job[0].workdir / "log.txt"
-                    show({cell.name: _ended(cell, process.returncode, log) for cell in job})
+                    words = {cell.name: _ended(cell, process.returncode, log) for cell in job}
+                    show(dict.fromkeys(words, "stopped early") if slot in halted else words)
+                    for cell in job:
+                        ended(cell)
             if asked:
                 raise RunError(f"stopped by {signal.Signals(asked[0]).name}; the same command runs what is missing")
             time.sleep(POLL)

@@ -24,7 +24,7 @@ from gptjax.errors import RunError
 from gptjax.evaluation.validation import Validator
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.reporting.page import write_report
-from gptjax.studies.cells import note_failure
+from gptjax.studies.cell import note_failure
 from gptjax.training import metrics, stopping
 from gptjax.training.program import Program
 from gptjax.training.recorder import Recorder

@@ -7,19 +7,35 @@ A study file has `get_study(arg="")`, which returns a `Study`; see experiments/.
 import copy
 import dataclasses
 import importlib.util
+import itertools
+import math
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptjax import config as config_lib
-from gptjax.config import Config
+from gptjax.config import Config, Option, values
 from gptjax.errors import UserError
 
-QUANTITIES = ("parameters", "flops_per_token", "tokens")  # what arms must agree in
+QUANTITIES = ("parameters", "flops_per_token", "tokens")  # what arms must agree in, beside the budget of their tuning
+UNMATCHED = (*QUANTITIES, "tuning")
+VARY = ("both", "seed", "data_seed")
+FIRST_TUNING_SEED = 1_000_000  # seeds of tuning are counted from here, those of noise from the next
+FIRST_NOISE_SEED = 2_000_000
+HIGHER_IS_BETTER = ("accuracy", "margin", "reward")  # a claim is of what is to be low
+MOST_SEEDS = 1000
+MOST_POINTS = 1000  # of the grids of an arm
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.]*"
 CLAIM = re.compile(rf"\s*({NAME})\s*(<=|<|=)\s*({NAME})\s*(?:([+-])\s*([0-9.]+(?:e-?\d+)?))?\s*")
+
+
+class Grid(tuple):
+    """Values of an option that are tried for an arm: Grid(1e-4, 3e-4, 1e-3). The best one becomes the arm's."""
+
+    def __new__(cls, *values: Any):
+        return super().__new__(cls, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +60,22 @@ class Study:
     Attributes:
       question: what the study asks, in a sentence.
       base: the config that every arm starts from.
-      arms: {name: {"section.option": value}}; the first one is the baseline.
+      arms: {name: {"section.option": value, or Grid of values}}; the first one is the baseline. Of several grids all
+        combinations are tried. The point with the best mean over the tuning seeds runs with all seeds.
       claims: "muon < adamw" (better), "wsd <= cosine + 0.01" (no worse by more than that), "mask = none + 0.005" (equal
         within that); a number that is left out is `margin`, or 0 after "<".
       margin: of claims with "<=" and "=", in units of the metric.
       source: paper, section, figure. found: what the source found.
       seeds: of initial values and of the order of the data; all arms share them.
       first_seed: the first of them.
+      tuning_seeds: on how many seeds grids are tried, or which: (0, 1). A number means seeds of their own, from
+        1,000,000 on: the score of a point on the seeds that it was chosen by is too good (the best of several noisy
+        scores), so these are no part of the comparison. Seeds that are named may be among the study's: such a cell
+        counts and does not run twice, and the arm's score is that much too good.
+      vary: what a seed changes: "both", the "seed" of initial values and dropout, or the "data_seed" of the order; the
+        other one is first_seed.
       metric: of the last validation line of a cell; lower is better.
-      unmatched: {quantity: why arms may differ in it}, of QUANTITIES.
+      unmatched: {quantity: why arms may differ in it}, of UNMATCHED; "tuning" is the number of cells of grids.
       smoke, full: {"section.option" or "seeds": value}: what `:smoke` and `:full` set.
     """
 
@@ -65,6 +88,8 @@ class Study:
     found: str = ""
     seeds: int = 3
     first_seed: int = 0
+    tuning_seeds: int | tuple[int, ...] = 1
+    vary: str = "both"
     metric: str = "loss"
     unmatched: dict[str, str] = dataclasses.field(default_factory=dict)
     smoke: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -81,7 +106,7 @@ class Study:
 
     def _parsed(self, text: str) -> Claim:
         match = CLAIM.fullmatch(text)
-        if not match:
+        if not match or (match[5] or "").count(".") > 1 or match[5] == ".":
             raise UserError(
                 f"the claim {text!r} is not of the form 'ours < theirs', 'ours <= theirs + 0.01' or 'a = b'"
             )
@@ -97,44 +122,152 @@ class Study:
             raise UserError(f"the claim {text!r} needs a margin: nothing is shown to be equal to the last digit")
         return Claim(text, ours, theirs, -margin if sign == "-" else margin, both_ways=relation == "=")
 
-    def config_of(self, arm: str, seed: int) -> Config:
-        """The config of one cell, not yet resolved. Raises UserError for an override that does not exist."""
+    def grids(self, arm: str) -> dict[str, Grid]:
+        return {path: value for path, value in self.arms[arm].items() if isinstance(value, Grid)}
+
+    def points(self, arm: str) -> list[dict[str, Any]]:
+        """The overrides of an arm at each point of its grids; one point where it has none."""
+        grids = self.grids(arm)
+        fixed = {path: value for path, value in self.arms[arm].items() if path not in grids}
+        return [fixed | dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+
+    def tuning_budget(self, arm: str) -> int:
+        """How many cells choose the point of an arm."""
+        points = len(self.points(arm))
+        return points * len(self.tuning_seed_values()) if points > 1 else 0
+
+    def config_of(self, arm: str, seed: int, point: Mapping[str, Any] | None = None) -> Config:
+        """The config of one cell, not yet resolved. Raises UserError for an override that does not exist.
+
+        `point`: the overrides; None: those of the first point of the arm.
+        """
         config = self.base.copy_and_resolve_references().unlock()
-        set_options(config, self.arms[arm], f"arm {arm!r}")
-        config.seed = config.data_seed = seed
+        set_options(config, self.points(arm)[0] if point is None else point, f"arm {arm!r}")
+        self.set_seed(config, seed)
         try:
             config_lib.validate(config)
         except UserError as error:
             raise UserError(f"arm {arm!r}: {error}") from None
         return config.lock()
 
+    def set_seed(self, config: Config, seed: int) -> None:
+        config.seed = seed if self.vary != "data_seed" else self.first_seed
+        config.data_seed = seed if self.vary != "seed" else self.first_seed
+
     def seed_values(self) -> range:
         return range(self.first_seed, self.first_seed + self.seeds)
 
+    def tuning_seed_values(self) -> list[int]:
+        if isinstance(self.tuning_seeds, tuple):
+            return list(self.tuning_seeds)
+        return [FIRST_TUNING_SEED + self.first_seed + i for i in range(self.tuning_seeds)]
+
+    def noise_seed_values(self) -> list[int]:
+        """Of the runs that tell how much a seed does by itself: none of the study's, nor of its tuning."""
+        return [FIRST_NOISE_SEED + self.first_seed + i for i in range(max(self.seeds, 3))]
+
     def check(self) -> None:
         """Raises UserError for what is wrong with the study by itself."""
+        self._check_kinds()
         if len(self.arms) < 1:
             raise UserError("a study has at least one arm")
         for arm in self.arms:
             if not re.fullmatch(NAME, arm):
                 raise UserError(f"{arm!r} is no name of an arm: use letters, digits, '.' and '_'")
+        self._check_numbers()
+        for arm in self.arms:
+            self._check_arm(arm)
         same: dict[str, str] = {}
         for arm, overrides in self.arms.items():
             key = repr(sorted(overrides.items()))
             if key in same:
                 raise UserError(f"the arms {same[key]!r} and {arm!r} are the same")
             same[key] = arm
-        if not self.seeds >= 1 or not isinstance(self.seeds, int):
-            raise UserError(f"study.seeds is {self.seeds}; a study has at least one seed")
+        self.parsed_claims()
+
+    def _check_kinds(self) -> None:
+        """Raises UserError for a field of another kind than is needed."""
+        arms, claims, unmatched = self.arms, self.claims, self.unmatched
+        right = {
+            "base is not a config: begin with gptjax.config.get_default()": isinstance(self.base, Config),
+            'arms must be {name: {"section.option": value}}': isinstance(arms, dict)
+            and all(isinstance(name, str) and isinstance(options, dict) for name, options in arms.items()),
+            'claims must be texts: ("a < b",)': isinstance(claims, tuple | list)
+            and all(isinstance(claim, str) for claim in claims),
+            "unmatched must be {quantity: reason}": isinstance(unmatched, dict),
+            "metric must be the name of a metric": isinstance(self.metric, str),
+        }
+        if wrong := [what for what, holds in right.items() if not holds]:
+            raise UserError(f"study.{wrong[0]}")
+        if self.metric in HIGHER_IS_BETTER:
+            raise UserError(f"study.metric is {self.metric!r}, of which more is better; use loss or bits_per_byte")
+
+    def _check_numbers(self) -> None:
+        for name, value in (("seeds", self.seeds), ("first_seed", self.first_seed)):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**31:
+                raise UserError(f"study.{name} is {value!r}; it must be a whole number of at least 0")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise UserError(f"study.seeds is {self.seeds}; a study has at least one seed and at most {MOST_SEEDS}")
         if self.claims and self.seeds < 2:
             raise UserError("study.seeds is 1, and a claim needs at least 2: one seed has no deviation")
-        if not 0 <= self.margin < float("inf"):
-            raise UserError(f"study.margin is {self.margin}; it must be a number of at least 0")
-        if wrong := sorted(set(self.unmatched) - set(QUANTITIES)):
-            raise UserError(f"study.unmatched names {wrong[0]!r}; what can be unmatched is {', '.join(QUANTITIES)}")
-        self.parsed_claims()
-        for arm in self.arms:
-            self.config_of(arm, self.first_seed)
+        if not isinstance(self.margin, int | float) or not 0 <= self.margin < float("inf"):
+            raise UserError(f"study.margin is {self.margin!r}; it must be a number of at least 0")
+        seeds = self.tuning_seeds if isinstance(self.tuning_seeds, tuple) else (self.tuning_seeds,)
+        whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= 2**31 for seed in seeds)
+        if not whole or not seeds or len(set(seeds)) < len(seeds) or self.tuning_seeds == 0:
+            raise UserError(f"study.tuning_seeds is {self.tuning_seeds!r}; it must be a number of seeds, or (0, 1)")
+        if self.tuning_seeds == seeds[0] and seeds[0] > MOST_SEEDS:
+            raise UserError(f"study.tuning_seeds is {self.tuning_seeds}; at most {MOST_SEEDS} are tried")
+        if self.vary not in VARY:
+            raise UserError(f"study.vary is {self.vary!r}; choose from {', '.join(VARY)}")
+        if wrong := sorted(set(self.unmatched) - set(UNMATCHED)):
+            raise UserError(f"study.unmatched names {wrong[0]!r}; what can be unmatched is {', '.join(UNMATCHED)}")
+
+    def _check_arm(self, arm: str) -> None:
+        """Raises UserError for an arm whose options or grids mean nothing."""
+        if seed := {"seed", "data_seed"} & self.arms[arm].keys():
+            raise UserError(f"arm {arm!r} sets {min(seed)}; all arms have the seeds of the study: study.seeds")
+        known = self.base.copy_and_resolve_references().unlock()
+        set_options(known, self.arms[arm], f"arm {arm!r}")
+        if (count := math.prod(map(len, self.grids(arm).values()))) > MOST_POINTS:
+            raise UserError(f"arm {arm!r}: its grids have {count} combinations; at most {MOST_POINTS} are tried")
+        for path, grid in self.grids(arm).items():
+            if len({repr(value) for value in grid}) < max(len(grid), 2):
+                raise UserError(f"arm {arm!r}: the grid of {path} needs at least two values, and none of them twice")
+        for point in self.points(arm):
+            self.config_of(arm, self.first_seed, point)
+        for path, grid in self.grids(arm).items():
+            if len(grid) == 2 == len(ends(path, grid)):
+                raise UserError(
+                    f"arm {arm!r}: the grid of {path} has only ends, {grid[0]} and {grid[1]}, and an optimum at an "
+                    "end gives no verdict; add values"
+                )
+
+
+def ends(path: str, tried: Sequence[Any]) -> dict[Any, str]:
+    """{value: "smallest" or "largest"} of the values of an option beyond which an optimum may lie.
+
+    The limit of an option is no end, since nothing lies beyond it: of a dropout, 0. Texts have no order, and no ends;
+    durations in one unit have.
+    """
+    option = config_lib.flat_options()[path]
+    numbers = {value: _number(option, value) for value in tried}
+    units = {unit for _, unit in numbers.values()}
+    if len(units) != 1 or None in units:
+        return {}
+    found = {min(tried, key=numbers.__getitem__): "smallest", max(tried, key=numbers.__getitem__): "largest"}
+    return {value: word for value, word in found.items() if numbers[value][0] not in (option.minimum, option.maximum)}
+
+
+def _number(option: Option, value: Any) -> tuple[float, str | None]:
+    """A value as a number with its unit; the unit None: it is none."""
+    text = re.fullmatch(r"\s*([0-9.]+)\s*(%|[a-z ]+)", str(value)) if option.duration else None
+    try:
+        value = float(text[1]) if text else values.read(option, value)
+    except ValueError:
+        return 0.0, None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (float(value), text[2] if text else "") if number else (0.0, None)
 
 
 def set_options(config: Config, overrides: Mapping[str, Any], where: str) -> None:

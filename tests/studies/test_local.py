@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.studies.cells import Cell
+from gptjax.studies.cell import Cell
 from gptjax.studies.local import _ended, packs
 
 

@@ -11,7 +11,7 @@ from gptjax import train
 from gptjax.artifacts import checkpoints
 from gptjax.config import Config
 from gptjax.studies import packed
-from gptjax.studies.cells import signature
+from gptjax.studies.cell import signature
 
 
 @pytest.fixture

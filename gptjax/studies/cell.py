@@ -1,0 +1,124 @@
+"""A cell: one run of a study, with its resolved config, its place on the disk, and what became of it."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from gptjax import config as config_lib
+from gptjax.config import Config
+from gptjax.errors import UserError
+from gptjax.files import write_whole
+from gptjax.training import metrics
+
+FREE = ("place", "record")  # options that have no part in a program
+RUNNER = '''\
+"""{text}
+
+  python -m gptjax.train --config={path} --workdir={workdir}
+"""
+
+from pathlib import Path
+
+from gptjax.config import from_json
+
+
+def get_config():
+    return from_json((Path(__file__).parent / "cell.json").read_text(encoding="utf-8")).unlock()
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+      config: as the study has it: what the run itself resolves from the data is not filled in. resolved: with that.
+      key: hash of the resolved config, the code and the data.
+      workdir: its work directory.
+      point: of a cell that tunes its arm, the values of its grids.
+    """
+
+    arm: str
+    seed: int
+    config: Config
+    resolved: Config
+    key: str
+    workdir: Path
+    num_steps: int
+    point: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}{self.point and f'({self.point})'}-seed{self.seed}"
+
+    @property
+    def config_file(self) -> Path:
+        """A config file of its own, so that the cell is run again by the one command in it."""
+        return self.workdir / "cell.py"
+
+    def prepare(self) -> None:
+        """Makes the work directory with the config file."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(self.workdir / "cell.json", config_lib.to_json(self.config))
+        text = f"The cell {self.name} of a study."
+        write_whole(self.config_file, RUNNER.format(text=text, path=self.config_file, workdir=self.workdir))
+
+    def lines(self, split: str) -> list[dict[str, Any]]:
+        path = self.workdir / "metrics.jsonl"
+        return [line for line in metrics.read(path) if line.get("split") == split] if path.exists() else []
+
+    def step(self) -> int:
+        """The last step that its metrics tell of."""
+        return max((line["step"] for line in self.lines("train")[-1:]), default=0)
+
+    def outcome(self) -> str:
+        """done, how it diverged, or "" for what has to run or run on."""
+        if any(line["step"] == self.num_steps for line in self.lines("validation")[-1:]):
+            return "done"
+        path = self.workdir / "diverged.txt"
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+    def fail(self, reason: str) -> None:
+        """Notes that the cell diverged: that is a result, too."""
+        note_failure(self.workdir, reason)
+
+    def score(self, metric: str, uniform: float) -> float:
+        """The metric of the last validation; of a cell that diverged, that of a model that knows nothing.
+
+        Args:
+          uniform: the loss of a model that gives every token the same probability.
+
+        Raises UserError where the validation has no such metric.
+        """
+        if self.outcome() != "done":
+            return uniform
+        line = self.lines("validation")[-1]
+        if metric not in line:
+            known = [name for name, value in line.items() if isinstance(value, int | float) and name != "step"]
+            raise UserError(f"study.metric is {metric!r}; the validation of {self.name} has {', '.join(known)}")
+        value = line[metric]
+        return value if isinstance(value, int | float) and math.isfinite(value) else uniform
+
+
+def note_failure(workdir: Path, reason: str) -> None:
+    """Writes how a cell diverged. The same study in another directory has the same words."""
+    last = reason.strip().splitlines()[-1]
+    for path in (workdir.absolute(), workdir):
+        last = last.replace(str(path), "the cell")
+    write_whole(workdir / "diverged.txt", last[:500] + "\n")
+
+
+def signature(config: Config) -> str:
+    """What two cells must have in common to be packed: everything but seeds, hyper-parameters and what is recorded.
+
+    Whether a hyper-parameter is zero is part of it: without dropout, label smoothing or an average, another program is
+    compiled. So is the number of steps, and when a cell is evaluated.
+    """
+    free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
+    together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
+    values = dict(config_lib.flat_values(config))
+    kept = {path: value for path, value in values.items() if path not in free or path in together}
+    switches = {path: bool(values[path]) for path in ("train.ema_decay", "objective.label_smoothing")}
+    return json.dumps(kept | switches, sort_keys=True)
