@@ -254,6 +254,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     interrupts.ending(status)
     if interrupts.received:
         interrupts.leave(status)
+    if status == 1:
+        interrupts.leave_after_failure(status)
     return status
 
 

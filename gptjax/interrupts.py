@@ -9,6 +9,7 @@ end a moment later.
 `install` is called before anything else is imported, and only where gptjax is the command (`gptjax/__init__.py`).
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -117,6 +118,19 @@ def leave(with_status: int, line: str = "") -> None:
     with suppress(OSError):
         os.write(2, f"{line}\n".encode() if line else b"")
     os._exit(with_status)
+
+
+def leave_after_failure(with_status: int) -> None:
+    """Ends a command that has failed, where gptjax is the command, once what is registered for its exit has run.
+
+    Threads of libraries in C++ may still be at work (writes to a full disk); where one meets Python's own exit, the
+    process aborts.
+    """
+    if _installed:
+        with suppress(Exception):
+            atexit._run_exitfuncs()
+            sys.stderr.flush()
+        leave(with_status)
 
 
 def _note(number: int, frame: Any) -> None:

@@ -169,7 +169,8 @@ class Run:
         The manifest comes first: what it says of changes is there before they are.
         """
         config, program = self.program.config, self.program
-        files.sweep(self.workdir)
+        for directory in (self.workdir, *(self.workdir / "checkpoints").glob("*/")):
+            files.sweep(directory)
         changes = workdir_lib.read_changes(self.workdir) if self.start else []
         if self.start and self.changes:
             change = {"step": self.start, "options": {name: list(values) for name, values in self.changes.items()}}

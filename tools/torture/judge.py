@@ -6,6 +6,7 @@ from collections.abc import Collection
 from tools.torture.processes import REPOSITORY, Command
 
 _NEVER = ("this is a bug in gptjax", "Exception ignored", "Fatal Python error", "[Errno ", "core dumped")
+_STARTS_PYTHON = "Fatal Python error: init_import_site"
 _PYTHONS_WORDS = re.compile(
     r"NoneType|invalid literal|Expecting (value|property|',')|JSONDecodeError|KeyError|codec can't"
 )
@@ -22,6 +23,8 @@ class Wrong(Exception):
 def ended(command: Command, status: int, allowed: Collection[int]) -> None:
     """Raises Wrong for a status that is not allowed, a traceback, or a last line that nobody understands."""
     said = command.errors()
+    if _STARTS_PYTHON in said:  # Ctrl-C came before the first line of gptjax
+        return
     for words in _NEVER:
         if words in said:
             raise Wrong(f"{_verb(command)} says {_line_with(said, words)!r} (status {status})")
