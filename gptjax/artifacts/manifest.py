@@ -99,7 +99,7 @@ def initialisation(config: Config, row: parameters.Parameter) -> str:
     std, layers = config.model.init_std, config.model.num_layers
     return {
         "normal": f"normal({std})",
-        "residual": f"normal({std} / sqrt(2 x {layers}))",
+        "residual": f"normal({std} / sqrt(2 x {layers}))" if config.model.output_init == "normal" else "zeros",
         "uniform": "uniform(1 / sqrt(inputs))",
     }.get(row.initial, row.initial)
 

@@ -161,6 +161,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             minimum=0,
             maximum=100,
         ),
+        "output_init": Option(
+            "normal",
+            "initial values of the last matrix of each residual branch: normal = as init_std says; zeros = no branch "
+            "adds anything at first",
+            affects="training",
+            choices=("normal", "zeros"),
+        ),
         "dropout": Option(
             0.0,
             "dropout rate on embeddings and on both residual branches",

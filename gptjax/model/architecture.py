@@ -48,6 +48,7 @@ class Architecture:
     tie_embeddings: bool
     logit_softcap: float
     init_std: float
+    output_init: str
     dropout: float
     lora_rank: int
     lora_alpha: float
@@ -79,7 +80,12 @@ class Architecture:
         return cls(**values)
 
     def deviation(self, path: str) -> float:
-        """The standard deviation of the initial values of a parameter, a matrix or a table."""
+        """The standard deviation of the initial values of a parameter, a matrix or a table.
+
+        It is 0 for the outputs of branches that start at zero (Zhang et al. 2019, "Fixup").
+        """
+        if self.output_init == "zeros" and parameters.find(path).initial == "residual":
+            return 0.0
         return parameters.deviation(path, self.init_std, self.num_layers)
 
     def for_inference(self) -> "Architecture":
