@@ -73,6 +73,8 @@ TABLE: tuple[Parameter, ...] = (
     _experts(r"blocks/mlp/expert_(up|gate)/kernel", (None, ("expert", "tensor"), "fsdp", None)),
     _experts(r"blocks/mlp/expert_down/kernel", (None, ("expert", "tensor"), None, "fsdp"), initial="residual"),
     Parameter(r"blocks/mlp/router/kernel", decayed=True),
+    Parameter(r"blocks/residual_scale", initial="ones"),
+    Parameter(r"blocks/embedding_scale", initial="zeros"),
     Parameter(r"(blocks/)?(.*/)?\w*norm/scale", initial="ones"),
     Parameter(r"(blocks/)?(.*/)?\w*norm/bias", initial="zeros"),
 )

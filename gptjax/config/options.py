@@ -113,6 +113,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "norm_placement": Option(
             "pre", "pre = before each branch of a block; post = after each residual sum", choices=("pre", "post")
         ),
+        "residual_scalars": Option(
+            False, "each block reads a x + b e: x the residual stream, e the normalised embedding, a and b learned"
+        ),
         "activation": Option(
             "squared_relu",
             "MLP non-linearity",

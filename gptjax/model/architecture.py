@@ -29,6 +29,7 @@ class Architecture:
     norm: str
     norm_epsilon: float
     norm_placement: str
+    residual_scalars: bool
     activation: str
     num_experts: int
     experts_per_token: int

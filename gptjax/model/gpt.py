@@ -18,7 +18,7 @@ from gptjax.model import attention as attention_lib
 from gptjax.model import head, sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.cache import Cache, fold
-from gptjax.model.layers import Block, ngram_rows, norm
+from gptjax.model.layers import Block, ngram_rows, norm, normalised
 from gptjax.model.precision import in_compute_dtype
 
 Params = dict[str, Any]
@@ -111,6 +111,7 @@ class GPT(nnx.Module):
             visibility = attention_lib.Visibility.causal(tokens.shape[1], segment_ids, **sight)
         else:
             visibility = attention_lib.Visibility.cached(positions, cache.capacity, **sight)
+        embedded = normalised(x, a.norm_epsilon) if a.residual_scalars else None
         angles = None
         if a.positions == "rope":
             angles = attention_lib.rotary_angles(positions, attention_lib.rotary_frequencies(a))
@@ -128,6 +129,7 @@ class GPT(nnx.Module):
                 angles=angles,
                 positions=positions,
                 layer=layer,
+                embedded=embedded,
                 dropout_keys=dropout_keys,
                 cache=layer_cache,
             )

@@ -28,6 +28,12 @@ def norm(a: Architecture, features: int, rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
+def normalised(x: Float[Array, "*rest embed"], epsilon: float) -> Float[Array, "*rest embed"]:
+    """`x` with a root mean square of 1: RMSNorm without a scale."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
 def ngram_rows(
     a: Architecture,
     tokens: Int[Array, "batch length"],
@@ -124,7 +130,11 @@ class MLP(nnx.Module):
 
 class Block(nnx.Module):
     """Two residual branches. norm_placement: "pre" (Radford et al. 2019) x + f(norm(x)); "post" (Vaswani et al. 2017)
-    norm(x + f(x))."""
+    norm(x + f(x)).
+
+    With `residual_scalars`, a block reads a x + b e instead of x, where e is the normalised embedding (nanochat,
+    github.com/karpathy/nanochat, gpt.py: resid_lambdas and x0_lambdas). At first a is 1 and b is 0.
+    """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.rate, self.post_norm = a.dropout, a.norm_placement == "post"
@@ -132,17 +142,24 @@ class Block(nnx.Module):
         self.attention = Attention(a, rngs=rngs)
         self.mlp_norm = norm(a, a.embed_dim, rngs)
         self.mlp = (Experts if a.num_experts else MLP)(a, rngs=rngs)
+        self.scaled = a.residual_scalars
+        if self.scaled:
+            self.residual_scale = nnx.Param(jnp.ones((), jnp.float32))
+            self.embedding_scale = nnx.Param(jnp.zeros((), jnp.float32))
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
         *,
         layer: Int[Array, ""],
+        embedded: Float[Array, "batch length embed"] | None,
         dropout_keys: jax.Array | None,
         cache: tuple[Array, Array] | None,
         **attention_inputs,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array], Float[Array, "batch"] | None]:
         """(output, keys and values, load-balancing loss of each row if there are experts)."""
+        if self.scaled:  # in float32: the step between two numbers near 1 is 0.008 in bfloat16
+            x = (self.residual_scale[...] * x + self.embedding_scale[...] * embedded).astype(x.dtype)
         drop = Dropout(dropout_keys, layer)
         inputs = sharding.gather(x if self.post_norm else self.attention_norm(x), sharding.BETWEEN, sharding.INSIDE)
         mixed, memory = self.attention(inputs, cache=cache, drop=drop, **attention_inputs)

@@ -304,6 +304,7 @@ NEEDS = {
     "ngram_order": (1,),
     "sliding_window": (0,),
     "norm_placement": ("pre",),
+    "residual_scalars": (False,),
     "num_experts": (0,),
     "qkv_bias": (False,),
     "lora_rank": (0,),  # adapters are merged first
