@@ -59,7 +59,7 @@ _INNER = r"blocks/(attention/(query|key|value)|mlp/(up|gate))"
 _OUTER = r"blocks/(attention/out|mlp/down)"
 
 TABLE: tuple[Parameter, ...] = (
-    _table(r"embedding/embedding", ("tensor", "fsdp"), vocabulary=0),
+    _table(r"(value_)?embedding/embedding", ("tensor", "fsdp"), vocabulary=0),
     _table(r"(ngram|position)_embedding/embedding", (None, "fsdp")),
     Parameter(r"head/kernel", ("fsdp", "tensor"), decayed=True, dtype="compute", vocabulary=1),
     _matrix(rf"{_INNER}/kernel", (None, "fsdp", "tensor")),
@@ -73,6 +73,7 @@ TABLE: tuple[Parameter, ...] = (
     _experts(r"blocks/mlp/expert_(up|gate)/kernel", (None, ("expert", "tensor"), "fsdp", None)),
     _experts(r"blocks/mlp/expert_down/kernel", (None, ("expert", "tensor"), None, "fsdp"), initial="residual"),
     Parameter(r"blocks/mlp/router/kernel", decayed=True),
+    Parameter(r"blocks/attention/value_scale", (None, "tensor"), initial="ones"),
     Parameter(r"blocks/residual_scale", initial="ones"),
     Parameter(r"blocks/embedding_scale", initial="zeros"),
     Parameter(r"(blocks/)?(.*/)?\w*norm/scale", initial="ones"),

@@ -153,6 +153,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1, maximum=2**30),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
+        "value_embeddings": Option(
+            False, "adds a second embedding of each token to the values of attention, scaled in each layer and head"
+        ),
         "use_bias": Option(False, "biases in linear layers and layer norms"),
         "qkv_bias": Option(False, "biases only for queries, keys and values"),
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),

@@ -43,6 +43,7 @@ class Architecture:
     rope_high_freq_factor: float
     rope_original_length: int
     qk_norm: bool
+    value_embeddings: bool
     sliding_window: int
     use_bias: bool
     qkv_bias: bool

@@ -57,6 +57,10 @@ class GPT(nnx.Module):
             self.head = nnx.Linear(
                 a.embed_dim, a.padded_vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
             )
+        # Drawn last, so that all other parameters start with the values that they have without it.
+        if a.value_embeddings:
+            width = a.num_kv_heads * a.head_dim
+            self.value_embedding = nnx.Embed(a.padded_vocab_size, width, embedding_init=init, rngs=rngs)
 
     def hidden(self, tokens: Int[Array, "batch length"], **inputs) -> tuple[Array, Cache | None]:
         """`forward` without its last result."""
@@ -115,6 +119,11 @@ class GPT(nnx.Module):
         angles = None
         if a.positions == "rope":
             angles = attention_lib.rotary_angles(positions, attention_lib.rotary_frequencies(a))
+        values = None
+        if a.value_embeddings:
+            values = self.value_embedding(tokens).astype(a.compute_dtype)
+            values = values.reshape(*tokens.shape, a.num_kv_heads, a.head_dim)
+            values = sharding.constrain(values, sharding.BATCH, "context", "tensor", None)
         # 3. The blocks: one body for all of them, run layer by layer with a cache, else scanned.
         graphdef, stacked = nnx.split(self.blocks)
         keep = new_cache or cache is not None
@@ -128,6 +137,7 @@ class GPT(nnx.Module):
                 visibility=visibility,
                 angles=angles,
                 positions=positions,
+                values=values,
                 layer=layer,
                 embedded=embedded,
                 dropout_keys=dropout_keys,

@@ -60,7 +60,12 @@ def ngram_rows(
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm."""
+    """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm.
+
+    With `value_embeddings`, s e is added to the values of a token, where e is its row of a table that all layers share,
+    and s is learned for each layer and head of values; at first it is 1. (modded-nanogpt since its record
+    14, and nanochat's gpt.py, which have several tables; nanochat's s depends on the input.)
+    """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
@@ -69,6 +74,8 @@ class Attention(nnx.Module):
         self.key = Linear(a, "attention/key", a.embed_dim, kv_heads, rngs)
         self.value = Linear(a, "attention/value", a.embed_dim, kv_heads, rngs)
         self.out = Linear(a, "attention/out", heads, a.embed_dim, rngs)
+        if a.value_embeddings:
+            self.value_scale = nnx.Param(jnp.ones(a.num_kv_heads, jnp.float32))
         if a.qk_norm:
             dtype = jnp.dtype(a.compute_dtype)
             self.query_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
@@ -81,6 +88,7 @@ class Attention(nnx.Module):
         visibility: attention_lib.Visibility,
         angles: tuple[Array, Array] | None,
         positions: Int[Array, "batch length"],
+        values: Float[Array, "batch length kv_heads head_dim"] | None = None,
         cache: tuple[Array, Array] | None = None,
         drop: Dropout | None = None,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
@@ -90,6 +98,8 @@ class Attention(nnx.Module):
         q = self._heads(self.query(x, drop), a.num_heads)
         k = self._heads(self.key(x, drop), a.num_kv_heads)
         v = self._heads(self.value(x, drop), a.num_kv_heads)
+        if a.value_embeddings:
+            v = (v + self.value_scale[...][:, None] * values).astype(v.dtype)
         if a.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:

@@ -13,7 +13,8 @@ VARIANTS = {
     "pre-norm": {},
     "post-norm": {"norm_placement": "post"},
     "residual scalars": {"residual_scalars": True},
-    "post-norm and all others": {"norm_placement": "post", "residual_scalars": True},
+    "value embeddings": {"value_embeddings": True},
+    "post-norm and all others": {"norm_placement": "post", "residual_scalars": True, "value_embeddings": True},
 }
 LENGTH, VOCABULARY, EPSILON = 7, 11, 1e-2
 
@@ -29,6 +30,9 @@ def by_hand(a: Architecture, params, tokens: np.ndarray) -> np.ndarray:
 
     def attend(block, x):
         q, k, v = (heads(x @ block["attention"][name]["kernel"]) for name in ("query", "key", "value"))
+        if a.value_embeddings:
+            scale = block["attention"]["value_scale"][:, None, None]
+            v = v + scale * heads(params["value_embedding"]["embedding"][tokens])
         k, v = (np.repeat(y, a.num_heads // a.num_kv_heads, axis=0) for y in (k, v))
         scores = np.where(np.tri(LENGTH, dtype=bool), q @ k.swapaxes(1, 2) / np.sqrt(a.head_dim), -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -77,6 +81,21 @@ def test_the_forward_pass(options):
     np.testing.assert_allclose(hidden(architecture, params, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("option", "parameters"),
+    [("residual_scalars", 2 * 3), ("value_embeddings", VOCABULARY * 2 * 6 + 3 * 2)],
+)
+def test_an_option_leaves_the_initial_values_of_the_others(option, parameters):
+    """So that two arms of a study that share a seed start alike; and it has this many parameters of its own."""
+    without, with_it = (
+        dict(jax.tree.leaves_with_path(gpt.initialise(model_of(**{option: value})[0], jax.random.key(0))))
+        for value in (False, True)
+    )
+    for path, value in without.items():
+        np.testing.assert_array_equal(value, with_it[path])
+    assert sum(leaf.size for path, leaf in with_it.items() if path not in without) == parameters
+
+
 def test_residual_scalars_change_nothing_at_first():
     """The same function and the same values as without; the first gradient reaches the scalars."""
     (plain, _), (scaled, _) = model_of(), model_of(residual_scalars=True)
@@ -86,4 +105,3 @@ def test_residual_scalars_change_nothing_at_first():
     weights = np.random.default_rng(2).normal(size=(LENGTH, 12))
     gradient = jax.grad(lambda params: (hidden(scaled, params, tokens) * weights).sum())(after)
     assert (gradient["blocks"]["embedding_scale"] != 0).all() and (gradient["blocks"]["residual_scale"] != 0).all()
-    assert gpt.parameter_count(after) - gpt.parameter_count(before) == 2 * 3
