@@ -73,6 +73,7 @@ TABLE: tuple[Parameter, ...] = (
     _experts(r"blocks/mlp/expert_(up|gate)/kernel", (None, ("expert", "tensor"), "fsdp", None)),
     _experts(r"blocks/mlp/expert_down/kernel", (None, ("expert", "tensor"), None, "fsdp"), initial="residual"),
     Parameter(r"blocks/mlp/router/kernel", decayed=True),
+    _matrix(r"blocks/attention/head_gate/kernel", (None, "fsdp", "tensor"), initial="zeros"),
     Parameter(r"blocks/attention/value_scale", (None, "tensor"), initial="ones"),
     Parameter(r"blocks/residual_scale", initial="ones"),
     Parameter(r"blocks/embedding_scale", initial="zeros"),

@@ -49,6 +49,7 @@ CHOICES = {
     "model.init_std": (0.02, 0.0),
     "model.residual_scalars": (False, True),
     "model.value_embeddings": (False, True),
+    "model.head_gates": (False, True),
     "model.output_init": ("normal", "zeros"),
     "model.dropout": (0.0, 0.5, 0.99),
     "model.lora_rank": (0, 2, 3),

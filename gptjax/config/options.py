@@ -153,6 +153,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1, maximum=2**30),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
+        "head_gates": Option(False, "multiplies the result of each attention head by a sigmoid of the block's input"),
         "value_embeddings": Option(
             False, "adds a second embedding of each token to the values of attention, scaled in each layer and head"
         ),

@@ -43,6 +43,7 @@ class Architecture:
     rope_high_freq_factor: float
     rope_original_length: int
     qk_norm: bool
+    head_gates: bool
     value_embeddings: bool
     sliding_window: int
     use_bias: bool
@@ -111,6 +112,8 @@ class Architecture:
         window = min(self.sliding_window or context_length, context_length)
         seen = window * (2 - window / context_length)  # twice the mean number of keys that a query sees
         attention = self.embed_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        if self.head_gates:
+            attention += self.embed_dim * self.num_heads
         mlp = self.embed_dim * self.mlp_dim * (3 if self.activation == "swiglu" else 2)
         if self.num_experts:
             mlp = mlp * self.experts_per_token + self.embed_dim * self.num_experts

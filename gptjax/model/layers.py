@@ -59,12 +59,25 @@ def ngram_rows(
     return jnp.stack(rows, axis=-1)
 
 
+class HeadGate(nnx.Module):
+    """sigmoid(x W), one number for each head. W is zero at first and draws no random key."""
+
+    def __init__(self, a: Architecture):
+        self.kernel = nnx.Param(jnp.zeros((a.embed_dim, a.num_heads), jnp.float32))
+
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length heads"]:
+        return jax.nn.sigmoid(x @ self.kernel[...].astype(x.dtype))
+
+
 class Attention(nnx.Module):
     """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm.
 
     With `value_embeddings`, s e is added to the values of a token, where e is its row of a table that all layers share,
     and s is learned for each layer and head of values; at first it is 1. (modded-nanogpt since its record
     14, and nanochat's gpt.py, which have several tables; nanochat's s depends on the input.)
+
+    With `head_gates`, the result of each head is multiplied by sigmoid(x w), x the input and w learned for each head
+    (Qiu et al. 2025, "Gated Attention", arXiv:2505.06708: headwise, after the attention). w starts at zero: a half.
     """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
@@ -74,6 +87,8 @@ class Attention(nnx.Module):
         self.key = Linear(a, "attention/key", a.embed_dim, kv_heads, rngs)
         self.value = Linear(a, "attention/value", a.embed_dim, kv_heads, rngs)
         self.out = Linear(a, "attention/out", heads, a.embed_dim, rngs)
+        if a.head_gates:
+            self.head_gate = HeadGate(a)
         if a.value_embeddings:
             self.value_scale = nnx.Param(jnp.ones(a.num_kv_heads, jnp.float32))
         if a.qk_norm:
@@ -110,6 +125,8 @@ class Attention(nnx.Module):
         else:
             memory = k, v
             mixed = kernels.attend(q, k, v, visibility, implementation=a.attention)
+        if a.head_gates:
+            mixed = mixed * self.head_gate(x)[..., None]
         return self.out(mixed.reshape(*x.shape[:2], -1), drop), memory
 
     def _heads(self, x: Array, heads: int) -> Array:

@@ -97,6 +97,15 @@ def test_flops_grow_with_context_and_shrink_with_grouped_keys():
     assert longer == 6 * 4 * 128 * 256
 
 
+def test_flops_count_the_gates_of_heads_and_no_look_up():
+    """Six for each number of a gate's matrix; rows of a table and scalars are read, not multiplied by a matrix."""
+    plain = architecture_of(64, num_layers=4, num_heads=4, embed_dim=128)
+    gated = architecture_of(64, num_layers=4, num_heads=4, embed_dim=128, head_gates=True)
+    assert gated.flops_per_token() - plain.flops_per_token() == 6 * 4 * 128 * 4
+    read = architecture_of(64, num_layers=4, num_heads=4, embed_dim=128, value_embeddings=True, residual_scalars=True)
+    assert read.flops_per_token() == plain.flops_per_token()
+
+
 def test_compiled_flops_agree_with_the_formula():
     """Forward pass of an unrolled model, counted by XLA, which does the whole square of attention."""
     architecture = architecture_of(256, num_layers=2, num_heads=2, embed_dim=64, context_length=64)

@@ -14,7 +14,14 @@ VARIANTS = {
     "post-norm": {"norm_placement": "post"},
     "residual scalars": {"residual_scalars": True},
     "value embeddings": {"value_embeddings": True},
-    "post-norm and all others": {"norm_placement": "post", "residual_scalars": True, "value_embeddings": True},
+    "head gates": {"head_gates": True},
+    "all": {"residual_scalars": True, "value_embeddings": True, "head_gates": True},
+    "all, post-norm": {
+        "norm_placement": "post",
+        "residual_scalars": True,
+        "value_embeddings": True,
+        "head_gates": True,
+    },
 }
 LENGTH, VOCABULARY, EPSILON = 7, 11, 1e-2
 
@@ -37,6 +44,8 @@ def by_hand(a: Architecture, params, tokens: np.ndarray) -> np.ndarray:
         scores = np.where(np.tri(LENGTH, dtype=bool), q @ k.swapaxes(1, 2) / np.sqrt(a.head_dim), -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = weights / weights.sum(-1, keepdims=True) @ v
+        if a.head_gates:
+            mixed = mixed / (1 + np.exp(-(x @ block["attention"]["head_gate"]["kernel"]).T[:, :, None]))
         return mixed.swapaxes(0, 1).reshape(LENGTH, -1) @ block["attention"]["out"]["kernel"]
 
     def mlp(block, x):
@@ -83,7 +92,7 @@ def test_the_forward_pass(options):
 
 @pytest.mark.parametrize(
     ("option", "parameters"),
-    [("residual_scalars", 2 * 3), ("value_embeddings", VOCABULARY * 2 * 6 + 3 * 2)],
+    [("residual_scalars", 2 * 3), ("value_embeddings", VOCABULARY * 2 * 6 + 3 * 2), ("head_gates", 3 * 12 * 4)],
 )
 def test_an_option_leaves_the_initial_values_of_the_others(option, parameters):
     """So that two arms of a study that share a seed start alike; and it has this many parameters of its own."""

@@ -46,6 +46,7 @@ OPTIONS = {  # the first values make the fewest parameters, the last ones the mo
     "activation": ["gelu", "swiglu"],
     "positions": ["none", "rope", "learned"],
     "ngram_order": [1, 3],
+    "head_gates": [False, True],
     "value_embeddings": [False, True],
     "residual_scalars": [False, True],
     "qk_norm": [False, True],

@@ -148,7 +148,7 @@ def test_dropout_falls_on_the_same_activations(variant, params, baseline):
 
 @pytest.mark.parametrize("variant", ["1x8", "all axes, accumulation", "remat offload"])
 def test_learned_mixtures_train_alike_however_they_are_split(variant):
-    mixtures = {"residual_scalars": True, "value_embeddings": True}
+    mixtures = {"residual_scalars": True, "value_embeddings": True, "head_gates": True}
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run(**mixtures)), jax.random.key(0))
     assert_same_training(train(tiny_run(**mixtures, **VARIANTS[variant]), params), train(tiny_run(**mixtures), params))
 

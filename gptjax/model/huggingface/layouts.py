@@ -305,6 +305,7 @@ NEEDS = {
     "sliding_window": (0,),
     "norm_placement": ("pre",),
     "residual_scalars": (False,),
+    "head_gates": (False,),
     "value_embeddings": (False,),
     "num_experts": (0,),
     "qkv_bias": (False,),

@@ -214,6 +214,14 @@ def test_a_model_without_a_layout_names_the_options(tmp_path):
         huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
 
 
+@pytest.mark.parametrize("option", ["residual_scalars", "value_embeddings", "head_gates"])
+def test_what_no_layout_has_is_refused_by_name(option, tmp_path):
+    architecture, params = random_model(**OPTIONS["llama"], **{option: True})
+    with pytest.raises(UserError, match=f"llama has no {option}=True\n"):
+        huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("layout", OPTIONS)
 def test_shards_of_bfloat16_are_written_and_read_as_transformers_does(layout, tmp_path, tokens):
     architecture, params = random_model(**OPTIONS[layout])
