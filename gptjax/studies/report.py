@@ -4,51 +4,26 @@ import csv
 import io
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptjax.files import write_whole
-from gptjax.studies import statistics
+from gptjax.studies import figures, statistics
 from gptjax.studies.cells import Plan
-from gptjax.studies.statistics import Comparison, Summary
-from gptjax.studies.study import Claim
-
-
-def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
-    """Each claim with its comparison and verdict; no comparison where cells are missing."""
-    claims = plan.study.parsed_claims()
-    compared: dict[str, Comparison] = {}
-    for claim in claims:
-        for key, ours, theirs in _directions(claim):
-            one, other = plan.scores(ours), plan.scores(theirs)
-            if len(one) == len(other) == plan.study.seeds:
-                compared[key] = statistics.compare(one, other, margin=claim.margin)
-    words = statistics.verdicts(compared)
-    found = []
-    for claim in claims:
-        keys = [key for key, *_ in _directions(claim)]
-        if any(key not in compared for key in keys):
-            found.append((claim, None, "cells are missing"))
-            continue
-        told = {words[key] for key in keys}
-        verdict = "refuted" if "refuted" in told else "supported" if told == {"supported"} else "inconclusive"
-        found.append((claim, compared[keys[0]], verdict))
-    return found
-
-
-def _directions(claim: Claim) -> list[tuple[str, str, str]]:
-    there = (claim.text, claim.ours, claim.theirs)
-    return [there, (claim.text + " (the other way)", claim.theirs, claim.ours)] if claim.both_ways else [there]
+from gptjax.studies.findings import explained, findings
+from gptjax.studies.statistics import Summary
 
 
 def write(plan: Plan) -> Path:
     """Writes the report of what is there, and returns its path. The same cells give the same bytes."""
     write_whole(plan.workdir / "results.csv", _csv(plan))
-    write_whole(plan.workdir / "report.md", text(plan))
+    drawn = figures.write(plan)
+    write_whole(plan.workdir / "report.md", text(plan, drawn))
     return plan.workdir / "report.md"
 
 
-def text(plan: Plan) -> str:
+def text(plan: Plan, drawn: Sequence[figures.Drawn] = ()) -> str:
     """report.md"""
     study, arms = plan.study, plan.arms.values()
     first = plan.arms[study.baseline]
@@ -56,7 +31,7 @@ def text(plan: Plan) -> str:
     if study.source:
         lines += [f"Source: {study.source}" + (f" It found: {study.found}" if study.found else ""), ""]
     for claim, comparison, verdict in findings(plan):
-        lines += [f"**{claim.text}: {verdict}** {_explained(comparison, study.metric)}".rstrip(), ""]
+        lines += [f"**{claim.text}: {verdict}** {explained(plan, claim, comparison)}".rstrip(), ""]
     lines += [
         f"Scale: {first.parameters:,} parameters, {first.tokens:,} tokens, seeds {_range(study.seed_values())}.",
         "",
@@ -73,7 +48,12 @@ def text(plan: Plan) -> str:
         "diverged",
     ]
     rows = [_row(plan, arm.name) for arm in arms]
-    lines += [*_table(heads, rows), "", "## What differs", ""]
+    lines += [*_table(heads, rows), ""]
+    for figure in drawn:
+        lines += [f"![{figure.caption}](figures/{figure.name}.svg)", ""]
+    if not drawn and not figures.available():
+        lines += [f"Figures are drawn by matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
+    lines += ["## What differs", ""]
     for arm, differences in plan.differences().items():
         if differences:
             told = ", ".join(f"`{k}` {_value(a)} -> {_value(b)}" for k, (a, b) in differences.items())
@@ -92,23 +72,6 @@ def text(plan: Plan) -> str:
         lines += ["", "## Cells that diverged", "", "Each counts as a model that knows nothing.", ""]
         lines += [f"* {cell.name}: {cell.outcome()}" for cell in diverged]
     return "\n".join(lines) + "\n"
-
-
-def _explained(comparison: Comparison | None, metric: str) -> str:
-    if comparison is None:
-        return ""
-    found = comparison.difference
-    text = (
-        f"The difference in {metric} is {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] with the margin "
-        f"{comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}."
-    )
-    if not math.isnan(comparison.effect_size):
-        needed = comparison.seeds_needed or f"more than {statistics.MAX_SEEDS}"
-        text += (
-            f" Effect size {comparison.effect_size:+.1f}; power {comparison.power:.0%} for a difference of this size; "
-            f"seeds needed for {statistics.POWER:.0%}: {needed}."
-        )
-    return text
 
 
 def _row(plan: Plan, arm: str) -> list[str]:

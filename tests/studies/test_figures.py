@@ -1,0 +1,116 @@
+"""Figures show the numbers of the cells; the same cells give the same bytes."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from gptjax.studies import findings, report
+from gptjax.studies.cells import Plan
+from gptjax.studies.study import Grid, Study
+
+RATE = "optimizer.learning_rate"
+STEPS = 8
+
+
+@pytest.fixture
+def base(tiny_config, tiny_corpus):
+    tiny_config.tokenizer, tiny_config.model.vocab_size = "byte", 0
+    tiny_config.data.update(source=f"text:{tiny_corpus}/*.txt", split_by="position", validation_fraction=0.1)
+    tiny_config.train.num_steps = STEPS
+    return tiny_config
+
+
+@pytest.fixture
+def made(base, tmp_path):
+    """A study with made-up cells: the loss is that of the rate, and 0.1 more for each seed; the wild arm diverges."""
+
+    def make(name: str = "study", **arms) -> Plan:
+        arms = arms or {f"at_{rate:g}": {RATE: rate} for rate in (1e-4, 1e-3, 1e-2)} | {"wild": {RATE: 1e3}}
+        claims = (f"{list(arms)[1]} < {next(iter(arms))}",)
+        study = Study(question="?", base=base, arms=arms, claims=claims, seeds=2, source="a paper", name="rates")
+        plan = Plan(study, tmp_path / name)
+        plan.claim()
+        while missing := plan.missing():
+            for cell in missing:
+                fill(cell)
+        return plan
+
+    return make
+
+
+def fill(cell) -> None:
+    cell.workdir.mkdir(parents=True)
+    rate = cell.config.optimizer.learning_rate
+    last = 3 if rate > 1 else STEPS
+    level = 3 + abs(np.log10(rate) + 3) + 0.1 * (cell.seed % 10)
+    lines = [{"step": s, "split": "train", "loss": level + 1 / s, "wall_time_s": s * 1.0} for s in range(1, last + 1)]
+    if rate <= 1:
+        lines += [{"step": s, "split": "validation", "loss": level + 1 / s, "wall_time_s": s * 1.0} for s in (4, 8)]
+    else:
+        cell.fail("failed: the training loss is nan at step 4")
+    (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_curve_is_the_mean_of_the_cells_that_did_not_diverge(made):
+    plan = made()
+    per_step = plan.arms["wild"].tokens / STEPS
+    found = findings.curves(plan, "validation", "loss")
+    curve = found["at_0.01"]
+    np.testing.assert_allclose(curve.tokens, [4 * per_step, 8 * per_step])
+    np.testing.assert_allclose([curve.low, curve.mean, curve.high], [[4.25, 4.125], [4.3, 4.175], [4.35, 4.225]])
+    assert (curve.cells, curve.strays) == (2, [])
+    wild = findings.curves(plan, "train", "loss")["wild"]
+    assert (wild.cells, len(wild.tokens), len(wild.strays)) == (0, 0, 2)
+    np.testing.assert_allclose(wild.strays[1][1], 9.1 + 1 / np.arange(1, 4))
+
+
+def test_many_steps_are_averaged(made, monkeypatch):
+    monkeypatch.setattr(findings, "MOST_POINTS", 4)
+    curve = findings.curves(made(), "train", "loss")["at_0.001"]
+    losses = 3.05 + 1 / np.arange(1, 9)
+    np.testing.assert_allclose(curve.mean, losses.reshape(4, 2).mean(1))
+
+
+def test_sensitivity_of_arms_that_differ_in_one_option(made):
+    (series,) = findings.sensitivity(made())
+    assert (series.option, series.name, series.chosen, series.by_factors) == (RATE, "arms", None, True)
+    values, scores = zip(*series.points, strict=True)
+    assert values == (1e-4, 1e-3, 1e-2, 1e3)
+    np.testing.assert_allclose(scores[:3], np.array([[4.125, 4.225], [3.125, 3.225], [4.125, 4.225]]))
+
+
+def test_sensitivity_of_grids(made):
+    grid = Grid(1e-4, 1e-3, 1e-2)
+    plan = made(adamw={RATE: grid}, lion={RATE: grid, "optimizer.name": "lion"})
+    series = findings.sensitivity(plan)
+    assert [(one.name, one.option, one.chosen) for one in series] == [("adamw", RATE, 1e-3), ("lion", RATE, 1e-3)]
+    assert [value for value, _ in series[0].points] == list(grid)
+
+
+def test_the_same_cells_give_the_same_bytes(made):
+    pytest.importorskip("matplotlib")
+    written = []
+    for name in ("one", "other"):
+        plan = made(name)
+        report.write(plan)
+        written.append({path.name: path.read_bytes() for path in (plan.workdir / "figures").iterdir()})
+    assert sorted(written[0]) == sorted(
+        f"{n}.{kind}" for n in ("loss", "sensitivity", "differences") for kind in ("svg", "pdf")
+    )
+    assert written[0] == written[1]
+    texts = {name: data.decode() for name, data in written[0].items() if name.endswith(".svg")}
+    for words in ("training tokens", "loss (nats per token)", "wild (2 diverged)", "at_0.01 (2 seeds)"):
+        assert words in texts["loss.svg"]
+    assert RATE in texts["sensitivity.svg"]
+    assert "at_0.001 &lt; at_0.0001" in texts["differences.svg"] and "2 of 2 diverged" in texts["differences.svg"]
+    assert (made("one").workdir / "report.md").read_text().count("](figures/") == 3
+
+
+def test_without_matplotlib_the_report_says_what_to_install(made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    plan = made()
+    text = report.write(plan).read_text()
+    assert "pip install 'gptjax[studies]'" in text and "](figures/" not in text
+    assert not (plan.workdir / "figures").exists()
