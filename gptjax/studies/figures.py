@@ -92,9 +92,11 @@ class Drawn:
         text = re.sub(
             r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{self.name}-", text
         )  # names of several figures of a page
-        size = re.compile(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"')
+        head, end, rest = text.partition(">")
+        width = re.search(r'\swidth="([0-9.]+)pt"', head)[1]
+        head = re.sub(r'\s(width|height)="[^"]*"', "", head)
         label = html.escape(self.caption)
-        return size.sub(rf'<svg class="figure" role="img" aria-label="{label}" \1\2', text, count=1)
+        return f'{head} class="figure" style="max-width: {width}pt" role="img" aria-label="{label}"{end}{rest}'
 
 
 def available() -> bool:

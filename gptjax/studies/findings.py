@@ -21,6 +21,7 @@ UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "per
 MOST_POINTS = 200  # of a curve
 # What an option belongs to, by its path: the first that matches.
 GROUPS = {
+    "algorithm": r"optimizer\.name",
     "learning rate": r".*learning_rate.*|schedule\..*",
     "weight decay": r".*weight_decay.*|.*cautious.*",
     "moments": r"optimizer\..*(beta|momentum|epsilon|nesterov|average).*",
@@ -57,6 +58,13 @@ def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
 def _directions(claim: Claim) -> list[tuple[str, str, str]]:
     there = (claim.text, claim.ours, claim.theirs)
     return [there, (claim.text + " (the other way)", claim.theirs, claim.ours)] if claim.both_ways else [there]
+
+
+def source(plan: Plan) -> str:
+    """Where the claim is from, and what was found there."""
+    study = plan.study
+    found = f" It found: {study.found.rstrip('.')}." if study.found else ""
+    return f"{study.source.rstrip('.')}.{found}" if study.source else ""
 
 
 def explained(plan: Plan, claim: Claim, comparison: Comparison | None) -> str:
@@ -261,7 +269,8 @@ def setting(plan: Plan) -> list[tuple[str, str]]:
         ("versions", _all_of(_versions(manifest) for manifest in stored if manifest)),
         ("code", _code(plan)),
     ]
-    if any(budgets := {name: study.tuning_budget(name) for name in plan.points}.values()):
+    budgets = {name: study.tuning_budget(name) for name in plan.points}
+    if any(budgets.values()):
         told.append(("tuning", "; ".join(f"{name} {count} cells" for name, count in budgets.items())))
     noise = plan.noise()
     told.append(("noise", noise.in_words().removeprefix("noise: ") if noise else "not measured; --noise does"))

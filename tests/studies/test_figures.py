@@ -1,56 +1,15 @@
 """Figures show the numbers of the cells; the same cells give the same bytes."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 
 from gptjax.studies import findings, report
-from gptjax.studies.cells import Plan
-from gptjax.studies.study import Grid, Study
+from gptjax.studies.study import Grid
 
 RATE = "optimizer.learning_rate"
 STEPS = 8
-
-
-@pytest.fixture
-def base(tiny_config, tiny_corpus):
-    tiny_config.tokenizer, tiny_config.model.vocab_size = "byte", 0
-    tiny_config.data.update(source=f"text:{tiny_corpus}/*.txt", split_by="position", validation_fraction=0.1)
-    tiny_config.train.num_steps = STEPS
-    return tiny_config
-
-
-@pytest.fixture
-def made(base, tmp_path):
-    """A study with made-up cells: the loss is that of the rate, and 0.1 more for each seed; the wild arm diverges."""
-
-    def make(name: str = "study", **arms) -> Plan:
-        arms = arms or {f"at_{rate:g}": {RATE: rate} for rate in (1e-4, 1e-3, 1e-2)} | {"wild": {RATE: 1e3}}
-        claims = (f"{list(arms)[1]} < {next(iter(arms))}",)
-        study = Study(question="?", base=base, arms=arms, claims=claims, seeds=2, source="a paper", name="rates")
-        plan = Plan(study, tmp_path / name)
-        plan.claim()
-        while missing := plan.missing():
-            for cell in missing:
-                fill(cell)
-        return plan
-
-    return make
-
-
-def fill(cell) -> None:
-    cell.workdir.mkdir(parents=True)
-    rate = cell.config.optimizer.learning_rate
-    last = 3 if rate > 1 else STEPS
-    level = 3 + abs(np.log10(rate) + 3) + 0.1 * (cell.seed % 10)
-    lines = [{"step": s, "split": "train", "loss": level + 1 / s, "wall_time_s": s * 1.0} for s in range(1, last + 1)]
-    if rate <= 1:
-        lines += [{"step": s, "split": "validation", "loss": level + 1 / s, "wall_time_s": s * 1.0} for s in (4, 8)]
-    else:
-        cell.fail("failed: the training loss is nan at step 4")
-    (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_curve_is_the_mean_of_the_cells_that_did_not_diverge(made):
