@@ -200,7 +200,7 @@ def ablate(
 ) -> None:
     """Shows the plan of a study, runs what is missing of it, and writes its report. `command`: its arguments."""
     from gptjax.artifacts.lock import Lock
-    from gptjax.studies import local
+    from gptjax.studies import local, progress
     from gptjax.studies import report as reports
     from gptjax.studies.cells import Plan
 
@@ -219,7 +219,8 @@ def ablate(
         try:
             while cells := [cell for cell in missing() if cell.key not in ran]:
                 ran.update(cell.key for cell in cells)
-                local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=_show)
+                with progress.shown(plan, cells) as show:
+                    local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=show)
         finally:
             lock.release()
 
