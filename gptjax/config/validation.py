@@ -247,6 +247,8 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
+    if right("model.mup_base_width", "optimizer.name") and model.mup_base_width and config.optimizer.name == "sgd":
+        yield "model.mup_base_width is set with optimizer.name=sgd, whose rates it does not know; use another optimizer"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
     if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
