@@ -260,9 +260,6 @@ def ablate(
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
-    for claim in study.parsed_claims():
-        if reason := plan.no_verdict(claim):
-            print(f"{claim.text}: inconclusive: {reason}, so that it is not known how good it can be")
     if missing := plan.missing():
         raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
 
