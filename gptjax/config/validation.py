@@ -9,7 +9,7 @@ from typing import Any
 
 from gptjax.config import values
 from gptjax.config.durations import in_epochs, is_zero, resolve_duration
-from gptjax.config.options import LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
+from gptjax.config.options import AVERAGING, LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
 from gptjax.errors import UserError
 
 _LONGEST_MESSAGE = 1500  # characters of all problems together
@@ -247,6 +247,8 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
+    if right("model.mup_base_width", "optimizer.name") and model.mup_base_width and config.optimizer.name == "sgd":
+        yield "model.mup_base_width is set with optimizer.name=sgd, whose rates it does not know; use another optimizer"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
     if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
@@ -254,6 +256,14 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
+    if right("optimizer.name") and (name := config.optimizer.name) in AVERAGING:
+        if right("optimizer.beta1") and not config.optimizer.beta1:
+            yield f"optimizer.beta1 is 0; optimizer.name {name} needs more than 0: its average is found from beta1"
+        if right("train.ema_decay") and config.train.ema_decay:
+            yield (
+                f"train.ema_decay is {config.train.ema_decay}, and optimizer.name {name} keeps an average of its own; "
+                "set train.ema_decay to 0"
+            )
     # mesh.data has to be known before the batch is divided: a value that fails here must not fail a second rule.
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"

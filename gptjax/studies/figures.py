@@ -16,7 +16,7 @@ import numpy as np
 
 from gptjax.files import whole_file, write_whole
 from gptjax.reporting import markup
-from gptjax.studies import findings, statistics
+from gptjax.studies import facts, statistics
 from gptjax.studies.cells import Plan
 
 if TYPE_CHECKING:
@@ -164,21 +164,21 @@ def _short(axis, **options) -> None:
 def _loss(plan: Plan) -> "Figure | None":
     metric = plan.study.metric
     panels = [("Training", "train", "loss"), ("Validation", "validation", metric)]
-    found = [(title, key, findings.curves(plan, split, key)) for title, split, key in panels]
+    found = [(title, key, facts.curves(plan, split, key)) for title, split, key in panels]
     found = [panel for panel in found if any(len(c.tokens) or c.strays for c in panel[2].values())]
     if not found:
         return None
     figure, axes = _figure(5.4 * len(found), 3.9, len(found))
     for one, (title, key, curves) in zip(axes, found, strict=True):
         _curves(one, curves)
-        one.set(title=title, xlabel="training tokens", ylabel=findings.UNITS.get(key, key))
+        one.set(title=title, xlabel="training tokens", ylabel=facts.UNITS.get(key, key))
         _short(one.xaxis)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
 
 
-def _curves(axes: "Axes", curves: dict[str, findings.Curve]) -> None:
+def _curves(axes: "Axes", curves: dict[str, facts.Curve]) -> None:
     tops, lows = [], []
     for index, (arm, curve) in enumerate(curves.items()):
         style = _style(index)
@@ -206,7 +206,7 @@ def _curves(axes: "Axes", curves: dict[str, findings.Curve]) -> None:
 
 
 def _sensitivity(plan: Plan) -> "Figure | None":
-    series = findings.sensitivity(plan)
+    series = facts.sensitivity(plan)
     options = list(dict.fromkeys(one.option for one in series))
     if not options:
         return None
@@ -218,7 +218,7 @@ def _sensitivity(plan: Plan) -> "Figure | None":
     for one, option in zip(axes, options, strict=False):
         for index, line in enumerate(line for line in series if line.option == option):
             _line(one, line, index)
-        one.set(xlabel=option, ylabel=findings.UNITS.get(plan.study.metric, plan.study.metric))
+        one.set(xlabel=option, ylabel=facts.UNITS.get(plan.study.metric, plan.study.metric))
         if all(line.by_factors for line in series if line.option == option):
             one.set_xscale("log")
             ticks = sorted({value for line in series if line.option == option for value, _ in line.points})
@@ -229,7 +229,7 @@ def _sensitivity(plan: Plan) -> "Figure | None":
     return figure
 
 
-def _line(axes: "Axes", series: findings.Series, index: int) -> None:
+def _line(axes: "Axes", series: facts.Series, index: int) -> None:
     style, marker = _style(index), MARKERS[index % len(MARKERS)]
     values = [value for value, _ in series.points]
     means = [float(np.mean(scores)) for _, scores in series.points]
@@ -247,15 +247,15 @@ def _line(axes: "Axes", series: findings.Series, index: int) -> None:
 def _differences(plan: Plan) -> "Figure | None":
     rows: list[tuple[str, statistics.Summary, Sequence[float], str]] = []
     told = set()
-    for claim, comparison, verdict in findings.findings(plan):
+    for claim, comparison, verdict in facts.findings(plan):
         if comparison:
             margins = [comparison.margin, -comparison.margin] if claim.both_ways else [comparison.margin]
-            rows.append((claim.text, comparison.difference, margins, verdict))
+            rows.append((claim.text, comparison.difference, margins, verdict.partition(":")[0]))
             told.add((claim.ours, claim.theirs))
     base = plan.study.baseline
-    bad = [cell.arm for cell in findings.diverged(plan) if not cell.point]
+    bad = [cell.arm for cell in facts.diverged(plan) if not cell.point]
     for arm in plan.arms:
-        scores = findings.paired(plan, arm)
+        scores = facts.paired(plan, arm)
         if arm != base and scores and (arm, base) not in told:
             words = f"{bad.count(arm)} of {len(scores)} diverged" if arm in bad else ""
             rows.append((f"{arm} \N{MINUS SIGN} {base}", statistics.summary(scores), [], words))
@@ -278,5 +278,5 @@ def _differences(plan: Plan) -> "Figure | None":
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
-    axes.set_xlabel(f"difference in {findings.UNITS.get(plan.study.metric, plan.study.metric)}, lower is better")
+    axes.set_xlabel(f"difference in {facts.UNITS.get(plan.study.metric, plan.study.metric)}, lower is better")
     return figure

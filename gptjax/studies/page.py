@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gptjax.reporting import markup
 from gptjax.reporting.page import document
-from gptjax.studies import figures, findings, tables, timing
+from gptjax.studies import facts, figures, tables, timing
 from gptjax.studies.cells import Plan
 from gptjax.studies.tables import Table
 
@@ -32,14 +32,16 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn], command: Sequence[str] = ()
         _table(tables.results(plan)),
         shown.get("differences", ""),
         "<h2>Loss</h2>" + shown["loss"] if "loss" in shown else "",
-        _table(tables.sensitivity(plan), before=shown.get("sensitivity", ""), folded="every value"),
+        _table(tables.tuning(plan)),
+        "<h2>Sensitivity</h2>" + shown["sensitivity"] if "sensitivity" in shown else "",
+        _table(tables.sensitivity(plan), folded="the score of every point"),
         _table(tables.cost(plan)),
         _table(wall_clock(plan)),
         _table(tables.differences(plan)),
         _table(tables.parameter_groups(plan), folded="how each is updated, decayed and initialised"),
         _table(tables.diverged(plan)),
         _table(tables.setting(plan)),
-        _commands(findings.commands(plan, command)),
+        _commands(facts.commands(plan, command)),
     ]
     body = "\n".join(filter(None, sections))
     return document(html.escape(plan.study.name or "study"), body, style=figures.CSS + _CSS)
@@ -55,14 +57,14 @@ def _subtitle(plan: Plan) -> str:
 def _claims(plan: Plan) -> str:
     """What the source found beside our verdicts."""
     rows = []
-    if source := findings.source(plan):
+    if source := facts.source(plan):
         rows.append(f'<tr><td class="key">the source</td><td></td><td>{html.escape(source)}</td></tr>')
-    for claim, comparison, verdict in findings.findings(plan):
-        kind = verdict if verdict in ("supported", "refuted") else ""
-        told = findings.explained(plan, claim, comparison)
+    for claim, comparison, verdict in facts.findings(plan):
+        kind, _, reason = verdict.partition(": ")
+        told = f"{reason}{'. ' * bool(reason)}At {facts.scale(plan)[3:]}. {facts.explained(plan, comparison)}"
         rows.append(
             f'<tr><td class="key"><b>{html.escape(claim.text)}</b></td>'
-            f'<td class="key"><span class="verdict {kind}">{html.escape(verdict)}</span></td>'
+            f'<td class="key"><span class="verdict {kind.split()[0]}">{html.escape(kind)}</span></td>'
             f"<td>{html.escape(told)}</td></tr>"
         )
     joined = "\n".join(rows)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptjax.files import write_whole
-from gptjax.studies import figures, findings, page, tables, timing
+from gptjax.studies import facts, figures, page, tables, timing
 from gptjax.studies.cells import Plan
+from gptjax.studies.facts import findings
 from gptjax.studies.tables import Table
 
 
@@ -30,10 +31,11 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str]
     """report.md"""
     study = plan.study
     lines = [f"# {study.question}", ""]
-    if source := findings.source(plan):
+    if source := facts.source(plan):
         lines += [f"Source: {source}", ""]
-    for claim, comparison, verdict in findings.findings(plan):
-        lines += [f"**{claim.text}: {verdict}** {findings.explained(plan, claim, comparison)}".rstrip(), ""]
+    for claim, comparison, verdict in findings(plan):
+        told = f"**{claim.text}: {verdict}** ({facts.scale(plan)}). {facts.explained(plan, comparison)}"
+        lines += [told.rstrip(), ""]
     lines += [f"Scale: {plan.scale()}, seeds {', '.join(map(str, study.seed_values()[:20]))}.", ""]
     lines += _section(tables.results(plan))
     for figure in drawn:
@@ -41,6 +43,7 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str]
     if not drawn and not figures.available():
         lines += [f"Figures are drawn by matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
     for table in (
+        tables.tuning(plan),
         tables.sensitivity(plan),
         tables.differences(plan),
         tables.parameter_groups(plan),
@@ -49,7 +52,7 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str]
         tables.diverged(plan),
     ):
         lines += _section(table)
-    commands = findings.commands(plan, command)
+    commands = facts.commands(plan, command)
     lines += ["## Commands", "", *(f"    {line}" for line in commands)]
     return "\n".join(lines) + "\n"
 

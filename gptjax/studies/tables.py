@@ -5,10 +5,9 @@ import dataclasses
 import io
 import math
 
-import numpy as np
-
-from gptjax.studies import findings, statistics
+from gptjax.studies import facts, statistics
 from gptjax.studies.cells import Plan
+from gptjax.studies.noise import Noise
 from gptjax.studies.statistics import Summary
 
 
@@ -33,24 +32,18 @@ class Table:
 
 
 def results(plan: Plan) -> Table:
-    """The score of each arm at matched steps, and its difference from the baseline."""
-    first, metric = plan.arms[plan.study.baseline], plan.study.metric
-    heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {first.name}#", "95 % interval#")
-    rows = [_result(plan, arm) for arm in plan.arms]
-    notes = ()
-    if noise := plan.noise():
-        notes = (
-            f"Noise: sigma {noise.sigma:.4f} in {noise.metric} from seed to seed, of {noise.n} runs of {noise.arm}; "
-            f"the difference of two runs that share no seed deviates by {noise.of_difference:.4f}.",
-        )
-    return Table("Results", (*heads, "seeds#", "diverged#"), rows, notes)
+    """The score of each arm, and its difference from the baseline beside what a seed does by itself."""
+    metric, noise = plan.study.metric, plan.noise()
+    heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {plan.study.baseline}#", "95 % interval#")
+    heads += ("noise sigma#",) * bool(noise) + ("seeds#", "diverged#")
+    return Table("Results", heads, [_result(plan, arm, noise) for arm in plan.arms], (facts.noise_in_words(plan),))
 
 
-def _result(plan: Plan, arm: str) -> tuple[str, ...]:
+def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:
     scores = plan.scores(arm)
     own = statistics.summary(scores)
-    difference = statistics.summary(findings.paired(plan, arm) if arm != plan.study.baseline else [])
-    diverged = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
+    difference = statistics.summary(facts.paired(plan, arm) if arm != plan.study.baseline else [])
+    failed = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
     return (
         arm,
         number(own.mean, ".4f"),
@@ -58,39 +51,47 @@ def _result(plan: Plan, arm: str) -> tuple[str, ...]:
         number(own.deviation, ".4f"),
         number(difference.mean, "+.4f"),
         _interval(difference, "+.4f"),
+        *([f"{noise.sigma:.4f}"] if noise else []),
         str(len(scores)),
-        str(diverged),
+        str(failed),
     )
 
 
+def tuning(plan: Plan) -> Table:
+    """How many cells chose the point of each arm, and which it is."""
+    rows = []
+    for name, points in plan.points.items() if plan.tuning else ():
+        seeds, chosen = plan.study.tuning_seed_values() if len(points) > 1 else [], plan.chosen(name)
+        told = chosen.tuned if chosen else "not known: cells are missing"
+        rows.append((name, str(len(points)), str(len(seeds)), str(plan.study.tuning_budget(name)), told))
+    edges = tuple(f"Note: {words}." for name in plan.points for words in plan.censored(name))
+    return Table("Tuning", ("arm", "points#", "tuning seeds#", "cells of tuning#", "chosen"), rows, edges)
+
+
 def sensitivity(plan: Plan) -> Table:
-    """The score at each value of a numeric option that was tried."""
-    rows = [
-        (
-            series.option,
-            series.name,
-            f"{value:g}{' (chosen)' if value == series.chosen else ''}",
-            number(float(np.mean(scores)), ".4f"),
-            str(len(scores)),
-        )
-        for series in findings.sensitivity(plan)
-        for value, scores in series.points
-    ]
-    edges = tuple(f"Warning: {sentence}." for arm in plan.points for sentence in plan.censored(arm))
-    return Table("Sensitivity", ("option", "arm", "value#", f"{plan.study.metric}#", "seeds#"), rows, edges)
+    """The score of every point of the grids."""
+    rows = []
+    for name in plan.points:
+        for tried in plan.sensitivity(name):
+            own = statistics.summary(tried.scores)
+            point = ", ".join(f"{path} {value}" for path, value in tried.point.items())
+            numbers = number(own.mean, ".4f"), number(own.deviation, ".4f"), str(own.count), str(tried.diverged)
+            rows.append((name, point, *numbers, "yes" if tried.chosen else ""))
+    heads = ("arm", "point", f"{plan.study.metric}#", "deviation#", "seeds#", "diverged#", "chosen")
+    return Table("Sensitivity", heads, rows)
 
 
 def differences(plan: Plan) -> Table:
     """What the arms differ in."""
     heads = ("arm", "group", "option", plan.study.baseline, "the arm")
     note = "All else is equal: the resolved options were compared."
-    return Table("What differs", heads, findings.grouped(plan), (note,))
+    return Table("What differs", heads, facts.grouped(plan), (note,))
 
 
 def parameter_groups(plan: Plan) -> Table:
     """How the parameters of the arms are updated and begin."""
     heads = ("arm", "updated by", "weight decay", "initial values", "parameters#")
-    return Table("Parameter groups", heads, findings.parameter_groups(plan))
+    return Table("Parameter groups", heads, facts.parameter_groups(plan))
 
 
 def cost(plan: Plan) -> Table:
@@ -105,11 +106,11 @@ def cost(plan: Plan) -> Table:
 
 
 def setting(plan: Plan) -> Table:
-    return Table("Setting", ("what", "value"), findings.setting(plan))
+    return Table("Setting", ("what", "value"), facts.setting(plan))
 
 
 def diverged(plan: Plan) -> Table:
-    rows = [(cell.name, cell.outcome()) for cell in findings.diverged(plan)]
+    rows = [(cell.name, cell.outcome()) for cell in facts.diverged(plan)]
     return Table("Cells that diverged", ("cell", "why"), rows, ("Each counts as a model that knows nothing.",))
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from gptjax.studies import findings, report
+from gptjax.studies import facts, report
 from gptjax.studies.study import Grid
 
 RATE = "optimizer.learning_rate"
@@ -15,25 +15,25 @@ STEPS = 8
 def test_a_curve_is_the_mean_of_the_cells_that_did_not_diverge(made):
     plan = made()
     per_step = plan.arms["wild"].tokens / STEPS
-    found = findings.curves(plan, "validation", "loss")
+    found = facts.curves(plan, "validation", "loss")
     curve = found["at_0.01"]
     np.testing.assert_allclose(curve.tokens, [4 * per_step, 8 * per_step])
     np.testing.assert_allclose([curve.low, curve.mean, curve.high], [[4.25, 4.125], [4.3, 4.175], [4.35, 4.225]])
     assert (curve.cells, curve.strays) == (2, [])
-    wild = findings.curves(plan, "train", "loss")["wild"]
+    wild = facts.curves(plan, "train", "loss")["wild"]
     assert (wild.cells, len(wild.tokens), len(wild.strays)) == (0, 0, 2)
     np.testing.assert_allclose(wild.strays[1][1], 9.1 + 1 / np.arange(1, 4))
 
 
 def test_many_steps_are_averaged(made, monkeypatch):
-    monkeypatch.setattr(findings, "MOST_POINTS", 4)
-    curve = findings.curves(made(), "train", "loss")["at_0.001"]
+    monkeypatch.setattr(facts, "MOST_POINTS", 4)
+    curve = facts.curves(made(), "train", "loss")["at_0.001"]
     losses = 3.05 + 1 / np.arange(1, 9)
     np.testing.assert_allclose(curve.mean, losses.reshape(4, 2).mean(1))
 
 
 def test_sensitivity_of_arms_that_differ_in_one_option(made):
-    (series,) = findings.sensitivity(made())
+    (series,) = facts.sensitivity(made())
     assert (series.option, series.name, series.chosen, series.by_factors) == (RATE, "arms", None, True)
     values, scores = zip(*series.points, strict=True)
     assert values == (1e-4, 1e-3, 1e-2, 1e3)
@@ -43,7 +43,7 @@ def test_sensitivity_of_arms_that_differ_in_one_option(made):
 def test_sensitivity_of_grids(made):
     grid = Grid(1e-4, 1e-3, 1e-2)
     plan = made(adamw={RATE: grid}, lion={RATE: grid, "optimizer.name": "lion"})
-    series = findings.sensitivity(plan)
+    series = facts.sensitivity(plan)
     assert [(one.name, one.option, one.chosen) for one in series] == [("adamw", RATE, 1e-3), ("lion", RATE, 1e-3)]
     assert [value for value, _ in series[0].points] == list(grid)
 

@@ -1,123 +1,111 @@
-"""report.md and report.html have the same facts; times of a clock are in the page and in timing.csv alone."""
+"""What a report says of scores that are known: verdicts with their scale, noise, tuning. Cells end at once here."""
 
-import csv
-import html
 import json
 import math
-import re
 
 import pytest
 
-from gptjax.studies import noise, report, timing
-from gptjax.studies.study import Grid
+from gptjax.studies import noise, report
+from gptjax.studies.cells import Plan
+from gptjax.studies.study import Grid, Study
 
 RATE = "optimizer.learning_rate"
-COMMAND = ["--study=rates.py:smoke", "--study.seeds=2", "--workdir=/somewhere", "--report", "--workers=3"]
+STEPS = 4
 
 
 @pytest.fixture
-def timed(made):
-    """The slow arm has the lower loss, 3 against 4 and 1 / steps; it takes 16 seconds, the quick one 8."""
-    return made(quick={RATE: 1e-2}, slow={RATE: 1e-3}, wild={RATE: 1e3, "optimizer.clip_norm": 0.0})
+def base(tiny_config, tiny_corpus):
+    tiny_config.tokenizer, tiny_config.model.vocab_size = "byte", 0
+    tiny_config.data.update(source=f"text:{tiny_corpus}/*.txt", split_by="position", validation_fraction=0.1)
+    tiny_config.train.num_steps = STEPS
+    return tiny_config
 
 
-def test_arms_are_compared_at_the_seconds_of_the_fastest(timed):
-    limit, fastest, arms = timing.matched(timed)
-    assert (limit, fastest) == (8, "quick")
-    quick, slow = arms
-    assert (quick.seconds, quick.share, quick.cells) == (8, 1, 2)
-    assert quick.reached == pytest.approx(4 + 0.05 + 1 / 8)
-    assert (slow.seconds, slow.share, slow.tokens_per_second) == (16, 0.5, 32)
-    assert slow.reached == pytest.approx(3 + 0.055 + 1 / 4), "at 8 of its 16 seconds it has done 4 of 8 steps"
-    (cell, *_) = [one for one in timing.cells(timed) if one.cell.arm == "slow"]
-    assert cell.score_at(12) == pytest.approx(3 + (1 / 4 + 1 / 8) / 2), "in proportion between two validations"
-    assert math.isnan(cell.score_at(7.9)), "nothing is known before the first"
-    report.write(timed)
-    rows = list(csv.DictReader((timed.workdir / "timing.csv").open()))
-    assert [(row["arm"], row["seconds"], row["matched_seconds"]) for row in rows[::2]] == [
-        ("quick", "8", "8"),
-        ("slow", "16", "8"),
-    ]
+def finish(cell, final: float, *, seconds: float = 1.0) -> None:
+    """What a run leaves: a loss that falls from 5 to `final`, a quarter of the way with each step."""
+    cell.workdir.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for step in range(1, STEPS + 1):
+        loss = 5 + (final - 5) * step / STEPS
+        told = {"step": step, "loss": loss, "tokens_seen": 64 * step, "wall_time_s": 9 + seconds * step}
+        told |= {"seconds/compile": 9.0, "seconds/step": seconds * step, "tokens_per_second": 64 / seconds}
+        lines += [told | {"split": split, "bits_per_byte": loss / math.log(2)} for split in ("train", "validation")]
+    (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_the_page_and_the_text_have_the_same_facts(timed):
-    (timed.workdir / "noise.json").write_text(
-        json.dumps(
-            {"sigma": 0.0123, "low": 0.01, "high": 0.02, "n": 3, "seeds": [0, 1, 2]}
-            | timed._noise_wanted(timed.noise_cells())
-        )
+def study(base, rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)) -> Study:
+    arms = {"adamw": {RATE: Grid(*rates)}, "muon": {"optimizer.name": "muon", RATE: Grid(1e-4, 1e-3, 1e-2)}}
+    return Study(
+        question="Is <muon> better?",
+        base=base,
+        arms=arms,
+        claims=("muon < adamw",),
+        seeds=3,
+        source="Jordan 2024",
+        found="fewer steps",
     )
-    text = report.write(timed, COMMAND).read_text()
-    source = (timed.workdir / "report.html").read_text()
-    page = html.unescape(re.sub(r"<[^>]*>", " ", source))
-    (verdict,) = re.findall(r"\*\*slow < quick: (\w+)\*\*", text)
-    assert verdict == "supported"
-    for fact in (
-        "a paper",
-        "supported",
-        f"at {timed.scale()}",
-        "power 100%",
-        "sigma 0.0123 in loss from seed to seed, of 3 runs of quick",
-        "clipping",
-        "failed: the training loss is nan at step 4",
-        "python -m gptjax.ablate --study=rates.py:smoke --study.seeds=2 --workdir=runs/rates",
-        f"{timed.arms['slow'].parameters:,}",
-        f"sha256 of the modules {timed.code[:12]}",
-        "loss (nats per token) of the last validation",
-        timed.cells[0].workdir.name,
-    ):
-        assert fact in text and fact in page, fact
-    assert "loss at 8.0 s" in page and "8.0 s" not in text, "no time of a clock is in report.md"
-    assert not re.search(r"""<script|(src|href)=["']?(http|//)|@import|url\(['"]?http""", source), "it needs no network"
 
 
-def test_the_page_is_made_anew_from_the_same_files(timed):
-    report.write(timed, COMMAND)
-    names = ("report.md", "report.html", "timing.csv", "results.csv")
-    first = {name: (timed.workdir / name).read_bytes() for name in names}
-    report.write(timed, COMMAND)
-    assert first == {name: (timed.workdir / name).read_bytes() for name in names}
+def ended(one: Study, workdir) -> Plan:
+    """The plan of a study whose cells have all ended: muon is better by 0.5; a rate of 1e-3 is the best."""
+    for missing in (lambda plan: plan.tuning, lambda plan: plan.cells):
+        for cell in missing(Plan(one, workdir)):
+            off = abs(math.log10(cell.config.optimizer.learning_rate / 1e-3))
+            slow = cell.arm == "muon"
+            finish(cell, 3 - 0.5 * slow + off + 0.01 * (cell.seed % 3) * (1 + slow), seconds=1.0 + slow)
+    return Plan(one, workdir)
 
 
-def test_what_a_person_wrote_is_text(timed):
-    timed.study.question = timed.study.source = "<script>alert('&')</script>"
-    report.write(timed)
-    assert "<script" not in (timed.workdir / "report.html").read_text()
+def test_a_verdict_carries_its_scale_and_power(base, tmp_path):
+    plan = ended(study(base), tmp_path)
+    ((claim, comparison, verdict),) = report.findings(plan)
+    assert (claim.text, verdict) == ("muon < adamw", "supported")
+    assert comparison.difference.mean == pytest.approx(-0.49)
+    first = plan.arms["adamw"]
+    words = report.text(plan)
+    assert (
+        f"**muon < adamw: supported** (at {first.parameters / 1e3:.4g}k parameters, {first.tokens} tokens). The"
+        in words
+    )
+    assert "seeds needed for 80%: 2." in words
 
 
-def test_another_clock_changes_neither_the_text_nor_the_table(timed):
-    """What a kill and a restart, or another machine, do to a study."""
-    report.write(timed, COMMAND)
-    before = [(timed.workdir / name).read_bytes() for name in ("report.md", "results.csv")]
-    for cell in timed.cells:
-        path = cell.workdir / "metrics.jsonl"
-        path.write_text(re.sub(r'"(wall_time_s|tokens_per_second)": ', r'"\1": 3', path.read_text()))
-    report.write(timed, COMMAND)
-    assert [(timed.workdir / name).read_bytes() for name in ("report.md", "results.csv")] == before
+def test_an_optimum_at_the_edge_of_its_grid_is_no_verdict(base, tmp_path):
+    plan = ended(study(base, rates=(1e-6, 1e-5, 1e-4)), tmp_path)
+    ((_, comparison, verdict),) = report.findings(plan)
+    assert verdict == "inconclusive: the optimum of adamw is at the edge of its grid"
+    assert comparison.difference.mean == pytest.approx(-1.49)
+    words = report.text(plan)
+    assert f"**muon < adamw: {verdict}** (at " in words
+    assert "Note: the best optimizer.learning_rate of adamw is 0.0001, the largest that was tried." in words
 
 
-def test_an_optimum_at_the_edge_gives_no_verdict(made):
-    grids = {"low": Grid(1e-3, 1e-2, 1e-1), "inside": Grid(1e-4, 1e-3, 1e-2)}
-    arms = {
-        name: {RATE: grid, "optimizer.name": kind}
-        for (name, grid), kind in zip(grids.items(), ("adamw", "lion"), strict=True)
-    }
-    text = report.text(made(**arms))
-    assert "**inside < low: inconclusive**" in text and "the optimum of low is at the edge of its grid" in text
-    assert "the best optimizer.learning_rate of low is 0.001, the smallest that was tried" in text
+def test_the_tuning_is_in_the_report(base, tmp_path):
+    lines = report.text(ended(study(base), tmp_path)).splitlines()
+    assert "| muon | 3 | 1 | 3 | optimizer.learning_rate 0.001 |" in lines
+    assert "| muon | optimizer.learning_rate 0.0001 | 3.5200 |  | 1 | 0 |  |" in lines
+    assert "| muon | optimizer.learning_rate 0.001 | 2.5200 |  | 1 | 0 | yes |" in lines
 
 
-def test_a_study_that_has_not_begun_has_a_page(made, monkeypatch):
-    plan = made()
-    for cell in plan.cells:
-        for path in cell.workdir.iterdir():
-            path.unlink()
-    assert "cells are missing" in report.write(plan).read_text()
-    assert "0 of 8 cells have ended" in (plan.workdir / "report.html").read_text()
+def test_the_noise_stands_beside_the_difference(base, tmp_path):
+    plan = ended(study(base), tmp_path)
+    assert "Noise: how much a seed does by itself is not measured; see --noise." in report.text(plan)
+    for cell, loss in zip(plan.noise_cells(), (3.0, 3.1, 3.2), strict=True):
+        finish(cell, loss)
+    sigma = plan.measure_noise()
+    assert isinstance(sigma, noise.Noise)
+    lines = report.text(plan).splitlines()
+    assert (
+        "| arm | loss | 95 % interval | deviation | minus adamw | 95 % interval | noise sigma | seeds | diverged |"
+        in lines
+    )
+    assert any("-0.4900 | [-0.5148, -0.4652] | 0.1000 | 3 | 0 |" in line for line in lines)
+    assert any(
+        line.startswith("Noise: one run of adamw deviates by 0.1000 in loss from seed to seed") for line in lines
+    )
 
 
-def test_noise_of_another_arm_is_not_shown(timed):
-    stored = timed._noise_wanted(timed.noise_cells()) | {"arm": "slow"}
-    found = noise.Noise(**stored, sigma=0.5, low=0.1, high=1.0, n=3, seeds=(0, 1, 2))
-    noise.write(timed.workdir, found)
-    assert "sigma" not in report.text(timed) and "not measured" in report.text(timed)
+def test_cells_are_missing(base, tmp_path):
+    ((_, comparison, verdict),) = report.findings(Plan(study(base), tmp_path))
+    assert (comparison, verdict) == (None, "cells are missing")
+    assert "| muon | 3 | 1 | 3 | not known: cells are missing |" in report.text(Plan(study(base), tmp_path))

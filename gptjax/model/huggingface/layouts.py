@@ -302,6 +302,7 @@ def _write_qwen(a: Architecture) -> dict[str, Any]:
 NEEDS = {
     "logit_softcap": (0.0,),
     "ngram_order": (1,),
+    "mup_base_width": (0,),
     "sliding_window": (0,),
     "norm_placement": ("pre",),
     "num_experts": (0,),

@@ -11,6 +11,7 @@ import numpy as np
 
 from gptjax import config as config_lib
 from gptjax.artifacts.manifest import git_state
+from gptjax.reporting.markup import short
 from gptjax.studies import differences, statistics
 from gptjax.studies.cell import Cell
 from gptjax.studies.cells import Plan
@@ -34,7 +35,10 @@ GROUPS = {
 
 
 def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
-    """Each claim with its comparison and verdict; no comparison where cells are missing."""
+    """Each claim with its comparison and verdict; no comparison where cells are missing.
+
+    A verdict is "supported", "refuted", "inconclusive", or "inconclusive: " and why no scores could give another.
+    """
     claims = plan.study.parsed_claims()
     compared: dict[str, Comparison] = {}
     for claim in claims:
@@ -46,12 +50,15 @@ def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
     found = []
     for claim in claims:
         keys = [key for key, *_ in _directions(claim)]
+        if reason := plan.no_verdict(claim):
+            found.append((claim, compared.get(keys[0]), f"inconclusive: {reason}"))
+            continue
         if any(key not in compared for key in keys):
             found.append((claim, None, "cells are missing"))
             continue
         told = {words[key] for key in keys}
         verdict = "refuted" if "refuted" in told else "supported" if told == {"supported"} else "inconclusive"
-        found.append((claim, compared[keys[0]], "inconclusive" if plan.no_verdict(claim) else verdict))
+        found.append((claim, compared[keys[0]], verdict))
     return found
 
 
@@ -67,14 +74,27 @@ def source(plan: Plan) -> str:
     return f"{study.source.rstrip('.')}.{found}" if study.source else ""
 
 
-def explained(plan: Plan, claim: Claim, comparison: Comparison | None) -> str:
+def scale(plan: Plan) -> str:
+    """The size at which the verdicts hold, in short."""
+    first = plan.arms[plan.study.baseline]
+    return f"at {short(first.parameters)} parameters, {short(first.tokens)} tokens"
+
+
+def noise_in_words(plan: Plan) -> str:
+    noise = plan.noise()
+    return (
+        f"N{noise.in_words()[1:]}." if noise else "Noise: how much a seed does by itself is not measured; see --noise."
+    )
+
+
+def explained(plan: Plan, comparison: Comparison | None) -> str:
     """The numbers behind a verdict, in sentences."""
     if comparison is None:
         return ""
     found = comparison.difference
     text = (
         f"The difference in {plan.study.metric} is {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] with the "
-        f"margin {comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}, at {plan.scale()}."
+        f"margin {comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}."
     )
     if not math.isnan(comparison.effect_size):
         needed = comparison.seeds_needed or f"more than {statistics.MAX_SEEDS}"
@@ -82,8 +102,6 @@ def explained(plan: Plan, claim: Claim, comparison: Comparison | None) -> str:
             f" Effect size {comparison.effect_size:+.1f}; power {comparison.power:.0%} for a difference of this size; "
             f"seeds needed for {statistics.POWER:.0%}: {needed}."
         )
-    if reason := plan.no_verdict(claim):
-        text += f" There is no verdict: {reason}, so that it is not known how good it can be."
     return text
 
 
@@ -269,11 +287,6 @@ def setting(plan: Plan) -> list[tuple[str, str]]:
         ("versions", _all_of(_versions(manifest) for manifest in stored if manifest)),
         ("code", _code(plan)),
     ]
-    budgets = {name: study.tuning_budget(name) for name in plan.points}
-    if any(budgets.values()):
-        told.append(("tuning", "; ".join(f"{name} {count} cells" for name, count in budgets.items())))
-    noise = plan.noise()
-    told.append(("noise", noise.in_words().removeprefix("noise: ") if noise else "not measured; --noise does"))
     return [(what, words) for what, words in told if words]
 
 
