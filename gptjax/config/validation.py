@@ -249,6 +249,11 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+    if right("model.value_embeddings", "model.num_layers") and model.value_embeddings > model.num_layers:
+        yield (
+            f"model.value_embeddings {model.value_embeddings} is more than model.num_layers {model.num_layers}: tables "
+            "without a layer that reads them"
+        )
     if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
         yield f"model.lora_dropout is {model.lora_dropout}, and model.lora_rank is 0: there are no adapters"
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
