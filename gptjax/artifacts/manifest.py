@@ -19,6 +19,7 @@ from gptjax import __version__, parameters
 from gptjax.config import Config, sha256
 from gptjax.model import lora
 from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
+from gptjax.optim.optimizers import updater
 from gptjax.parallel import partition
 from gptjax.parameters import path_string
 
@@ -80,7 +81,6 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_string(path)
         row = parameters.find(name)
-        updater = "adamw" if config.optimizer.name == "muon" and not row.matrix else config.optimizer.name
         rows.append(
             {
                 "path": name,
@@ -88,7 +88,7 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
                 "sharding": str(partition.partition_spec(name, leaf.shape, mesh)),
                 "init": initialisation(config, name),
                 "decay": row.decayed and name in trained,
-                "optimizer": updater if name in trained else "none",
+                "optimizer": updater(config.optimizer.name, row) if name in trained else "none",
             }
         )
     return rows

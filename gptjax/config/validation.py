@@ -9,7 +9,7 @@ from typing import Any
 
 from gptjax.config import values
 from gptjax.config.durations import in_epochs, is_zero, resolve_duration
-from gptjax.config.options import LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
+from gptjax.config.options import AVERAGING, LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
 from gptjax.errors import UserError
 
 _LONGEST_MESSAGE = 1500  # characters of all problems together
@@ -259,6 +259,14 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
+    if right("optimizer.name") and (name := config.optimizer.name) in AVERAGING:
+        if right("optimizer.beta1") and not config.optimizer.beta1:
+            yield f"optimizer.beta1 is 0; optimizer.name {name} needs more than 0: its average is found from beta1"
+        if right("train.ema_decay") and config.train.ema_decay:
+            yield (
+                f"train.ema_decay is {config.train.ema_decay}, and optimizer.name {name} keeps an average of its own; "
+                "set train.ema_decay to 0"
+            )
     # mesh.data has to be known before the batch is divided: a value that fails here must not fail a second rule.
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"
