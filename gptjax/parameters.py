@@ -136,11 +136,12 @@ def _factors(text: str, option: str) -> list[tuple[str, float]]:
         pattern, _, value = entry.rpartition("=")
         try:
             re.compile(pattern)
-            if not math.isfinite(float(value)):
+            if not 0 <= float(value) < math.inf:
                 raise ValueError(value)
             factors.append((pattern, float(value)))
         except (ValueError, re.error):
             raise UserError(
-                f"{option}={text!r}: {entry!r} is not PATTERN=FACTOR, such as 'embedding/.*=0.1 head/kernel=0.5'"
+                f"{option}={text!r}: {entry!r} is not PATTERN=FACTOR with a factor of 0 or more, such as "
+                "'embedding/.*=0.1 head/kernel=0.5'"
             ) from None
     return factors

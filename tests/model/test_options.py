@@ -178,6 +178,7 @@ def test_experts_can_start_at_zero():
         ("final_norm/scale=2", "'final_norm/scale' matches no parameter"),  # starts at one, not at random
         ("head/kernel", "is not PATTERN=FACTOR"),
         ("head/kernel=nan", "is not PATTERN=FACTOR"),
+        ("head/kernel=-1", "with a factor of 0 or more"),
         ("head/(kernel=0", "is not PATTERN=FACTOR"),
     ],
 )
