@@ -7,6 +7,8 @@
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --report
   python -m gptjax.ablate --search --config=configs/quickstart.py --workdir=runs/rates --search.trials=20
       --search.optimizer.learning_rate=1e-4..1e-2 --search.optimizer.weight_decay=0,0.1,0.3 --search.method=random
+  python -m gptjax.ablate --coordinates --config=configs/quickstart.py --config.model.mup_base_width=192
+      --workdir=runs/coordinates
   python -m gptjax.ablate --reproduce=runs/a
   python -m gptjax.ablate --diff runs/a runs/b
 
@@ -46,6 +48,7 @@ SETTINGS = {
 MODES = {
     "search": ("config", "workdir", "workers"),
     "reproduce": ("workdir", "steps"),
+    "coordinates": ("config", "workdir", "widths", "steps", "seeds"),
     "study": ("workdir", "plan", "noise", "report", "workers", "pack"),
 }
 
@@ -64,7 +67,7 @@ def main(argv: list[str]) -> None:
     _define(flag_values)
     cli.parse(flag_values, argv, __doc__)
     modes = {"search": flag_values.search or bool(searched), "reproduce": bool(flag_values.reproduce)}
-    modes["study"] = bool(specs or chosen)
+    modes |= {"coordinates": flag_values.coordinates, "study": bool(specs or chosen)}
     _check_modes(flag_values, [mode for mode, asked in modes.items() if asked])
     workdir = files.expand(flag_values.workdir) if flag_values.workdir else None
     if modes["reproduce"]:
@@ -72,10 +75,13 @@ def main(argv: list[str]) -> None:
         return
     if modes["search"] and not flag_values.search:
         raise UserError(f"--search.{searched[0].partition('=')[0][:100]} belongs to --search")
-    if not modes["search"] and not specs:
+    if not (modes["search"] or modes["coordinates"] or specs):
         raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
     if workdir is None:
         raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
+    if modes["coordinates"]:
+        coordinates(cli.read_config(flag_values), workdir, flag_values)
+        return
     if modes["search"]:
         search(cli.read_config(flag_values), workdir, searched, words, workers=flag_values.workers)
         return
@@ -94,6 +100,7 @@ def _define(flag_values: flags.FlagValues) -> None:
         ("plan", "show what would be run, and run nothing"),
         ("noise", "run the baseline with other seeds, and note how much a seed does by itself"),
         ("report", "write the report of what is there, and run nothing"),
+        ("coordinates", "the coordinate check of muP: how far activations move in a few steps, by width"),
         ("search", "search in --search.section.option=LOW..HIGH or VALUE,VALUE; see --search.method, trials, seeds"),
     ):
         flags.DEFINE_bool(name, False, meaning, flag_values=flag_values)
@@ -102,9 +109,16 @@ def _define(flag_values: flags.FlagValues) -> None:
     )
     for name, meaning, most in (
         ("workers", "cells at once; 0 = one a core, or one a GPU", 4096),
-        ("steps", "of --reproduce: steps after which it stops; 0 = all", 10**9),
+        ("steps", "of --reproduce: steps after which it stops, 0 = all; of --coordinates: steps, 0 = 10", 10**9),
+        ("seeds", "of --coordinates: seeds whose mean counts; 0 = 3", 1000),
     ):
         flags.DEFINE_integer(name, 0, meaning, lower_bound=0, upper_bound=most, flag_values=flag_values)
+    flags.DEFINE_list(
+        "widths",
+        ["1", "2", "4", "8"],
+        "of --coordinates: widths, as multiples of model.embed_dim",
+        flag_values=flag_values,
+    )
     flags.DEFINE_enum(
         "pack",
         "auto",
@@ -143,6 +157,20 @@ def search(config: Config, workdir: Path, chosen: Sequence[str], words: Sequence
     one = searching.Search(config, searching.read(chosen), workdir)
     one.run(workers=workers, show=_show)
     print(one.text(["python", "-m", "gptjax.train", *words]))
+
+
+def coordinates(config: Config, workdir: Path, flag_values: flags.FlagValues) -> None:
+    """Measures, prints and writes the coordinate check. Raises UserError for widths that are none."""
+    from gptjax.studies import coordinates as checking
+
+    words = flag_values.widths
+    if not all(word.isdecimal() and 0 < int(word) <= 1024 for word in words) or len(set(map(int, words))) < 2:
+        raise UserError(f"--widths={','.join(words)}: expected two or more multiples of the width, e.g. --widths=1,2,4")
+    factors = sorted(set(map(int, words)))
+    steps, seeds = flag_values.steps or 10, flag_values.seeds or 3
+    found = checking.check(config, factors, steps=steps, seeds=seeds, show=lambda line: print(line, file=sys.stderr))
+    print(found.text())
+    print("written: " + ", ".join(map(str, checking.write(found, workdir))))
 
 
 def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
@@ -232,9 +260,6 @@ def ablate(
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
-    for claim in study.parsed_claims():
-        if reason := plan.no_verdict(claim):
-            print(f"{claim.text}: inconclusive: {reason}, so that it is not known how good it can be")
     if missing := plan.missing():
         raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
 

@@ -98,9 +98,10 @@ def find(path: str) -> Parameter:
     raise KeyError(f"no row of gptjax.parameters.TABLE matches the parameter {path}")
 
 
-def deviation(path: str, init_std: float, num_layers: int) -> float:
-    """The standard deviation of the initial values of a matrix or table."""
-    return init_std * (2 * num_layers) ** -0.5 if find(path).initial == "residual" else init_std
+def deviation(path: str, init_std: float, num_layers: int, widening: float = 1.0) -> float:
+    """The standard deviation of the initial values of a matrix or table; `widening`: of `Architecture`."""
+    std = init_std * (2 * num_layers) ** -0.5 if find(path).initial == "residual" else init_std
+    return std * widening**-0.5 if find(path).matrix else std
 
 
 def path_string(path: tuple) -> str:

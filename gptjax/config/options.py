@@ -180,6 +180,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "'blocks/(attention/out|mlp/down)/kernel=0' = output projections of zeros",
             affects="training",
         ),
+        "mup_base_width": Option(
+            0,
+            "maximal update parametrisation: the embed_dim at which rates were tuned; a model m times as wide then has "
+            "their best values, too (initial matrices / sqrt(m), Adam's rates of matrices / m, logits / m); 0 = off",
+            minimum=0,
+            maximum=1_048_576,
+        ),
         "dropout": Option(
             0.0,
             "dropout rate on embeddings and on both residual branches",

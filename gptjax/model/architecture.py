@@ -52,6 +52,7 @@ class Architecture:
     attention_gate: bool
     init_std: float
     init_multipliers: str
+    mup_base_width: int
     dropout: float
     lora_rank: int
     lora_alpha: float
@@ -85,7 +86,12 @@ class Architecture:
     def deviation(self, path: str) -> float:
         """The standard deviation of the initial values of a parameter, a matrix or a table."""
         factor = parameters.multiplier(self.init_multipliers, path, "model.init_multipliers")
-        return parameters.deviation(path, self.init_std, self.num_layers) * factor
+        return parameters.deviation(path, self.init_std, self.num_layers, self.widening) * factor
+
+    @property
+    def widening(self) -> float:
+        """How many times as wide the model is as that whose rates it takes over (Yang et al. 2022); 1 without muP."""
+        return self.embed_dim / self.mup_base_width if self.mup_base_width else 1.0
 
     def for_inference(self) -> "Architecture":
         """The same model, with the same parameters, for scoring and writing texts on any device.

@@ -15,13 +15,17 @@ from gptjax.optim.parts import Parts
 from gptjax.parameters import Parameter, find, multipliers, path_string
 
 
-def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.GradientTransformation:
+def make_optimizer(
+    options: ConfigDict, params: Any, hyper: Hyper, *, widening: float = 1.0
+) -> optax.GradientTransformation:
     """The optimizer of one step.
 
     Args:
       options: `config.optimizer`.
       params: the trained parameters, which may be abstract.
       hyper: this step's hyper-parameters, which may be traced; the form of the state does not depend on them.
+      widening: `Architecture.widening`: with muP, by how much the rates of matrices fall where the size of an update
+        does not follow from its shape, and their decay rises, so that the product stays.
 
     Raises UserError for multipliers that match no parameter.
     """
@@ -29,6 +33,11 @@ def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.Grad
     decayed = [path for path in paths if find(path).decayed]
     rates = multipliers(options.learning_rate_multipliers, paths, "optimizer.learning_rate_multipliers")
     decays = multipliers(options.weight_decay_multipliers, decayed, "optimizer.weight_decay_multipliers")
+    if widening != 1:
+        for path in paths:
+            if find(path).matrix and not getattr(_algorithm(options.name), "SPECTRAL", False):
+                rates[path] /= widening
+                decays[path] *= widening
 
     def decay(path: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
         name = path_string(path)
@@ -42,7 +51,7 @@ def make_optimizer(options: ConfigDict, params: Any, hyper: Hyper) -> optax.Grad
     def rate(name: str) -> optax.GradientTransformation:
         # Its state counts steps, as that of an optax schedule.
         plain = optax.scale_by_learning_rate(lambda count: hyper[name])
-        if not options.learning_rate_multipliers:
+        if all(factor == 1 for factor in rates.values()):
             return plain
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

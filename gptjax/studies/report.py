@@ -1,4 +1,4 @@
-"""What a study has found, from the metrics of its cells: report.md, results.csv, figures as SVG and PDF."""
+"""What a study has found, from the metrics of its cells: report.md and results.csv."""
 
 import csv
 import io
@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.files import write_whole
+from gptjax.reporting.markup import short
 from gptjax.studies import statistics
 from gptjax.studies.cells import Plan
+from gptjax.studies.noise import Noise
 from gptjax.studies.statistics import Comparison, Summary
 from gptjax.studies.study import Claim
 
+Table = tuple[list[str], list[list[str]]]  # heads, rows
+DIVERGED = "Each counts as a model that knows nothing."
+
 
 def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
-    """Each claim with its comparison and verdict; no comparison where cells are missing."""
+    """Each claim with its comparison and verdict; no comparison where cells are missing.
+
+    A verdict is "supported", "refuted", "inconclusive", or "inconclusive: " and why no scores could give another.
+    """
     claims = plan.study.parsed_claims()
     compared: dict[str, Comparison] = {}
     for claim in claims:
@@ -27,6 +35,9 @@ def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
     found = []
     for claim in claims:
         keys = [key for key, *_ in _directions(claim)]
+        if reason := plan.no_verdict(claim):
+            found.append((claim, compared.get(keys[0]), f"inconclusive: {reason}"))
+            continue
         if any(key not in compared for key in keys):
             found.append((claim, None, "cells are missing"))
             continue
@@ -51,29 +62,13 @@ def write(plan: Plan) -> Path:
 def text(plan: Plan) -> str:
     """report.md"""
     study, arms = plan.study, plan.arms.values()
-    first = plan.arms[study.baseline]
     lines = [f"# {study.question}", ""]
     if study.source:
-        lines += [f"Source: {study.source}" + (f" It found: {study.found}" if study.found else ""), ""]
-    for claim, comparison, verdict in findings(plan):
-        lines += [f"**{claim.text}: {verdict}** {_explained(comparison, study.metric)}".rstrip(), ""]
-    lines += [
-        f"Scale: {first.parameters:,} parameters, {first.tokens:,} tokens, seeds {_range(study.seed_values())}.",
-        "",
-    ]
-    lines += ["## Results", ""]
-    heads = [
-        "arm",
-        study.metric,
-        "95 % interval",
-        "deviation",
-        "minus " + first.name,
-        "95 % interval",
-        "seeds",
-        "diverged",
-    ]
-    rows = [_row(plan, arm.name) for arm in arms]
-    lines += [*_table(heads, rows), "", "## What differs", ""]
+        lines += [f"Source: {study.source.rstrip('.')}." + (f" It found: {study.found}" if study.found else ""), ""]
+    lines += [line for finding in findings(plan) for line in (verdict_in_words(plan, *finding, bold="**"), "")]
+    lines += [f"Scale: {plan.scale()}, seeds {_range(study.seed_values())}.", ""]
+    lines += ["## Results", "", *_table(*results(plan)), "", noise_in_words(plan), ""]
+    lines += [*_tuning(plan), "## What differs", ""]
     for arm, differences in plan.differences().items():
         if differences:
             told = ", ".join(f"`{k}` {_value(a)} -> {_value(b)}" for k, (a, b) in differences.items())
@@ -85,16 +80,76 @@ def text(plan: Plan) -> str:
         for a in arms
     ]
     lines += _table(heads, costs)
-    for quantity, reason in study.unmatched.items():
-        lines += ["", f"Arms may differ in {quantity.replace('_', ' ')}: {reason}"]
-    diverged = [cell for cell in plan.cells if cell.outcome() not in ("", "done")]
-    if diverged:
-        lines += ["", "## Cells that diverged", "", "Each counts as a model that knows nothing.", ""]
-        lines += [f"* {cell.name}: {cell.outcome()}" for cell in diverged]
+    lines += [line for sentence in unmatched(plan) for line in ("", sentence)]
+    if failed := diverged(plan):
+        lines += ["", "## Cells that diverged", "", DIVERGED, "", *(f"* {name}: {reason}" for name, reason in failed)]
     return "\n".join(lines) + "\n"
 
 
-def _explained(comparison: Comparison | None, metric: str) -> str:
+def verdict_in_words(plan: Plan, claim: Claim, comparison: Comparison | None, verdict: str, *, bold: str = "") -> str:
+    """A claim with its verdict, the size at which it holds, and the numbers behind it."""
+    first = plan.arms[plan.study.baseline]
+    scale = f"at {short(first.parameters)} parameters, {short(first.tokens)} tokens"
+    return f"{bold}{claim.text}: {verdict}{bold} ({scale}). {explained(comparison, plan.study.metric)}".rstrip()
+
+
+def noise_in_words(plan: Plan) -> str:
+    noise = plan.noise()
+    return (
+        f"N{noise.in_words()[1:]}." if noise else "Noise: how much a seed does by itself is not measured; see --noise."
+    )
+
+
+def unmatched(plan: Plan) -> list[str]:
+    """Sentences on what arms may differ in."""
+    return [f"Arms may differ in {name.replace('_', ' ')}: {why}" for name, why in plan.study.unmatched.items()]
+
+
+def diverged(plan: Plan) -> list[tuple[str, str]]:
+    """Names of the cells that diverged, those of tuning too, with how."""
+    cells = {cell.key: cell for cell in (*plan.cells, *plan.tuning)}.values()
+    return [(cell.name, cell.outcome()) for cell in cells if cell.outcome() not in ("", "done")]
+
+
+def budgets(plan: Plan) -> Table:
+    """How many cells chose the point of each arm, and which it is."""
+    heads = ["arm", "points", "tuning seeds", "cells of tuning", "chosen"]
+    rows = []
+    for name, points in plan.points.items():
+        seeds, chosen = plan.study.tuning_seed_values() if len(points) > 1 else [], plan.chosen(name)
+        told = chosen.tuned if chosen else "not known: cells are missing"
+        rows.append([name, str(len(points)), str(len(seeds)), str(plan.study.tuning_budget(name)), told])
+    return heads, rows
+
+
+def sensitivity(plan: Plan) -> Table:
+    """The score of every point of the grids."""
+    rows = []
+    for name in plan.points:
+        for tried in plan.sensitivity(name):
+            own = statistics.summary(tried.scores)
+            point = ", ".join(f"{path} {value}" for path, value in tried.point.items())
+            numbers = [_number(own.mean, ".4f"), _number(own.deviation, ".4f"), str(own.count), str(tried.diverged)]
+            rows.append([name, point, *numbers, "yes" if tried.chosen else ""])
+    return ["arm", "point", plan.study.metric, "deviation", "seeds", "diverged", "chosen"], rows
+
+
+def _tuning(plan: Plan) -> list[str]:
+    if not plan.tuning:
+        return []
+    lines = ["## Tuning", "", *_table(*budgets(plan)), "", *_table(*sensitivity(plan)), ""]
+    return lines + [line for name in plan.points for words in plan.censored(name) for line in (f"Note: {words}.", "")]
+
+
+def results(plan: Plan) -> Table:
+    """The score of every arm, and its difference from the baseline beside what a seed does by itself."""
+    metric, base, noise = plan.study.metric, plan.study.baseline, plan.noise()
+    heads = ["arm", metric, "95 % interval", "deviation", f"minus {base}", "95 % interval"]
+    heads += ["noise sigma"] * bool(noise) + ["seeds", "diverged"]
+    return heads, [_row(plan, name, noise) for name in plan.arms]
+
+
+def explained(comparison: Comparison | None, metric: str) -> str:
     if comparison is None:
         return ""
     found = comparison.difference
@@ -111,12 +166,12 @@ def _explained(comparison: Comparison | None, metric: str) -> str:
     return text
 
 
-def _row(plan: Plan, arm: str) -> list[str]:
+def _row(plan: Plan, arm: str, noise: Noise | None) -> list[str]:
     scores, base = plan.scores(arm), plan.scores(plan.study.baseline)
     own = statistics.summary(scores)
     paired = [a - b for a, b in zip(scores, base, strict=False)] if arm != plan.study.baseline else []
     difference = statistics.summary(paired)
-    diverged = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
+    failed = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
     return [
         arm,
         _number(own.mean, ".4f"),
@@ -124,8 +179,9 @@ def _row(plan: Plan, arm: str) -> list[str]:
         _number(own.deviation, ".4f"),
         _number(difference.mean, "+.4f"),
         _interval(difference, "+.4f"),
+        *([f"{noise.sigma:.4f}"] if noise else []),
         str(len(scores)),
-        str(diverged),
+        str(failed),
     ]
 
 

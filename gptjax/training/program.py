@@ -77,7 +77,9 @@ class Program:
 
     def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
         """The optimizer with the values of one step."""
-        return optimizers.make_optimizer(self.config.optimizer, lora.split(self.abstract_params)[0], hyper)
+        return optimizers.make_optimizer(
+            self.config.optimizer, lora.split(self.abstract_params)[0], hyper, widening=self.architecture.widening
+        )
 
     @cached_property
     def target(self) -> TrainState:

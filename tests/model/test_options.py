@@ -187,11 +187,22 @@ def test_factors_that_cannot_be_used(text, message):
         gpt.abstract_params(architecture_of(init_multipliers=text))
 
 
-def test_tables_that_no_layer_reads_are_refused():
+@pytest.mark.parametrize(
+    ("model", "optimizer", "message"),
+    [
+        ({"num_layers": 2, "value_embeddings": 3}, "adamw", "model.value_embeddings 3 is more than model.num_layers 2"),
+        ({"attention_gate": True, "mup_base_width": 64}, "adamw", "mup_base_width is set with model.attention_gate"),
+        ({"init_multipliers": "head/.*=2 .*/out/.*=0"}, "muonh", "starts blocks/attention/out/kernel at zero, and"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(model, optimizer, message):
     config = config_lib.get_default()
-    config.model.update(num_layers=2, value_embeddings=3)
-    with pytest.raises(UserError, match=r"model.value_embeddings 3 is more than model.num_layers 2"):
+    config.model.update(model)
+    config.optimizer.name = optimizer
+    with pytest.raises(UserError, match=message):
         config_lib.validate(config)
+    config.model.update(num_layers=3, mup_base_width=0, init_multipliers="head/kernel=0")
+    config_lib.validate(config)
 
 
 def test_remaining_kinds_of_computation_agree():

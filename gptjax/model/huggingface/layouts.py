@@ -305,6 +305,7 @@ NEEDS = {
     "value_embeddings": (0,),
     "residual_scalars": (False,),
     "attention_gate": (False,),
+    "mup_base_width": (0,),
     "sliding_window": (0,),
     "norm_placement": ("pre",),
     "num_experts": (0,),

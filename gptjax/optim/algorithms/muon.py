@@ -14,6 +14,7 @@ from gptjax.optim.parts import Parts
 from gptjax.parameters import map_rows
 
 MATRICES_ONLY = True
+SPECTRAL = True  # the norm of an update follows from the shape of its matrix: no rate depends on the width
 MOMENTUM = 0.95
 # The last two axes of a stacked kernel [layers, in, out] or [layers, experts, in, out]; the matrices are orthogonalised
 # one by one.

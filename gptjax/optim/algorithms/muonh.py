@@ -16,6 +16,7 @@ from gptjax.optim.algorithms import muon
 from gptjax.optim.parts import Parts
 
 MATRICES_ONLY = muon.MATRICES_ONLY
+SPECTRAL = muon.SPECTRAL
 
 
 def build(parts: Parts) -> optax.GradientTransformation:
