@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]
     chosen = [text.removeprefix("study.") for text in given if text.startswith("study.")]
     searched = [text.removeprefix("search.") for text in given if text.startswith("search.")]
-    words = _config_words(argv[1:])
+    words, command = _config_words(argv[1:]), argv[1:]
     argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study.", "search."))]
     flag_values = flags.FlagValues()
     _define(flag_values)
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
         return
     study = with_settings(studies.read(specs[-1]), chosen)
     asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack")}
-    ablate(study, workdir, look=flag_values.plan, **asked)
+    ablate(study, workdir, look=flag_values.plan, command=command, **asked)
 
 
 def _define(flag_values: flags.FlagValues) -> None:
@@ -224,10 +224,11 @@ def ablate(
     report: bool = False,
     workers: int = 0,
     pack: str = "auto",
+    command: Sequence[str] = (),
 ) -> None:
-    """Shows the plan of a study, runs what is missing of it, and writes its report."""
+    """Shows the plan of a study, runs what is missing of it, and writes its report. `command`: its arguments."""
     from gptjax.artifacts.lock import Lock
-    from gptjax.studies import local
+    from gptjax.studies import local, progress
     from gptjax.studies import report as reports
     from gptjax.studies.cells import Plan
 
@@ -246,7 +247,8 @@ def ablate(
         try:
             while cells := [cell for cell in missing() if cell.key not in ran]:
                 ran.update(cell.key for cell in cells)
-                local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=_show)
+                with progress.shown(plan, cells) as show:
+                    local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=show)
         finally:
             lock.release()
 
@@ -256,7 +258,7 @@ def ablate(
         return
     if not report:
         run(plan.missing)
-    path = reports.write(plan)
+    path = reports.write(plan, command)
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
