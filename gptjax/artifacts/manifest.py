@@ -86,7 +86,7 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
                 "path": name,
                 "shape": list(leaf.shape),
                 "sharding": str(partition.partition_spec(name, leaf.shape, mesh)),
-                "init": initialisation(config, row),
+                "init": initialisation(config, name),
                 "decay": row.decayed and name in trained,
                 "optimizer": updater(config.optimizer.name, row) if name in trained else "none",
             }
@@ -94,14 +94,16 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
     return rows
 
 
-def initialisation(config: Config, row: parameters.Parameter) -> str:
+def initialisation(config: Config, name: str) -> str:
     """How a parameter starts, in words."""
-    std, layers = config.model.init_std, config.model.num_layers
+    std, layers, initial = config.model.init_std, config.model.num_layers, parameters.find(name).initial
+    factor = parameters.multiplier(config.model.init_multipliers, name, "model.init_multipliers")
+    times = "" if factor == 1 else f"{factor:g} x "
     return {
-        "normal": f"normal({std})",
-        "residual": f"normal({std} / sqrt(2 x {layers}))",
+        "normal": f"normal({times}{std})",
+        "residual": f"normal({times}{std} / sqrt(2 x {layers}))",
         "uniform": "uniform(1 / sqrt(inputs))",
-    }.get(row.initial, row.initial)
+    }.get(initial, initial)
 
 
 def processor() -> str:

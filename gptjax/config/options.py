@@ -156,12 +156,29 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "qkv_bias": Option(False, "biases only for queries, keys and values"),
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
         "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0, maximum=1e6),
+        "value_embeddings": Option(
+            0,
+            "tables whose rows for the tokens are added to the values of attention, gated; layer i uses table i mod "
+            "this; 0 = off",
+            minimum=0,
+            maximum=10_000,
+        ),
+        "residual_scalars": Option(
+            False, "a block starts from a x + b x0, with x0 the normalised embedding; a and b are learned, from 1 and 0"
+        ),
+        "attention_gate": Option(False, "the output of each head is multiplied by a learned sigmoid gate of the input"),
         "init_std": Option(
             0.02,
             "standard deviation of initial weights; for residual outputs, divided by sqrt(2 num_layers)",
             affects="training",
             minimum=0,
             maximum=100,
+        ),
+        "init_multipliers": Option(
+            "",
+            "PATTERN=FACTOR PATTERN=FACTOR: factors of that deviation for parameters whose path matches; "
+            "'blocks/(attention/out|mlp/down)/kernel=0' = output projections of zeros",
+            affects="training",
         ),
         "mup_base_width": Option(
             0,

@@ -47,7 +47,11 @@ class Architecture:
     qkv_bias: bool
     tie_embeddings: bool
     logit_softcap: float
+    value_embeddings: int
+    residual_scalars: bool
+    attention_gate: bool
     init_std: float
+    init_multipliers: str
     mup_base_width: int
     dropout: float
     lora_rank: int
@@ -81,7 +85,8 @@ class Architecture:
 
     def deviation(self, path: str) -> float:
         """The standard deviation of the initial values of a parameter, a matrix or a table."""
-        return parameters.deviation(path, self.init_std, self.num_layers, self.widening)
+        factor = parameters.multiplier(self.init_multipliers, path, "model.init_multipliers")
+        return parameters.deviation(path, self.init_std, self.num_layers, self.widening) * factor
 
     @property
     def widening(self) -> float:
@@ -109,6 +114,8 @@ class Architecture:
         window = min(self.sliding_window or context_length, context_length)
         seen = window * (2 - window / context_length)  # twice the mean number of keys that a query sees
         attention = self.embed_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        gates = self.attention_gate * self.num_heads + (self.value_embeddings > 0) * self.num_kv_heads
+        attention += self.embed_dim * gates
         mlp = self.embed_dim * self.mlp_dim * (3 if self.activation == "swiglu" else 2)
         if self.num_experts:
             mlp = mlp * self.experts_per_token + self.embed_dim * self.num_experts

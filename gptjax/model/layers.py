@@ -53,8 +53,23 @@ def ngram_rows(
     return jnp.stack(rows, axis=-1)
 
 
+class Gate(nnx.Module):
+    """sigmoid(x W), a number for each head. W starts at zero, and so do the gates at 1/2."""
+
+    def __init__(self, a: Architecture, heads: int):
+        self.kernel = nnx.Param(jnp.zeros((a.embed_dim, heads)))
+
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length heads 1"]:
+        return nnx.sigmoid(x @ self.kernel[...].astype(x.dtype))[..., None]
+
+
 class Attention(nnx.Module):
-    """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm."""
+    """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm.
+
+    `attention_gate` multiplies the output of each head by a gate (Qiu et al. 2025, arXiv:2505.06708, "headwise").
+    `value_embeddings` adds 2 x gate x a row of a table to the values of each head (modded-nanogpt; gated as nanochat
+    does).
+    """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
@@ -67,6 +82,10 @@ class Attention(nnx.Module):
             dtype = jnp.dtype(a.compute_dtype)
             self.query_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
             self.key_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
+        if a.attention_gate:
+            self.gate = Gate(a, a.num_heads)
+        if a.value_embeddings:
+            self.value_gate = Gate(a, a.num_kv_heads)
 
     def __call__(
         self,
@@ -75,15 +94,18 @@ class Attention(nnx.Module):
         visibility: attention_lib.Visibility,
         angles: tuple[Array, Array] | None,
         positions: Int[Array, "batch length"],
+        values: Float[Array, "batch length kv_heads head_dim"] | None = None,
         cache: tuple[Array, Array] | None = None,
         drop: Dropout | None = None,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
         """(output, keys and values). With a cache the latter are the cache after `x` is written to it at `positions`;
-        positions out of range are not written."""
+        positions out of range are not written. `values`: the value embeddings of the tokens."""
         a = self.architecture
         q = self._heads(self.query(x, drop), a.num_heads)
         k = self._heads(self.key(x, drop), a.num_kv_heads)
         v = self._heads(self.value(x, drop), a.num_kv_heads)
+        if values is not None:
+            v = v + 2 * self.value_gate(x) * values
         if a.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:
@@ -94,6 +116,8 @@ class Attention(nnx.Module):
         else:
             memory = k, v
             mixed = kernels.attend(q, k, v, visibility, implementation=a.attention)
+        if a.attention_gate:
+            mixed = mixed * self.gate(x)
         return self.out(mixed.reshape(*x.shape[:2], -1), drop), memory
 
     def _heads(self, x: Array, heads: int) -> Array:
@@ -124,7 +148,10 @@ class MLP(nnx.Module):
 
 class Block(nnx.Module):
     """Two residual branches. norm_placement: "pre" (Radford et al. 2019) x + f(norm(x)); "post" (Vaswani et al. 2017)
-    norm(x + f(x))."""
+    norm(x + f(x)).
+
+    `residual_scalars` (modded-nanogpt; nanochat): x starts as residual_scale x + embedding_scale x0, two numbers of the
+    block that start at 1 and 0. x0 is the normalised embedding."""
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.rate, self.post_norm = a.dropout, a.norm_placement == "post"
@@ -132,6 +159,8 @@ class Block(nnx.Module):
         self.attention = Attention(a, rngs=rngs)
         self.mlp_norm = norm(a, a.embed_dim, rngs)
         self.mlp = (Experts if a.num_experts else MLP)(a, rngs=rngs)
+        if a.residual_scalars:
+            self.residual_scale, self.embedding_scale = nnx.Param(jnp.ones(())), nnx.Param(jnp.zeros(()))
 
     def __call__(
         self,
@@ -140,10 +169,14 @@ class Block(nnx.Module):
         layer: Int[Array, ""],
         dropout_keys: jax.Array | None,
         cache: tuple[Array, Array] | None,
+        embedded: Float[Array, "batch length embed"] | None = None,
         **attention_inputs,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array], Float[Array, "batch"] | None]:
-        """(output, keys and values, load-balancing loss of each row if there are experts)."""
+        """(output, keys and values, load-balancing loss of each row if there are experts). `embedded`: x0."""
         drop = Dropout(dropout_keys, layer)
+        if embedded is not None:
+            scales = (scale[...].astype(x.dtype) for scale in (self.residual_scale, self.embedding_scale))
+            x = next(scales) * x + next(scales) * embedded
         inputs = sharding.gather(x if self.post_norm else self.attention_norm(x), sharding.BETWEEN, sharding.INSIDE)
         mixed, memory = self.attention(inputs, cache=cache, drop=drop, **attention_inputs)
         mixed = sharding.constrain(mixed, *sharding.BETWEEN)

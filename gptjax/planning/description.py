@@ -19,7 +19,7 @@ from gptjax.training.run import settle
 from gptjax.training.state import create_state
 
 MIN_WIDTH = 110  # columns of the table
-ORDER = ("embedding", "position_embedding", "ngram_embedding", "blocks", "final_norm", "head")
+ORDER = ("embedding", "position_embedding", "ngram_embedding", "value_embedding", "blocks", "final_norm", "head")
 
 
 def describe(config: Config) -> dict[str, Any]:

@@ -28,6 +28,9 @@ VARIANTS = {
     "post-norm": {"norm_placement": "post"},
     "experts": {"num_experts": 4, "experts_per_token": 2, "activation": "swiglu"},
     "xla": {"attention": "xla", "sliding_window": 5},
+    "value embeddings": {"value_embeddings": 2, "num_kv_heads": 1},
+    "residual scalars": {"residual_scalars": True},
+    "gates": {"attention_gate": True, "norm_placement": "post", "value_embeddings": 1},
 }
 
 

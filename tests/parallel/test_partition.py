@@ -51,6 +51,9 @@ OPTIONS = {  # the first values make the fewest parameters, the last ones the mo
     "tie_embeddings": [True, False],
     "num_experts": [0, 2],
     "lora_rank": [0, 3],
+    "value_embeddings": [0, 1],
+    "residual_scalars": [False, True],
+    "attention_gate": [False, True],
 }
 
 

@@ -182,6 +182,16 @@ def test_muon_sees_whole_matrices_however_they_are_split(variant, params, baseli
     assert_same_training(train(tiny_run("muon", **VARIANTS[variant]), params), baseline(optimizer="muon"))
 
 
+def test_value_embeddings_scalars_and_gates_are_the_same_however_they_are_split():
+    options = {"value_embeddings": 2, "residual_scalars": True, "attention_gate": True}
+    params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run(**options)), jax.random.key(0))
+    expected = train(tiny_run(**options), params)
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, expected[1].params)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    for variant in ("all axes, accumulation", "remat full, unrolled"):
+        assert_same_training(train(tiny_run(**options, **VARIANTS[variant]), params), expected)
+
+
 def test_the_tiny_run_learns_something(params, baseline):
     """An invariance of numbers that do not move would say nothing."""
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, baseline()[1].params)
