@@ -5,6 +5,8 @@
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --study.seeds=5
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --noise
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --report
+  python -m gptjax.ablate --study=experiments/optimizers.py --workdir=SHARED/optimizers --launcher=slurm
+      --slurm.partition=gpu --slurm.gpus=1 --slurm.time=1:00:00
   python -m gptjax.ablate --search --config=configs/quickstart.py --workdir=runs/rates --search.trials=20
       --search.optimizer.learning_rate=1e-4..1e-2 --search.optimizer.weight_decay=0,0.1,0.3 --search.method=random
   python -m gptjax.ablate --coordinates --config=configs/quickstart.py --config.model.mup_base_width=192
@@ -49,7 +51,7 @@ MODES = {
     "search": ("config", "workdir", "workers"),
     "reproduce": ("workdir", "steps"),
     "coordinates": ("config", "workdir", "widths", "steps", "seeds"),
-    "study": ("workdir", "plan", "noise", "report", "workers", "pack"),
+    "study": ("workdir", "plan", "noise", "report", "workers", "pack", "launcher", "launcher.wait", "dry_run"),
 }
 
 
@@ -61,14 +63,16 @@ def main(argv: list[str]) -> None:
     specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]
     chosen = [text.removeprefix("study.") for text in given if text.startswith("study.")]
     searched = [text.removeprefix("search.") for text in given if text.startswith("search.")]
+    asked_of_slurm = [text.removeprefix("slurm.") for text in given if text.startswith("slurm.")]
     words, command = _config_words(argv[1:]), argv[1:]
-    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study.", "search."))]
+    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study.", "search.", "slurm."))]
     flag_values = flags.FlagValues()
     _define(flag_values)
     cli.parse(flag_values, argv, __doc__)
     modes = {"search": flag_values.search or bool(searched), "reproduce": bool(flag_values.reproduce)}
     modes |= {"coordinates": flag_values.coordinates, "study": bool(specs or chosen)}
     _check_modes(flag_values, [mode for mode, asked in modes.items() if asked])
+    slurm_options = _slurm_options(flag_values, asked_of_slurm)
     workdir = files.expand(flag_values.workdir) if flag_values.workdir else None
     if modes["reproduce"]:
         reproduce(files.expand(flag_values.reproduce), workdir, steps=flag_values.steps)
@@ -86,7 +90,8 @@ def main(argv: list[str]) -> None:
         search(cli.read_config(flag_values), workdir, searched, words, workers=flag_values.workers)
         return
     study = with_settings(studies.read(specs[-1]), chosen)
-    asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack")}
+    asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack", "dry_run")}
+    asked |= {"slurm": slurm_options, "wait": flag_values["launcher.wait"].value}
     ablate(study, workdir, look=flag_values.plan, command=command, **asked)
 
 
@@ -120,12 +125,36 @@ def _define(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
+        "launcher",
+        "local",
+        ["local", "slurm"],
+        "where cells run; slurm = as a job array; --slurm.partition=gpu and so on are passed to sbatch",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool("launcher.wait", True, "of --launcher=slurm: wait for the cells", flag_values=flag_values)
+    flags.DEFINE_bool(
+        "dry_run", False, "of --launcher=slurm: print the script, and submit nothing", flag_values=flag_values
+    )
+    flags.DEFINE_enum(
         "pack",
         "auto",
         ["auto", "on", "off"],
         "cells that differ in seeds and hyper-parameters as one program; auto = on a GPU or TPU",
         flag_values=flag_values,
     )
+
+
+def _slurm_options(flag_values: flags.FlagValues, chosen: Sequence[str]) -> dict[str, str] | None:
+    """Options of sbatch; None: the study runs on this machine. Raises UserError for flags without --launcher=slurm."""
+    from gptjax.studies import slurm
+
+    if flag_values.launcher == "slurm":
+        return slurm.read_options(chosen)
+    given = [f"slurm.{text.partition('=')[0][:60]}" for text in chosen]
+    given += [name for name in ("launcher.wait", "dry_run") if flag_values[name].present]
+    if given:
+        raise UserError(f"--{given[0]} belongs to --launcher=slurm")
+    return None
 
 
 def _check_modes(flag_values: flags.FlagValues, asked: Sequence[str]) -> None:
@@ -225,20 +254,39 @@ def ablate(
     workers: int = 0,
     pack: str = "auto",
     command: Sequence[str] = (),
+    slurm: dict[str, str] | None = None,
+    wait: bool = True,
+    dry_run: bool = False,
 ) -> None:
-    """Shows the plan of a study, runs what is missing of it, and writes its report. `command`: its arguments."""
+    """Shows the plan of a study, runs what is missing of it, and writes its report.
+
+    Args:
+      command: its arguments, for the report.
+      slurm: options of sbatch for cells that run in Slurm; None: they run here.
+      wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
+    """
     from gptjax.artifacts.lock import Lock
     from gptjax.studies import local, progress
     from gptjax.studies import report as reports
+    from gptjax.studies import slurm as cluster
     from gptjax.studies.cells import Plan
 
     plan = Plan(study, workdir)
+    together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
+    most = MOST_PACKED if together else 1
+    if dry_run:
+        plan.check_matched()
+        jobs = local.packs(plan.noise_missing() if noise else plan.missing(), most=most)
+        if not jobs:
+            print("no cell is missing: nothing would be submitted", file=sys.stderr)
+            return
+        print(cluster.script(cluster.new_name(), len(jobs), workdir, slurm or {}, at_once=workers), end="")
+        return
     print(describe(plan))
     plan.check_matched()
     if look:
         return
     plan.claim()
-    together = pack == "on" or (pack == "auto" and not local.computes_on_cores())
     ran: set[str] = set()
 
     def run(missing: Callable[[], list[Any]]) -> None:
@@ -247,17 +295,23 @@ def ablate(
         try:
             while cells := [cell for cell in missing() if cell.key not in ran]:
                 ran.update(cell.key for cell in cells)
+                jobs = local.packs(cells, most=most)
                 with progress.shown(plan, cells) as show:
-                    local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=show)
+                    if slurm is None:
+                        local.run(jobs, workers=workers, show=show)
+                    else:
+                        cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
         finally:
             lock.release()
 
+    if noise or not report:
+        run(plan.noise_missing if noise else plan.missing)
+    if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
+        print("the cells are in the queue of Slurm; when they are done, the same command goes on")
+        return
     if noise:
-        run(plan.noise_missing)
         print(plan.measure_noise().in_words())
         return
-    if not report:
-        run(plan.missing)
     path = reports.write(plan, command)
     print()
     print(path.read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def sensitivity(plan: Plan) -> Table:
             numbers = number(own.mean, ".4f"), number(own.deviation, ".4f"), str(own.count), str(tried.diverged)
             rows.append((name, point, *numbers, "yes" if tried.chosen else ""))
     heads = ("arm", "point", f"{plan.study.metric}#", "deviation#", "seeds#", "diverged#", "chosen")
-    return Table("Sensitivity", heads, rows)
+    return Table("Points that were tried", heads, rows)
 
 
 def differences(plan: Plan) -> Table:
