@@ -5,8 +5,12 @@
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --study.seeds=5
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --noise
   python -m gptjax.ablate --study=experiments/optimizers.py --workdir=runs/optimizers --report
+  python -m gptjax.ablate --study=experiments/optimizers.py --workdir=SHARED/optimizers --launcher=slurm
+      --slurm.partition=gpu --slurm.gpus=1 --slurm.time=1:00:00
   python -m gptjax.ablate --search --config=configs/quickstart.py --workdir=runs/rates --search.trials=20
       --search.optimizer.learning_rate=1e-4..1e-2 --search.optimizer.weight_decay=0,0.1,0.3 --search.method=random
+  python -m gptjax.ablate --coordinates --config=configs/quickstart.py --config.model.mup_base_width=192
+      --workdir=runs/coordinates
   python -m gptjax.ablate --reproduce=runs/a
   python -m gptjax.ablate --diff runs/a runs/b
 
@@ -46,7 +50,8 @@ SETTINGS = {
 MODES = {
     "search": ("config", "workdir", "workers"),
     "reproduce": ("workdir", "steps"),
-    "study": ("workdir", "plan", "noise", "report", "workers", "pack"),
+    "coordinates": ("config", "workdir", "widths", "steps", "seeds"),
+    "study": ("workdir", "plan", "noise", "report", "workers", "pack", "launcher", "launcher.wait", "dry_run"),
 }
 
 
@@ -58,30 +63,36 @@ def main(argv: list[str]) -> None:
     specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]
     chosen = [text.removeprefix("study.") for text in given if text.startswith("study.")]
     searched = [text.removeprefix("search.") for text in given if text.startswith("search.")]
-    words = _config_words(argv[1:])
-    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study.", "search."))]
+    asked_of_slurm = [text.removeprefix("slurm.") for text in given if text.startswith("slurm.")]
+    words, command = _config_words(argv[1:]), argv[1:]
+    argv = [a for a in argv if not a.lstrip("-").startswith(("study=", "study.", "search.", "slurm."))]
     flag_values = flags.FlagValues()
     _define(flag_values)
     cli.parse(flag_values, argv, __doc__)
     modes = {"search": flag_values.search or bool(searched), "reproduce": bool(flag_values.reproduce)}
-    modes["study"] = bool(specs or chosen)
+    modes |= {"coordinates": flag_values.coordinates, "study": bool(specs or chosen)}
     _check_modes(flag_values, [mode for mode, asked in modes.items() if asked])
+    slurm_options = _slurm_options(flag_values, asked_of_slurm)
     workdir = files.expand(flag_values.workdir) if flag_values.workdir else None
     if modes["reproduce"]:
         reproduce(files.expand(flag_values.reproduce), workdir, steps=flag_values.steps)
         return
     if modes["search"] and not flag_values.search:
         raise UserError(f"--search.{searched[0].partition('=')[0][:100]} belongs to --search")
-    if not modes["search"] and not specs:
+    if not (modes["search"] or modes["coordinates"] or specs):
         raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
     if workdir is None:
         raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
+    if modes["coordinates"]:
+        coordinates(cli.read_config(flag_values), workdir, flag_values)
+        return
     if modes["search"]:
         search(cli.read_config(flag_values), workdir, searched, words, workers=flag_values.workers)
         return
     study = with_settings(studies.read(specs[-1]), chosen)
-    asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack")}
-    ablate(study, workdir, look=flag_values.plan, **asked)
+    asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack", "dry_run")}
+    asked |= {"slurm": slurm_options, "wait": flag_values["launcher.wait"].value}
+    ablate(study, workdir, look=flag_values.plan, command=command, **asked)
 
 
 def _define(flag_values: flags.FlagValues) -> None:
@@ -94,6 +105,7 @@ def _define(flag_values: flags.FlagValues) -> None:
         ("plan", "show what would be run, and run nothing"),
         ("noise", "run the baseline with other seeds, and note how much a seed does by itself"),
         ("report", "write the report of what is there, and run nothing"),
+        ("coordinates", "the coordinate check of muP: how far activations move in a few steps, by width"),
         ("search", "search in --search.section.option=LOW..HIGH or VALUE,VALUE; see --search.method, trials, seeds"),
     ):
         flags.DEFINE_bool(name, False, meaning, flag_values=flag_values)
@@ -102,9 +114,27 @@ def _define(flag_values: flags.FlagValues) -> None:
     )
     for name, meaning, most in (
         ("workers", "cells at once; 0 = one a core, or one a GPU", 4096),
-        ("steps", "of --reproduce: steps after which it stops; 0 = all", 10**9),
+        ("steps", "of --reproduce: steps after which it stops, 0 = all; of --coordinates: steps, 0 = 10", 10**9),
+        ("seeds", "of --coordinates: seeds whose mean counts; 0 = 3", 1000),
     ):
         flags.DEFINE_integer(name, 0, meaning, lower_bound=0, upper_bound=most, flag_values=flag_values)
+    flags.DEFINE_list(
+        "widths",
+        ["1", "2", "4", "8"],
+        "of --coordinates: widths, as multiples of model.embed_dim",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "launcher",
+        "local",
+        ["local", "slurm"],
+        "where cells run; slurm = as a job array; --slurm.partition=gpu and so on are passed to sbatch",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool("launcher.wait", True, "of --launcher=slurm: wait for the cells", flag_values=flag_values)
+    flags.DEFINE_bool(
+        "dry_run", False, "of --launcher=slurm: print the script, and submit nothing", flag_values=flag_values
+    )
     flags.DEFINE_enum(
         "pack",
         "auto",
@@ -112,6 +142,19 @@ def _define(flag_values: flags.FlagValues) -> None:
         "cells that differ in seeds and hyper-parameters as one program; auto = on a GPU or TPU",
         flag_values=flag_values,
     )
+
+
+def _slurm_options(flag_values: flags.FlagValues, chosen: Sequence[str]) -> dict[str, str] | None:
+    """Options of sbatch; None: the study runs on this machine. Raises UserError for flags without --launcher=slurm."""
+    from gptjax.studies import slurm
+
+    if flag_values.launcher == "slurm":
+        return slurm.read_options(chosen)
+    given = [f"slurm.{text.partition('=')[0][:60]}" for text in chosen]
+    given += [name for name in ("launcher.wait", "dry_run") if flag_values[name].present]
+    if given:
+        raise UserError(f"--{given[0]} belongs to --launcher=slurm")
+    return None
 
 
 def _check_modes(flag_values: flags.FlagValues, asked: Sequence[str]) -> None:
@@ -143,6 +186,20 @@ def search(config: Config, workdir: Path, chosen: Sequence[str], words: Sequence
     one = searching.Search(config, searching.read(chosen), workdir)
     one.run(workers=workers, show=_show)
     print(one.text(["python", "-m", "gptjax.train", *words]))
+
+
+def coordinates(config: Config, workdir: Path, flag_values: flags.FlagValues) -> None:
+    """Measures, prints and writes the coordinate check. Raises UserError for widths that are none."""
+    from gptjax.studies import coordinates as checking
+
+    words = flag_values.widths
+    if not all(word.isdecimal() and 0 < int(word) <= 1024 for word in words) or len(set(map(int, words))) < 2:
+        raise UserError(f"--widths={','.join(words)}: expected two or more multiples of the width, e.g. --widths=1,2,4")
+    factors = sorted(set(map(int, words)))
+    steps, seeds = flag_values.steps or 10, flag_values.seeds or 3
+    found = checking.check(config, factors, steps=steps, seeds=seeds, show=lambda line: print(line, file=sys.stderr))
+    print(found.text())
+    print("written: " + ", ".join(map(str, checking.write(found, workdir))))
 
 
 def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
@@ -196,20 +253,40 @@ def ablate(
     report: bool = False,
     workers: int = 0,
     pack: str = "auto",
+    command: Sequence[str] = (),
+    slurm: dict[str, str] | None = None,
+    wait: bool = True,
+    dry_run: bool = False,
 ) -> None:
-    """Shows the plan of a study, runs what is missing of it, and writes its report."""
+    """Shows the plan of a study, runs what is missing of it, and writes its report.
+
+    Args:
+      command: its arguments, for the report.
+      slurm: options of sbatch for cells that run in Slurm; None: they run here.
+      wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
+    """
     from gptjax.artifacts.lock import Lock
-    from gptjax.studies import local
+    from gptjax.studies import local, progress
     from gptjax.studies import report as reports
+    from gptjax.studies import slurm as cluster
     from gptjax.studies.cells import Plan
 
     plan = Plan(study, workdir)
+    together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
+    most = MOST_PACKED if together else 1
+    if dry_run:
+        plan.check_matched()
+        jobs = local.packs(plan.noise_missing() if noise else plan.missing(), most=most)
+        if not jobs:
+            print("no cell is missing: nothing would be submitted", file=sys.stderr)
+            return
+        print(cluster.script(cluster.new_name(), len(jobs), workdir, slurm or {}, at_once=workers), end="")
+        return
     print(describe(plan))
     plan.check_matched()
     if look:
         return
     plan.claim()
-    together = pack == "on" or (pack == "auto" and not local.computes_on_cores())
     ran: set[str] = set()
 
     def run(missing: Callable[[], list[Any]]) -> None:
@@ -218,23 +295,27 @@ def ablate(
         try:
             while cells := [cell for cell in missing() if cell.key not in ran]:
                 ran.update(cell.key for cell in cells)
-                local.run(local.packs(cells, most=MOST_PACKED if together else 1), workers=workers, show=_show)
+                jobs = local.packs(cells, most=most)
+                with progress.shown(plan, cells) as show:
+                    if slurm is None:
+                        local.run(jobs, workers=workers, show=show)
+                    else:
+                        cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
         finally:
             lock.release()
 
+    if noise or not report:
+        run(plan.noise_missing if noise else plan.missing)
+    if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
+        print("the cells are in the queue of Slurm; when they are done, the same command goes on")
+        return
     if noise:
-        run(plan.noise_missing)
         print(plan.measure_noise().in_words())
         return
-    if not report:
-        run(plan.missing)
-    path = reports.write(plan)
+    path = reports.write(plan, command)
     print()
     print(path.read_text(encoding="utf-8"))
     print(f"report: {path}")
-    for claim in study.parsed_claims():
-        if reason := plan.no_verdict(claim):
-            print(f"{claim.text}: inconclusive: {reason}, so that it is not known how good it can be")
     if missing := plan.missing():
         raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
 

@@ -34,7 +34,8 @@ class Parameter:
       dtype: "compute": cast once per step, before it is gathered, which halves the bytes. "table": looked up in float32
         in training, so that the gradients of a token's occurrences add up in float32; decoding casts it. "float32".
       initial: how it starts: "normal" (deviation init_std), "residual" (init_std / sqrt(2 num_layers): what is added to
-        the residual stream), "uniform" (within 1 / sqrt(inputs)), "ones" or "zeros".
+        the residual stream), both times a factor of init_multipliers; "uniform" (within 1 / sqrt(inputs)), "ones" or
+        "zeros".
       vocabulary: the axis of the vocabulary, if it has one.
     """
 
@@ -64,6 +65,16 @@ TABLE: tuple[Parameter, ...] = (
     Parameter(r"head/kernel", ("fsdp", "tensor"), decayed=True, dtype="compute", vocabulary=1),
     _matrix(rf"{_INNER}/kernel", (None, "fsdp", "tensor")),
     _matrix(rf"{_OUTER}/kernel", (None, "tensor", "fsdp"), initial="residual"),
+    Parameter(
+        r"blocks/attention/(value_)?gate/kernel",
+        (None, "fsdp", "tensor"),
+        decayed=True,
+        gathered=True,
+        dtype="compute",
+        initial="zeros",
+    ),
+    Parameter(r"blocks/residual_scale", initial="ones"),
+    Parameter(r"blocks/embedding_scale", initial="zeros"),
     Parameter(rf"{_INNER}/bias", (None, "tensor"), initial="zeros"),
     Parameter(rf"{_OUTER}/bias", initial="zeros"),
     Parameter(rf"{_INNER}/lora_a", (None, "fsdp"), initial="uniform"),
@@ -73,10 +84,6 @@ TABLE: tuple[Parameter, ...] = (
     _experts(r"blocks/mlp/expert_(up|gate)/kernel", (None, ("expert", "tensor"), "fsdp", None)),
     _experts(r"blocks/mlp/expert_down/kernel", (None, ("expert", "tensor"), None, "fsdp"), initial="residual"),
     Parameter(r"blocks/mlp/router/kernel", decayed=True),
-    _matrix(r"blocks/attention/head_gate/kernel", (None, "fsdp", "tensor"), initial="zeros"),
-    Parameter(r"blocks/attention/value_scale", (None, "tensor"), initial="ones"),
-    Parameter(r"blocks/residual_scale", initial="ones"),
-    Parameter(r"blocks/embedding_scale", initial="zeros"),
     Parameter(r"(blocks/)?(.*/)?\w*norm/scale", initial="ones"),
     Parameter(r"(blocks/)?(.*/)?\w*norm/bias", initial="zeros"),
 )
@@ -91,9 +98,10 @@ def find(path: str) -> Parameter:
     raise KeyError(f"no row of gptjax.parameters.TABLE matches the parameter {path}")
 
 
-def deviation(path: str, init_std: float, num_layers: int) -> float:
-    """The standard deviation of the initial values of a matrix or table."""
-    return init_std * (2 * num_layers) ** -0.5 if find(path).initial == "residual" else init_std
+def deviation(path: str, init_std: float, num_layers: int, widening: float = 1.0) -> float:
+    """The standard deviation of the initial values of a matrix or table; `widening`: of `Architecture`."""
+    std = init_std * (2 * num_layers) ** -0.5 if find(path).initial == "residual" else init_std
+    return std * widening**-0.5 if find(path).matrix else std
 
 
 def path_string(path: tuple) -> str:
@@ -106,24 +114,35 @@ def map_rows(function: Callable[[Parameter, Any], Any], params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(find(path_string(path)), leaf), params)
 
 
-def multipliers(text: str, paths: Sequence[str], option: str) -> dict[str, float]:
-    """{path: factor} from "PATTERN=FACTOR PATTERN=FACTOR": that of the first pattern that matches, or 1.
+def multiplier(text: str, path: str, option: str) -> float:
+    """The factor of one parameter in "PATTERN=FACTOR PATTERN=FACTOR": that of the first pattern that matches, or 1.
 
-    Raises UserError for what is no such list, and for a pattern that matches no parameter; `option` names it.
+    Raises UserError for what is no such list; `option` names it.
     """
-    factors: list[tuple[str, float]] = []
+    return next((factor for pattern, factor in _factors(text, option) if re.fullmatch(pattern, path)), 1.0)
+
+
+def multipliers(text: str, paths: Sequence[str], option: str) -> dict[str, float]:
+    """{path: factor}, as `multiplier` reads it. Raises UserError for a pattern that matches no parameter, too."""
+    for pattern, _ in _factors(text, option):
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise UserError(f"{option}: {pattern!r} matches no parameter; these are: {', '.join(paths)}")
+    return {path: multiplier(text, path, option) for path in paths}
+
+
+def _factors(text: str, option: str) -> list[tuple[str, float]]:
+    """[(pattern, factor)]."""
+    factors = []
     for entry in text.split():
         pattern, _, value = entry.rpartition("=")
         try:
             re.compile(pattern)
-            if not math.isfinite(float(value)):
+            if not 0 <= float(value) < math.inf:
                 raise ValueError(value)
             factors.append((pattern, float(value)))
         except (ValueError, re.error):
             raise UserError(
-                f"{option}={text!r}: {entry!r} is not PATTERN=FACTOR, such as 'embedding/.*=0.1 head/kernel=0.5'"
+                f"{option}={text!r}: {entry!r} is not PATTERN=FACTOR with a factor of 0 or more, such as "
+                "'embedding/.*=0.1 head/kernel=0.5'"
             ) from None
-    for pattern, _ in factors:
-        if not any(re.fullmatch(pattern, path) for path in paths):
-            raise UserError(f"{option}: {pattern!r} matches no parameter; these are: {', '.join(paths)}")
-    return {path: next((f for pattern, f in factors if re.fullmatch(pattern, path)), 1.0) for path in paths}
+    return factors

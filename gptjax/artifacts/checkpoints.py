@@ -61,18 +61,36 @@ def _hook(what: Any) -> None:
 
 
 _RECORDS = _OrbaxRecords()
+_at_work: set[object] = set()
 
 
-def quiet_orbax() -> None:
-    """Keeps the log lines of Orbax from the user's terminal, from now on.
+def _quiet(user: object) -> None:
+    """Keeps the log lines of Orbax from the terminal until all who asked for that have `ended`.
 
-    There is no later moment to end it: saves go on in the background between our calls, and what a failed one leaves
-    is told of by asyncio when it is collected, up to the end of the process.
+    One whose save has failed never ends: asyncio tells of what it leaves at any time, up to the end of the process.
     """
     if sys.unraisablehook is not _hook:
         _hook.before, sys.unraisablehook = sys.unraisablehook, _hook
+    _at_work.add(user)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_RECORDS)  # which adds it once
+
+
+def _ended(user: object) -> None:
+    _at_work.discard(user)
+    for name in ("absl", "asyncio") if not _at_work else ():
+        logging.getLogger(name).removeFilter(_RECORDS)
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keeps the log lines of Orbax from the terminal while the body runs."""
+    user = object()
+    _quiet(user)
+    try:
+        yield
+    finally:
+        _ended(user)
 
 
 class Checkpoints:
@@ -82,7 +100,8 @@ class Checkpoints:
         self._monitor, self._lower_is_better = f"validation_{monitor}", lower_is_better
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._seal: threading.Thread | None = None  # writes the checksums of the last save
-        quiet_orbax()
+        self._user = object()
+        _quiet(self._user)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -215,6 +234,7 @@ class Checkpoints:
         with _disk_errors(self):
             self._manager.close()
         self._join_seal()
+        _ended(self._user)
 
 
 @contextlib.contextmanager

@@ -134,9 +134,8 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     else:
         tree = shardings(abstract)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, tree)
-    item = "ema_params" if config.train.ema_decay > 0 else "params"
-    quiet_orbax()
-    with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
+    item = "ema_params" if config_lib.averages(config) else "params"
+    with quiet_orbax(), reading(path), ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(
             path / "state",
             args=ocp.args.PyTreeRestore(

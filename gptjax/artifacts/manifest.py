@@ -19,6 +19,7 @@ from gptjax import __version__, parameters
 from gptjax.config import Config, sha256
 from gptjax.model import lora
 from gptjax.model.architecture import FLOPS_CONVENTION, Architecture
+from gptjax.optim.optimizers import updater
 from gptjax.parallel import partition
 from gptjax.parameters import path_string
 
@@ -80,28 +81,29 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_string(path)
         row = parameters.find(name)
-        updater = "adamw" if config.optimizer.name == "muon" and not row.matrix else config.optimizer.name
         rows.append(
             {
                 "path": name,
                 "shape": list(leaf.shape),
                 "sharding": str(partition.partition_spec(name, leaf.shape, mesh)),
-                "init": initialisation(config, row),
+                "init": initialisation(config, name),
                 "decay": row.decayed and name in trained,
-                "optimizer": updater if name in trained else "none",
+                "optimizer": updater(config.optimizer.name, row) if name in trained else "none",
             }
         )
     return rows
 
 
-def initialisation(config: Config, row: parameters.Parameter) -> str:
+def initialisation(config: Config, name: str) -> str:
     """How a parameter starts, in words."""
-    std, layers = config.model.init_std, config.model.num_layers
+    std, layers, initial = config.model.init_std, config.model.num_layers, parameters.find(name).initial
+    factor = parameters.multiplier(config.model.init_multipliers, name, "model.init_multipliers")
+    times = "" if factor == 1 else f"{factor:g} x "
     return {
-        "normal": f"normal({std})",
-        "residual": f"normal({std} / sqrt(2 x {layers}))" if config.model.output_init == "normal" else "zeros",
+        "normal": f"normal({times}{std})",
+        "residual": f"normal({times}{std} / sqrt(2 x {layers}))",
         "uniform": "uniform(1 / sqrt(inputs))",
-    }.get(row.initial, row.initial)
+    }.get(initial, initial)
 
 
 def processor() -> str:

@@ -13,7 +13,17 @@ from typing import Any
 
 from gptjax.config import values
 from gptjax.config.durations import UNITS, resolve_duration
-from gptjax.config.options import LORA_PATHS, MESH_AXES, OPTIONS, ROW_AXES, Config, Option, affecting, flat_options
+from gptjax.config.options import (
+    AVERAGING,
+    LORA_PATHS,
+    MESH_AXES,
+    OPTIONS,
+    ROW_AXES,
+    Config,
+    Option,
+    affecting,
+    flat_options,
+)
 from gptjax.config.validation import assign, listed, normalise, steps_problems, suggestion, validate
 from gptjax.errors import UserError
 
@@ -27,6 +37,7 @@ __all__ = [
     "Option",
     "affecting",
     "apply_arg",
+    "averages",
     "cache_directory",
     "flat_options",
     "flat_values",
@@ -53,6 +64,11 @@ def get_default() -> Config:
         else:
             config[name] = Config({k: option.default for k, option in entry.items()}, type_safe=False)
     return config
+
+
+def averages(config: Config) -> bool:
+    """Whether a run keeps an average of its parameters, which evaluation, samples and export use."""
+    return config.train.ema_decay > 0 or config.optimizer.name in AVERAGING
 
 
 def override(config: Config, path: str, text: str) -> None:

@@ -12,6 +12,8 @@ Config = ml_collections.ConfigDict
 # Facts that several rooms share without importing each other. Devices along the later axes exchange the most.
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 ROW_AXES = ("data", "fsdp", "expert")  # the mesh axes over which the rows of a batch are split
+# Optimizers that keep an average of the parameters, which evaluation uses like that of train.ema_decay.
+AVERAGING = ("schedule_free_adamw",)
 # Linear layers of a block that can have an adapter; experts cannot.
 LORA_PATHS = (
     "attention/query",
@@ -113,9 +115,6 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "norm_placement": Option(
             "pre", "pre = before each branch of a block; post = after each residual sum", choices=("pre", "post")
         ),
-        "residual_scalars": Option(
-            False, "each block reads a x + b e: x the residual stream, e the normalised embedding, a and b learned"
-        ),
         "activation": Option(
             "squared_relu",
             "MLP non-linearity",
@@ -153,14 +152,21 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "rope_original_length": Option(8192, "llama3: the context length before scaling", minimum=1, maximum=2**30),
         "qk_norm": Option(True, "RMS-normalise queries and keys in each head"),
-        "head_gates": Option(False, "multiplies the result of each attention head by a sigmoid of the block's input"),
-        "value_embeddings": Option(
-            False, "adds a second embedding of each token to the values of attention, scaled in each layer and head"
-        ),
         "use_bias": Option(False, "biases in linear layers and layer norms"),
         "qkv_bias": Option(False, "biases only for queries, keys and values"),
         "tie_embeddings": Option(True, "the output head is the transposed embedding table"),
         "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0, maximum=1e6),
+        "value_embeddings": Option(
+            0,
+            "tables whose rows for the tokens are added to the values of attention, gated; layer i uses table i mod "
+            "this; 0 = off",
+            minimum=0,
+            maximum=10_000,
+        ),
+        "residual_scalars": Option(
+            False, "a block starts from a x + b x0, with x0 the normalised embedding; a and b are learned, from 1 and 0"
+        ),
+        "attention_gate": Option(False, "the output of each head is multiplied by a learned sigmoid gate of the input"),
         "init_std": Option(
             0.02,
             "standard deviation of initial weights; for residual outputs, divided by sqrt(2 num_layers)",
@@ -168,12 +174,18 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             minimum=0,
             maximum=100,
         ),
-        "output_init": Option(
-            "normal",
-            "initial values of the last matrix of each residual branch: normal = as init_std says; zeros = no branch "
-            "adds anything at first",
+        "init_multipliers": Option(
+            "",
+            "PATTERN=FACTOR PATTERN=FACTOR: factors of that deviation for parameters whose path matches; "
+            "'blocks/(attention/out|mlp/down)/kernel=0' = output projections of zeros",
             affects="training",
-            choices=("normal", "zeros"),
+        ),
+        "mup_base_width": Option(
+            0,
+            "maximal update parametrisation: the embed_dim at which rates were tuned; a model m times as wide then has "
+            "their best values, too (initial matrices / sqrt(m), Adam's rates of matrices / m, logits / m); 0 = off",
+            minimum=0,
+            maximum=1_048_576,
         ),
         "dropout": Option(
             0.0,
@@ -355,17 +367,37 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     "optimizer": {
         "name": Option(
             "adamw",
-            "adamw | lion | muon = Muon for the matrices in blocks, AdamW for the rest",
+            "adamw | lion | sgd | adafactor | schedule_free_adamw (with schedule.name=constant); and for the matrices "
+            "in blocks, with AdamW for the rest: muon | normuon | muonh | soap",
             affects="training",
             choices=_modules("optim/algorithms"),
         ),
-        "learning_rate": Option(1e-3, "peak learning rate of AdamW", minimum=0, maximum=1e10),
-        "muon_learning_rate": Option(0.02, "peak learning rate of Muon's matrices", minimum=0, maximum=1e10),
-        "beta1": Option(0.9, "decay rate of AdamW's first moment", minimum=0, maximum=0.999999),
-        "beta2": Option(0.95, "decay rate of AdamW's second moment", minimum=0, maximum=0.999999),
+        "learning_rate": Option(1e-3, "peak learning rate of everything but Muon's matrices", minimum=0, maximum=1e10),
+        "muon_learning_rate": Option(
+            0.02, "peak learning rate of the matrices in blocks, of muon, normuon and muonh", minimum=0, maximum=1e10
+        ),
+        "beta1": Option(
+            0.9,
+            "decay rate of the first moment, momentum of sgd; 0 = no momentum, nor that of Muon's matrices, else 0.95",
+            minimum=0,
+            maximum=0.999999,
+        ),
+        "beta2": Option(0.95, "decay rate of the second moment", minimum=0, maximum=0.999999),
         "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=1e-18, maximum=1),
         "weight_decay": Option(
             0.1, "decoupled weight decay, only for matrices and embedding tables", minimum=0, maximum=1e6
+        ),
+        "cautious_weight_decay": Option(
+            False, "weight decay only where the update and the parameter have the same sign", affects="course"
+        ),
+        "orthogonalization": Option(
+            "newton_schulz",
+            "coefficients of muon, normuon and muonh: Newton-Schulz as first published, or Polar Express",
+            affects="training",
+            choices=("newton_schulz", "polar_express"),
+        ),
+        "soap_refresh": Option(
+            10, "steps between two QR decompositions of soap", affects="course", minimum=1, maximum=1_000_000
         ),
         "learning_rate_multipliers": Option(
             "",
@@ -378,12 +410,15 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     "schedule": {
         "name": Option(
             "cosine",
-            "shape of the learning rate; wsd = warm-up, stable, linear decay; cosine_restarts = `cycles` cosines",
+            "shape of the learning rate; wsd = warm-up, stable, decay; cosine_restarts = `cycles` cosines",
             choices=("cosine", "cosine_restarts", "linear", "wsd", "rsqrt", "constant"),
         ),
         "warmup": Option("2%", "linear warm-up from zero", duration=True, minimum=0, maximum=MOST_STEPS),
         "decay": Option(
             "20%", "length of the decay at the end (wsd only)", duration=True, minimum=0, maximum=MOST_STEPS
+        ),
+        "decay_shape": Option(
+            "linear", "shape of the decay (wsd only): linear, or 1 - sqrt of its done share", choices=("linear", "sqrt")
         ),
         "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=100),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptjax.config import values
 from gptjax.config.durations import in_epochs, is_zero, resolve_duration
-from gptjax.config.options import LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
+from gptjax.config.options import AVERAGING, LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
 from gptjax.errors import UserError
 
 _LONGEST_MESSAGE = 1500  # characters of all problems together
@@ -208,6 +208,17 @@ def _lora_problem(model: Config) -> str | None:
     )
 
 
+def _matrix_of_zeros(multipliers: str) -> str | None:
+    """The first matrix in blocks that starts at zero, or None. What is no list of factors is refused elsewhere."""
+    paths = [f"blocks/{path}/kernel" for path in (*LORA_PATHS, *(f"mlp/expert_{n}" for n in ("up", "gate", "down")))]
+    for entry in multipliers.split():
+        pattern, _, factor = entry.rpartition("=")
+        with contextlib.suppress(ValueError, re.error, OverflowError, RecursionError):
+            if float(factor) == 0 and (found := next((p for p in paths if re.fullmatch(pattern, p)), None)):
+                return found
+    return None
+
+
 def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     """What is wrong between options. An option in `wrong` is not looked at again."""
 
@@ -247,13 +258,37 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
+    if right("model.mup_base_width", "optimizer.name") and model.mup_base_width and config.optimizer.name == "sgd":
+        yield "model.mup_base_width is set with optimizer.name=sgd, whose rates it does not know; use another optimizer"
+    for name in ("attention_gate", "value_embeddings"):
+        if right("model.mup_base_width", f"model.{name}") and model.mup_base_width and model[name]:
+            yield f"model.mup_base_width is set with model.{name}, of whose gates it does not scale the rates; use one"
+    pinned = right("model.init_multipliers", "optimizer.name") and config.optimizer.name == "muonh"
+    if pinned and (path := _matrix_of_zeros(model.init_multipliers)):
+        yield (
+            f"model.init_multipliers starts {path} at zero, and optimizer.name muonh keeps the norm that a matrix "
+            "starts with: it would never learn; use another optimizer"
+        )
     if heads and right("model.num_kv_heads") and model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+    if right("model.value_embeddings", "model.num_layers") and model.value_embeddings > model.num_layers:
+        yield (
+            f"model.value_embeddings {model.value_embeddings} is more than model.num_layers {model.num_layers}: tables "
+            "without a layer that reads them"
+        )
     if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
         yield f"model.lora_dropout is {model.lora_dropout}, and model.lora_rank is 0: there are no adapters"
     adapted = right("model.lora_rank", "model.lora_targets", "model.activation", "model.num_experts")
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
+    if right("optimizer.name") and (name := config.optimizer.name) in AVERAGING:
+        if right("optimizer.beta1") and not config.optimizer.beta1:
+            yield f"optimizer.beta1 is 0; optimizer.name {name} needs more than 0: its average is found from beta1"
+        if right("train.ema_decay") and config.train.ema_decay:
+            yield (
+                f"train.ema_decay is {config.train.ema_decay}, and optimizer.name {name} keeps an average of its own; "
+                "set train.ema_decay to 0"
+            )
     # mesh.data has to be known before the batch is divided: a value that fails here must not fail a second rule.
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"

@@ -29,7 +29,6 @@ class Architecture:
     norm: str
     norm_epsilon: float
     norm_placement: str
-    residual_scalars: bool
     activation: str
     num_experts: int
     experts_per_token: int
@@ -43,15 +42,17 @@ class Architecture:
     rope_high_freq_factor: float
     rope_original_length: int
     qk_norm: bool
-    head_gates: bool
-    value_embeddings: bool
     sliding_window: int
     use_bias: bool
     qkv_bias: bool
     tie_embeddings: bool
     logit_softcap: float
+    value_embeddings: int
+    residual_scalars: bool
+    attention_gate: bool
     init_std: float
-    output_init: str
+    init_multipliers: str
+    mup_base_width: int
     dropout: float
     lora_rank: int
     lora_alpha: float
@@ -83,13 +84,14 @@ class Architecture:
         return cls(**values)
 
     def deviation(self, path: str) -> float:
-        """The standard deviation of the initial values of a parameter, a matrix or a table.
+        """The standard deviation of the initial values of a parameter, a matrix or a table."""
+        factor = parameters.multiplier(self.init_multipliers, path, "model.init_multipliers")
+        return parameters.deviation(path, self.init_std, self.num_layers, self.widening) * factor
 
-        It is 0 for the outputs of branches that start at zero (Zhang et al. 2019, "Fixup").
-        """
-        if self.output_init == "zeros" and parameters.find(path).initial == "residual":
-            return 0.0
-        return parameters.deviation(path, self.init_std, self.num_layers)
+    @property
+    def widening(self) -> float:
+        """How many times as wide the model is as that whose rates it takes over (Yang et al. 2022); 1 without muP."""
+        return self.embed_dim / self.mup_base_width if self.mup_base_width else 1.0
 
     def for_inference(self) -> "Architecture":
         """The same model, with the same parameters, for scoring and writing texts on any device.
@@ -112,8 +114,8 @@ class Architecture:
         window = min(self.sliding_window or context_length, context_length)
         seen = window * (2 - window / context_length)  # twice the mean number of keys that a query sees
         attention = self.embed_dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        if self.head_gates:
-            attention += self.embed_dim * self.num_heads
+        gates = self.attention_gate * self.num_heads + (self.value_embeddings > 0) * self.num_kv_heads
+        attention += self.embed_dim * gates
         mlp = self.embed_dim * self.mlp_dim * (3 if self.activation == "swiglu" else 2)
         if self.num_experts:
             mlp = mlp * self.experts_per_token + self.embed_dim * self.num_experts

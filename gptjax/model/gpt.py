@@ -14,11 +14,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from gptjax import parameters
 from gptjax.model import attention as attention_lib
 from gptjax.model import head, sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.cache import Cache, fold
-from gptjax.model.layers import Block, ngram_rows, norm, normalised
+from gptjax.model.layers import Block, ngram_rows, norm
 from gptjax.model.precision import in_compute_dtype
 
 Params = dict[str, Any]
@@ -41,26 +42,36 @@ class GPT(nnx.Module):
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.architecture = a
-        init, dtype = nnx.initializers.normal(a.init_std), jnp.dtype(a.compute_dtype)
+
+        def init(path: str) -> Callable:
+            return nnx.initializers.normal(a.deviation(path))
+
         # Looked up in float32 and then cast: the gradients of a token's occurrences add up in float32.
-        self.embedding = nnx.Embed(a.padded_vocab_size, a.embed_dim, embedding_init=init, rngs=rngs)
+        def table(name: str, rows: int, width: int = a.embed_dim) -> nnx.Embed:
+            return nnx.Embed(rows, width, embedding_init=init(f"{name}/embedding"), rngs=rngs)
+
+        self.embedding = table("embedding", a.padded_vocab_size)
         if a.positions == "learned":
-            self.position_embedding = nnx.Embed(a.context_length, a.embed_dim, embedding_init=init, rngs=rngs)
+            self.position_embedding = table("position_embedding", a.context_length)
         if a.ngram_order > 1:
-            rows = (a.ngram_order - 1) * a.ngram_rows
-            self.ngram_embedding = nnx.Embed(rows, a.embed_dim, embedding_init=init, rngs=rngs)
+            self.ngram_embedding = table("ngram_embedding", (a.ngram_order - 1) * a.ngram_rows)
         layer_rngs = nnx.Rngs(params=jax.random.split(rngs.params(), a.num_layers))
         self.blocks = nnx.vmap(lambda rngs: Block(a, rngs=rngs))(layer_rngs)
         if a.norm_placement == "pre":  # a post-norm model already ends in the norm of its last block
             self.final_norm = norm(a, a.embed_dim, rngs)
         if not a.tie_embeddings:
             self.head = nnx.Linear(
-                a.embed_dim, a.padded_vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
+                a.embed_dim,
+                a.padded_vocab_size,
+                use_bias=False,
+                dtype=jnp.dtype(a.compute_dtype),
+                kernel_init=init("head/kernel"),
+                rngs=rngs,
             )
-        # Drawn last, so that all other parameters start with the values that they have without it.
-        if a.value_embeddings:
-            width = a.num_kv_heads * a.head_dim
-            self.value_embedding = nnx.Embed(a.padded_vocab_size, width, embedding_init=init, rngs=rngs)
+        # Made last: with and without it, the other parameters start at the same values.
+        if a.value_embeddings:  # the tables lie side by side
+            width = a.value_embeddings * a.num_kv_heads * a.head_dim
+            self.value_embedding = table("value_embedding", a.padded_vocab_size, width)
 
     def hidden(self, tokens: Int[Array, "batch length"], **inputs) -> tuple[Array, Cache | None]:
         """`forward` without its last result."""
@@ -109,21 +120,20 @@ class GPT(nnx.Module):
         x = sharding.constrain(x.astype(a.compute_dtype), *sharding.BETWEEN)
         x = attention_lib.dropout(x, a.dropout, dropout_keys, 0)
         # 2. What all blocks share is computed once, outside of the scan.
+        embedded, values = _unit(x, a.norm_epsilon) if a.residual_scalars else None, None
+        if a.value_embeddings:
+            values = self.value_embedding(tokens).astype(a.compute_dtype)
+            values = values.reshape(*tokens.shape, a.value_embeddings, a.num_kv_heads, a.head_dim)
+            values = sharding.constrain(values, sharding.BATCH, "context", None, "tensor", None)
         slopes = attention_lib.alibi_slopes(a.num_heads) if a.positions == "alibi" else None
         sight = {"window": a.sliding_window, "slopes": slopes}
         if cache is None:
             visibility = attention_lib.Visibility.causal(tokens.shape[1], segment_ids, **sight)
         else:
             visibility = attention_lib.Visibility.cached(positions, cache.capacity, **sight)
-        embedded = normalised(x, a.norm_epsilon) if a.residual_scalars else None
         angles = None
         if a.positions == "rope":
             angles = attention_lib.rotary_angles(positions, attention_lib.rotary_frequencies(a))
-        values = None
-        if a.value_embeddings:
-            values = self.value_embedding(tokens).astype(a.compute_dtype)
-            values = values.reshape(*tokens.shape, a.num_kv_heads, a.head_dim)
-            values = sharding.constrain(values, sharding.BATCH, "context", "tensor", None)
         # 3. The blocks: one body for all of them, run layer by layer with a cache, else scanned.
         graphdef, stacked = nnx.split(self.blocks)
         keep = new_cache or cache is not None
@@ -134,12 +144,12 @@ class GPT(nnx.Module):
             x = checkpoint_name(x, BLOCK_INPUT)
             x, memory, balance = nnx.merge(graphdef, sharding.gather_layer(params))(
                 x,
+                embedded=embedded,
+                values=None if values is None else values[:, :, layer % a.value_embeddings],
                 visibility=visibility,
                 angles=angles,
                 positions=positions,
-                values=values,
                 layer=layer,
-                embedded=embedded,
                 dropout_keys=dropout_keys,
                 cache=layer_cache,
             )
@@ -180,10 +190,17 @@ def initialise(architecture: Architecture, key: jax.Array) -> Params:
 
 
 def abstract_model(architecture: Architecture) -> tuple[nnx.GraphDef, Params]:
-    """The static graphdef and the shapes and dtypes of the parameters, without computing anything."""
+    """The static graphdef and the shapes and dtypes of the parameters, without computing anything.
+
+    Raises UserError for `init_multipliers` that match no parameter.
+    """
     model = nnx.eval_shape(lambda: GPT(architecture, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    return graphdef, nnx.to_pure_dict(state)
+    params = nnx.to_pure_dict(state)
+    paths = [parameters.path_string(path) for path, _ in jax.tree.leaves_with_path(params)]
+    random = [path for path in paths if parameters.find(path).initial in ("normal", "residual")]
+    parameters.multipliers(architecture.init_multipliers, random, "model.init_multipliers")
+    return graphdef, params
 
 
 def abstract_params(architecture: Architecture) -> Params:
@@ -200,6 +217,12 @@ def graphdef(architecture: Architecture) -> nnx.GraphDef:
 def bind(architecture: Architecture, params: Params) -> GPT:
     """The model with these parameters, for use inside a pure function."""
     return nnx.merge(graphdef(architecture), params)
+
+
+def _unit(x: Float[Array, "batch length embed"], epsilon: float) -> Float[Array, "batch length embed"]:
+    """x over its root mean square: RMSNorm without parameters."""
+    square = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+    return (x * jax.lax.rsqrt(square + epsilon)).astype(x.dtype)
 
 
 def parameter_count(params: Params) -> int:

@@ -21,6 +21,7 @@ def scores(a: Architecture, hidden: Hidden, table: Table) -> Scores:
     """Float32 scores of the next token; the scores of the vocabulary's padding are -1e30."""
     hidden = sharding.gather(hidden, sharding.BETWEEN, sharding.INSIDE)
     logits = _product(hidden, table)
+    logits = logits / a.widening if a.mup_base_width else logits
     logits = sharding.constrain(logits, sharding.BATCH, "context", "tensor")
     if a.logit_softcap:
         logits = a.logit_softcap * jnp.tanh(logits / a.logit_softcap)

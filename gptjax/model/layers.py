@@ -28,12 +28,6 @@ def norm(a: Architecture, features: int, rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
-def normalised(x: Float[Array, "*rest embed"], epsilon: float) -> Float[Array, "*rest embed"]:
-    """`x` with a root mean square of 1: RMSNorm without a scale."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
-
-
 def ngram_rows(
     a: Architecture,
     tokens: Int[Array, "batch length"],
@@ -59,25 +53,22 @@ def ngram_rows(
     return jnp.stack(rows, axis=-1)
 
 
-class HeadGate(nnx.Module):
-    """sigmoid(x W), one number for each head. W is zero at first and draws no random key."""
+class Gate(nnx.Module):
+    """sigmoid(x W), a number for each head. W starts at zero, and so do the gates at 1/2."""
 
-    def __init__(self, a: Architecture):
-        self.kernel = nnx.Param(jnp.zeros((a.embed_dim, a.num_heads), jnp.float32))
+    def __init__(self, a: Architecture, heads: int):
+        self.kernel = nnx.Param(jnp.zeros((a.embed_dim, heads)))
 
-    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length heads"]:
-        return jax.nn.sigmoid(x @ self.kernel[...].astype(x.dtype))
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length heads 1"]:
+        return nnx.sigmoid(x @ self.kernel[...].astype(x.dtype))[..., None]
 
 
 class Attention(nnx.Module):
     """Multi-head attention with grouped keys and values, optional rotary positions and QK-norm.
 
-    With `value_embeddings`, s e is added to the values of a token, where e is its row of a table that all layers share,
-    and s is learned for each layer and head of values; at first it is 1. (modded-nanogpt since its record
-    14, and nanochat's gpt.py, which have several tables; nanochat's s depends on the input.)
-
-    With `head_gates`, the result of each head is multiplied by sigmoid(x w), x the input and w learned for each head
-    (Qiu et al. 2025, "Gated Attention", arXiv:2505.06708: headwise, after the attention). w starts at zero: a half.
+    `attention_gate` multiplies the output of each head by a gate (Qiu et al. 2025, arXiv:2505.06708, "headwise").
+    `value_embeddings` adds 2 x gate x a row of a table to the values of each head (modded-nanogpt; gated as nanochat
+    does).
     """
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
@@ -87,14 +78,14 @@ class Attention(nnx.Module):
         self.key = Linear(a, "attention/key", a.embed_dim, kv_heads, rngs)
         self.value = Linear(a, "attention/value", a.embed_dim, kv_heads, rngs)
         self.out = Linear(a, "attention/out", heads, a.embed_dim, rngs)
-        if a.head_gates:
-            self.head_gate = HeadGate(a)
-        if a.value_embeddings:
-            self.value_scale = nnx.Param(jnp.ones(a.num_kv_heads, jnp.float32))
         if a.qk_norm:
             dtype = jnp.dtype(a.compute_dtype)
             self.query_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
             self.key_norm = nnx.RMSNorm(a.head_dim, epsilon=a.norm_epsilon, dtype=dtype, rngs=rngs)
+        if a.attention_gate:
+            self.gate = Gate(a, a.num_heads)
+        if a.value_embeddings:
+            self.value_gate = Gate(a, a.num_kv_heads)
 
     def __call__(
         self,
@@ -108,13 +99,13 @@ class Attention(nnx.Module):
         drop: Dropout | None = None,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array]]:
         """(output, keys and values). With a cache the latter are the cache after `x` is written to it at `positions`;
-        positions out of range are not written."""
+        positions out of range are not written. `values`: the value embeddings of the tokens."""
         a = self.architecture
         q = self._heads(self.query(x, drop), a.num_heads)
         k = self._heads(self.key(x, drop), a.num_kv_heads)
         v = self._heads(self.value(x, drop), a.num_kv_heads)
-        if a.value_embeddings:
-            v = (v + self.value_scale[...][:, None] * values).astype(v.dtype)
+        if values is not None:
+            v = v + 2 * self.value_gate(x) * values
         if a.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:
@@ -125,8 +116,8 @@ class Attention(nnx.Module):
         else:
             memory = k, v
             mixed = kernels.attend(q, k, v, visibility, implementation=a.attention)
-        if a.head_gates:
-            mixed = mixed * self.head_gate(x)[..., None]
+        if a.attention_gate:
+            mixed = mixed * self.gate(x)
         return self.out(mixed.reshape(*x.shape[:2], -1), drop), memory
 
     def _heads(self, x: Array, heads: int) -> Array:
@@ -159,9 +150,8 @@ class Block(nnx.Module):
     """Two residual branches. norm_placement: "pre" (Radford et al. 2019) x + f(norm(x)); "post" (Vaswani et al. 2017)
     norm(x + f(x)).
 
-    With `residual_scalars`, a block reads a x + b e instead of x, where e is the normalised embedding (nanochat,
-    github.com/karpathy/nanochat, gpt.py: resid_lambdas and x0_lambdas). At first a is 1 and b is 0.
-    """
+    `residual_scalars` (modded-nanogpt; nanochat): x starts as residual_scale x + embedding_scale x0, two numbers of the
+    block that start at 1 and 0. x0 is the normalised embedding."""
 
     def __init__(self, a: Architecture, *, rngs: nnx.Rngs):
         self.rate, self.post_norm = a.dropout, a.norm_placement == "post"
@@ -169,25 +159,24 @@ class Block(nnx.Module):
         self.attention = Attention(a, rngs=rngs)
         self.mlp_norm = norm(a, a.embed_dim, rngs)
         self.mlp = (Experts if a.num_experts else MLP)(a, rngs=rngs)
-        self.scaled = a.residual_scalars
-        if self.scaled:
-            self.residual_scale = nnx.Param(jnp.ones((), jnp.float32))
-            self.embedding_scale = nnx.Param(jnp.zeros((), jnp.float32))
+        if a.residual_scalars:
+            self.residual_scale, self.embedding_scale = nnx.Param(jnp.ones(())), nnx.Param(jnp.zeros(()))
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
         *,
         layer: Int[Array, ""],
-        embedded: Float[Array, "batch length embed"] | None,
         dropout_keys: jax.Array | None,
         cache: tuple[Array, Array] | None,
+        embedded: Float[Array, "batch length embed"] | None = None,
         **attention_inputs,
     ) -> tuple[Float[Array, "batch length embed"], tuple[Array, Array], Float[Array, "batch"] | None]:
-        """(output, keys and values, load-balancing loss of each row if there are experts)."""
-        if self.scaled:  # in float32: the step between two numbers near 1 is 0.008 in bfloat16
-            x = (self.residual_scale[...] * x + self.embedding_scale[...] * embedded).astype(x.dtype)
+        """(output, keys and values, load-balancing loss of each row if there are experts). `embedded`: x0."""
         drop = Dropout(dropout_keys, layer)
+        if embedded is not None:
+            scales = (scale[...].astype(x.dtype) for scale in (self.residual_scale, self.embedding_scale))
+            x = next(scales) * x + next(scales) * embedded
         inputs = sharding.gather(x if self.post_norm else self.attention_norm(x), sharding.BETWEEN, sharding.INSIDE)
         mixed, memory = self.attention(inputs, cache=cache, drop=drop, **attention_inputs)
         mixed = sharding.constrain(mixed, *sharding.BETWEEN)

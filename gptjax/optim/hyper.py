@@ -7,7 +7,6 @@ them.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
 from gptjax.config import Config, affecting
@@ -23,11 +22,6 @@ def names() -> dict[str, str]:
     """{name in Hyper: "section.name"}; names that end in learning_rate follow the schedule."""
     paths = sorted(path for path in affecting("hyper") if path.startswith(tuple(f"{s}." for s in SECTIONS)))
     return {path.rpartition(".")[2]: path for path in paths}
-
-
-def rate(learning_rate: ArrayLike) -> optax.GradientTransformation:
-    """Multiplies updates by minus this step's learning rate. Its state counts steps, as that of an optax schedule."""
-    return optax.scale_by_learning_rate(lambda count: learning_rate)
 
 
 class Hyperparameters:

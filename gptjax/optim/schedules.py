@@ -12,7 +12,8 @@ def make_schedule(schedule: ConfigDict, *, peak: float, num_steps: int) -> optax
 
     * cosine, linear: from the peak to `peak * final_fraction` at `num_steps`.
     * cosine_restarts: `cycles` cosines of equal length (Loshchilov and Hutter 2017, "SGDR").
-    * wsd: constant, then linear over the last `decay` steps (Hu et al. 2024, "MiniCPM").
+    * wsd: constant, then down over the last `decay` steps: linearly (Hu et al. 2024, "MiniCPM"), or, with
+      `decay_shape` sqrt, as 1 - sqrt(share of the decay) (Haegele et al. 2024, arXiv:2405.18392).
     * rsqrt: peak * sqrt(warmup / step) (Vaswani et al. 2017); `final_fraction` is not used.
     * constant: the peak.
 
@@ -31,9 +32,10 @@ def make_schedule(schedule: ConfigDict, *, peak: float, num_steps: int) -> optax
         body = optax.linear_schedule(peak, final, rest)
     elif name == "wsd":
         decay = min(schedule.decay, rest)
-        body = optax.join_schedules(
-            [optax.constant_schedule(peak), optax.linear_schedule(peak, final, max(decay, 1))], [rest - decay]
-        )
+        down = optax.linear_schedule(peak, final, max(decay, 1))
+        if schedule.decay_shape == "sqrt":
+            down = lambda step: final + (peak - final) * (1 - jnp.sqrt(jnp.clip(step / max(decay, 1), 0, 1)))  # noqa: E731
+        body = optax.join_schedules([optax.constant_schedule(peak), down], [rest - decay])
     elif name == "rsqrt":
         offset = max(warmup, 1)
         body = lambda step: peak * jnp.sqrt(offset / (offset + jnp.maximum(step, 0)))  # noqa: E731

@@ -53,25 +53,20 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh, *, members: int = 0) -> Any:
-    """Shardings of a training state. A leaf whose path ends in the path of a parameter of the same shape is split
-    like that parameter (moments, averages); everything else is replicated.
+    """Shardings of a training state. A leaf whose path ends in the path of a parameter is split by the row of that
+    parameter, as far as its shape allows (moments, averages, factors); everything else is replicated.
 
     If `members` states are stacked, each leaf has one more axis in front, which is split over the member axis of the
     mesh; `params` are those of one member.
     """
-    table = {
-        path_string(path): (leaf.shape, partition_spec(path_string(path), leaf.shape, mesh))
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
+    parameters = {path_string(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
     stacked = () if not members else ("member",) if "member" in mesh.shape else (None,)
 
     def sharding(path, leaf):
-        keys, spec = path_string(path).split("/"), PartitionSpec()
-        for start in range(len(keys)):
-            shape, own = table.get("/".join(keys[start:]), (None, None))
-            if shape == leaf.shape[len(stacked) :]:
-                spec = own
-                break
+        keys = path_string(path).split("/")
+        ends = ("/".join(keys[start:]) for start in range(len(keys)))
+        owner = next((end for end in ends if end in parameters), None)
+        spec = PartitionSpec() if owner is None else partition_spec(owner, leaf.shape[len(stacked) :], mesh)
         return NamedSharding(mesh, PartitionSpec(*stacked, *spec))
 
     return jax.tree_util.tree_map_with_path(sharding, state)

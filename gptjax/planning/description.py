@@ -126,7 +126,7 @@ def _memory(config: Config, params: gpt.Params) -> dict[str, int]:
     """{kind: bytes} of the arrays that live as long as the run, in float32."""
     hyper = dict.fromkeys(names(), 0.0)  # the form of the state does not depend on the values
     optimizer = make_optimizer(config.optimizer, lora.split(params)[0], hyper)
-    state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=config.train.ema_decay > 0), params)
+    state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=config_lib.averages(config)), params)
 
     def size(tree: Any) -> int:
         return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

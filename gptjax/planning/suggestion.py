@@ -132,7 +132,7 @@ class Model:
 
     def state_bytes(self, c: Candidate) -> float:
         """Bytes of parameters, optimizer state and, if it is on, the running average, in float32."""
-        copies = 1 + self.moments + (self.config.train.ema_decay > 0)
+        copies = 1 + self.moments + config_lib.averages(self.config)
         return 4 * copies * self._parameters(c) / c.fsdp
 
     def _parameters(self, c: Candidate) -> float:

@@ -17,7 +17,7 @@ from gptjax.reporting.charts import Area, Mark, Series
 
 Line = dict[str, Any]
 
-_CSS = """
+CSS = """
 :root {
   color-scheme: light dark;
   --text: #1b1f24; --muted: #626b76; --page: #f5f6f8; --surface: #ffffff; --grid: #e6e9ed;
@@ -91,22 +91,27 @@ def _page(workdir: Path) -> str:
         _settings(manifest, config),
     ]
     body = "\n".join(filter(None, sections))
+    return document(name, body, style=charts.CSS, script=charts.SCRIPT)
+
+
+def document(name: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A page that needs no network. `name`: its title, as HTML."""
+    scripts = f"<script>{script}</script>\n" if script else ""
+    allowed = "default-src 'none'; style-src 'unsafe-inline'" + "; script-src 'unsafe-inline'" * bool(script)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{allowed}">
 <title>{name}</title>
-<style>{_CSS}{charts.CSS}</style>
+<style>{CSS}{style}</style>
 </head>
 <body>
 <main>
 {body}
 </main>
-<script>{charts.SCRIPT}</script>
-</body>
+{scripts}</body>
 </html>
 """
 

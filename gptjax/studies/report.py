@@ -1,163 +1,65 @@
-"""What a study has found, from the metrics of its cells: report.md, results.csv, figures as SVG and PDF."""
+"""Writes what a study has found: report.md, results.csv, figures, and report.html and timing.csv with wall-clock times.
 
-import csv
-import io
-import itertools
-import math
+The same cells give the same bytes. Of these files, report.md, results.csv and the figures are also the same after a
+kill and a restart, because no time of a clock is in them.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gptjax.files import write_whole
-from gptjax.studies import statistics
+from gptjax.studies import facts, figures, page, tables, timing
 from gptjax.studies.cells import Plan
-from gptjax.studies.statistics import Comparison, Summary
-from gptjax.studies.study import Claim
+from gptjax.studies.facts import findings
+from gptjax.studies.tables import Table
 
 
-def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
-    """Each claim with its comparison and verdict; no comparison where cells are missing."""
-    claims = plan.study.parsed_claims()
-    compared: dict[str, Comparison] = {}
-    for claim in claims:
-        for key, ours, theirs in _directions(claim):
-            one, other = plan.scores(ours), plan.scores(theirs)
-            if len(one) == len(other) == plan.study.seeds:
-                compared[key] = statistics.compare(one, other, margin=claim.margin)
-    words = statistics.verdicts(compared)
-    found = []
-    for claim in claims:
-        keys = [key for key, *_ in _directions(claim)]
-        if any(key not in compared for key in keys):
-            found.append((claim, None, "cells are missing"))
-            continue
-        told = {words[key] for key in keys}
-        verdict = "refuted" if "refuted" in told else "supported" if told == {"supported"} else "inconclusive"
-        found.append((claim, compared[keys[0]], verdict))
-    return found
-
-
-def _directions(claim: Claim) -> list[tuple[str, str, str]]:
-    there = (claim.text, claim.ours, claim.theirs)
-    return [there, (claim.text + " (the other way)", claim.theirs, claim.ours)] if claim.both_ways else [there]
-
-
-def write(plan: Plan) -> Path:
-    """Writes the report of what is there, and returns its path. The same cells give the same bytes."""
-    write_whole(plan.workdir / "results.csv", _csv(plan))
-    write_whole(plan.workdir / "report.md", text(plan))
+def write(plan: Plan, command: Sequence[str] = ()) -> Path:
+    """Writes the report of what is there, and returns the path of report.md. `command`: the arguments that made it."""
+    drawn = figures.write(plan)
+    for name, content in (
+        ("results.csv", tables.of_cells(plan)),
+        ("timing.csv", timing.table(plan)),
+        ("report.html", page.text(plan, drawn, command)),
+        ("report.md", text(plan, drawn, command)),
+    ):
+        write_whole(plan.workdir / name, content)
     return plan.workdir / "report.md"
 
 
-def text(plan: Plan) -> str:
+def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str] = ()) -> str:
     """report.md"""
-    study, arms = plan.study, plan.arms.values()
-    first = plan.arms[study.baseline]
+    study = plan.study
     lines = [f"# {study.question}", ""]
-    if study.source:
-        lines += [f"Source: {study.source}" + (f" It found: {study.found}" if study.found else ""), ""]
+    if source := facts.source(plan):
+        lines += [f"Source: {source}", ""]
     for claim, comparison, verdict in findings(plan):
-        lines += [f"**{claim.text}: {verdict}** {_explained(comparison, study.metric)}".rstrip(), ""]
-    lines += [
-        f"Scale: {first.parameters:,} parameters, {first.tokens:,} tokens, seeds {_range(study.seed_values())}.",
-        "",
-    ]
-    lines += ["## Results", ""]
-    heads = [
-        "arm",
-        study.metric,
-        "95 % interval",
-        "deviation",
-        "minus " + first.name,
-        "95 % interval",
-        "seeds",
-        "diverged",
-    ]
-    rows = [_row(plan, arm.name) for arm in arms]
-    lines += [*_table(heads, rows), "", "## What differs", ""]
-    for arm, differences in plan.differences().items():
-        if differences:
-            told = ", ".join(f"`{k}` {_value(a)} -> {_value(b)}" for k, (a, b) in differences.items())
-            lines.append(f"* **{arm}**: {told}")
-    lines += ["", "## Cost", ""]
-    heads = ["arm", "parameters", "FLOPs a token", "tokens", "training FLOPs"]
-    costs = [
-        [a.name, f"{a.parameters:,}", f"{a.flops_per_token:.3g}", f"{a.tokens:,}", f"{a.training_flops:.3g}"]
-        for a in arms
-    ]
-    lines += _table(heads, costs)
-    for quantity, reason in study.unmatched.items():
-        lines += ["", f"Arms may differ in {quantity.replace('_', ' ')}: {reason}"]
-    diverged = [cell for cell in plan.cells if cell.outcome() not in ("", "done")]
-    if diverged:
-        lines += ["", "## Cells that diverged", "", "Each counts as a model that knows nothing.", ""]
-        lines += [f"* {cell.name}: {cell.outcome()}" for cell in diverged]
+        told = f"**{claim.text}: {verdict}** ({facts.scale(plan)}). {facts.explained(plan, comparison)}"
+        lines += [told.rstrip(), ""]
+    lines += [f"Scale: {plan.scale()}, seeds {', '.join(map(str, study.seed_values()[:20]))}.", ""]
+    lines += _section(tables.results(plan))
+    for figure in drawn:
+        lines += [f"![{figure.caption}](figures/{figure.name}.svg)", ""]
+    if not drawn and not figures.available():
+        lines += [f"Figures are drawn by matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
+    for table in (
+        tables.tuning(plan),
+        tables.sensitivity(plan),
+        tables.differences(plan),
+        tables.parameter_groups(plan),
+        tables.cost(plan),
+        tables.setting(plan),
+        tables.diverged(plan),
+    ):
+        lines += _section(table)
+    commands = facts.commands(plan, command)
+    lines += ["## Commands", "", *(f"    {line}" for line in commands)]
     return "\n".join(lines) + "\n"
 
 
-def _explained(comparison: Comparison | None, metric: str) -> str:
-    if comparison is None:
-        return ""
-    found = comparison.difference
-    text = (
-        f"The difference in {metric} is {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] with the margin "
-        f"{comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}."
-    )
-    if not math.isnan(comparison.effect_size):
-        needed = comparison.seeds_needed or f"more than {statistics.MAX_SEEDS}"
-        text += (
-            f" Effect size {comparison.effect_size:+.1f}; power {comparison.power:.0%} for a difference of this size; "
-            f"seeds needed for {statistics.POWER:.0%}: {needed}."
-        )
-    return text
-
-
-def _row(plan: Plan, arm: str) -> list[str]:
-    scores, base = plan.scores(arm), plan.scores(plan.study.baseline)
-    own = statistics.summary(scores)
-    paired = [a - b for a, b in zip(scores, base, strict=False)] if arm != plan.study.baseline else []
-    difference = statistics.summary(paired)
-    diverged = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
-    return [
-        arm,
-        _number(own.mean, ".4f"),
-        _interval(own, ".4f"),
-        _number(own.deviation, ".4f"),
-        _number(difference.mean, "+.4f"),
-        _interval(difference, "+.4f"),
-        str(len(scores)),
-        str(diverged),
-    ]
-
-
-def _csv(plan: Plan) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    names = ["arm", "seed", "outcome", plan.study.metric, "parameters", "tokens", "flops_per_token", "key"]
-    writer.writerow(names)
-    for cell in sorted(plan.cells, key=lambda cell: (list(plan.arms).index(cell.arm), cell.seed)):
-        arm, outcome = plan.arms[cell.arm], cell.outcome()
-        score = cell.score(plan.study.metric, plan.uniform(cell.arm)) if outcome else ""
-        size = [arm.parameters, arm.tokens, arm.flops_per_token]
-        writer.writerow([cell.arm, cell.seed, outcome or "missing", score, *size, cell.key])
-    return out.getvalue()
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def _number(value: float, form: str) -> str:
-    return "" if math.isnan(value) else format(value, form)
-
-
-def _interval(of: Summary, form: str) -> str:
-    return "" if math.isnan(of.low) else f"[{of.low:{form}}, {of.high:{form}}]"
-
-
-def _value(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
-
-
-def _range(values: range) -> str:
-    return ", ".join(map(str, itertools.islice(values, 20)))
+def _section(table: Table) -> list[str]:
+    if not table.rows:
+        return []
+    rows = [[head.removesuffix("#") for head in table.heads], ["---"] * len(table.heads), *table.rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [f"## {table.title}", "", *(line for note in table.notes for line in (note, "")), *lines, ""]

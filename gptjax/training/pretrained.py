@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gptjax import config as config_lib
 from gptjax.artifacts import checkpoints, integrity, loading
 from gptjax.data.tokenization import huggingface as tokenizer_files
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
+from gptjax.model import lora
 from gptjax.model.architecture import Architecture
 from gptjax.model.huggingface import files as huggingface_files
 from gptjax.model.huggingface import weights as huggingface
@@ -167,8 +169,11 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
     return config.lock()
 
 
-def load(origin: Origin, state: TrainState) -> TrainState:
-    """The fresh state with the parameters of `origin` in the place of its own, sharded as those are."""
+def load(origin: Origin, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """The fresh state with the parameters of `origin` in the place of its own, sharded as those are.
+
+    The state of the optimizer begins anew: some keep a copy of the parameters.
+    """
     if origin.is_checkpoint:
         params = jax.tree.map(np.asarray, loading.load(origin.directory).params)
     else:
@@ -183,7 +188,9 @@ def load(origin: Origin, state: TrainState) -> TrainState:
     params = jax.tree_util.tree_map_with_path(replace, state.params)
     averages = ("ema_params", "reference_params")
     copies = {n: jax.tree.map(jnp.copy, params) for n in averages if getattr(state, n) is not None}
-    return state.replace(params=params, **copies)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=placed)(lora.split(params)[0])
+    return state.replace(params=params, opt_state=opt_state, **copies)
 
 
 def _placed(name: str, values: np.ndarray, fresh: jax.Array, vocab_size: int) -> jax.Array:

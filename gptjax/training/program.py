@@ -15,13 +15,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from gptjax import config as config_lib
 from gptjax.config import Config
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
 from gptjax.objectives import objective as objectives
 from gptjax.objectives.objective import Batch, Metrics, Objective
+from gptjax.optim import optimizers
 from gptjax.optim.hyper import Hyper, Hyperparameters, names
-from gptjax.optim.optimizers import make_optimizer
 from gptjax.parallel import partition
 from gptjax.training.state import TrainState, create_state
 from gptjax.training.step import Step
@@ -76,7 +77,9 @@ class Program:
 
     def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
         """The optimizer with the values of one step."""
-        return make_optimizer(self.config.optimizer, lora.split(self.abstract_params)[0], hyper)
+        return optimizers.make_optimizer(
+            self.config.optimizer, lora.split(self.abstract_params)[0], hyper, widening=self.architecture.widening
+        )
 
     @cached_property
     def target(self) -> TrainState:
@@ -106,7 +109,7 @@ class Program:
     def _initializer(self) -> Callable[[jax.Array], TrainState]:
         """From a random key, or those of the members, to the state before the first step."""
         optimizer = self.optimizer(dict.fromkeys(names(), 0.0))  # the form of its state does not depend on them
-        ema, reference = self.config.train.ema_decay > 0, self.objective.reference
+        ema, reference = config_lib.averages(self.config), self.objective.reference
 
         def create(key: jax.Array) -> TrainState:
             return create_state(gpt.initialise(self.architecture, key), optimizer, ema=ema, reference=reference)
@@ -180,6 +183,7 @@ class Program:
             optimizer=self.optimizer,
             mesh=self.mesh,
             compute_dtype=model.compute_dtype,
+            average=optimizers.average(self.config.optimizer),
             accumulation=self.config.train.accumulation,
             dropout=model.dropout > 0 or (model.lora_rank > 0 and model.lora_dropout > 0),
             norms=norms,

@@ -225,7 +225,9 @@ class Run:
         if self.start:
             return self.checkpoints.restore(self.start, self.program.target)
         state = self.program.initial_state()
-        return state if self.origin is None else pretrained.load(self.origin, state)
+        if self.origin is None:
+            return state
+        return pretrained.load(self.origin, state, self.program.optimizer(self.program.hyperparameters.at(0)))
 
     def batch(self, step: int, state: TrainState) -> Batch:
         """The batch of a step, on the devices.

@@ -28,6 +28,8 @@ class Step:
 
     Attributes:
       optimizer: from hyper-parameters, which may be traced, to the optimizer of this step.
+      average: from hyper-parameters, the optimizer's state and the parameters to the average that the optimizer keeps;
+        None: it keeps none.
       dropout: whether rows get random keys.
       norms: metrics have the norms of each layer's parameters, gradients and updates.
     """
@@ -37,6 +39,7 @@ class Step:
     optimizer: Callable[[Hyper], optax.GradientTransformation]
     mesh: Mesh
     compute_dtype: str
+    average: Callable[[Hyper, Any, gpt.Params], gpt.Params] | None = None
     accumulation: int = 1
     dropout: bool = False
     norms: bool = False
@@ -55,8 +58,11 @@ class Step:
         # 3. The average follows the new parameters.
         ema_params = state.ema_params
         if ema_params is not None:
-            average, _ = lora.split(ema_params)
-            ema_params = lora.join(_averaged(average, changed, hyper["ema_decay"], state.step), frozen)
+            if self.average is None:
+                average = _averaged(lora.split(ema_params)[0], changed, hyper["ema_decay"], state.step)
+            else:
+                average = self.average(hyper, opt_state, changed)
+            ema_params = lora.join(average, frozen)
         metrics |= {
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(state.params),

@@ -43,8 +43,6 @@ def test_rows_of_the_parameter_table(tiny_config, mesh):
         "optimizer": "adamw",
     }
     assert (table["blocks/mlp/up/bias"]["init"], table["blocks/mlp/up/bias"]["decay"]) == ("zeros", False)
-    tiny_config.model.output_init = "zeros"
-    assert table_of(tiny_config, mesh)["blocks/mlp/down/kernel"]["init"] == "zeros"
     assert (table["final_norm/scale"]["init"], table["final_norm/scale"]["decay"]) == ("ones", False)
 
 

@@ -23,8 +23,14 @@ CONTEXT = 64
 MODERN = {"positions": "rope", "num_kv_heads": 2, "qk_norm": True, "ngram_order": 3, "sliding_window": 9}
 VARIANTS = {
     "gpt2": {"norm": "layernorm", "positions": "learned", "activation": "gelu", "use_bias": True, "qk_norm": False},
-    "learned mixtures": {"residual_scalars": True, "value_embeddings": True, "head_gates": True, "num_kv_heads": 2},
     "alibi, post-norm": {"positions": "alibi", "norm_placement": "post", "num_kv_heads": 1},
+    "gates, scalars, value embeddings": {
+        "attention_gate": True,
+        "residual_scalars": True,
+        "value_embeddings": 2,
+        "num_kv_heads": 2,
+        "ngram_order": 2,
+    },
     "experts": {"positions": "none", "num_experts": 4, "experts_per_token": 2, "activation": "swiglu"},
 }
 

@@ -1,14 +1,10 @@
-import re
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gptjax.config import get_default
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
-from gptjax.parameters import path_string
 
 GPT2 = {
     "norm": "layernorm",
@@ -97,15 +93,6 @@ def test_flops_grow_with_context_and_shrink_with_grouped_keys():
     assert longer == 6 * 4 * 128 * 256
 
 
-def test_flops_count_the_gates_of_heads_and_no_look_up():
-    """Six for each number of a gate's matrix; rows of a table and scalars are read, not multiplied by a matrix."""
-    plain = architecture_of(64, num_layers=4, num_heads=4, embed_dim=128)
-    gated = architecture_of(64, num_layers=4, num_heads=4, embed_dim=128, head_gates=True)
-    assert gated.flops_per_token() - plain.flops_per_token() == 6 * 4 * 128 * 4
-    read = architecture_of(64, num_layers=4, num_heads=4, embed_dim=128, value_embeddings=True, residual_scalars=True)
-    assert read.flops_per_token() == plain.flops_per_token()
-
-
 def test_compiled_flops_agree_with_the_formula():
     """Forward pass of an unrolled model, counted by XLA, which does the whole square of attention."""
     architecture = architecture_of(256, num_layers=2, num_heads=2, embed_dim=64, context_length=64)
@@ -135,36 +122,6 @@ def test_initial_weights_have_the_stated_deviation():
         assert kernel.std() == pytest.approx(0.05 / np.sqrt(2 * layers), rel=0.02)
     first, second = blocks["mlp"]["up"]["kernel"][:2]
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05, "layers start alike"
-
-
-@pytest.mark.parametrize("num_experts", [0, 4])
-def test_outputs_that_start_at_zero_make_every_block_the_identity(num_experts):
-    """All other values are those of the normal start; the first gradient reaches only the outputs."""
-    options = dict(num_layers=2, num_heads=2, embed_dim=16, context_length=8, vocab_multiple=1, num_experts=num_experts)
-    normal, zeros = (architecture_of(32, output_init=value, **options) for value in ("normal", "zeros"))
-    ordinary, params = (flat(gpt.initialise(a, jax.random.key(0))) for a in (normal, zeros))
-    outputs = {path for path in params if re.search("attention/out|down", path)}
-    assert len(outputs) == 2
-    for path, value in params.items():
-        np.testing.assert_array_equal(value, 0 * value if path in outputs else ordinary[path])
-    tokens = np.random.default_rng(0).integers(0, 32, (2, 8))
-    table = np.float64(params["embedding/embedding"])
-    x = table[tokens]
-    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) @ table.T
-
-    def logits(params):
-        model = gpt.bind(zeros, params)
-        return model.logits(model.hidden(jnp.asarray(tokens), positions=jnp.tile(jnp.arange(8), (2, 1)))[0])
-
-    tree = gpt.initialise(zeros, jax.random.key(0))
-    np.testing.assert_allclose(logits(tree), expected, rtol=1e-4, atol=1e-5)
-    gradients = flat(jax.grad(lambda params: (logits(params) ** 2).sum())(tree))
-    reached = {path for path, value in gradients.items() if path.startswith("blocks") and np.abs(value).max() > 0}
-    assert reached == outputs
-
-
-def flat(params) -> dict[str, np.ndarray]:
-    return {path_string(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
 
 
 def test_equal_architectures_are_equal_keys():

@@ -25,12 +25,12 @@ VARIANTS = {
     "alibi": {"positions": "alibi"},
     "window": {"sliding_window": 5},
     "llama3": {"rope_scaling": "llama3", "rope_original_length": 6, "qkv_bias": True, "qk_norm": False},
-    "residual scalars": {"residual_scalars": True},
-    "value embeddings": {"value_embeddings": True},
-    "head gates": {"head_gates": True},
     "post-norm": {"norm_placement": "post"},
     "experts": {"num_experts": 4, "experts_per_token": 2, "activation": "swiglu"},
     "xla": {"attention": "xla", "sliding_window": 5},
+    "value embeddings": {"value_embeddings": 2, "num_kv_heads": 1},
+    "residual scalars": {"residual_scalars": True},
+    "gates": {"attention_gate": True, "norm_placement": "post", "value_embeddings": 1},
 }
 
 

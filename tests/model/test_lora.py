@@ -22,6 +22,7 @@ EVERYWHERE = ".*"
 def adapted_config(tiny_config):
     tiny_config.model.update(lora_rank=3, lora_alpha=6.0, lora_targets="attention/(query|out)|mlp/down")
     tiny_config.model.update(activation="swiglu", num_kv_heads=1)
+    tiny_config.model.update(value_embeddings=1, residual_scalars=True, attention_gate=True)
     tiny_config.data.isolate_documents = False
     return tiny_config
 

@@ -1,5 +1,7 @@
 """N-gram embeddings: the same with and without a cache, and never from another document."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from gptjax import config
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.model.cache import empty_cache
+from gptjax.model.layers import ngram_rows
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,30 @@ def model():
 @pytest.fixture
 def tokens():
     return jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 12)), jnp.int32)
+
+
+def test_the_row_of_a_bigram_is_the_hash_of_the_pair(model, tokens):
+    """By hand, in integers of 32 bits. At the start of a document the token before counts as the id after the last."""
+    segment_lengths = 5, 7
+    positions = np.concatenate([np.arange(n) for n in segment_lengths])
+    architecture = dataclasses.replace(model.architecture, ngram_order=2)
+    found = ngram_rows(architecture, tokens, jnp.tile(positions, (2, 1)), None)[..., 0]
+    for row, texts in zip(found, np.asarray(tokens), strict=True):
+        for place, position in enumerate(positions):
+            before = int(texts[place - 1]) if position else 7
+            code = ((int(texts[place]) + 1) * 0x9E3779B1 + before) % 2**32
+            mixed = (code ^ code >> 15) * 0x85EBCA6B % 2**32
+            assert row[place] == (mixed ^ mixed >> 13) % 97
+
+
+def test_few_pairs_share_a_row():
+    """All pairs of 50 tokens in 2^16 rows: as few collisions as of random rows, n (n - 1) / 2 / rows."""
+    options = config.get_default().model
+    options.update(ngram_order=2, ngram_rows=2**16)
+    pairs = jnp.asarray([(i, j) for i in range(50) for j in range(50)], jnp.int32)
+    rows = ngram_rows(Architecture.from_config(options, 50), pairs, jnp.tile(jnp.arange(2), (2500, 1)), None)
+    distinct = len(np.unique(rows[:, 1, 0]))
+    assert abs(2500 - distinct - 2500 * 2499 / 2 / 2**16) < 30
 
 
 def test_cached_decoding_sees_the_same_ngrams(model, tokens):

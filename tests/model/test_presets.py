@@ -101,7 +101,6 @@ def test_presets_set_every_option_of_the_architecture():
     changed = config_lib.get_default().model
     changed.update(logit_softcap=30.0, ngram_order=3, sliding_window=8, norm_placement="post", head_dim=7)
     changed.update(qkv_bias=True, rope_scaling="linear", rope_factor=2.0, rope_low_freq_factor=2.0)
-    changed.update(residual_scalars=True, value_embeddings=True, head_gates=True)
     changed.update(rope_high_freq_factor=8.0, rope_original_length=64)
     for name in [*presets.PRESETS, "modern-d4"]:
         default = config_lib.get_default().model

@@ -10,7 +10,14 @@ PEAK, STEPS, WARMUP, DECAY, FINAL = 0.5, 100, 10, 30, 0.1
 
 
 def schedule(name, **changes):
-    options = {"name": name, "warmup": WARMUP, "decay": DECAY, "final_fraction": FINAL, "cycles": 3}
+    options = {
+        "name": name,
+        "warmup": WARMUP,
+        "decay": DECAY,
+        "final_fraction": FINAL,
+        "cycles": 3,
+        "decay_shape": "linear",
+    }
     return make_schedule(ConfigDict(options | changes), peak=PEAK, num_steps=STEPS)
 
 
@@ -69,6 +76,20 @@ def test_wsd_is_flat_and_then_straight():
     values = rates("wsd")
     np.testing.assert_allclose(values[WARMUP : STEPS - DECAY + 1], PEAK, rtol=1e-6)
     np.testing.assert_allclose(np.diff(values[STEPS - DECAY :]), -PEAK * (1 - FINAL) / DECAY, rtol=1e-3)
+
+
+def test_wsd_with_a_decay_of_shape_sqrt_is_that_of_its_paper():
+    """Haegele et al. 2024, equation 2: from N - N_decay on, 1 - sqrt((n - (N - N_decay)) / N_decay)."""
+    values = rates("wsd", decay_shape="sqrt", final_fraction=0.0)
+    begin = STEPS - DECAY
+    np.testing.assert_allclose(values[WARMUP : begin + 1], PEAK, rtol=1e-6)
+    expected = [PEAK * (1 - math.sqrt((n - begin) / DECAY)) for n in range(begin, STEPS + 1)]
+    np.testing.assert_allclose(values[begin:], expected, rtol=1e-6, atol=1e-8)
+    with_rest = rates("wsd", range(begin, 2 * STEPS), decay_shape="sqrt")
+    np.testing.assert_allclose(
+        with_rest[: DECAY + 1], PEAK * FINAL + (1 - FINAL) * np.array(expected), rtol=1e-6, atol=1e-8
+    )
+    np.testing.assert_allclose(with_rest[DECAY:], PEAK * FINAL, rtol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [90, 500])

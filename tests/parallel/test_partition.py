@@ -46,14 +46,14 @@ OPTIONS = {  # the first values make the fewest parameters, the last ones the mo
     "activation": ["gelu", "swiglu"],
     "positions": ["none", "rope", "learned"],
     "ngram_order": [1, 3],
-    "head_gates": [False, True],
-    "value_embeddings": [False, True],
-    "residual_scalars": [False, True],
     "qk_norm": [False, True],
     "use_bias": [False, True],
     "tie_embeddings": [True, False],
     "num_experts": [0, 2],
     "lora_rank": [0, 3],
+    "value_embeddings": [0, 1],
+    "residual_scalars": [False, True],
+    "attention_gate": [False, True],
 }
 
 

@@ -43,17 +43,6 @@ def test_experts_count_where_they_compute(tiny_config):
     assert up["flops"] == 6 * up["parameters"] / 2
 
 
-def test_gates_of_heads_compute_and_a_second_table_is_looked_up(tiny_config):
-    tiny_config.model.update(head_gates=True, value_embeddings=True, residual_scalars=True)
-    about = describe(tiny_config)
-    assert sum(row["flops"] for row in about["rows"]) == pytest.approx(about["flops_per_token"])
-    assert about["rows"][-1]["flops"] == 6 * 2 * 2 * 8 * 16  # scores and mixing alone: layers, heads, head_dim, context
-    flops = {row["module"]: row["flops"] for row in about["rows"]}
-    assert flops["blocks/attention/head_gate/kernel"] == 6 * 2 * 16 * 2
-    assert flops["value_embedding/embedding"] == flops["blocks/attention/value_scale"] == 0
-    assert about["embedding_parameters"] == 2 * 128 * 16
-
-
 def test_adapters_alone_have_gradients_and_moments(gpt2):
     whole = describe(gpt2)
     gpt2.model.update(lora_rank=8, lora_targets="attention/query")

@@ -302,11 +302,12 @@ def _write_qwen(a: Architecture) -> dict[str, Any]:
 NEEDS = {
     "logit_softcap": (0.0,),
     "ngram_order": (1,),
+    "value_embeddings": (0,),
+    "residual_scalars": (False,),
+    "attention_gate": (False,),
+    "mup_base_width": (0,),
     "sliding_window": (0,),
     "norm_placement": ("pre",),
-    "residual_scalars": (False,),
-    "head_gates": (False,),
-    "value_embeddings": (False,),
     "num_experts": (0,),
     "qkv_bias": (False,),
     "lora_rank": (0,),  # adapters are merged first

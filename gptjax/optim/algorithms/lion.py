@@ -6,9 +6,10 @@ decay is larger by the same factor. beta1 interpolates, beta2 decays the momentu
 
 import optax
 
-from gptjax.optim.hyper import Hyper, rate
+from gptjax.optim.parts import Parts
 
 
-def build(hyper: Hyper, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+def build(parts: Parts) -> optax.GradientTransformation:
     """The sign, then weight decay, then the learning rate."""
-    return optax.chain(optax.scale_by_lion(b1=hyper["beta1"], b2=hyper["beta2"]), decay, rate(hyper["learning_rate"]))
+    lion = optax.scale_by_lion(b1=parts.hyper["beta1"], b2=parts.hyper["beta2"])
+    return optax.chain(lion, parts.decay, parts.rate("learning_rate"))

@@ -1,4 +1,7 @@
-"""Muon for the matrices in blocks (Jordan et al. 2024), AdamW for everything else, from optax."""
+"""Muon for the matrices in blocks (Jordan et al. 2024), AdamW for everything else, from optax.
+
+Its momentum is 0.95, or none where beta1 is 0. `optimizer.orthogonalization` says how a matrix becomes orthogonal.
+"""
 
 from typing import Any
 
@@ -7,43 +10,61 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.optim.algorithms import adamw
-from gptjax.optim.hyper import Hyper, rate
+from gptjax.optim.parts import Parts
 from gptjax.parameters import map_rows
 
+MATRICES_ONLY = True
+SPECTRAL = True  # the norm of an update follows from the shape of its matrix: no rate depends on the width
+MOMENTUM = 0.95
 # The last two axes of a stacked kernel [layers, in, out] or [layers, experts, in, out]; the matrices are orthogonalised
 # one by one.
 MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+# Polynomials a x + b x^3 + c x^5 of singular values. Those of Polar Express (Amsel et al. 2025, arXiv:2505.16932,
+# algorithm 1) are taken at x / 1.01, for safety, and the first at x / 1.01^2: there the matrix is first divided by 1.01
+# of its norm, here by its norm.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+_SAFETY = (1.01**2, 1.01, 1.01, 1.01, 1.01)
+COEFFICIENTS = {
+    "newton_schulz": (3.4445, -4.7750, 2.0315),
+    "polar_express": tuple((a / s, b / s**3, c / s**5) for (a, b, c), s in zip(_POLAR_EXPRESS, _SAFETY, strict=True)),
+}
 
 
-def build(hyper: Hyper, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+def build(parts: Parts) -> optax.GradientTransformation:
     """Orthogonalised momentum, then weight decay, then a learning rate of its own."""
     muon = optax.chain(
-        _experts_first(
-            optax.contrib.scale_by_muon(
-                weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
-                mu_dtype=jnp.float32,
-            )
-        ),
-        optax.stateless(_scale_by_aspect_ratio),
-        decay,
-        rate(hyper["muon_learning_rate"]),
+        orthogonal_momentum(parts), scale_by_aspect_ratio(), parts.decay, parts.rate("muon_learning_rate")
     )
-    return optax.partition({"muon": muon, "adamw": adamw.build(hyper, decay)}, labels)
+    return matrices_and_rest("muon", muon, parts)
 
 
-def labels(params: Any) -> Any:
-    """ "muon" or "adamw" for every parameter."""
-    return map_rows(lambda row, _: "muon" if row.matrix else "adamw", params)
+def matrices_and_rest(name: str, transform: optax.GradientTransformation, parts: Parts) -> optax.GradientTransformation:
+    """`transform` for the matrices in blocks, AdamW for everything else."""
+    return optax.partition({name: transform, "adamw": adamw.build(parts)}, lambda params: labels(params, name))
 
 
-def _experts_first(muon: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`muon`, computed on kernels [experts, layers, in, out].
+def labels(params: Any, name: str = "muon") -> Any:
+    """`name` or "adamw" for every parameter."""
+    return map_rows(lambda row, _: name if row.matrix else "adamw", params)
 
-    optax reshapes the first two axes into one. XLA keeps that axis split over a mesh only if the split axis, which is
-    that of the experts, comes first; otherwise each device would gather all experts.
-    """
+
+def orthogonal_momentum(parts: Parts) -> optax.GradientTransformation:
+    """Nesterov's momentum, of which each matrix U S V^T becomes about U V^T."""
+    muon = optax.contrib.scale_by_muon(
+        ns_coeffs=COEFFICIENTS[parts.options.orthogonalization],
+        beta=jnp.where(parts.hyper["beta1"] == 0, 0.0, MOMENTUM),
+        weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
+    )
 
     def swap(tree: Any) -> Any:
+        # optax reshapes the first two axes into one. XLA keeps that axis split over a mesh only if the split axis,
+        # which is that of the experts, comes first; otherwise each device would gather all experts.
         return jax.tree.map(lambda x: x.swapaxes(0, 1) if x.ndim == 4 else x, tree)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -53,7 +74,16 @@ def _experts_first(muon: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.GradientTransformation(muon.init, update)
 
 
-def _scale_by_aspect_ratio(updates: Any, params: Any = None) -> Any:
+def scale_by_aspect_ratio() -> optax.GradientTransformation:
     """sqrt(max(1, out / in)), with which the outputs change by the same root mean square for every shape of matrix."""
-    del params
-    return jax.tree.map(lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5, updates)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree.map(lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5, updates)
+
+    return optax.stateless(scale)
+
+
+def matrix_norm(x: jax.Array) -> jax.Array:
+    """The Frobenius norm of each matrix, [..., 1, 1]."""
+    return jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True))

@@ -1,0 +1,26 @@
+"""Configs that studies start from, of sizes that two cores can pay for."""
+
+from gptjax.config import Config, get_default
+
+
+def small(num_steps: int = 300) -> Config:
+    """A GPT of 0.23M parameters on the documentation of Python: 1,024 tokens a step, half a minute on one core.
+
+    300 steps are a quarter of an epoch. What a study compares is on top of it.
+    """
+    config = get_default()
+    config.tokenizer = "bpe:512"
+    config.model.update(num_layers=4, num_heads=2, embed_dim=64, context_length=64)
+    config.optimizer.learning_rate = 5e-3
+    config.schedule.update(name="wsd", warmup="5%", decay="40%", final_fraction=0.0)
+    config.train.update(num_steps=num_steps, batch_size=16, checkpoint_every="100%", keep_checkpoints=1)
+    config.evaluation.update(every="25%", tasks="perplexity")
+    config.logging.update(samples=0, tensorboard=False)
+    return config
+
+
+def many_epochs(num_steps: int = 600) -> Config:
+    """The same on a twentieth of the text: about ten epochs of it in 600 steps."""
+    config = small(num_steps)
+    config.data.update(validation_fraction=0.05, test_fraction=0.9)
+    return config

@@ -1,0 +1,282 @@
+"""The figures of a study as SVG and PDF: loss curves, sensitivity, differences with their intervals.
+
+The same cells give the same bytes. matplotlib draws them: pip install 'gptjax[studies]'.
+"""
+
+import dataclasses
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptjax.files import whole_file, write_whole
+from gptjax.reporting import markup
+from gptjax.studies import facts, statistics
+from gptjax.studies.cells import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INSTALL = "pip install 'gptjax[studies]'"
+# Okabe and Ito (2008), told apart by the colour-blind, in an order that tells neighbours apart. The second of a pair is
+# for a dark page.
+COLORS = (
+    ("#0072b2", "#56b4e9"),
+    ("#d55e00", "#ff8c42"),
+    ("#009e73", "#2fd6a4"),
+    ("#cc79a7", "#e3a3c6"),
+    ("#a67c00", "#f0c419"),
+    ("#5b5f97", "#a9adf0"),
+)
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP"
+TEXT, MUTED, GRID = "#1b1f24", "#626b76", "#d9dde2"  # those of a page; a page replaces them by its own
+STYLE = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gptjax",
+    "pdf.fonttype": 42,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": TEXT,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": TEXT,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.constrained_layout.use": True,
+}
+# What a page needs beside its own style.
+CSS = (
+    "\nsvg.figure { display: block; width: 100%; height: auto; }\n"
+    + ":root { "
+    + " ".join(f"--arm-{i}: {light};" for i, (light, _) in enumerate(COLORS))
+    + " }\n@media (prefers-color-scheme: dark) { :root { "
+    + " ".join(f"--arm-{i}: {dark};" for i, (_, dark) in enumerate(COLORS))
+    + " } }\n"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure: its name, what it shows in a sentence, and its SVG."""
+
+    name: str
+    caption: str
+    svg: str
+
+    def inline(self) -> str:
+        """The SVG as an element of a page, in the colours of the page."""
+        text = self.svg[self.svg.index("<svg") :]
+        colors = {light: f"var(--arm-{i})" for i, (light, _) in enumerate(COLORS)}
+        colors |= {TEXT: "var(--text)", MUTED: "var(--muted)", GRID: "var(--grid)"}
+        for color, variable in colors.items():
+            text = text.replace(color, variable)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(
+            r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{self.name}-", text
+        )  # names of several figures of a page
+        head, end, rest = text.partition(">")
+        width = re.search(r'\swidth="([0-9.]+)pt"', head)[1]
+        head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+        label = html.escape(self.caption)
+        return f'{head} class="figure" style="max-width: {width}pt" role="img" aria-label="{label}"{end}{rest}'
+
+
+def available() -> bool:
+    """Whether there is a matplotlib to draw with."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def write(plan: Plan) -> list[Drawn]:
+    """Writes WORKDIR/figures/NAME.svg and .pdf of what is there. Draws nothing without matplotlib."""
+    if not available():
+        return []
+    import matplotlib
+
+    found = []
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        for name, caption, draw in (
+            ("loss", "Loss over training: the mean of the seeds of each arm, from the lowest to the highest.", _loss),
+            ("sensitivity", "The score against an option: mean of the seeds, and each seed.", _sensitivity),
+            ("differences", "Differences of paired seeds with their 95 % intervals; | is the margin.", _differences),
+        ):
+            if (figure := draw(plan)) is not None:
+                found.append(Drawn(name, caption, _save(figure, plan.workdir / "figures" / name)))
+    return found
+
+
+def _save(figure: "Figure", path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    svg, pdf = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    text = "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
+    write_whole(path.with_suffix(".svg"), text)
+    with whole_file(path.with_suffix(".pdf")) as file:
+        file.write(pdf.getvalue())
+    return text
+
+
+def _figure(width: float, height: float, columns: int, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    figure.patch.set_alpha(0)
+    axes = [*figure.subplots(rows, columns, squeeze=False).flat]
+    for one in axes:
+        one.patch.set_alpha(0)
+    return figure, axes
+
+
+def _style(index: int) -> dict:
+    return {"color": COLORS[index % len(COLORS)][0], "linestyle": DASHES[index // len(COLORS) % len(DASHES)]}
+
+
+def _short(axis, **options) -> None:
+    """Ticks such as 1.5M instead of powers of ten."""
+    axis.set_major_formatter(lambda value, _: markup.short(value) if value else "0", **options)
+
+
+# ---- Loss --------------------------------------------------------------------------------------------------------
+
+
+def _loss(plan: Plan) -> "Figure | None":
+    metric = plan.study.metric
+    panels = [("Training", "train", "loss"), ("Validation", "validation", metric)]
+    found = [(title, key, facts.curves(plan, split, key)) for title, split, key in panels]
+    found = [panel for panel in found if any(len(c.tokens) or c.strays for c in panel[2].values())]
+    if not found:
+        return None
+    figure, axes = _figure(5.4 * len(found), 3.9, len(found))
+    for one, (title, key, curves) in zip(axes, found, strict=True):
+        _curves(one, curves)
+        one.set(title=title, xlabel="training tokens", ylabel=facts.UNITS.get(key, key))
+        _short(one.xaxis)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    return figure
+
+
+def _curves(axes: "Axes", curves: dict[str, facts.Curve]) -> None:
+    tops, lows = [], []
+    for index, (arm, curve) in enumerate(curves.items()):
+        style = _style(index)
+        count = f"{curve.cells} seeds" if curve.cells != 1 else "1 seed"
+        label = (
+            f"{arm} ({', '.join([count] * bool(curve.cells) + [f'{len(curve.strays)} diverged'] * bool(curve.strays))})"
+        )
+        if len(curve.tokens):
+            marker = "o" if len(curve.tokens) < 30 else ""
+            axes.plot(curve.tokens, curve.mean, label=label, marker=marker, markersize=3.5, **style)
+            axes.fill_between(curve.tokens, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0)
+            early = curve.tokens >= 0.1 * curve.tokens[-1]
+            tops.append(curve.high[early].max())
+            lows.append(curve.low.min())
+            label = None
+        for tokens, values in curve.strays:
+            axes.plot(tokens, values, label=label, color=style["color"], linestyle=(0, (1, 1.5)), linewidth=1)
+            label = None
+    if tops and max(tops) > min(lows):  # the steep beginning and what diverged do not squeeze the rest
+        room = 0.06 * (max(tops) - min(lows))
+        axes.set_ylim(min(lows) - room, max(tops) + room)
+
+
+# ---- Sensitivity -------------------------------------------------------------------------------------------------
+
+
+def _sensitivity(plan: Plan) -> "Figure | None":
+    series = facts.sensitivity(plan)
+    options = list(dict.fromkeys(one.option for one in series))
+    if not options:
+        return None
+    columns = min(len(options), 2)
+    rows = math.ceil(len(options) / columns)
+    figure, axes = _figure(5.4 * max(columns, 1.3), 3.9 * rows, columns, rows)
+    for spare in axes[len(options) :]:
+        spare.set_visible(False)
+    for one, option in zip(axes, options, strict=False):
+        for index, line in enumerate(line for line in series if line.option == option):
+            _line(one, line, index)
+        one.set(xlabel=option, ylabel=facts.UNITS.get(plan.study.metric, plan.study.metric))
+        if all(line.by_factors for line in series if line.option == option):
+            one.set_xscale("log")
+            ticks = sorted({value for line in series if line.option == option for value, _ in line.points})
+            if len(ticks) <= 8:
+                one.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            one.minorticks_off()
+        one.legend()
+    return figure
+
+
+def _line(axes: "Axes", series: facts.Series, index: int) -> None:
+    style, marker = _style(index), MARKERS[index % len(MARKERS)]
+    values = [value for value, _ in series.points]
+    means = [float(np.mean(scores)) for _, scores in series.points]
+    axes.plot(values, means, label=series.name, marker=marker, markersize=5, **style)
+    for value, scores in series.points:
+        axes.scatter([value] * len(scores), scores, s=9, color=style["color"], alpha=0.5, linewidth=0)
+    if series.chosen in values:
+        best = means[values.index(series.chosen)]
+        axes.scatter([series.chosen], [best], s=130, facecolor="none", edgecolor=style["color"], linewidth=1.5)
+
+
+# ---- Differences -------------------------------------------------------------------------------------------------
+
+
+def _differences(plan: Plan) -> "Figure | None":
+    rows: list[tuple[str, statistics.Summary, Sequence[float], str]] = []
+    told = set()
+    for claim, comparison, verdict in facts.findings(plan):
+        if comparison:
+            margins = [comparison.margin, -comparison.margin] if claim.both_ways else [comparison.margin]
+            rows.append((claim.text, comparison.difference, margins, verdict.partition(":")[0]))
+            told.add((claim.ours, claim.theirs))
+    base = plan.study.baseline
+    bad = [cell.arm for cell in facts.diverged(plan) if not cell.point]
+    for arm in plan.arms:
+        scores = facts.paired(plan, arm)
+        if arm != base and scores and (arm, base) not in told:
+            words = f"{bad.count(arm)} of {len(scores)} diverged" if arm in bad else ""
+            rows.append((f"{arm} \N{MINUS SIGN} {base}", statistics.summary(scores), [], words))
+    if not rows:
+        return None
+    figure, (axes,) = _figure(8.4, 1.3 + 0.42 * len(rows), 1)
+    for place, (_, found, margins, verdict) in enumerate(rows):
+        if "diverged" in verdict:  # it would squeeze the rest
+            axes.annotate(verdict, (1.02, place), xycoords=("axes fraction", "data"), va="center")
+            continue
+        color = {"supported": COLORS[2][0], "refuted": COLORS[1][0], "inconclusive": MUTED}.get(verdict, COLORS[0][0])
+        if not math.isnan(found.low):
+            axes.plot([found.low, found.high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot([found.mean], [place], "o" if verdict else "D", color=color, markersize=6)
+        axes.plot(margins, [place] * len(margins), "|", color=TEXT, markersize=16, markeredgewidth=1.6)
+        words = f"{found.mean:+.4f}  {verdict}".rstrip()
+        axes.annotate(words, (1.02, place), xycoords=("axes fraction", "data"), va="center")
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=TEXT)
+    axes.set_xlabel(f"difference in {facts.UNITS.get(plan.study.metric, plan.study.metric)}, lower is better")
+    return figure

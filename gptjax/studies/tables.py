@@ -1,0 +1,137 @@
+"""The tables of a report, the same in report.md and report.html, and the cells as CSV."""
+
+import csv
+import dataclasses
+import io
+import math
+
+from gptjax.studies import facts, statistics
+from gptjax.studies.cells import Plan
+from gptjax.studies.noise import Noise
+from gptjax.studies.statistics import Summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts. `heads`: the names of its columns; those that end in "#" hold numbers. `notes`: sentences."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def columns(self) -> dict[str, str]:
+        """{heading: class} for a page. A heading that is there twice differs by an invisible mark."""
+        found: dict[str, str] = {}
+        for head in self.heads:
+            name = head.removesuffix("#")
+            while name in found:
+                name += "\u2060"
+            found[name] = "number" if head.endswith("#") else "key"
+        return found
+
+
+def results(plan: Plan) -> Table:
+    """The score of each arm, and its difference from the baseline beside what a seed does by itself."""
+    metric, noise = plan.study.metric, plan.noise()
+    heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {plan.study.baseline}#", "95 % interval#")
+    heads += ("noise sigma#",) * bool(noise) + ("seeds#", "diverged#")
+    return Table("Results", heads, [_result(plan, arm, noise) for arm in plan.arms], (facts.noise_in_words(plan),))
+
+
+def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:
+    scores = plan.scores(arm)
+    own = statistics.summary(scores)
+    difference = statistics.summary(facts.paired(plan, arm) if arm != plan.study.baseline else [])
+    failed = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
+    return (
+        arm,
+        number(own.mean, ".4f"),
+        _interval(own, ".4f"),
+        number(own.deviation, ".4f"),
+        number(difference.mean, "+.4f"),
+        _interval(difference, "+.4f"),
+        *([f"{noise.sigma:.4f}"] if noise else []),
+        str(len(scores)),
+        str(failed),
+    )
+
+
+def tuning(plan: Plan) -> Table:
+    """How many cells chose the point of each arm, and which it is."""
+    rows = []
+    for name, points in plan.points.items() if plan.tuning else ():
+        seeds, chosen = plan.study.tuning_seed_values() if len(points) > 1 else [], plan.chosen(name)
+        told = chosen.tuned if chosen else "not known: cells are missing"
+        rows.append((name, str(len(points)), str(len(seeds)), str(plan.study.tuning_budget(name)), told))
+    edges = tuple(f"Note: {words}." for name in plan.points for words in plan.censored(name))
+    return Table("Tuning", ("arm", "points#", "tuning seeds#", "cells of tuning#", "chosen"), rows, edges)
+
+
+def sensitivity(plan: Plan) -> Table:
+    """The score of every point of the grids."""
+    rows = []
+    for name in plan.points:
+        for tried in plan.sensitivity(name):
+            own = statistics.summary(tried.scores)
+            point = ", ".join(f"{path} {value}" for path, value in tried.point.items())
+            numbers = number(own.mean, ".4f"), number(own.deviation, ".4f"), str(own.count), str(tried.diverged)
+            rows.append((name, point, *numbers, "yes" if tried.chosen else ""))
+    heads = ("arm", "point", f"{plan.study.metric}#", "deviation#", "seeds#", "diverged#", "chosen")
+    return Table("Points that were tried", heads, rows)
+
+
+def differences(plan: Plan) -> Table:
+    """What the arms differ in."""
+    heads = ("arm", "group", "option", plan.study.baseline, "the arm")
+    note = "All else is equal: the resolved options were compared."
+    return Table("What differs", heads, facts.grouped(plan), (note,))
+
+
+def parameter_groups(plan: Plan) -> Table:
+    """How the parameters of the arms are updated and begin."""
+    heads = ("arm", "updated by", "weight decay", "initial values", "parameters#")
+    return Table("Parameter groups", heads, facts.parameter_groups(plan))
+
+
+def cost(plan: Plan) -> Table:
+    """Size and arithmetic."""
+    rows = [
+        (a.name, f"{a.parameters:,}", f"{a.flops_per_token:.3g}", f"{a.tokens:,}", f"{a.training_flops:.3g}")
+        for a in plan.arms.values()
+    ]
+    told = plan.study.unmatched.items()
+    notes = tuple(f"Arms may differ in {quantity.replace('_', ' ')}: {reason}" for quantity, reason in told)
+    return Table("Cost", ("arm", "parameters#", "FLOPs a token#", "tokens#", "training FLOPs#"), rows, notes)
+
+
+def setting(plan: Plan) -> Table:
+    return Table("Setting", ("what", "value"), facts.setting(plan))
+
+
+def diverged(plan: Plan) -> Table:
+    rows = [(cell.name, cell.outcome()) for cell in facts.diverged(plan)]
+    return Table("Cells that diverged", ("cell", "why"), rows, ("Each counts as a model that knows nothing.",))
+
+
+def of_cells(plan: Plan) -> str:
+    """results.csv"""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ["arm", "seed", "outcome", plan.study.metric, "parameters", "tokens", "flops_per_token", "key"]
+    writer.writerow(names)
+    for cell in sorted(plan.cells, key=lambda cell: (list(plan.arms).index(cell.arm), cell.seed)):
+        arm, outcome = plan.arms[cell.arm], cell.outcome()
+        score = cell.score(plan.study.metric, plan.uniform(cell.arm)) if outcome else ""
+        size = [arm.parameters, arm.tokens, arm.flops_per_token]
+        writer.writerow([cell.arm, cell.seed, outcome or "missing", score, *size, cell.key])
+    return out.getvalue()
+
+
+def number(value: float, form: str) -> str:
+    """ "" for NaN."""
+    return "" if math.isnan(value) else format(value, form)
+
+
+def _interval(of: Summary, form: str) -> str:
+    return "" if math.isnan(of.low) else f"[{of.low:{form}}, {of.high:{form}}]"
