@@ -175,8 +175,8 @@ class Block(nnx.Module):
         """(output, keys and values, load-balancing loss of each row if there are experts). `embedded`: x0."""
         drop = Dropout(dropout_keys, layer)
         if embedded is not None:
-            scales = (scale[...].astype(x.dtype) for scale in (self.residual_scale, self.embedding_scale))
-            x = next(scales) * x + next(scales) * embedded
+            # In float32: numbers near 1 are 0.008 apart in bfloat16, and what a scale learns would be rounded away.
+            x = (self.residual_scale[...] * x + self.embedding_scale[...] * embedded).astype(x.dtype)
         inputs = sharding.gather(x if self.post_norm else self.attention_norm(x), sharding.BETWEEN, sharding.INSIDE)
         mixed, memory = self.attention(inputs, cache=cache, drop=drop, **attention_inputs)
         mixed = sharding.constrain(mixed, *sharding.BETWEEN)

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
+from gptjax.model.attention import Visibility
+from gptjax.model.layers import Block
 
 LENGTH, WIDTH, HEADS, KV_HEADS, HEAD_DIM, EPSILON = 6, 16, 4, 2, 4, 1e-5
 PLAIN = {  # what every variant below has in common, so that the mathematics by hand stays short
@@ -136,6 +139,30 @@ def test_other_parameters_start_at_the_same_values():
     assert (new["blocks/residual_scale"] == 1).all() and not new["blocks/embedding_scale"].any()
     assert not new["blocks/attention/gate/kernel"].any() and not new["blocks/attention/value_gate/kernel"].any()
     assert new["value_embedding/embedding"].std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_residual_scalars_are_not_rounded_to_bfloat16():
+    """A block whose branches add nothing gives the exact mixture, rounded once."""
+    architecture = architecture_of(
+        residual_scalars=True, compute_dtype="bfloat16", init_multipliers="blocks/(attention/out|mlp/down)/kernel=0"
+    )
+    block = Block(architecture, rngs=nnx.Rngs(0))
+    block.residual_scale[...], block.embedding_scale[...] = jnp.float32(1.003), jnp.float32(0.0103)
+    random = np.random.default_rng(0)
+    x, embedded = (jnp.asarray(random.normal(size=(1, 8, WIDTH)), jnp.bfloat16) for _ in range(2))
+    found, *_ = block(
+        x,
+        layer=jnp.int32(0),
+        embedded=embedded,
+        dropout_keys=None,
+        cache=None,
+        visibility=Visibility.causal(8),
+        angles=None,
+        positions=jnp.arange(8)[None],
+    )
+    expected = jnp.asarray(1.003 * np.float64(x) + 0.0103 * np.float64(embedded), jnp.bfloat16)
+    assert (found == expected).mean() > 0.99  # a sum in float32 may lie on the other side of a tie
+    assert (found != x).any()
 
 
 def test_residual_scalars_change_nothing_at_the_start():
