@@ -43,7 +43,6 @@ def torture(tmp_path: Path, *options: str) -> dict:
 def test_disturbed_stages_end_like_undisturbed_ones(tmp_path):
     cases = {
         "train": "kill:1 disk:1",
-        "prepare": "kill:1 signal:1",
     }
     names = [f"{stage}:{case}" for stage, which in cases.items() for case in which.split()]
     found = torture(tmp_path, f"--only={','.join(names)}")

@@ -27,6 +27,7 @@ def base(tiny_config, tiny_corpus):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_to_the_bit(base, tmp_path):
     text = f"def get_config():\n    return from_json({config_lib.to_json(base)!r})\n"
     text = "from gptjax.config import from_json\n\n\n" + text
