@@ -15,17 +15,21 @@ def get_study(arg: str = "") -> Study:
         found="3,600 to 3,250 steps with all of them; nanochat found MuonH worse",
         base=base,
         arms={
-            "muon": {"optimizer.name": "muon", "optimizer.muon_learning_rate": Grid(0.01, 0.02, 0.04, 0.08)},
+            "muon": {"optimizer.name": "muon", "optimizer.muon_learning_rate": Grid(0.0025, 0.005, 0.01, 0.02, 0.04)},
             "polar_express": {
                 "optimizer.name": "muon",
                 "optimizer.orthogonalization": "polar_express",
-                "optimizer.muon_learning_rate": Grid(0.01, 0.02, 0.04, 0.08),
+                "optimizer.muon_learning_rate": Grid(0.0025, 0.005, 0.01, 0.02, 0.04),
             },
-            "normuon": {"optimizer.name": "normuon", "optimizer.muon_learning_rate": Grid(0.01, 0.02, 0.04, 0.08)},
-            "muonh": {"optimizer.name": "muonh", "optimizer.muon_learning_rate": Grid(0.01, 0.02, 0.04, 0.08)},
+            "normuon": {
+                "optimizer.name": "normuon",
+                "optimizer.muon_learning_rate": Grid(0.0025, 0.005, 0.01, 0.02, 0.04),
+            },
+            "muonh": {"optimizer.name": "muonh", "optimizer.muon_learning_rate": Grid(0.0025, 0.005, 0.01, 0.02, 0.04)},
         },
         claims=("polar_express <= muon + 0.01", "normuon < muon", "muonh < muon"),
         seeds=5,
+        tuning_seeds=2,
         smoke={"train.num_steps": 40},
         full={"model.num_layers": 12, "model.embed_dim": 768, "train.num_steps": 5000, "train.batch_size": 256},
     )

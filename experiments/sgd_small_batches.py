@@ -17,16 +17,17 @@ def get_study(arg: str = "") -> Study:
         found="equal at batches up to 16; the gap grows with the batch",
         base=base,
         arms={
-            "adamw": {"optimizer.learning_rate": Grid(5e-4, 1e-3, 2e-3, 4e-3)},
+            "adamw": {"optimizer.learning_rate": Grid(5e-4, 1e-3, 2e-3, 4e-3, 8e-3)},
             "sgd": {
                 "optimizer.name": "sgd",
                 "optimizer.beta1": 0.0,
                 "optimizer.weight_decay": 0.0,
-                "optimizer.learning_rate": Grid(0.1, 0.3, 1.0, 3.0),
+                "optimizer.learning_rate": Grid(0.03, 0.1, 0.3, 1.0, 3.0),
             },
         },
         claims=("sgd <= adamw + 0.05",),
         seeds=5,
+        tuning_seeds=2,
         smoke={"train.num_steps": 40},
     )
     return apply_arg(study, arg)

@@ -15,11 +15,12 @@ def get_study(arg: str = "") -> Study:
         found="3,125 (n 6) against 3,250 (n 10) steps",
         base=base,
         arms={
-            "muon": {"optimizer.name": "muon", "optimizer.muon_learning_rate": Grid(0.01, 0.02, 0.04, 0.08)},
-            "soap": {"optimizer.name": "soap", "optimizer.learning_rate": Grid(2.5e-3, 5e-3, 1e-2, 2e-2)},
+            "muon": {"optimizer.name": "muon", "optimizer.muon_learning_rate": Grid(0.0025, 0.005, 0.01, 0.02, 0.04)},
+            "soap": {"optimizer.name": "soap", "optimizer.learning_rate": Grid(1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2)},
         },
         claims=("soap < muon",),
         seeds=5,
+        tuning_seeds=2,
         smoke={"train.num_steps": 40},
         full={"model.num_layers": 12, "model.embed_dim": 768, "train.num_steps": 5000, "train.batch_size": 256},
     )

@@ -1,8 +1,10 @@
 """A cell: one run of a study, with its resolved config, its place on the disk, and what became of it."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from gptjax.errors import UserError
 from gptjax.files import write_whole
 from gptjax.training import metrics
 
+TAIL = 65_536  # bytes at the end of a metrics.jsonl in which its last lines are
 FREE = ("place", "record")  # options that have no part in a program
 RUNNER = '''\
 """{text}
@@ -69,9 +72,24 @@ class Cell:
         path = self.workdir / "metrics.jsonl"
         return [line for line in metrics.read(path) if line.get("split") == split] if path.exists() else []
 
+    def last_line(self, split: str) -> dict[str, Any]:
+        """The last whole line of a split, read from the end of the file; empty where there is none."""
+        try:
+            with (self.workdir / "metrics.jsonl").open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+                texts = file.read().split(b"\n")
+        except OSError:
+            return {}
+        for text in reversed(texts):
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and line.get("split") == split and isinstance(line.get("step"), int):
+                    return line
+        return {}
+
     def step(self) -> int:
         """The last step that its metrics tell of."""
-        return max((line["step"] for line in self.lines("train")[-1:]), default=0)
+        return self.last_line("train").get("step", 0)
 
     def outcome(self) -> str:
         """done, how it diverged, or "" for what has to run or run on."""

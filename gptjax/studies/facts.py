@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gptjax import config as config_lib
-from gptjax.artifacts.manifest import git_state
 from gptjax.reporting.markup import short
 from gptjax.studies import differences, statistics
 from gptjax.studies.cell import Cell
@@ -176,12 +175,14 @@ class Series:
 
     Attributes:
       points: (value, scores by seed), by ascending value. chosen: the value that was chosen; None: it was not tuned.
+      diverged: values at which a seed diverged, which counts as a model that knows nothing.
     """
 
     option: str
     name: str
     points: list[tuple[float, list[float]]]
     chosen: float | None = None
+    diverged: frozenset[float] = frozenset()
 
     @property
     def by_factors(self) -> bool:
@@ -204,12 +205,13 @@ def _of_grids(plan: Plan) -> Iterable[Series]:
         chosen = next((point.point for point in tried if point.chosen), {})
         for option in plan.study.grids(arm):
             best: dict[float, list[float]] = {}
+            bad = {_number(point.point[option]) for point in tried if point.diverged}
             for point in tried:
                 value = _number(point.point[option])
                 if value is not None and (value not in best or np.mean(point.scores) < np.mean(best[value])):
                     best[value] = point.scores
             if len(best) > 1:
-                yield Series(option, arm, sorted(best.items()), _number(chosen.get(option)))
+                yield Series(option, arm, sorted(best.items()), _number(chosen.get(option)), frozenset(bad - {None}))
 
 
 def _of_arms(plan: Plan) -> Iterable[Series]:
@@ -226,7 +228,8 @@ def _of_arms(plan: Plan) -> Iterable[Series]:
             if len(points) > 2:
                 others = {p: v for p, v in values[names[0]].items() if p != option and v != base[p]}
                 called = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in others.items())
-                yield Series(option, called or "arms", points)
+                bad = {_number(values[cell.arm][option]) for cell in diverged(plan) if cell.arm in names}
+                yield Series(option, called or "arms", points, diverged=frozenset(bad))
 
 
 def _number(value: Any) -> float | None:
@@ -285,7 +288,7 @@ def setting(plan: Plan) -> list[tuple[str, str]]:
         ("score", f"{UNITS.get(study.metric, study.metric)} of the last validation; lower is better"),
         ("hardware", _all_of(_device(manifest) for manifest in stored if manifest)),
         ("versions", _all_of(_versions(manifest) for manifest in stored if manifest)),
-        ("code", _code(plan)),
+        ("code", "; ".join([*sorted({_commit(m) for m in stored} - {""}), f"sha256 of the modules {plan.code[:12]}"])),
     ]
     return [(what, words) for what, words in told if words]
 
@@ -312,10 +315,13 @@ def _versions(manifest: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in known if version)
 
 
-def _code(plan: Plan) -> str:
-    git = git_state() or {}
-    commit = f"commit {git['commit'][:10]}{' with changes' if git.get('diff_sha256') else ''}, " if git else ""
-    return f"{commit}sha256 of the modules {plan.code[:12]}"
+def _commit(manifest: dict[str, Any]) -> str:
+    git = _part(manifest, "git")
+    return (
+        f"commit {str(git['commit'])[:10]}{' with changes' if git.get('diff_sha256') else ''}"
+        if "commit" in git
+        else ""
+    )
 
 
 def commands(plan: Plan, given: Sequence[str]) -> list[str]:

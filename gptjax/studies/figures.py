@@ -118,7 +118,12 @@ def write(plan: Plan) -> list[Drawn]:
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
         for name, caption, draw in (
             ("loss", "Loss over training: the mean of the seeds of each arm, from the lowest to the highest.", _loss),
-            ("sensitivity", "The score against an option: mean of the seeds, and each seed.", _sensitivity),
+            (
+                "sensitivity",
+                "The score against an option: mean and each seed. A ring is what was chosen, a cross a value at "
+                "which a seed diverged.",
+                _sensitivity,
+            ),
             ("differences", "Differences of paired seeds with their 95 % intervals; | is the margin.", _differences),
         ):
             if (figure := draw(plan)) is not None:
@@ -236,6 +241,8 @@ def _line(axes: "Axes", series: facts.Series, index: int) -> None:
     axes.plot(values, means, label=series.name, marker=marker, markersize=5, **style)
     for value, scores in series.points:
         axes.scatter([value] * len(scores), scores, s=9, color=style["color"], alpha=0.5, linewidth=0)
+    for value in series.diverged & set(values):
+        axes.scatter([value], [means[values.index(value)]], s=90, marker="x", color=style["color"], linewidth=2)
     if series.chosen in values:
         best = means[values.index(series.chosen)]
         axes.scatter([series.chosen], [best], s=130, facecolor="none", edgecolor=style["color"], linewidth=1.5)

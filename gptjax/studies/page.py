@@ -91,13 +91,14 @@ def wall_clock(plan: Plan) -> Table:
             )
         )
     heads = (
-        *("arm", "seconds a cell#", "tokens / second#", f"{metric} at matched steps#"),
+        *("arm", "seconds of training#", "tokens / second#", f"{metric} at matched steps#"),
         *(f"{metric} at {limit:,.1f} s#", "of its training by then#", "cells#"),
     )
     notes = (
         f"Medians over the cells that are done. {fastest} is the fastest; the others are compared at its "
         f"{limit:,.1f} seconds, in proportion between two validations. An arm that is cut short has not come to the "
-        "end of its schedule. The clock includes compilation, validation and whatever ran beside.",
+        "end of its schedule. The clock is that of training: without start-up, compilation and validation, but with "
+        "whatever ran beside. Cells that are packed share it.",
     )
     return Table("Wall-clock time", heads, rows, notes)
 

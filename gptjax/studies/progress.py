@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +15,6 @@ from gptjax.studies.cell import Cell
 from gptjax.studies.cells import Plan
 
 EVERY = {True: 1.0, False: 60.0}  # seconds between two looks, on a terminal and elsewhere
-TAIL = 65_536  # bytes at the end of a metrics.jsonl that are read
 MOST_ROWS = 40  # of the table
 
 
@@ -99,14 +95,14 @@ class Progress:
         self.done += words == "done"
         self.without_result += words.startswith(("no result", "stopped"))
         self.diverged += words != "done" and not words.startswith(("no result", "stopped"))
-        loss = last_line(cell.workdir / "metrics.jsonl", "validation").get("loss") if cell and words == "done" else None
+        loss = cell.last_line("validation").get("loss") if cell and words == "done" else None
         told = f", loss {loss:.4f}" if isinstance(loss, float) else ""
         self._print(f"{name}: {words}{told} ({duration(now - begun)}); {self.counts()}{self._left_in_words()}")
 
     def _pace(self, name: str, now: float) -> Pace:
         """By the clock since the cell was first seen, so that a cell that is continued has its own pace."""
         cell = self._cells[name]
-        line = last_line(cell.workdir / "metrics.jsonl", "train")
+        line = cell.last_line("train")
         step = line.get("step", 0)
         begun, first = self._begun.get(name, (now, step))
         speed = (step - first) / (now - begun) if step > first and now > begun else 0.0
@@ -177,19 +173,3 @@ def shown(plan: Plan, cells: Sequence[Cell]) -> Iterator[Progress]:
         yield progress
     finally:
         progress.stop()
-
-
-def last_line(path: Path, split: str) -> dict[str, Any]:
-    """The last whole line of a split in a metrics.jsonl, read from its end; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
-            texts = file.read().split(b"\n")
-    except OSError:
-        return {}
-    for text in reversed(texts):
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and line.get("split") == split and isinstance(line.get("step"), int):
-                return line
-    return {}

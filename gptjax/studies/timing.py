@@ -1,7 +1,8 @@
 """How long the cells of a study took, and what their arms had reached when the fastest of them was done.
 
-Wall-clock seconds are those of the machine, and of what ran beside: they are no part of report.md and results.csv,
-which two runs of a study write alike.
+Seconds are those of training (waiting for data, steps, the loop between them), without start-up, compilation and
+validation, and go on over restarts. They depend on the machine and on what ran beside: they are no part of report.md
+and results.csv, which two runs of a study write alike. Cells that are packed share their seconds.
 """
 
 import csv
@@ -15,13 +16,15 @@ import numpy as np
 from gptjax.studies.cell import Cell
 from gptjax.studies.cells import Plan
 
+CLOCK = ("seconds/step", "seconds/data", "seconds/idle")  # of a line of metrics.jsonl: what of its time is training
+
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
     """The clock of a cell.
 
     Attributes:
-      seconds: from its beginning to its last line, compilation and validation included; without what a kill lost.
+      seconds: of its training, until its last line.
       tokens_per_second: the median.
       scores: (seconds, metric) of its validations.
     """
@@ -61,16 +64,15 @@ def cells(plan: Plan) -> list[Timed]:
 
 def _timed(cell: Cell, metric: str) -> Timed:
     lines = cell.lines("train") + cell.lines("validation")
-    lines = sorted((line for line in lines if _finite(line.get("wall_time_s"))), key=lambda line: line["step"])
-    before, total, scores = 0.0, 0.0, []
-    for line in lines:
-        if line["wall_time_s"] < before:  # the clock starts again where a run was continued
-            total += before
-        before = line["wall_time_s"]
-        if line["split"] == "validation" and _finite(line.get(metric)):
-            scores.append((total + before, line[metric]))
+    lines = sorted((line for line in lines if _finite(line.get(CLOCK[0]))), key=lambda line: line["step"])
+    clock = [sum(line.get(part, 0.0) for part in CLOCK) for line in lines]
+    scores = [
+        (seconds, line[metric])
+        for seconds, line in zip(clock, lines, strict=True)
+        if line["split"] == "validation" and _finite(line.get(metric))
+    ]
     speeds = [line["tokens_per_second"] for line in lines if _finite(line.get("tokens_per_second"))]
-    return Timed(cell, total + before, statistics.median(speeds) if speeds else math.nan, scores)
+    return Timed(cell, max(clock, default=0.0), statistics.median(speeds) if speeds else math.nan, scores)
 
 
 def _finite(value: object) -> bool:

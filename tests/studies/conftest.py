@@ -39,14 +39,19 @@ def made(small_base, tmp_path):
 
 
 def fill(cell) -> None:
-    """A step lasts a second, in the arm "slow" two; half of the steps after a restart, which begins the clock anew."""
+    """A step lasts a second, in the arm "slow" two: half of it on the device, half waiting for data and in the loop."""
     cell.workdir.mkdir(parents=True)
     rate, pace = cell.config.optimizer.learning_rate, 2.0 if cell.arm == "slow" else 1.0
     last = 3 if rate > 1 else STEPS
     level = 3 + abs(np.log10(rate) + 3) + (0.11 if cell.arm == "slow" else 0.1) * (cell.seed % 10)
     lines = []
     for step in range(1, last + 1):
-        clock = {"wall_time_s": pace * (step - 4 * (step > 4))}
+        clock = {
+            "seconds/step": pace * step / 2,
+            "seconds/data": pace * step / 4,
+            "seconds/idle": pace * step / 4,
+            "seconds/eval": 9.0,
+        }
         line = {"step": step, "split": "train", "loss": level + 1 / step, "tokens_per_second": 64 / pace}
         lines.append(line | clock)
         if step % 4 == 0:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from gptjax.studies.cell import Cell
-from gptjax.studies.progress import Progress, last_line
+from gptjax.studies.progress import Progress
 
 
 @pytest.fixture
@@ -117,7 +117,6 @@ def test_a_terminal_that_is_gone_does_not_end_the_study(cells):
 
 def test_the_end_of_a_long_file_is_enough(cells, monkeypatch):
     at(cells[0], 100)
-    monkeypatch.setattr("gptjax.studies.progress.TAIL", 400)
-    path = cells[0].workdir / "metrics.jsonl"
-    assert last_line(path, "train")["step"] == 100
-    assert last_line(path.with_name("missing"), "train") == {}
+    monkeypatch.setattr("gptjax.studies.cell.TAIL", 400)
+    assert cells[0].last_line("train")["step"] == cells[0].step() == 100
+    assert cells[1].last_line("train") == {}
