@@ -16,7 +16,7 @@ def get_study(arg: str = "") -> Study:
         base=base,
         arms={
             "muon": {"optimizer.name": "muon"},
-            "no_momentum": {"optimizer.name": "muon", "optimizer.beta1": 0.0},
+            "no_momentum": {"optimizer.name": "muon", "optimizer.muon_momentum": 0.0},
         },
         claims=("muon < no_momentum",),
         seeds=5,

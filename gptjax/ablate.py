@@ -161,6 +161,9 @@ def _check_modes(flag_values: flags.FlagValues, asked: Sequence[str]) -> None:
     """Raises UserError for flags that do not belong together."""
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} are two commands; give one of them")
+    for one, other in (("plan", "noise"), ("plan", "report"), ("noise", "report")):
+        if flag_values[one].value and flag_values[other].value:
+            raise UserError(f"--{one} and --{other} are two commands; give one of them")
     mode = asked[0] if asked else "study"
     for name in flag_values:
         if flag_values[name].present and name not in (*MODES[mode], mode):
@@ -304,7 +307,7 @@ def ablate(
         finally:
             lock.release()
 
-    if noise or not report:
+    if not report:
         run(plan.noise_missing if noise else plan.missing)
     if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
         print("the cells are in the queue of Slurm; when they are done, the same command goes on")

@@ -254,7 +254,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     interrupts.ending(status)
     if interrupts.received:
         interrupts.leave(status)
-    if status == 1:
+    if status:
         interrupts.leave_after_failure(status)
     return status
 

@@ -121,7 +121,7 @@ def leave(with_status: int, line: str = "") -> None:
 
 
 def leave_after_failure(with_status: int) -> None:
-    """Ends a command that has failed, where gptjax is the command, once what is registered for its exit has run.
+    """Ends a command that has failed, where gptjax is the command, once the functions of atexit have run.
 
     Threads of libraries in C++ may still be at work (writes to a full disk); where one meets Python's own exit, the
     process aborts.

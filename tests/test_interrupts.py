@@ -78,3 +78,22 @@ def test_it_is_acted_on_wherever_it_comes(place, tmp_path):
         process.communicate()
     assert process.returncode == 130
     assert said.splitlines() == ["failed: interrupted"]
+
+
+def test_a_failed_command_ends_before_a_thread_that_does_not():
+    """Its atexit functions run; a thread of a library, which Python would wait for, is not waited for."""
+    program = """
+import sys
+sys.orig_argv = ["python", "-m", "gptjax.train"]
+import atexit, threading
+from gptjax import cli, interrupts
+from gptjax.errors import RunError
+interrupts.install()
+atexit.register(print, "at exit")
+threading.Thread(target=threading.Event().wait).start()
+def main(argv):
+    raise RunError("the disk is full")
+sys.exit(cli.run(main, []))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "at exit\n", "failed: the disk is full\n")

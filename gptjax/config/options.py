@@ -378,10 +378,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "beta1": Option(
             0.9,
-            "decay rate of the first moment, momentum of sgd; 0 = no momentum, nor that of Muon's matrices, else 0.95",
+            "decay rate of the first moment, momentum of sgd",
             minimum=0,
             maximum=0.999999,
         ),
+        "muon_momentum": Option(0.95, "momentum of muon, normuon and muonh; 0 = none", minimum=0, maximum=0.999999),
         "beta2": Option(0.95, "decay rate of the second moment", minimum=0, maximum=0.999999),
         "epsilon": Option(1e-8, "AdamW: added to the root of the second moment", minimum=1e-18, maximum=1),
         "weight_decay": Option(

@@ -211,11 +211,11 @@ def _lora_problem(model: Config) -> str | None:
 def _matrix_of_zeros(multipliers: str) -> str | None:
     """The first matrix in blocks that starts at zero, or None. What is no list of factors is refused elsewhere."""
     paths = [f"blocks/{path}/kernel" for path in (*LORA_PATHS, *(f"mlp/expert_{n}" for n in ("up", "gate", "down")))]
-    for entry in multipliers.split():
-        pattern, _, factor = entry.rpartition("=")
-        with contextlib.suppress(ValueError, re.error, OverflowError, RecursionError):
-            if float(factor) == 0 and (found := next((p for p in paths if re.fullmatch(pattern, p)), None)):
-                return found
+    entries = [entry.rpartition("=") for entry in multipliers.split()]
+    with contextlib.suppress(ValueError, re.error, OverflowError, RecursionError):
+        for path in paths:  # the first pattern that matches counts
+            if next((float(factor) == 0 for pattern, _, factor in entries if re.fullmatch(pattern, path)), False):
+                return path
     return None
 
 
@@ -258,11 +258,12 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
         yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
-    if right("model.mup_base_width", "optimizer.name") and model.mup_base_width and config.optimizer.name == "sgd":
-        yield "model.mup_base_width is set with optimizer.name=sgd, whose rates it does not know; use another optimizer"
-    for name in ("attention_gate", "value_embeddings"):
-        if right("model.mup_base_width", f"model.{name}") and model.mup_base_width and model[name]:
-            yield f"model.mup_base_width is set with model.{name}, of whose gates it does not scale the rates; use one"
+    mup = right("model.mup_base_width") and model.mup_base_width
+    if mup and right("optimizer.name") and (name := config.optimizer.name) in ("sgd", "adafactor"):
+        yield f"model.mup_base_width is set with optimizer.name={name}, whose rates it does not know; use another one"
+    for name in ("attention_gate", "value_embeddings", "num_experts", "lora_rank"):
+        if mup and right(f"model.{name}") and model[name]:
+            yield f"model.mup_base_width is set with model.{name}, whose parameters it does not scale; use one of them"
     pinned = right("model.init_multipliers", "optimizer.name") and config.optimizer.name == "muonh"
     if pinned and (path := _matrix_of_zeros(model.init_multipliers)):
         yield (

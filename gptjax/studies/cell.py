@@ -14,7 +14,7 @@ from gptjax.errors import UserError
 from gptjax.files import write_whole
 from gptjax.training import metrics
 
-TAIL = 65_536  # bytes at the end of a metrics.jsonl in which its last lines are
+TAIL = 65_536  # bytes at the end of a metrics.jsonl in which its last line is looked for first
 FREE = ("place", "record")  # options that have no part in a program
 RUNNER = '''\
 """{text}
@@ -74,18 +74,23 @@ class Cell:
 
     def last_line(self, split: str) -> dict[str, Any]:
         """The last whole line of a split, read from the end of the file; empty where there is none."""
-        try:
-            with (self.workdir / "metrics.jsonl").open("rb") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
-                texts = file.read().split(b"\n")
-        except OSError:
-            return {}
-        for text in reversed(texts):
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and line.get("split") == split and isinstance(line.get("step"), int):
-                    return line
-        return {}
+        tail = TAIL
+        while True:
+            try:
+                with (self.workdir / "metrics.jsonl").open("rb") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(max(size - tail, 0))
+                    texts = file.read().split(b"\n")
+            except OSError:
+                return {}
+            for text in reversed(texts):
+                with contextlib.suppress(ValueError):
+                    line = json.loads(text)
+                    if isinstance(line, dict) and line.get("split") == split and isinstance(line.get("step"), int):
+                        return line
+            if tail >= size:
+                return {}
+            tail *= 4
 
     def step(self) -> int:
         """The last step that its metrics tell of."""
@@ -93,7 +98,7 @@ class Cell:
 
     def outcome(self) -> str:
         """done, how it diverged, or "" for what has to run or run on."""
-        if any(line["step"] == self.num_steps for line in self.lines("validation")[-1:]):
+        if self.last_line("validation").get("step") == self.num_steps:
             return "done"
         path = self.workdir / "diverged.txt"
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
@@ -112,7 +117,7 @@ class Cell:
         """
         if self.outcome() != "done":
             return uniform
-        line = self.lines("validation")[-1]
+        line = self.last_line("validation")
         if metric not in line:
             known = [name for name, value in line.items() if isinstance(value, int | float) and name != "step"]
             raise UserError(f"study.metric is {metric!r}; the validation of {self.name} has {', '.join(known)}")

@@ -72,6 +72,7 @@ class Plan:
         """Raises UserError for what is wrong with the study. Builds the token stores that are missing."""
         study.check()
         self.study, self.workdir = study, Path(workdir)
+        self.changes: list[dict[str, Any]] = []  # claims, margin and metric of before, if they changed after cells ran
         self.code = code_hash()
         self._data: dict[str, RunData] = {}
         self._sizes: dict[str, tuple[int, float]] = {}
@@ -318,18 +319,23 @@ class Plan:
             return math.exp(nats)
         if metric == "loss":
             return nats
-        last = (line for cell in cells if cell.arm == arm.name for line in cell.lines("validation")[-1:])
+        # The arm's own cells first; then those of arms whose tokens are the same.
+        alike = (cell for cell in cells if cell.resolved.tokenizer == arm.config.tokenizer)
+        near = sorted(alike, key=lambda cell: cell.arm != arm.name)
+        last = (cell.last_line("validation") for cell in near)
         ratios = (line[metric] / line["loss"] for line in last if line.get(metric) and line.get("loss"))
-        return nats * next(ratios, 1)
+        return nats * next(ratios, math.inf)
 
     def scores(self, arm: str) -> list[float]:
-        """Of the cells of an arm that have come to an end, by seed."""
+        """Of the cells of an arm that have come to an end, by seed; without those that have no score in this metric."""
         ended = [cell for cell in self.cells if cell.arm == arm and cell.outcome()]
-        return [cell.score(self.study.metric, self.uniform(arm)) for cell in sorted(ended, key=lambda cell: cell.seed)]
+        found = [cell.score(self.study.metric, self.uniform(arm)) for cell in sorted(ended, key=lambda cell: cell.seed)]
+        return [score for score in found if math.isfinite(score)]
 
     def claim(self) -> None:
         """Makes the work directory, or checks that it is of this study and this code. Raises UserError."""
         path = self.workdir / "study.json"
+        said = {"claims": list(self.study.claims), "margin": self.study.margin, "metric": self.study.metric}
         if path.exists():
             try:
                 recorded = json.loads(path.read_text(encoding="utf-8"))
@@ -345,10 +351,14 @@ class Plan:
                     f"{self.workdir} was made by other code{_commit(code)}; cells of two codes are not compared. Use "
                     "that code or a new --workdir"
                 )
+            self.changes = recorded.get("changes", [])
+            before = {name: recorded.get(name) for name in said}
+            if before != said and any(cell.outcome() for cell in (*self.tuning, *self.cells)):
+                self.changes = [*self.changes, before]
         self.workdir.mkdir(parents=True, exist_ok=True)
         about = {"name": self.study.name, "question": self.study.question, "source": self.study.source}
         about |= {"tuning_cells": {name: self.study.tuning_budget(name) for name in self.points}}
-        about |= {"claims": list(self.study.claims), "margin": self.study.margin, "metric": self.study.metric}
+        about |= said | ({"changes": self.changes} if self.changes else {})
         about |= {"code": {"sha256": self.code, "version": gptjax.__version__, "git": git_state()}}
         write_whole(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 

@@ -24,6 +24,7 @@ from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.processes import runtime
+from gptjax.studies import figures
 from gptjax.training.program import Program
 from gptjax.training.run import settle
 
@@ -135,16 +136,17 @@ def write(found: Check, workdir: Path) -> list[Path]:
     for name, values in found.movements.items():
         writer.writerow([name, *values, found.exponents()[name]])
     write_whole(workdir / "coordinates.csv", out.getvalue())
-    try:
-        import matplotlib.figure
-    except ImportError:
+    if not figures.available():
         return [workdir / "coordinates.csv"]
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="width", ylabel=f"movement in {found.steps} steps (root mean square)")
-    axes.loglog(base=2)
-    for name, values in found.movements.items():
-        axes.plot(found.widths, values, marker="o", label=f"{name}: width^{found.exponents()[name]:+.2f}")
-    axes.legend(fontsize=8)
-    for kind in ("svg", "pdf"):
-        figure.savefig(workdir / f"coordinates.{kind}")
+    import matplotlib
+
+    with matplotlib.rc_context(figures.STYLE):
+        figure, (axes,) = figures.new_figure(6, 4, 1)
+        axes.set(xlabel="width", ylabel=f"movement in {found.steps} steps (root mean square)")
+        axes.loglog(base=2)
+        axes.set_xticks(found.widths, [str(width) for width in found.widths])
+        for name, values in found.movements.items():
+            axes.plot(found.widths, values, marker="o", label=f"{name}: width^{found.exponents()[name]:+.2f}")
+        axes.legend(fontsize=8)
+        figures.save(figure, workdir / "coordinates")
     return [workdir / f"coordinates.{kind}" for kind in ("csv", "svg", "pdf")]

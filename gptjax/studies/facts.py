@@ -21,10 +21,10 @@ UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "per
 MOST_POINTS = 200  # of a curve
 # What an option belongs to, by its path: the first that matches.
 GROUPS = {
-    "algorithm": r"optimizer\.name",
+    "algorithm": r"optimizer\.(name|orthogonalization|soap_refresh)",
     "learning rate": r".*learning_rate.*|schedule\..*",
     "weight decay": r".*weight_decay.*|.*cautious.*",
-    "moments": r"optimizer\..*(beta|momentum|epsilon|nesterov|average).*",
+    "moments": r"optimizer\..*(beta|momentum|epsilon).*",
     "clipping": r".*clip.*",
     "initial values": r"model\..*init.*",
     "model": r"model\..*",
@@ -45,7 +45,7 @@ def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
             one, other = plan.scores(ours), plan.scores(theirs)
             if len(one) == len(other) == plan.study.seeds:
                 compared[key] = statistics.compare(one, other, margin=claim.margin)
-    words = statistics.verdicts(compared)
+    words = statistics.verdicts(compared, sum(len(_directions(claim)) for claim in claims))
     found = []
     for claim in claims:
         keys = [key for key, *_ in _directions(claim)]
@@ -57,7 +57,9 @@ def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
             continue
         told = {words[key] for key in keys}
         verdict = "refuted" if "refuted" in told else "supported" if told == {"supported"} else "inconclusive"
-        found.append((claim, compared[keys[0]], verdict))
+        deciding = max(compared[key].p_supported for key in keys), min(compared[key].p_refuted for key in keys)
+        numbers = dict(zip(("p_supported", "p_refuted"), deciding, strict=True))
+        found.append((claim, dataclasses.replace(compared[keys[0]], **numbers), verdict))
     return found
 
 
@@ -86,6 +88,16 @@ def noise_in_words(plan: Plan) -> str:
     )
 
 
+def notes(plan: Plan) -> tuple[str, ...]:
+    """What is to be known beside the results."""
+    changed = [
+        f"Changed after cells had run: claims, margin and metric were {'; '.join(before.get('claims') or ['none'])}, "
+        f"{before.get('margin')}, {before.get('metric')}."
+        for before in plan.changes
+    ]
+    return (noise_in_words(plan), *changed)
+
+
 def explained(plan: Plan, comparison: Comparison | None) -> str:
     """The numbers behind a verdict, in sentences."""
     if comparison is None:
@@ -93,8 +105,11 @@ def explained(plan: Plan, comparison: Comparison | None) -> str:
     found = comparison.difference
     text = (
         f"The difference in {plan.study.metric} is {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] with the "
-        f"margin {comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}."
+        f"margin {comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}, of the opposite "
+        f"{comparison.p_refuted:.2g}."
     )
+    if (claims := len(plan.study.claims)) > 1:
+        text += f" These numbers are of this claim alone; the verdict is corrected for {claims} claims."
     if not math.isnan(comparison.effect_size):
         needed = comparison.seeds_needed or f"more than {statistics.MAX_SEEDS}"
         text += (
@@ -228,7 +243,8 @@ def _of_arms(plan: Plan) -> Iterable[Series]:
             if len(points) > 2:
                 others = {p: v for p, v in values[names[0]].items() if p != option and v != base[p]}
                 called = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in others.items())
-                bad = {_number(values[cell.arm][option]) for cell in diverged(plan) if cell.arm in names}
+                cells = [cell for cell in diverged(plan) if cell.arm in names and not cell.point]
+                bad = {_number(values[cell.arm][option]) for cell in cells}
                 yield Series(option, called or "arms", points, diverged=frozenset(bad))
 
 
@@ -331,7 +347,10 @@ def commands(plan: Plan, given: Sequence[str]) -> list[str]:
       given: the arguments of the command that made it. Where it is known.
     """
     steered = re.compile(r"--?(no)?(workdir|plan|report|noise|launcher|slurm|workers|dry_run)\b")
-    kept = [argument for argument in given if not steered.match(argument) and argument.startswith("-")]
+    kept, keeps = [], False
+    for argument in given:  # a word after a flag without "=" belongs to it
+        keeps = not steered.match(argument) if argument.startswith("-") else keeps
+        kept += [argument] if keeps else []
     lines = [" ".join(["python -m gptjax.ablate", *map(_quoted, kept), f"--workdir=runs/{plan.study.name}"])]
     cells = {cell.key: cell for cell in (*plan.tuning, *plan.cells)}.values()
     for cell in cells:

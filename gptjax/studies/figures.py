@@ -120,18 +120,18 @@ def write(plan: Plan) -> list[Drawn]:
             ("loss", "Loss over training: the mean of the seeds of each arm, from the lowest to the highest.", _loss),
             (
                 "sensitivity",
-                "The score against an option: mean and each seed. A ring is what was chosen, a cross a value at "
-                "which a seed diverged.",
+                "The score against an option: mean and each seed. A ring is what was chosen; a cross above is a value "
+                "at which a seed diverged.",
                 _sensitivity,
             ),
             ("differences", "Differences of paired seeds with their 95 % intervals; | is the margin.", _differences),
         ):
             if (figure := draw(plan)) is not None:
-                found.append(Drawn(name, caption, _save(figure, plan.workdir / "figures" / name)))
+                found.append(Drawn(name, caption, save(figure, plan.workdir / "figures" / name)))
     return found
 
 
-def _save(figure: "Figure", path: Path) -> str:
+def save(figure: "Figure", path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     svg, pdf = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
@@ -143,7 +143,7 @@ def _save(figure: "Figure", path: Path) -> str:
     return text
 
 
-def _figure(width: float, height: float, columns: int, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+def new_figure(width: float, height: float, columns: int, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -173,7 +173,7 @@ def _loss(plan: Plan) -> "Figure | None":
     found = [panel for panel in found if any(len(c.tokens) or c.strays for c in panel[2].values())]
     if not found:
         return None
-    figure, axes = _figure(5.4 * len(found), 3.9, len(found))
+    figure, axes = new_figure(5.4 * len(found), 3.9, len(found))
     for one, (title, key, curves) in zip(axes, found, strict=True):
         _curves(one, curves)
         one.set(title=title, xlabel="training tokens", ylabel=facts.UNITS.get(key, key))
@@ -217,7 +217,7 @@ def _sensitivity(plan: Plan) -> "Figure | None":
         return None
     columns = min(len(options), 2)
     rows = math.ceil(len(options) / columns)
-    figure, axes = _figure(5.4 * max(columns, 1.3), 3.9 * rows, columns, rows)
+    figure, axes = new_figure(5.4 * max(columns, 1.3), 3.9 * rows, columns, rows)
     for spare in axes[len(options) :]:
         spare.set_visible(False)
     for one, option in zip(axes, options, strict=False):
@@ -230,6 +230,11 @@ def _sensitivity(plan: Plan) -> "Figure | None":
             if len(ticks) <= 8:
                 one.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             one.minorticks_off()
+        lines = [line for line in series if line.option == option]
+        good = [s for line in lines for value, scores in line.points if value not in line.diverged for s in scores]
+        if good and any(line.diverged for line in lines):  # what diverged does not squeeze the rest; its cross is above
+            room = 0.08 * (max(good) - min(good)) or 0.1
+            one.set_ylim(min(good) - room, max(good) + room)
         one.legend()
     return figure
 
@@ -242,7 +247,8 @@ def _line(axes: "Axes", series: facts.Series, index: int) -> None:
     for value, scores in series.points:
         axes.scatter([value] * len(scores), scores, s=9, color=style["color"], alpha=0.5, linewidth=0)
     for value in series.diverged & set(values):
-        axes.scatter([value], [means[values.index(value)]], s=90, marker="x", color=style["color"], linewidth=2)
+        place = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.scatter([value], [1.0], s=70, marker="x", color=style["color"], linewidth=2, **place)
     if series.chosen in values:
         best = means[values.index(series.chosen)]
         axes.scatter([series.chosen], [best], s=130, facecolor="none", edgecolor=style["color"], linewidth=1.5)
@@ -268,7 +274,7 @@ def _differences(plan: Plan) -> "Figure | None":
             rows.append((f"{arm} \N{MINUS SIGN} {base}", statistics.summary(scores), [], words))
     if not rows:
         return None
-    figure, (axes,) = _figure(8.4, 1.3 + 0.42 * len(rows), 1)
+    figure, (axes,) = new_figure(8.4, 1.3 + 0.42 * len(rows), 1)
     for place, (_, found, margins, verdict) in enumerate(rows):
         if "diverged" in verdict:  # it would squeeze the rest
             axes.annotate(verdict, (1.02, place), xycoords=("axes fraction", "data"), va="center")

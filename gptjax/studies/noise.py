@@ -35,11 +35,6 @@ class Noise:
     key: str
     code: str
 
-    @property
-    def of_difference(self) -> float:
-        """The deviation of the difference of two runs that share no seed."""
-        return math.sqrt(2) * self.sigma
-
     def in_words(self) -> str:
         return (
             f"noise: one run of {self.arm} deviates by {self.sigma:.4f} in {self.metric} from seed to seed "

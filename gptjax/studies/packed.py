@@ -7,10 +7,11 @@ behind, and the others go on. Each cell is a work directory like any other: it c
   python -m gptjax.studies.packed WORKDIR_OF_CELL WORKDIR_OF_CELL ...
 """
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from gptjax import config as config_lib
+from gptjax.artifacts import integrity
 from gptjax.artifacts.lock import Lock
 from gptjax.config import Config
 from gptjax.errors import RunError
@@ -75,6 +77,8 @@ def _loop(members: list[Member], stop: stopping.StopSignals) -> None:
     """The order of a step is that of `gptjax.train`: tell, evaluate, save the old state, take the batch, advance."""
     first = members[0].run
     options, start = first.program.config, first.start
+    if any(member.run.start != start for member in members):
+        raise ValueError("packed cells go on from different steps")
     devices = jax.devices()
     parts = math.gcd(len(devices), len(members))
     mesh = mesh_lib.make_mesh(options.mesh, devices[:parts], members=parts)
@@ -88,20 +92,31 @@ def _loop(members: list[Member], stop: stopping.StopSignals) -> None:
             saves = due and (last or step % options.train.checkpoint_every == 0)
             for index, member in enumerate(members):
                 if (evaluates or saves or stop.received) and not member.failure:
-                    _note(member, step, state, index, evaluates=evaluates, saves=saves or bool(stop.received))
+                    _note(members, index, step, state, evaluates=evaluates, saves=saves or bool(stop.received))
             if last or all(member.failure for member in members):
                 break
             if stop.received:
                 raise RunError(f"stopped by {stop.received} at step {step}; the same command continues")
-            rows = [member.run.rows(step) for member in members]
-            batch = packed.to_device({name: np.stack([row[name] for row in rows]) for name in rows[0]})
-            state, told = packed.step(state, batch, packed.hyper_of_members(hypers, step))
-            _tell(members, step + 1, told)
+            with _timed(members, "data"):
+                rows = [member.run.rows(step) for member in members]
+                batch = packed.to_device({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+            with _timed(members, "step"):
+                state, told = packed.step(state, batch, packed.hyper_of_members(hypers, step))
+                values = jax.device_get(told)
+            _tell(members, step + 1, values)
 
 
-def _tell(members: list[Member], step: int, told: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _timed(members: list[Member], activity: str) -> Iterator[None]:
+    """Counts the body in the record of every member: they share their seconds."""
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            stack.enter_context(member.record.timed(activity))
+        yield
+
+
+def _tell(members: list[Member], step: int, values: dict[str, Any]) -> None:
     """Each member's share of the metrics goes to its own record."""
-    values = jax.device_get(told)
     for index, member in enumerate(members):
         if member.failure:
             continue
@@ -111,17 +126,20 @@ def _tell(members: list[Member], step: int, told: dict[str, Any]) -> None:
             member.end(str(error))
 
 
-def _note(member: Member, step: int, state: Any, index: int, *, evaluates: bool, saves: bool) -> None:
-    """Flushes, evaluates and saves one member."""
+def _note(members: list[Member], index: int, step: int, state: Any, *, evaluates: bool, saves: bool) -> None:
+    """Flushes, evaluates and saves one member; the others wait."""
+    member = members[index]
     try:
         member.record.flush()
         own = jax.tree.map(lambda leaf: leaf[index], state)
         own = jax.device_put(own, jax.tree.map(lambda leaf: leaf.sharding, member.run.program.target))
         with jax.set_mesh(member.run.program.mesh):
-            line = member.validator.line(step, own) if evaluates else {}
+            with _timed(members, "eval"):
+                line = member.validator.line(step, own) if evaluates else {}
             saves |= bool(line) and member.record.validation(step, line)
-            if saves:
-                member.run.save(step, own, line)
+            with _timed(members, "checkpoint"):
+                if saves:
+                    member.run.save(step, own, line)
     except RunError as error:
         member.end(str(error))
 
@@ -134,13 +152,15 @@ def _stacked(states: list[Any], packed: Program) -> Any:
 
 def main(workdirs: list[str]) -> None:
     """Trains the cells in these directories; those that fail are noted."""
-    cells = []
+    together: dict[int, list[tuple[Config, Path]]] = {}  # by the step that they go on from, which a kill may part
     for workdir in map(Path, workdirs):
         config = config_lib.from_json((workdir / "cell.json").read_text(encoding="utf-8")).unlock()
         config.mesh.data = 1
-        cells.append((config.lock(), workdir))
-    for workdir, reason in train(cells).items():
-        note_failure(workdir, reason)
+        start = integrity.newest_whole(workdir / "checkpoints")
+        together.setdefault(start, []).append((config.lock(), workdir))
+    for _, cells in sorted(together.items()):
+        for workdir, reason in train(cells).items():
+            note_failure(workdir, reason)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ _CSS = """
 .supported { color: var(--series-2); border-color: var(--series-2); }
 .refuted { color: var(--series-1); border-color: var(--series-1); }
 figure { margin: 0; } figcaption { margin-top: 8px; }
-.panel p.note:first-child { margin-top: 0; } .panel > h3:not(:first-child) { margin-top: 20px; }
+.panel p.note:first-child { margin-top: 0; }
 """
 
 
@@ -103,15 +103,15 @@ def wall_clock(plan: Plan) -> Table:
     return Table("Wall-clock time", heads, rows, notes)
 
 
-def _table(table: Table, *, before: str = "", folded: str = "") -> str:
-    """A section; `before`: what stands above the table, `folded`: the words on which a click opens the table."""
+def _table(table: Table, *, folded: str = "") -> str:
+    """A section; `folded`: the words on which a click opens the table."""
     if not table.rows:
         return ""
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
     panel = f'<div class="panel">{notes}{markup.table(table.columns(), table.rows)}</div>'
     if folded:
         panel = f"<details><summary>{html.escape(folded)}</summary>{panel}</details>"
-    return f"<h2>{html.escape(table.title)}</h2>\n{before}{panel}"
+    return f"<h2>{html.escape(table.title)}</h2>\n{panel}"
 
 
 def _figure(figure: figures.Drawn) -> str:

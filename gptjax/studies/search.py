@@ -315,7 +315,9 @@ class Search:
                         self._told[number] = line["step"]
                         trial.report(line["loss"], line["step"])
                         if trial.should_prune():
-                            self._stopped.add(number)
+                            self._stopped |= {
+                                n for n, (same, _) in self._pending.items() if cell.key in {one.key for one in same}
+                            }
             return number in self._stopped
         return False
 

@@ -33,6 +33,7 @@ PATIENCE = 600.0  # seconds without an answer of Slurm
 SAVE_SECONDS = 120  # before its time limit an element gets SIGTERM, and its cells save
 MOST_ELEMENTS = 1000  # of an array; Slurm's MaxArraySize is 1001 unless it is set
 COMMAND_SECONDS = 60
+TIMED_OUT = "Slurm timed out"
 # What this module says itself.
 RESERVED = (
     "array",
@@ -76,7 +77,16 @@ def script(name: str, count: int, workdir: Path, options: Mapping[str, str], *, 
     lines = [f"#SBATCH --{key}{'=' + shlex.quote(value) if value else ''}" for key, value in settings.items()]
     command = shlex.join([sys.executable, "-m", "gptjax.studies.slurm", str(folder / f"{name}.json")])
     place = shlex.quote(str(Path.cwd()))
-    return "\n".join(["#!/bin/bash", *lines, "set -eu", f"cd {place}", f"exec srun --ntasks=1 {command}", ""])
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *lines,
+            "set -eu",
+            f"cd {place}",
+            f"exec srun --ntasks=1 --cpus-per-task=${{SLURM_CPUS_PER_TASK:-1}} {command}",
+            "",
+        ]
+    )
 
 
 def run(
@@ -109,8 +119,8 @@ def run(
         _wait([cell for job in jobs for cell in job], workdir, names, show)
     except KeyboardInterrupt:
         raise RunError(
-            f"no longer waiting: the cells go on in Slurm; the same command waits for them, scancel --name={names[-1]} "
-            "ends them"
+            "no longer waiting: the cells go on in Slurm; the same command waits for them, scancel --name="
+            f"{','.join(names)} ends them"
         ) from None
 
 
@@ -125,6 +135,8 @@ def submit(jobs: Sequence[Job], workdir: Path, options: Mapping[str, str], *, at
     text = script(name, len(jobs), workdir, options, at_once=at_once)
     write_whole(folder / f"{name}.sh", text)
     result = _slurm(["sbatch", "--parsable"], text)
+    if result.returncode and result.stderr == TIMED_OUT:
+        raise RunError("sbatch has not answered; the same command looks whether the array is in the queue")
     if result.returncode:
         (folder / f"{name}.json").unlink()
         said = result.stderr.strip().splitlines()
@@ -152,7 +164,9 @@ def _slurm(command: Sequence[str], text: str = "") -> subprocess.CompletedProces
             command, input=text, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=environment
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", "Slurm timed out")
+        return subprocess.CompletedProcess(command, 1, "", TIMED_OUT)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 1, "", f"{command[0]} is not on this machine")
 
 
 def _queued(workdir: Path, names: Sequence[str]) -> dict[str, str]:
@@ -216,6 +230,8 @@ def main(arguments: list[str]) -> None:
         os.sched_setaffinity(0, (cores[first:] + cores[:first])[:count])
     if waiting := [cell for cell in cells if not cell.outcome()]:
         local.run([waiting], workers=1, show=_say)
+    if left := [cell.name for cell in cells if not cell.outcome()]:
+        raise RunError(f"no result: {', '.join(left)}; the command of the study runs them again")
 
 
 def _say(states: dict[str, str]) -> None:

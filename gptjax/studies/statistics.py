@@ -118,8 +118,13 @@ def seeds_needed(effect: float, deviation: float) -> int | None:
     return low if low <= MAX_SEEDS else None
 
 
-def verdicts(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
-    """supported | refuted | inconclusive for each claim of a study, corrected for their number (Holm 1979)."""
+def verdicts(comparisons: Mapping[str, Comparison], count: int = 0) -> dict[str, str]:
+    """supported | refuted | inconclusive for each claim of a study, corrected for their number (Holm 1979).
+
+    Args:
+      count: of the claims of the study, those whose cells are missing included; 0: those that are given.
+    """
+    count = max(count, len(comparisons))
     tests = {
         (name, word): p
         for name, comparison in comparisons.items()
@@ -128,7 +133,7 @@ def verdicts(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
     found = dict.fromkeys(comparisons, "inconclusive")
     smallest = sorted(((p, name, word) for (name, word), p in tests.items() if p < 0.5), key=lambda test: test[0])
     for rank, (p, name, word) in enumerate(smallest):
-        if p > ALPHA / (len(comparisons) - rank):
+        if p > ALPHA / (count - rank):
             break
         found[name] = word
     return found

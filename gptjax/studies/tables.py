@@ -36,7 +36,7 @@ def results(plan: Plan) -> Table:
     metric, noise = plan.study.metric, plan.noise()
     heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {plan.study.baseline}#", "95 % interval#")
     heads += ("noise sigma#",) * bool(noise) + ("seeds#", "diverged#")
-    return Table("Results", heads, [_result(plan, arm, noise) for arm in plan.arms], (facts.noise_in_words(plan),))
+    return Table("Results", heads, [_result(plan, arm, noise) for arm in plan.arms], facts.notes(plan))
 
 
 def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:

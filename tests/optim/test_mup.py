@@ -16,7 +16,14 @@ from gptjax.optim.optimizers import make_optimizer
 from gptjax.parameters import find, path_string
 from gptjax.studies import coordinates
 
-VALUES = {"learning_rate": 0.01, "muon_learning_rate": 0.02, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
+VALUES = {
+    "learning_rate": 0.01,
+    "muon_learning_rate": 0.02,
+    "muon_momentum": 0.95,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "epsilon": 1e-8,
+}
 VALUES |= {"weight_decay": 0.5, "clip_norm": np.float32(np.inf)}
 
 
@@ -72,10 +79,22 @@ def test_updates_of_matrices(name, factor):
         np.testing.assert_allclose(decay, other, rtol=1e-3, atol=1e-7, err_msg=path)
 
 
-def test_rates_that_muP_does_not_know_are_refused():
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("optimizer.name", "sgd"),
+        ("optimizer.name", "adafactor"),
+        ("model.num_experts", 2),
+        ("model.lora_rank", 2),
+        ("model.attention_gate", True),
+    ],
+)
+def test_what_muP_does_not_scale_is_refused(option, value):
     config = config_lib.get_default()
-    config.model.mup_base_width, config.optimizer.name = 64, "sgd"
-    with pytest.raises(UserError, match=r"mup_base_width is set with optimizer\.name=sgd"):
+    config.model.mup_base_width = 64
+    section, _, name = option.partition(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=f"mup_base_width is set with {option}"):
         config_lib.validate(config)
 
 

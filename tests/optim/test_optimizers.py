@@ -1,3 +1,5 @@
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import optax
 import pytest
 
 from gptjax import parameters
-from gptjax.config import get_default
+from gptjax.config import AVERAGING, flat_options, get_default
 from gptjax.errors import UserError
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
@@ -281,3 +283,10 @@ def test_muon_decays_its_matrices_by_the_rate_of_muon():
     np.testing.assert_allclose(after["blocks/mlp/up/kernel"], before["blocks/mlp/up/kernel"] * 0.95, rtol=1e-5)
     np.testing.assert_allclose(after["embedding/embedding"], before["embedding/embedding"] * 0.995, rtol=1e-5)
     np.testing.assert_array_equal(after["blocks/mlp_norm/scale"], before["blocks/mlp_norm/scale"])
+
+
+def test_optimizers_that_average_are_those_of_the_table():
+    """`config.options` must know them without importing them."""
+    names = flat_options()["optimizer.name"].choices
+    modules = {name: importlib.import_module(f"gptjax.optim.algorithms.{name}") for name in names}
+    assert {name for name, module in modules.items() if hasattr(module, "average")} == {*AVERAGING}

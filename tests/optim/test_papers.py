@@ -21,6 +21,7 @@ STEPS = 5
 HYPER = {
     "learning_rate": 0.03,
     "muon_learning_rate": 0.05,
+    "muon_momentum": 0.95,
     "beta1": 0.8,
     "beta2": 0.9,
     "epsilon": 1e-3,
@@ -214,10 +215,10 @@ def test_cautious_decay_of_adamw_is_the_published_formula(case):
         np.testing.assert_allclose(by_path(found)[path], expected, rtol=1e-6, atol=1e-9, err_msg=path)
 
 
-def test_muon_without_beta1_has_no_momentum(case):
-    """Its update is then the orthogonal matrix of the last gradient, whatever came before."""
+def test_muon_without_momentum(case):
+    """Its update is the orthogonal matrix of the last gradient, whatever came before."""
     params, gradients = case
-    found, _ = trained("muon", params, gradients, beta1=0.0, weight_decay=0.0)
+    found, _ = trained("muon", params, gradients, muon_momentum=0.0, weight_decay=0.0)
     steps = [matrices(gradient) for gradient in gradients]
     for path, start in matrices(params).items():
         expected = start - 0.05 * aspect(start) * sum(newton_schulz(step[path]) for step in steps)

@@ -194,3 +194,8 @@ def test_optuna_is_needed_before_anything_runs(refused, tmp_path, monkeypatch):
     (tmp_path / "config.py").write_text("from gptjax.config import get_default as get_config\n")
     flags = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}", "--search.optimizer.beta1=0.8..0.9"]
     assert "--search needs Optuna: pip install 'gptjax[search]'" in refused("--search", *flags)
+
+
+@pytest.mark.parametrize("pair", [("--plan", "--noise"), ("--plan", "--report"), ("--noise", "--report")])
+def test_commands_that_exclude_each_other(study_file, tmp_path, refused, pair):
+    assert "are two commands" in refused(f"--study={study_file}", f"--workdir={tmp_path}", *pair)

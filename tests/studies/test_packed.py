@@ -85,3 +85,16 @@ def test_what_can_be_packed(base, path, value, together):
     section, _, name = path.rpartition(".")
     (other[section] if section else other)[name] = value
     assert (signature(base) == signature(other)) == together
+
+
+def test_cells_that_a_kill_has_parted_go_on_in_groups(tmp_path, monkeypatch):
+    """Members of a program are at one step."""
+    starts = {"a": 0, "b": 8, "c": 0}
+    for name in starts:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cell.json").write_text(config_lib.to_json(config_lib.get_default()))
+    monkeypatch.setattr(packed.integrity, "newest_whole", lambda directory: starts[directory.parent.name])
+    groups = []
+    monkeypatch.setattr(packed, "train", lambda cells: groups.append([place.name for _, place in cells]) or {})
+    packed.main([str(tmp_path / name) for name in starts])
+    assert groups == [["a", "c"], ["b"]]

@@ -1,5 +1,6 @@
 """What a report says of scores that are known: verdicts with their scale, noise, tuning. Cells end at once here."""
 
+import dataclasses
 import json
 import math
 
@@ -109,3 +110,29 @@ def test_cells_are_missing(base, tmp_path):
     ((_, comparison, verdict),) = report.findings(Plan(study(base), tmp_path))
     assert (comparison, verdict) == (None, "cells are missing")
     assert "| muon | 3 | 1 | 3 | not known: cells are missing |" in report.text(Plan(study(base), tmp_path))
+
+
+def test_a_claim_that_is_changed_after_cells_ran_is_told(base, tmp_path):
+    plan = ended(study(base), tmp_path)
+    plan.claim()
+    later = dataclasses.replace(study(base), claims=("adamw < muon",))
+    for _ in range(2):
+        changed = Plan(later, tmp_path)
+        changed.claim()
+    assert [before["claims"] for before in changed.changes] == [["muon < adamw"]]
+    assert "claims, margin and metric were muon < adamw, 0.0, loss" in report.write(changed).read_text()
+
+
+def test_an_arm_that_diverged_has_no_score_in_another_unit(base, tmp_path):
+    """Where no cell says what a nat is in bits per byte, ln(vocabulary) is not taken for bits per byte."""
+    one = dataclasses.replace(study(base), metric="bits_per_byte")
+    plan = ended(one, tmp_path)
+    cells = [cell for cell in plan.cells if cell.arm == "adamw"]
+    for cell in plan.cells:
+        (cell.workdir / "metrics.jsonl").unlink()
+    for cell in plan.tuning:
+        (cell.workdir / "metrics.jsonl").unlink()
+        cell.fail("failed: the training loss is nan at step 4")
+    for cell in cells:
+        cell.fail("failed: the training loss is nan at step 4")
+    assert Plan(one, tmp_path).scores("adamw") == []

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from gptjax import ablate
-from gptjax.errors import UserError
+from gptjax import config as config_lib
+from gptjax.errors import RunError, UserError
 from gptjax.studies import slurm
 
 SBATCH = """#!{python}
 import json, os, re, subprocess, sys
 script = sys.stdin.read()
 last = int(re.search(r"--array=0-([0-9]+)", script)[1])
-command = script.splitlines()[-1].removeprefix("exec srun --ntasks=1 ")
+command = script.splitlines()[-1].partition(":-1}}" + " ")[2]
 for index in range(last + 1):
     environment = os.environ | {{"SLURM_ARRAY_TASK_ID": str(index)}}
     subprocess.run(command, shell=True, env=environment, check=True)
@@ -52,6 +53,7 @@ def test_the_script_of_an_array(tmp_path):
     lines = text.splitlines()
     assert lines[0] == "#!/bin/bash"
     assert {"#SBATCH --array=0-11%4", "#SBATCH --partition=gpu", "#SBATCH --exclusive", "#SBATCH --requeue"} <= {*lines}
+    assert lines[-1].startswith("exec srun --ntasks=1 --cpus-per-task=${SLURM_CPUS_PER_TASK:-1} ")
     assert lines[-1].endswith(f"-m gptjax.studies.slurm '{tmp_path}/a b/slurm/gptjax-0.json'")
 
 
@@ -94,3 +96,28 @@ def test_an_array_gives_the_table_of_this_machine(study, tmp_path, monkeypatch, 
     assert (tmp_path / "array" / "results.csv").read_bytes() == (tmp_path / "here" / "results.csv").read_bytes()
     (listed,) = (tmp_path / "array" / "slurm").glob("*.json")
     assert len(json.loads(listed.read_text())) == 4
+
+
+def test_what_is_in_the_queue(tmp_path, monkeypatch):
+    """Elements of an array by the names and numbers that squeue tells; the rest has ended."""
+    (tmp_path / "slurm").mkdir()
+    jobs = [[{"workdir": "/w/a"}], [{"workdir": "/w/b"}, {"workdir": "/w/c"}], [{"workdir": "/w/d"}]]
+    (tmp_path / "slurm" / "gptjax-0.json").write_text(json.dumps(jobs))
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'gptjax-0|1|RUNNING'\necho 'gptjax-0|2|PENDING'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert slurm._queued(tmp_path, ["gptjax-0"]) == {"/w/b": "running", "/w/c": "running", "/w/d": "pending"}
+    squeue.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match="squeue is not on this machine"):
+        slurm._queued(tmp_path, ["gptjax-0"])
+
+
+def test_an_element_without_a_result_fails(tmp_path, monkeypatch):
+    (tmp_path / "cell.json").write_text(config_lib.to_json(config_lib.get_default()))
+    entry = {"arm": "a", "seed": 0, "point": "", "workdir": str(tmp_path), "num_steps": 4}
+    (tmp_path / "list.json").write_text(json.dumps([[entry]]))
+    monkeypatch.setattr(slurm.local, "run", lambda jobs, **options: None)
+    with pytest.raises(RunError, match="no result: a-seed0"):
+        slurm.main([str(tmp_path / "list.json"), "0"])

@@ -104,3 +104,11 @@ def test_one_value_has_no_interval():
     assert math.isnan(summary([1.0]).high)
     with pytest.raises(ValueError, match="1 pairs"):
         compare([1.0], [2.0])
+
+
+def test_claims_whose_cells_are_missing_count_in_the_correction():
+    """A verdict of a part of the study is not taken back when the rest has run."""
+    comparison = compare([1.0, 1.1, 1.05, 1.02], [1.2, 1.25, 1.18, 1.3])
+    assert ALPHA / 9 < comparison.p_supported < ALPHA
+    assert verdicts({"a < b": comparison}) == {"a < b": "supported"}
+    assert verdicts({"a < b": comparison}, 9) == {"a < b": "inconclusive"}

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def _not_taken_for_whole(case: Case) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _read(case: Case, reader: Reader, *, compares: bool, damaged: Collection[str] = ()) -> Command:
+def _read(case: Case, reader: Reader, *, compares: bool, damaged: str = "") -> Command:
     """Runs a reader: it refuses in a sentence, or, if it `compares`, makes what it makes of an undisturbed stage.
 
     It may make something else where a warning names what is `damaged`: an older checkpoint is whole.
@@ -186,7 +186,9 @@ def _read(case: Case, reader: Reader, *, compares: bool, damaged: Collection[str
     status = command.finish(_LONGEST_RUN)
     judge.ended(command, status, {0, 1, 2})
     made = reader.made(case.directory) if status == 0 and compares and reader.made else case.usual.read[reader.name]
-    if (what := compare.difference(case.usual.read[reader.name], made)) and not judge.warns(command, damaged):
+    if (what := compare.difference(case.usual.read[reader.name], made)) and not (
+        damaged and judge.warns(command, damaged)
+    ):
         raise Wrong(f"gptjax {command.argv[0]} takes it for whole, and {what}")
     return command
 
@@ -237,11 +239,12 @@ def fill_disk(case: Case) -> None:
         if status == 1:
             judge.tells_of_the_disk(command, str(directory))
         else:
-            beside = f"{place}/" if only_a_side else "\0"  # what is beside the result may be missing
-            expected, found = (
-                {name: text for name, text in results.items() if not name.startswith(beside)}
-                for results in (case.usual.results, case.stage.results(case.directory))
-            )
+            expected, found = case.usual.results, case.stage.results(case.directory)
+            if only_a_side:  # which may be missing
+                expected, found = (
+                    {name: text for name, text in results.items() if not name.startswith(f"{place}/")}
+                    for results in (expected, found)
+                )
             if what := compare.difference(expected, found):
                 raise Wrong(f"it ended with status 0 on a full disk, and {what}")
         enlarge()
@@ -275,9 +278,15 @@ def flip(case: Case) -> None:
     told = any(path in case.directory.glob(pattern) for pattern in reader.told)
     case.moments.append(f"{_damage(path, case.random)} {path.relative_to(case.directory)}, then {reader.name}")
     names = [path.name, *(str(parent) for parent in path.parents if case.directory in parent.parents)]
-    command = _read(case, reader, compares=told, damaged=names)
+    command = _read(case, reader, compares=told, damaged=_checkpoint_of(path))
     if command.status and not (reader.name == "again" and str(case.directory / "out") in command.last_line()):
         judge.names(command, *names)
+
+
+def _checkpoint_of(path: Path) -> str:
+    """The directory of the step that a file is in; the file itself where it is in none."""
+    steps = [parent for parent in path.parents if parent.parent.name == "checkpoints"]
+    return str(steps[0] if steps else path)
 
 
 def _damage(path: Path, generator: random.Random) -> str:

@@ -1,6 +1,6 @@
 """Muon for the matrices in blocks (Jordan et al. 2024), AdamW for everything else, from optax.
 
-Its momentum is 0.95, or none where beta1 is 0. `optimizer.orthogonalization` says how a matrix becomes orthogonal.
+`optimizer.orthogonalization` says how a matrix becomes orthogonal.
 """
 
 from typing import Any
@@ -15,7 +15,6 @@ from gptjax.parameters import map_rows
 
 MATRICES_ONLY = True
 SPECTRAL = True  # the norm of an update follows from the shape of its matrix: no rate depends on the width
-MOMENTUM = 0.95
 # The last two axes of a stacked kernel [layers, in, out] or [layers, experts, in, out]; the matrices are orthogonalised
 # one by one.
 MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
@@ -58,7 +57,7 @@ def orthogonal_momentum(parts: Parts) -> optax.GradientTransformation:
     """Nesterov's momentum, of which each matrix U S V^T becomes about U V^T."""
     muon = optax.contrib.scale_by_muon(
         ns_coeffs=COEFFICIENTS[parts.options.orthogonalization],
-        beta=jnp.where(parts.hyper["beta1"] == 0, 0.0, MOMENTUM),
+        beta=parts.hyper["muon_momentum"],
         weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params),
     )
 
