@@ -222,7 +222,7 @@ def _sensitivity(plan: Plan) -> "Figure | None":
         spare.set_visible(False)
     for one, option in zip(axes, options, strict=False):
         for index, line in enumerate(line for line in series if line.option == option):
-            _line(one, line, index)
+            _line(one, line, list(plan.arms).index(line.name) if line.name in plan.arms else index)
         one.set(xlabel=option, ylabel=facts.UNITS.get(plan.study.metric, plan.study.metric))
         if all(line.by_factors for line in series if line.option == option):
             one.set_xscale("log")
