@@ -169,14 +169,20 @@ def _at_work(path: Path, pid: int, host: str) -> bool:
     return alive(pid)
 
 
+_EXITING = 0x4  # PF_EXITING of Linux, among the flags in /proc/PID/stat
+
+
 def alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Whether a process of this machine is there; one that is ending, or ended and not yet waited for, is not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
         return True
+    with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux says more
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return after_name[0] not in "ZX" and not int(after_name[6]) & _EXITING
     return True
 
 

@@ -4,18 +4,14 @@ A schema is a subclass of `Schema`, beside the code that reads the file. What it
 IGNORED, because it can change neither numbers nor text, or reported by `unknown()`: the reader refuses or warns.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
-from gptjax import files
 from gptjax.errors import UserError
-
-MAX_BYTES = 1 << 30  # of one JSON file
-MAX_DEPTH = 100  # lists and objects inside each other
+from gptjax.json_text import read_json, show, too_deep
 
 S = TypeVar("S", bound="Schema")
 
@@ -43,42 +39,6 @@ def read(schema: type[S], path: Path) -> S:
     return check(schema, read_json(path), path)
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises UserError: the file, the line, what is wrong."""
-    path = files.regular(path)
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size / 2**20:.0f} MiB; a JSON file has at most {MAX_BYTES >> 20}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {files.words(error)}") from None
-    return parse_json(data, path)
-
-
-def parse_json(text: bytes | str, where: object) -> Any:
-    """The value of a JSON text; `where` names it in the message. Raises UserError."""
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = 1 + text.count(b"\n", 0, error.start)
-            raise UserError(f"{where}, line {line}: byte {text[error.start]:#04x} is not UTF-8") from None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if not text.strip():
-            raise UserError(f"{where} is empty, and not JSON") from None
-        place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{where} is not JSON: {place}: {of_parser(error, text)}") from None
-    except RecursionError:
-        raise UserError(_too_deep(where)) from None
-    except ValueError:  # Python's limit for the digits of a whole number
-        raise UserError(f"{where} holds a whole number of thousands of digits") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
-        raise UserError(_too_deep(where))
-    return value
-
-
 def check(schema: type[S], value: Any, where: object) -> S:
     """A value as its schema; `where` names the file, or the file and the line. Raises UserError."""
     if not isinstance(value, dict):
@@ -88,18 +48,7 @@ def check(schema: type[S], value: Any, where: object) -> S:
     except pydantic.ValidationError as error:
         raise UserError("; ".join(_problems(error, value, where))) from None
     except RecursionError:
-        raise UserError(_too_deep(where)) from None
-
-
-def show(value: Any, width: int = 60) -> str:
-    """A value in JSON's words (null, true), not longer than `width`."""
-    if isinstance(value, dict | list) and len(value) > width:
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = repr(type(value).__name__)
-    return text if len(text) <= width else text[:width] + "..."
+        raise UserError(too_deep(where)) from None
 
 
 def _problems(error: pydantic.ValidationError, value: Any, where: object, most: int = 3) -> list[str]:
@@ -168,37 +117,3 @@ _EXPECTED = {
 def _expected(problem: dict[str, Any]) -> str:
     template = _EXPECTED.get(problem["type"])
     return template.format(**problem.get("ctx", {})) if template else str(problem["msg"])
-
-
-def of_parser(error: json.JSONDecodeError, text: str) -> str:
-    """What the JSON parser met, in words."""
-    rest = text[error.pos : error.pos + 20].splitlines()[:1]
-    met = f"where {rest[0]!r} is" if rest and rest[0].strip() else "where the line ends"
-    if error.pos >= len(text.rstrip()):
-        return "the text ends before the value does"
-    words = {
-        "Expecting value": f"a value must stand {met}",
-        "Extra data": f"one value is over {met}, and more follows",
-        "Expecting ',' delimiter": f"a comma must stand {met}",
-        "Expecting ':' delimiter": f"a colon must stand {met}",
-        "Unterminated string starting at": "a text begins here and has no closing quote",
-        "Invalid control character at": "a text holds a control character",
-        "Expecting property name enclosed in double quotes": f"a name in double quotes must stand {met}",
-        "Illegal trailing comma before end of object": "a comma before the closing bracket",
-        "Illegal trailing comma before end of array": "a comma before the closing bracket",
-    }
-    return words.get(error.msg, error.msg[:1].lower() + error.msg[1:])
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        level = [one for one in level if isinstance(one, dict | list)]
-        level = [entry for one in level for entry in (one.values() if isinstance(one, dict) else one)]
-        if not level:
-            return False
-    return True
-
-
-def _too_deep(where: object) -> str:
-    return f"{where} has lists or objects more than {MAX_DEPTH} deep inside each other"

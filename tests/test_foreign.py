@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import pydantic
 import pytest
 
-from gptjax import files, foreign
+from gptjax import files, foreign, json_text
 from gptjax.errors import UserError
 
 
@@ -75,14 +75,14 @@ def test_what_is_no_json_is_named_with_its_place(tmp_path, text, message):
     path = tmp_path / "c.json"
     path.write_bytes(text)
     with pytest.raises(UserError) as error:
-        foreign.read_json(path)
+        json_text.read_json(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
 
 
 def test_a_hundred_levels_and_many_entries_are_read():
-    assert foreign.parse_json("[" * 100 + "1" + "]" * 100, "x")
-    assert len(foreign.parse_json(str([[1]] * 5000), "x")) == 5000
+    assert json_text.parse_json("[" * 100 + "1" + "]" * 100, "x")
+    assert len(json_text.parse_json(str([[1]] * 5000), "x")) == 5000
 
 
 @pytest.mark.parametrize(
@@ -99,5 +99,5 @@ def test_what_a_shell_hands_over_is_read():
     read, write = os.pipe()
     os.write(write, b'{"a": 1}')
     os.close(write)
-    assert foreign.read_json(Path(f"/dev/fd/{read}")) == {"a": 1}
+    assert json_text.read_json(Path(f"/dev/fd/{read}")) == {"a": 1}
     os.close(read)

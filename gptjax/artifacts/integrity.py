@@ -18,7 +18,7 @@ from typing import Any
 import pydantic
 
 from gptjax import config as config_lib
-from gptjax import files, foreign
+from gptjax import files, foreign, json_text
 from gptjax.errors import UserError
 
 FORMAT = 2  # of checkpoints that are written; those of a lower one are read
@@ -80,7 +80,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "metadata" / "metadata"
     try:
-        metadata = foreign.read_json(path)
+        metadata = json_text.read_json(path)
         version = metadata.get("format") if isinstance(metadata, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise _Newer(
@@ -151,7 +151,7 @@ def _form(checkpoint: Path) -> str | None:
         read_config(metadata, checkpoint)
         for path in (checkpoint / "metrics" / "metrics", checkpoint / "_CHECKPOINT_METADATA"):
             if path.exists():
-                foreign.check(foreign.Schema, foreign.read_json(path), path)
+                foreign.check(foreign.Schema, json_text.read_json(path), path)
     except _Newer:
         raise
     except UserError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as config_lib
-from gptjax import foreign
+from gptjax import json_text
 from gptjax.artifacts import integrity
 from gptjax.errors import UserError
 from gptjax.files import words
@@ -95,7 +95,7 @@ def read_changes(workdir: Path) -> list[dict[str, Any]]:
 def _read_manifest(workdir: Path) -> dict[str, Any]:
     """What manifest.json holds; nothing where it is missing or damaged."""
     try:
-        manifest = foreign.read_json(workdir / "manifest.json")
+        manifest = json_text.read_json(workdir / "manifest.json")
     except UserError:
         return {}
     return manifest if isinstance(manifest, dict) else {}

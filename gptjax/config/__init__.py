@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptjax import json_text
 from gptjax.config import values
 from gptjax.config.durations import UNITS, resolve_duration
 from gptjax.config.options import (
@@ -148,22 +149,20 @@ def from_json(text: str, where: object = "the config") -> Config:
 
     Raises UserError, with `where` in it, for what is no config.
     """
-    from gptjax import foreign  # pydantic, which most verbs do not need to say what is wrong with a flag
-
-    config, stored = get_default(), foreign.parse_json(text, where)
+    config, stored = get_default(), json_text.parse_json(text, where)
     if not isinstance(stored, dict):
-        raise UserError(f"{where} holds {foreign.show(stored)}, but must be an object: {{...}}")
+        raise UserError(f"{where} holds {json_text.show(stored)}, but must be an object: {{...}}")
     for name, entry in stored.items():
         section = config.get(name)
         if isinstance(section, Config) != isinstance(entry, dict):
-            raise UserError(f"{where}: {name} is {foreign.show(entry)}, which is no value for it")
+            raise UserError(f"{where}: {name} is {json_text.show(entry)}, which is no value for it")
         try:
             if isinstance(entry, dict):
                 section.update(entry)
             else:
                 config[name] = entry
         except (TypeError, ValueError, AttributeError):
-            shown = foreign.show(entry, 200)
+            shown = json_text.show(entry, 200)
             raise UserError(f"{where}: {name} is {shown}, where a value is of another type than the option") from None
     for path, value in flat_values(config):
         try:

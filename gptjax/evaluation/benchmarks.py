@@ -15,7 +15,8 @@ from gptjax.data.sources.records import Damaged, read_records
 from gptjax.errors import UserError
 from gptjax.evaluation.multiple_choice import Question
 from gptjax.evaluation.prompts import regular
-from gptjax.foreign import Schema, check, show
+from gptjax.foreign import Schema, check
+from gptjax.json_text import show
 
 _BRACKETS = re.compile(r"\[.*?\]")
 

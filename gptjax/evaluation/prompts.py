@@ -12,7 +12,7 @@ from gptjax import files
 from gptjax.data.sources.files import DAMAGE, is_remote, open_bytes
 from gptjax.data.sources.records import Damaged, read_records, suffix
 from gptjax.errors import UserError
-from gptjax.foreign import show
+from gptjax.json_text import show
 
 _HYPOTHESIS_FIELDS = ("completion", "hypothesis", "prediction")
 _RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")

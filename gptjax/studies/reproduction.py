@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as config_lib
-from gptjax import foreign
+from gptjax import json_text
 from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.studies import differences, local
@@ -147,7 +147,7 @@ def _claim(run: Path, workdir: Path) -> None:
     path, about = workdir / "reproduction.json", {"of": str(run.resolve()), "code": code_hash()}
     if path.exists():
         with contextlib.suppress(UserError):
-            if foreign.read_json(path) == about:
+            if json_text.read_json(path) == about:
                 return
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is there already; give the reproduction a new directory: --workdir=DIR")
@@ -228,6 +228,6 @@ def beside(run: Path) -> Path:
 def _taken(run: Path, place: Path) -> bool:
     """Whether a place is taken by something else than a reproduction of this run that was begun with this code."""
     try:
-        return foreign.read_json(place / "reproduction.json") != {"of": str(run), "code": code_hash()}
+        return json_text.read_json(place / "reproduction.json") != {"of": str(run), "code": code_hash()}
     except UserError:
         return True

@@ -23,7 +23,7 @@ from pathlib import Path
 from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
-from gptjax.foreign import read_json
+from gptjax.json_text import read_json
 from gptjax.studies import local
 from gptjax.studies.cell import Cell
 from gptjax.studies.local import Job

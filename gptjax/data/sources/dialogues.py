@@ -24,7 +24,8 @@ from gptjax.data.sources.base import Faults, Reading
 from gptjax.data.sources.record import Damaged, Record
 from gptjax.data.sources.records import read_records, shown_names
 from gptjax.errors import UserError
-from gptjax.foreign import check, show
+from gptjax.foreign import check
+from gptjax.json_text import show
 
 FORMATS = ("messages", "sharegpt", "alpaca", "pairs", "chatterbot", "kdconv")
 ROLES = ("system", "user", "assistant")

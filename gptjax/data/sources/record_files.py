@@ -12,7 +12,7 @@ from gptjax.data.sources.files import File, is_compressed, open_bytes
 from gptjax.data.sources.records import Damaged, parquet_file, read_records, shown_names
 from gptjax.data.sources.text_files import Files, Span, whole
 from gptjax.errors import UserError
-from gptjax.foreign import show
+from gptjax.json_text import show
 
 _PARQUET_ROWS = 256
 

@@ -18,7 +18,7 @@ from gptjax.data.sources.utf8 import other_encoding
 from gptjax.data.sources.yaml_files import read_yaml
 from gptjax.errors import UserError
 from gptjax.files import expand, regular
-from gptjax.foreign import of_parser
+from gptjax.json_text import of_parser
 
 MAX_LINE_BYTES = MAX_BYTES
 _PARQUET_ROWS = 256

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from gptjax.data.sources.base import Faults
 from gptjax.data.sources.record import Damaged
-from gptjax.foreign import Schema, show
+from gptjax.foreign import Schema
+from gptjax.json_text import show
 
 # Keys that would change the text or what is learnt, and why they are refused where they hold something.
 _REFUSED = {

@@ -9,7 +9,7 @@ from gptjax.data.documents import Message
 from gptjax.data.sources.base import Faults
 from gptjax.data.sources.record import Damaged
 from gptjax.data.sources.schemas import Turn
-from gptjax.foreign import show
+from gptjax.json_text import show
 
 RESULTS = ("tool", "function", "observation")  # roles of what a tool answers
 _CALL = "function_call"  # ShareGPT's role of a turn that calls

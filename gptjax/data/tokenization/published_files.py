@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
 
-from gptjax import files, foreign
+from gptjax import files, foreign, json_text
 from gptjax.errors import UserError
+from gptjax.json_text import show
 
 TOKENIZER, CONFIG, MODEL_CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
@@ -113,7 +114,7 @@ class TokenizerConfig(SpecialTokensMap):
     def _ids(cls, tokens: dict[str, AddedToken] | None) -> dict[str, AddedToken] | None:
         for name in tokens or {}:
             if not (name.isascii() and name.isdecimal() and int(name[:20]) < MAX_IDS):
-                raise ValueError(f"an object whose names are ids below {MAX_IDS}, unlike {foreign.show(name)}")
+                raise ValueError(f"an object whose names are ids below {MAX_IDS}, unlike {show(name)}")
         return tokens
 
     def template(self, where: object) -> str | None:
@@ -124,7 +125,7 @@ class TokenizerConfig(SpecialTokensMap):
         if isinstance(named, list):
             named = {entry.name: entry.template for entry in named}
         if named and "default" not in named:
-            names = foreign.show(", ".join(named))
+            names = show(", ".join(named))
             raise UserError(f"{where} has chat templates {names}, but none is named 'default'")
         return named.get("default")
 
@@ -181,14 +182,14 @@ def read_template(directory: Path, config: TokenizerConfig) -> str | None:
 
 def check_tokenizer(text: str, where: object) -> None:
     """Raises UserError where a text is not the JSON of a tokenizer: which field, and what it must be."""
-    value = foreign.parse_json(text, where)
+    value = json_text.parse_json(text, where)
     foreign.check(TokenizerHead, value, where)
     vocabulary = value["model"].get("vocab")
     if isinstance(vocabulary, dict):
         _check_ids(vocabulary, f"{where}: model.vocab")
     elif not isinstance(vocabulary, list):
         raise UserError(
-            f"{where}: model.vocab is {foreign.show(vocabulary)}, but must be an object of tokens and ids, or a list"
+            f"{where}: model.vocab is {show(vocabulary)}, but must be an object of tokens and ids, or a list"
         )
     elif len(vocabulary) > MAX_IDS:
         raise UserError(f"{where}: model.vocab has {len(vocabulary)} entries; at most {MAX_IDS} are read")
@@ -196,9 +197,9 @@ def check_tokenizer(text: str, where: object) -> None:
 
 def read_ids(path: Path) -> dict[str, int]:
     """A JSON file of tokens and their ids: vocab.json, added_tokens.json."""
-    value = foreign.read_json(path)
+    value = json_text.read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {foreign.show(value)}, but must be an object of tokens and ids")
+        raise UserError(f"{path} holds {show(value)}, but must be an object of tokens and ids")
     return _check_ids(value, path)
 
 
@@ -211,7 +212,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
             continue
         parts = line.split(" ")
         if len(parts) != 2:
-            raise UserError(f"{path}, line {number}: {foreign.show(line)} is not two tokens with a space between")
+            raise UserError(f"{path}, line {number}: {show(line)} is not two tokens with a space between")
         merges.append((parts[0], parts[1]))
     return merges
 
@@ -254,13 +255,13 @@ def _check_ids(value: dict[str, Any], where: object) -> dict[str, int]:
     for token, number in value.items():
         if type(number) is not int or not 0 <= number < MAX_IDS:
             raise UserError(
-                f"{where}: the id of {foreign.show(token)} is {foreign.show(number)}, but must be a whole number "
+                f"{where}: the id of {show(token)} is {show(number)}, but must be a whole number "
                 f"from 0 to {MAX_IDS - 1}"
             )
     if len(set(value.values())) != len(value):
         owners: dict[int, str] = {}
         first, second = next((owners[n], t) for t, n in value.items() if owners.setdefault(n, t) != t)
-        raise UserError(f"{where}: {foreign.show(first)} and {foreign.show(second)} have the same id {value[first]}")
+        raise UserError(f"{where}: {show(first)} and {show(second)} have the same id {value[first]}")
     return value
 
 

@@ -8,6 +8,7 @@ import pydantic
 
 from gptjax import foreign
 from gptjax.errors import UserError
+from gptjax.json_text import show
 
 CONFIG = "adapter_config.json"
 Rank = Annotated[int, pydantic.Field(ge=1, le=100_000)]
@@ -57,9 +58,7 @@ class AdapterConfig(foreign.Schema):
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError):
-                raise ValueError(
-                    f"an object whose names are regular expressions, unlike {foreign.show(pattern)}"
-                ) from None
+                raise ValueError(f"an object whose names are regular expressions, unlike {show(pattern)}") from None
         return value
 
     def rank(self, module: str) -> int:
@@ -78,14 +77,14 @@ def read(directory: Path) -> AdapterConfig:
         raise UserError(f"{path} is missing; expected a directory of adapters of PEFT")
     config = foreign.read(AdapterConfig, path)
     extra = config.model_extra or {}
-    wrong = [f"{name}={foreign.show(extra[name])}" for name in _MUST_BE_OFF if extra.get(name)]
+    wrong = [f"{name}={show(extra[name])}" for name in _MUST_BE_OFF if extra.get(name)]
     if config.bias not in (None, "none"):
-        wrong.append(f"bias={foreign.show(config.bias)}")
+        wrong.append(f"bias={show(config.bias)}")
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights not in _HARMLESS:
-        wrong.append(f"init_lora_weights={foreign.show(config.init_lora_weights)} (it changes the weights of the base)")
-    wrong += [f"{name}={foreign.show(extra[name])}" for name in config.unknown() if extra[name] not in (False, [], {})]
+        wrong.append(f"init_lora_weights={show(config.init_lora_weights)} (it changes the weights of the base)")
+    wrong += [f"{name}={show(extra[name])}" for name in config.unknown() if extra[name] not in (False, [], {})]
     if config.peft_type != "LORA" or wrong:
-        kind = f"peft_type {foreign.show(config.peft_type)}" + (" with " if wrong else "") + ", ".join(wrong[:5])
+        kind = f"peft_type {show(config.peft_type)}" + (" with " if wrong else "") + ", ".join(wrong[:5])
         raise UserError(
             f"{path}: {kind} is not plain LoRA; merge it into its base with PEFT (merge_and_unload, save_pretrained) "
             "and import that"

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gptjax import foreign
+from gptjax import foreign, json_text
 from gptjax.errors import RunError, UserError
 from gptjax.files import about, regular, words
 from gptjax.model.huggingface import schemas
@@ -94,9 +94,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError where it is not there, or is none."""
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{path} is missing; expected a Hugging Face model directory")
-    content = foreign.read_json(path)
+    content = json_text.read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds {foreign.show(content)}, but must be an object: {{...}}")
+        raise UserError(f"{path} holds {json_text.show(content)}, but must be an object: {{...}}")
     return content
 
 
@@ -224,7 +224,7 @@ def _files(directory: Path, whole: str, index: str) -> list[Path]:
         return [directory / whole]
     names = set(foreign.read(schemas.Index, path).weight_map.values())
     if outside := sorted(name for name in names if Path(name).name != name):
-        raise UserError(f"{path}: {foreign.show(outside[0])} is not the name of a file beside it")
+        raise UserError(f"{path}: {json_text.show(outside[0])} is not the name of a file beside it")
     return [directory / name for name in sorted(names)]
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from gptjax import foreign
+from gptjax import foreign, json_text
 from gptjax.errors import UserError
 from gptjax.model.architecture import Architecture
 from gptjax.model.huggingface import schemas
@@ -216,7 +216,7 @@ def _read_rope(raw: dict[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear", "llama3") or any(isinstance(value, dict) for value in rope.values()):
         raise UserError(
-            f"{CONFIG}: rotary scaling {foreign.show(rope, 200)} is not supported; "
+            f"{CONFIG}: rotary scaling {json_text.show(rope, 200)} is not supported; "
             "these are: default, linear, llama3, one for all layers"
         )
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
