@@ -175,3 +175,14 @@ def test_a_path_that_cannot_be_a_directory(tmp_path):
     for name in ("file", "file/run", "x" * 300, "a\x00b"):
         with pytest.raises(UserError, match="cannot be made"):
             Lock.take(tmp_path / name)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says that a process has ended")
+def test_the_lock_of_a_killed_process_is_free_before_anybody_has_waited_for_it(tmp_path):
+    process = start(tmp_path, "leave")
+    go(process)
+    assert process.stdout.readline() == "holds\n"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays in the table of processes
+    Lock.take(tmp_path).release()
+    process.communicate()
