@@ -249,8 +249,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
     "data": {
         "source": Option(
             "python_docs",
-            "python_docs | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | parquet:GLOB#FIELD | "
-            "tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
+            "python_docs | python_docs:dialogues | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | "
+            "parquet:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
             "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB, "
             "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
             affects="place",

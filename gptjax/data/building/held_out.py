@@ -5,7 +5,7 @@ from typing import Any
 
 from gptjax.data.building.splits import split_of_key
 from gptjax.data.documents import Document
-from gptjax.data.sources.python_docs import question_answer_pairs
+from gptjax.data.sources.python_docs import as_dialogue, question_answer_pairs
 from gptjax.errors import UserError
 
 
@@ -13,7 +13,8 @@ def held_out_questions(about: Mapping[str, Any], split: str) -> list[Document]:
     """The questions of `python_docs` on the docstrings of one split, in the order of the library.
 
     Args:
-      about: says how the corpus was split, as for `split_of_key`.
+      about: says how the corpus was split, as for `split_of_key`; with the source `python_docs:dialogues`, questions
+        are what a user says.
       split: train, validation or test.
 
     Raises:
@@ -22,4 +23,4 @@ def held_out_questions(about: Mapping[str, Any], split: str) -> list[Document]:
     questions = [pair for pair in question_answer_pairs() if split_of_key(about, pair["split_key"]) == split]
     if not questions:
         raise UserError(f"the {split} split has no questions; raise data.{split}_fraction")
-    return questions
+    return [*map(as_dialogue, questions)] if about.get("source") == "python_docs:dialogues" else questions

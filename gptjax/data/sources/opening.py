@@ -12,6 +12,7 @@ from gptjax.errors import UserError
 SPECS = (
     "python_docs",
     "python_docs:questions",
+    "python_docs:dialogues",
     "text:GLOB",
     "html:GLOB",
     "jsonl:GLOB[#FIELD]",
@@ -47,10 +48,10 @@ def open_source(spec: str, *, data_dir: str = "", on_error: str = "raise", **rea
     how = Reading(**{**reading, "encoding": checked(reading.get("encoding", Reading.encoding))})
     scheme, _, rest = spec.partition(":")
     faults = Faults(on_error)
-    if spec in ("python_docs", "python_docs:questions"):
+    if spec in SPECS and scheme == "python_docs":
         from gptjax.data.sources.python_docs import PythonDocs
 
-        return PythonDocs(questions_only=bool(rest))
+        return PythonDocs(rest)
     if scheme == "tfds" and rest:
         from gptjax.data.sources.tfds import TfdsDataset
 

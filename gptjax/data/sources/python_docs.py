@@ -51,14 +51,19 @@ class Docstring:
 
 @dataclass
 class PythonDocs(Source):
-    """The source `python_docs`, or `python_docs:questions` with `questions_only`: one piece."""
+    """The source `python_docs`, one piece, or a `part` of it.
 
-    questions_only: bool = False
+    Attributes:
+      part: "" for everything, "questions" for the questions with their answers as texts, "dialogues" for the same as
+        dialogues.
+    """
+
+    part: str = ""
     faults: Faults = field(default_factory=Faults)
 
     @property
     def spec(self) -> str:
-        return "python_docs:questions" if self.questions_only else "python_docs"
+        return f"python_docs:{self.part}" if self.part else "python_docs"
 
     def key(self) -> str:
         return f"{self.spec} {sys.implementation.name} {sys.version}"
@@ -67,7 +72,10 @@ class PythonDocs(Source):
         return [Piece(self.spec, _ABOUT_BYTES, self.key())]
 
     def read(self, piece: Piece) -> Iterator[Document]:
-        if self.questions_only:
+        if self.part == "dialogues":
+            yield from map(as_dialogue, question_answer_pairs())
+            return
+        if self.part == "questions":
             yield from question_answer_pairs()
             return
         from pydoc_data.topics import topics
@@ -157,6 +165,20 @@ def question_answer_pairs() -> list[Document]:
             }
         )
     return pairs
+
+
+def as_dialogue(pair: Document) -> Document:
+    """The question is the user's, the answer the assistant's."""
+    question = pair["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    (answer,) = pair["references"]
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        "id": pair["id"].replace("questions/", "dialogues/"),
+        "source": "python_docs:dialogues",
+        "split_key": pair["split_key"],
+        "prompt": question,
+        "references": [answer],
+    }
 
 
 def _summary(text: str) -> str:

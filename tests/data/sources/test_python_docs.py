@@ -62,3 +62,19 @@ def test_a_question_is_a_prompt_and_one_line_of_answer():
         assert len(answer.split()) >= 3
         assert answer == answer.strip()
         assert "\n" not in answer
+
+
+def test_a_dialogue_is_a_question_and_its_answer_in_the_same_split():
+    pairs = {pair["id"].removeprefix("questions/"): pair for pair in question_answer_pairs()}
+    dialogues = [*open_source("python_docs:dialogues").documents()]
+    assert len(dialogues) == len(pairs)
+    for dialogue in dialogues:
+        name = dialogue["id"].removeprefix("dialogues/")
+        (answer,) = pairs[name]["references"]
+        question = f"What does {name} do?"
+        assert dialogue["messages"] == [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        assert (dialogue["prompt"], dialogue["references"]) == (question, [answer])
+        assert dialogue["split_key"] == pairs[name]["split_key"]
