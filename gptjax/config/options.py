@@ -250,8 +250,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "source": Option(
             "python_docs",
             "python_docs | python_docs:dialogues | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | "
-            "parquet:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
-            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | tokens:GLOB, "
+            "parquet:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | "
+            "messages:GLOB | sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | "
+            "tokens:GLOB, "
             "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
             affects="place",
         ),
