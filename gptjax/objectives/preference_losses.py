@@ -45,8 +45,9 @@ def dpo(x: Answers, hyper: Hyper) -> Loss:
 
 def ipo(x: Answers, hyper: Hyper) -> Loss:
     """(h - 1 / (2 beta))^2, with h the difference of the log-ratios per token (Azar et al. 2023; per token as in TRL)."""
-    ratios = (x.policy - x.reference) / x.lengths
-    return Loss(jnp.square(ratios[:, 0] - ratios[:, 1] - 0.5 / hyper["beta"]), hyper["beta"] * ratios)
+    ratios = x.policy - x.reference
+    means = ratios / x.lengths
+    return Loss(jnp.square(means[:, 0] - means[:, 1] - 0.5 / hyper["beta"]), hyper["beta"] * ratios)
 
 
 def orpo(x: Answers, hyper: Hyper) -> Loss:
