@@ -251,8 +251,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "python_docs",
             "python_docs | python_docs:dialogues | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | "
             "parquet:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | "
-            "messages:GLOB | sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | store:DIR | "
-            "tokens:GLOB, "
+            "messages:GLOB | sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | "
+            "preference:GLOB | store:DIR | tokens:GLOB, "
             "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
             affects="place",
         ),
@@ -316,6 +316,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "dialogues in which one speaker has two turns in a row; join = as one turn, an empty line between",
             choices=("reject", "join"),
         ),
+        "assistant_turns": Option(
+            "all",
+            "which of the assistant's turns in a dialogue bear loss; last = the last one",
+            choices=("all", "last"),
+        ),
         "token_dtype": Option(
             "auto",
             "of the ids in tokens:GLOB that have no header; auto = uint16, or uint32 for more than 65,536 ids",
@@ -346,9 +351,10 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "name": Option(
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
-            "dialogues; auto = instruction where the data have dialogues",
+            "dialogues; preference = better against worse answers; auto = preference or instruction where the data "
+            "have preferences or dialogues",
             affects="training",
-            choices=("auto", *_modules("objectives", "objective", "cross_entropy")),
+            choices=("auto", *_modules("objectives", "objective", "cross_entropy", "preference_losses")),
         ),
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0, maximum=1e6),
         "balance_loss": Option(
@@ -362,8 +368,29 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             maximum=16_777_216,
         ),
         "label_smoothing": Option(
-            0.0, "share of the target probability spread over the vocabulary", minimum=0, maximum=0.9
+            0.0,
+            "share of the target probability spread over the vocabulary; of preferences (dpo, simpo) the share of pairs "
+            "whose order is taken to be wrong",
+            minimum=0,
+            maximum=0.9,
         ),
+        # Preferences.
+        "preference_loss": Option(
+            "dpo",
+            "dpo, ipo (pairs against a reference), kto (single judgements against one), orpo, simpo (pairs, no "
+            "reference)",
+            affects="training",
+            choices=("dpo", "ipo", "kto", "orpo", "simpo"),
+        ),
+        "beta": Option(
+            0.1,
+            "preferences: how much a log-probability counts as reward; of orpo, the weight of the odds ratio",
+            minimum=1e-6,
+            maximum=1e6,
+        ),
+        "simpo_margin": Option(0.5, "simpo: by how much the better answer's reward must lead", minimum=0, maximum=1e6),
+        "desirable_weight": Option(1.0, "kto: weight of good answers", minimum=0, maximum=1e6),
+        "undesirable_weight": Option(1.0, "kto: weight of bad answers", minimum=0, maximum=1e6),
     },
     "optimizer": {
         "name": Option(

@@ -1,5 +1,6 @@
 """A document, and the one rule by which a long document is delivered in parts."""
 
+import enum
 import itertools
 import json
 import re
@@ -20,6 +21,19 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
 
 
+class Kind(enum.IntEnum):
+    """What a document of a token store says of its answer. A pair is two neighbours: CHOSEN, then REJECTED."""
+
+    PLAIN = 0  # nothing
+    CHOSEN = 1
+    REJECTED = 2
+    DESIRABLE = 3
+    UNDESIRABLE = 4
+
+
+WORSE = (Kind.REJECTED, Kind.UNDESIRABLE)  # answers that are there to be unlearnt
+
+
 class Document(TypedDict):
     """One text or one dialogue of a corpus, or one part of a text that is too long to be held at once.
 
@@ -38,13 +52,20 @@ class Document(TypedDict):
     split_key: NotRequired[str]  # what the document split hashes; the text where it is absent
     prompt: NotRequired[str]
     references: NotRequired[list[str]]
+    rejected: NotRequired[list[Message]]  # `messages` with a worse answer: the two are a pair
+    label: NotRequired[bool]  # whether the last turn of `messages` is a good answer
 
 
 def content(document: Document) -> str:
-    """The text of a document; of a dialogue what its messages say, an empty line between them."""
+    """The text of a document; of a dialogue what its messages say, an empty line between them, of a pair both sides."""
     if "messages" in document:
-        return "\n\n".join(map(_said, document["messages"]))
+        return said([*document["messages"], *document.get("rejected", [])])
     return document["text"]
+
+
+def said(messages: Iterable[Message]) -> str:
+    """What messages say, an empty line between them."""
+    return "\n\n".join(map(_said, messages))
 
 
 def _said(message: Message) -> str:

@@ -14,6 +14,7 @@ from gptjax.data.pipeline.augmentation import Augmentation
 from gptjax.data.pipeline.batches import Batches, BatchSource
 from gptjax.data.pipeline.mixture import Mixture, parse_mixture
 from gptjax.data.pipeline.packing import PackedBatches
+from gptjax.data.pipeline.preferences import Examples, InOrder, PreferenceBatches
 from gptjax.data.sources.base import READING
 from gptjax.data.sources.opening import open_source
 from gptjax.data.store.shards import TokenSplit
@@ -43,6 +44,7 @@ class RunData:
 
     def __init__(self, stores: Sequence[WeightedStore]):
         self.stores = list(stores)
+        self._examples: dict[tuple[str, str, int, bool], Examples] = {}
         self.tokenizer: Tokenizer = self.stores[0].store.tokenizer()
         descriptions = (source.store.manifest.get("chat_template") for source in self.stores)
         described = next(filter(None, descriptions), None)
@@ -80,6 +82,11 @@ class RunData:
     def has_dialogues(self) -> bool:
         """Whether any source says which of its tokens bear loss."""
         return any(source.store.split("train").has_mask for source in self.stores)
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether any source compares or judges answers."""
+        return any(source.store.split("train").has_preferences for source in self.stores)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -133,6 +140,45 @@ class RunData:
             source.name: self._batches(source.store, config, _source_seed(seed, number), dialogues, batch_size=1)
             for number, source in enumerate(self.stores)
         }
+        return self._mixed(parts, size, seed, rows)
+
+    def preference_batches(
+        self, config: Config, *, judged: bool, rows: slice | np.ndarray | None = None
+    ) -> BatchSource:
+        """The training batches of pairs or, `judged`, of single answers; several sources mixed by weight.
+
+        Raises UserError where a source has none, or the config asks for augmentation, which these do not have.
+        """
+        size, seed = config.train.batch_size, data_seed(config)
+        if Augmentation.from_config(config, self.tokenizer, seed=seed) is not None:
+            raise UserError("preferences are not augmented; leave out data.token_dropout and the options like it")
+        parts = self.examples(config, "train", judged=judged)
+        if len(parts) == 1:
+            return PreferenceBatches(*parts.values(), batch_size=size, seed=seed, rows=rows)
+        sources = {
+            name: PreferenceBatches(part, batch_size=1, seed=_source_seed(seed, number))
+            for number, (name, part) in enumerate(parts.items())
+        }
+        return self._mixed(sources, size, seed, rows)
+
+    def validation_preferences(
+        self, config: Config, *, judged: bool, rows: slice | np.ndarray | None = None
+    ) -> BatchSource | None:
+        """All pairs, or judged answers, of the validation splits in batches; None where there are none."""
+        parts = [part for part in self.examples(config, "validation", judged=judged).values() if len(part)]
+        return InOrder(parts, batch_size=config.train.batch_size, rows=rows) if parts else None
+
+    def examples(self, config: Config, split: str, *, judged: bool) -> dict[str, Examples]:
+        """The examples of each source that has the split, always the same objects."""
+        length = config.model.context_length
+        for source in self.stores:
+            key = (source.name, split, length, judged)
+            if split in source.store.splits and key not in self._examples:
+                self._examples[key] = Examples.of(source.store.split(split), length, judged=judged)
+        found = {source.name: self._examples.get((source.name, split, length, judged)) for source in self.stores}
+        return {name: examples for name, examples in found.items() if examples is not None}
+
+    def _mixed(self, parts: dict[str, Any], size: int, seed: int, rows: slice | np.ndarray | None) -> Mixture:
         weights = {source.name: source.weight for source in self.stores}
         return Mixture(parts, weights, batch_size=size, seed=seed, rows=rows)
 

@@ -3,7 +3,8 @@
 A document of n tokens is scored as n + 1 predictions: its tokens, the first from the end-of-text token before it,
 and the end-of-text token that closes it. Documents longer than the context are covered by windows that start
 every `stride` tokens; a window scores only the tokens that the one before it has not. Windows of several documents
-share a row and do not see each other. Of dialogues, only what bears loss in training is scored.
+share a row and do not see each other. Of dialogues, only what bears loss in training is scored; of preferences, only
+the better answers.
 """
 
 import dataclasses
@@ -32,6 +33,10 @@ class Windows:
     start: np.ndarray  # of the inputs, in tokens of the split
     length: np.ndarray  # inputs = predictions
     skip: np.ndarray  # predictions at the beginning that an earlier window has scored
+
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        return self.document, self.start, self.length, self.skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,8 @@ class Scorer:
             raise UserError(f"stride {stride} must be between 1 and the context length {self.context_length}")
         end = min(split.num_tokens, max_tokens or split.num_tokens)
         windows = plan_windows(split.document_starts, end, self.context_length, stride)
+        if split.has_preferences:  # worse answers are no language to be likely
+            windows = Windows(*(column[~split.document_is_worse[windows.document]] for column in windows.columns))
         batches = _batches(split, windows, self.context_length, self.batch_size, eot_id)
         # Of each window two owners: its tokens, and the end-of-text token that closes its document.
         sums = self._scorer.sums(params, batches, 2 * len(windows.start), progress)

@@ -11,7 +11,7 @@ from gptjax.errors import UserError
 from gptjax.evaluation.likelihood import Likelihood, Scorer
 from gptjax.evaluation.samples import Sampler
 from gptjax.model import gpt, lora
-from gptjax.objectives.objective import Batch, Metrics, Models
+from gptjax.objectives.objective import Batch, Metrics, Models, OfWholeBatch
 from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
 from gptjax.training.program import Program
@@ -98,5 +98,7 @@ class Validator:
             reference = reference_model(program.objective, program.architecture, first)
             models = Models(gpt.bind(program.architecture, state.evaluation_params), reference)
             weight = program.objective.weight(batch)
+            if isinstance(program.objective, OfWholeBatch):
+                hyper = hyper | program.objective.whole_batch(models, batch, total_weight=weight)
             _, metrics = program.objective.loss(models, batch, total_weight=weight, hyper=hyper)
         return weight, metrics

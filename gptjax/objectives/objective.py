@@ -101,6 +101,33 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Referenced(Protocol):
+    """An objective whose batches hold what the model of the beginning says of their texts.
+
+    It is computed once, before training, so that no second copy of the parameters is kept.
+    """
+
+    def referenced(
+        self, data: "gptjax.data.opening.RunData", config: Config
+    ) -> "list[gptjax.data.pipeline.preferences.Examples]":
+        """What is to be told; empty where no reference is needed."""
+        ...
+
+    def log_probabilities(self, model: GPT, batch: Batch) -> Float[Array, "row pair"]:
+        """Of the answers, in nats."""
+        ...
+
+
+@runtime_checkable
+class OfWholeBatch(Protocol):
+    """An objective whose loss of a row depends on numbers of all rows, through which no gradient goes."""
+
+    def whole_batch(self, models: Models, batch: Batch, *, total_weight: Float[Array, ""]) -> Metrics:
+        """Those numbers of a micro-batch, scalars that add up to those of the batch: `loss` finds them in `hyper`."""
+        ...
+
+
 def make(config: Config) -> Objective:
     """The objective of a config. One that only the data could tell ("auto") is taken as language modelling."""
     name = config.objective.name
@@ -110,7 +137,11 @@ def make(config: Config) -> Objective:
 def settled_name(config: Config, data: "gptjax.data.opening.RunData") -> str:
     """`objective.name`, with "auto" decided by the data."""
     name = config.objective.name
-    return ("instruction" if data.has_dialogues else "language_modeling") if name == "auto" else name
+    if name != "auto":
+        return name
+    if data.has_preferences:
+        return "preference"
+    return "instruction" if data.has_dialogues else "language_modeling"
 
 
 def abstract_batch(objective: Objective, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

@@ -142,8 +142,9 @@ class Program:
         }
 
     def to_device(self, batch: dict[str, ArrayLike]) -> Batch:
-        """A batch that this process has read its rows of, as sharded arrays."""
+        """A batch that this process has read its rows of, as sharded arrays: the fields that the objective names."""
         rows = self.config.train.batch_size
+        batch = {name: batch[name] for name in self.objective.fields}
         return partition.to_device(batch, self.mesh, batch_size=None if self.members else rows, specs=self.batch_specs)
 
     def hyper(self, step: int) -> Hyper:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gptjax.data.pipeline.batches import BatchSource
+from gptjax.objectives.language_modeling import LanguageModeling
 from gptjax.training import metrics, sinks, stopping, throughput
 from gptjax.training.program import Program
 
@@ -49,6 +50,7 @@ class Recorder:
         device = program.mesh.devices.flat[0]
         peak = throughput.peak_flops(device, config.model.compute_dtype)
         self.num_steps, self.monitor = config.train.num_steps, monitor
+        self.is_likelihood = monitor.name == "loss" and isinstance(program.objective, LanguageModeling)
         self.log = metrics.MetricsLog(workdir, step=start, enabled=chief)
         logging, values = config.logging, config.to_dict()
         chosen = {"tensorboard": logging.tensorboard, "trackers": logging.trackers}
@@ -148,7 +150,7 @@ class Recorder:
         ending, best = early if self.exhausted else "done", self.stopper.best
         if math.isnan(best):
             return f"{ending}; nothing was validated"
-        perplexity = f", perplexity {math.exp(min(best, 700)):.2f}" if self.monitor.name == "loss" else ""
+        perplexity = f", perplexity {math.exp(min(best, 700)):.2f}" if self.is_likelihood else ""
         return f"{ending}; best validation {self.monitor.name.replace('_', ' ')} {best:.4f}{perplexity}"
 
 

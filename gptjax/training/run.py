@@ -34,7 +34,7 @@ from gptjax.optim.hyper import Hyperparameters
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.parallel import partition
 from gptjax.processes import distributed, runtime
-from gptjax.training import footprint, pretrained, sinks, stopping
+from gptjax.training import footprint, pretrained, reference, sinks, stopping
 from gptjax.training.program import Program
 from gptjax.training.state import TrainState
 
@@ -93,6 +93,7 @@ class Run:
     attention: str
     changes: workdir_lib.Changes
     lock: Lock | None = None
+    _told: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def open(
@@ -192,6 +193,7 @@ class Run:
             f"tokens ({num_steps / self.batches.steps_per_epoch:.2f} epochs)"
         )
         yield from self.batches.notes
+        yield from self._told
         yield f"attention: {self.attention}"
         yield from footprint.warnings(program.target, program.mesh)
         processes = f"; {group.size} processes" if group.size > 1 else ""
@@ -221,13 +223,27 @@ class Run:
                 yield f"{name.replace('_', ' ')} laid anew: {', '.join(told)}"
 
     def state(self) -> TrainState:
-        """The state of the last checkpoint, of the model that the run starts from, or a fresh one."""
+        """The state of the last checkpoint, of the model that the run starts from, or a fresh one.
+
+        Batches are told what the model of the beginning says of them, where the objective compares with it.
+        """
         if self.start:
-            return self.checkpoints.restore(self.start, self.program.target)
+            state = self.checkpoints.restore(self.start, self.program.target)
+            self._told += reference.fill(self, lambda: self._first_state().params)
+        else:
+            state = self._first_state()
+            self._told += reference.fill(self, lambda: state.params)
+        return state
+
+    def _first_state(self) -> TrainState:
+        """The state before the first step; of a run that continues, made anew."""
         state = self.program.initial_state()
-        if self.origin is None:
+        origin = self.origin
+        if origin is None:
             return state
-        return pretrained.load(self.origin, state, self.program.optimizer(self.program.hyperparameters.at(0)))
+        if origin.is_own:
+            origin = pretrained.find(origin.init_from)
+        return pretrained.load(origin, state, self.program.optimizer(self.program.hyperparameters.at(0)))
 
     def batch(self, step: int, state: TrainState) -> Batch:
         """The batch of a step, on the devices.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
-from gptjax.objectives.objective import Batch, Field, Metrics, Models, Objective
+from gptjax.objectives.objective import Batch, Field, Metrics, Models, Objective, OfWholeBatch
 from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
 from gptjax.parameters import map_rows, path_string
@@ -86,6 +86,13 @@ class Step:
         first = fixed if frozen else _cast(state.reference_params or {}, self.compute_dtype)
         reference = reference_model(self.objective, self.architecture, first)
         keys = _dropout_keys(hyper["dropout_key"], state.step, _num_rows(batch)) if self.dropout else None
+        split = batch
+        if self.accumulation > 1:
+            split = {name: self._split_rows(x, self.objective.fields[name]) for name, x in batch.items()}
+        if isinstance(self.objective, OfWholeBatch):
+            models = Models(gpt.bind(self.architecture, lora.join(cast, fixed)), reference)
+            numbers = partial(self.objective.whole_batch, models, total_weight=total_weight)
+            hyper = hyper | (numbers(batch) if self.accumulation == 1 else _summed(numbers, split))
 
         def micro_gradients(batch: Batch, keys: jax.Array | None) -> tuple[gpt.Params, Metrics]:
             def loss(trained: gpt.Params) -> tuple[jax.Array, Metrics]:
@@ -97,15 +104,7 @@ class Step:
 
         if self.accumulation == 1:
             return micro_gradients(batch, keys)
-
-        def add(total: Any, inputs: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, micro_gradients(*inputs)), None
-
-        split = {name: self._split_rows(x, self.objective.fields[name]) for name, x in batch.items()}
-        micro_batches = split, keys if keys is None else self._split_rows(keys, Field(("row",)))
-        shapes = jax.eval_shape(micro_gradients, *jax.tree.map(lambda a: a[0], micro_batches))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        return jax.lax.scan(add, zeros, micro_batches)[0]
+        return _summed(micro_gradients, split, keys if keys is None else self._split_rows(keys, Field(("row",))))
 
     def _split_rows(self, x: jax.Array, field: Field) -> jax.Array:
         """[rows, ...] -> [accumulation, rows / accumulation, ...] such that every device keeps the rows it has.
@@ -119,9 +118,25 @@ class Step:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 
+def _summed(function: Callable[..., Any], *micro_batches: Any) -> Any:
+    """The sum of `function` over micro-batches, which are stacked on a leading axis."""
+
+    def add(total: Any, inputs: tuple[Any, ...]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*inputs)), None
+
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda a: a[0], micro_batches))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
 def reference_model(objective: Objective, architecture: Architecture, first: gpt.Params) -> gpt.GPT | None:
     """The model with the parameters of the beginning, if the objective wants it: it has no adapters."""
-    return gpt.bind(dataclasses.replace(architecture, lora_rank=0), first) if objective.reference else None
+    return first_model(architecture, first) if objective.reference else None
+
+
+def first_model(architecture: Architecture, first: gpt.Params) -> gpt.GPT:
+    """The model that a run starts from: it has no adapters."""
+    return gpt.bind(dataclasses.replace(architecture, lora_rank=0), first)
 
 
 def _averaged(average: gpt.Params, params: gpt.Params, decay: jax.Array, step: jax.Array) -> gpt.Params:

@@ -144,14 +144,18 @@ class _Writer:
         if self._hasher is not None:
             self._signatures.append(self._hasher.signature(text))
         self._extents.write(json.dumps(extent) + "\n")
-        head = {name: document[name] for name in ("id", "part", "messages", "tools") if name in document}
+        head = {
+            name: document[name]
+            for name in ("id", "part", "messages", "rejected", "label", "tools")
+            if name in document
+        }
         data = b"" if "messages" in document else text.encode("utf-8", "surrogatepass")
         self._documents.write(json.dumps({**head, "bytes": len(data)}).encode() + b"\n")
         self._documents.write(data)
 
 
 def read_documents(directory: Path) -> Iterator[Document]:
-    """The documents of a cleaned piece: `id`, `part`, and `text` or `messages`."""
+    """The documents of a cleaned piece: `id`, `part`, and `text` or `messages` with what belongs to them."""
     with open_bytes(directory / CLEAN_DOCUMENTS) as file:
         for line in file:
             document = json.loads(line)

@@ -3,6 +3,7 @@
 SPLIT.tokens          token ids, little-endian, as they are in the shards
 SPLIT.mask            uint8, 1 where a token bears loss; where the corpus has dialogues
 SPLIT.documents.npy   int64 [documents, 2]: offset of the first token, bytes of the text
+SPLIT.kinds.npy       uint8 [documents]: `Kind` of each; where the corpus has preferences
 used.npy              int64 [vocabulary]: how often each id occurs
 summary.json          counts, and the sha256 of the documents
 """
@@ -22,7 +23,7 @@ import numpy as np
 from gptjax.data.building.clean import read_documents
 from gptjax.data.building.select import read_segments
 from gptjax.data.building.splits import SPLITS, Segment
-from gptjax.data.documents import Document, content
+from gptjax.data.documents import Document, Kind, Message, content, said
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -49,6 +50,7 @@ class Encoded(NamedTuple):
     text: str
     ids: np.ndarray
     mask: np.ndarray | None = None
+    kind: Kind = Kind.PLAIN
 
 
 @dataclass
@@ -98,16 +100,16 @@ class TokenizeStage:
                 yield from self._encoded_texts(texts)
                 texts, characters = [], 0
             if "messages" in document:
-                ids, mask = self._encode(document)
-                yield Encoded(segments[0], text, ids, mask)
+                for kind, messages in _sides(document):
+                    yield Encoded(segments[0], said(messages), *self._encode(document, messages), kind)
             else:
                 texts += [(segment, text[segment.begin : segment.end]) for segment in segments]
                 characters += len(text)
         yield from self._encoded_texts(texts)
 
-    def _encode(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, document: Document, messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return self.chat_template.encode(document["messages"], self.tokenizer, tools=document.get("tools"))
+            return self.chat_template.encode(messages, self.tokenizer, tools=document.get("tools"))
         except UserError as error:
             raise UserError(f"{document['id']}: {error}") from None
 
@@ -117,12 +119,22 @@ class TokenizeStage:
             yield Encoded(segment, text, ids)
 
 
+def _sides(document: Document) -> list[tuple[Kind, list[Message]]]:
+    """The documents of the store that a dialogue becomes: of a pair two, one after the other."""
+    messages = document["messages"]
+    if "rejected" in document:
+        return [(Kind.CHOSEN, messages), (Kind.REJECTED, document["rejected"])]
+    if "label" in document:
+        return [(Kind.DESIRABLE if document["label"] else Kind.UNDESIRABLE, messages)]
+    return [(Kind.PLAIN, messages)]
+
+
 def _update(digest: Any, document: Document) -> None:
     if document.get("part", 0) == 0:
         # 0xff never occurs in UTF-8, so no other documents have these bytes.
         digest.update(b"\xff" + document["id"].encode("utf-8", "surrogatepass") + b"\xff")
     if "messages" in document:
-        for name in ("messages", "tools"):
+        for name in ("messages", "rejected", "label", "tools"):
             if name in document:
                 digest.update(json.dumps(document[name], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     else:
@@ -137,7 +149,9 @@ class _Writer:
         self.starts = array("q")
         self._bytes = array("q")
         self._continued_bytes = self._characters = 0
+        self._kinds = array("B")
         self._path = directory / f"{split}.documents.npy"
+        self._kinds_path = directory / f"{split}.kinds.npy"
         self._dtype = np.dtype(stage.dtype).newbyteorder("<")
         self._eot = np.array([stage.tokenizer.eot_id], self._dtype)
         self._file = stack.enter_context((directory / f"{split}.tokens").open("wb"))
@@ -149,6 +163,7 @@ class _Writer:
         if encoded.segment.starts:
             self.starts.append(self.tokens)
             self._bytes.append(num_bytes)
+            self._kinds.append(encoded.kind)
             # Texts train on the end-of-text token. Dialogues end with the template's own end-of-turn token, so
             # end-of-text bears no loss there.
             self._write(self._eot, np.array([encoded.mask is None]))
@@ -169,6 +184,8 @@ class _Writer:
         """Writes the document table; returns the counts."""
         documents = np.stack([np.array(self.starts, np.int64), np.array(self._bytes, np.int64)], axis=1)
         save_array(self._path, documents)
+        if any(self._kinds):
+            save_array(self._kinds_path, np.array(self._kinds, np.uint8))
         return {
             "tokens": self.tokens,
             "documents": len(documents),

@@ -149,9 +149,9 @@ class Cleaner:
     def _rebuilt(self, document: Document, texts: list[str], before: str, after: str) -> Document:
         cleaned: dict[str, Any] = dict(document)
         if "messages" in document:
-            cleaned["messages"] = [
-                {**message, "content": text} for message, text in zip(document["messages"], texts, strict=True)
-            ]
+            rest = iter(texts)
+            for side in _sides(document):
+                cleaned[side] = [{**message, "content": next(rest)} for message in document[side]]
         else:
             cleaned["text"] = before + texts[0] + after
         if prompt := document.get("prompt"):
@@ -164,13 +164,18 @@ class Cleaner:
 def _texts(document: Document) -> tuple[list[str], str, str]:
     """The texts that are cleaned, and the white space that is put back before and after."""
     if "messages" in document:
-        return [message["content"] for message in document["messages"]], "", ""
+        return [message["content"] for side in _sides(document) for message in document[side]], "", ""
     text = document["text"]
     if "part" not in document:
         return [text], "", ""
     inner = text.strip()
     start = len(text) - len(text.lstrip())
     return [inner], text[:start], text[start + len(inner) :]
+
+
+def _sides(document: Document) -> list[str]:
+    """The fields that hold messages: both sides of a pair."""
+    return [side for side in ("messages", "rejected") if side in document]
 
 
 def _has_content(text: str) -> bool:

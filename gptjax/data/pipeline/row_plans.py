@@ -133,15 +133,18 @@ class MaskedSplit(Protocol):
       directory: where it is, and where the plan of its rows is kept; None where it is in memory alone.
       fingerprint: changes when the tokens or the flags do.
       has_mask: whether each token has a flag that says if it bears loss as a target.
+      document_is_worse: documents that get no row, where the split has preferences.
     """
 
     name: str
     directory: Path | None
     fingerprint: str
     has_mask: bool
+    has_preferences: bool
     num_tokens: int
     num_documents: int
     document_starts: Int64[np.ndarray, " documents"]
+    document_is_worse: Bool[np.ndarray, " documents"]
 
     def read_mask(self, start: int, length: int) -> Bool[np.ndarray, " length"]:
         """The flags of the tokens from `start` to `start + length`."""
@@ -172,6 +175,8 @@ def plan_split(split: MaskedSplit, row_length: int) -> tuple[Plan, Int64[np.ndar
     if file and (kept := _read_plan(file, identity, row_length)):
         return kept
     tokens = np.diff(split.document_starts, append=split.num_tokens)
+    if split.has_preferences:
+        tokens[split.document_is_worse] = 0
     plan = plan_rows(np.maximum(tokens - 1, 0), row_length)
     trained = np.zeros(plan.num_rows, np.int64)
     np.add.at(trained, plan.row, _trained_targets(split, plan.starts(split.document_starts), plan.length))

@@ -50,6 +50,7 @@ class Reading:
     null_fields: str = "reject"
     tool_turns: str = "reject"
     same_speaker: str = "reject"
+    assistant_turns: str = "all"
 
     def __post_init__(self) -> None:
         for name in READING:

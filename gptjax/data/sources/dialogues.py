@@ -85,17 +85,22 @@ def read_dialogues(
         raise UserError(f"dialogue format {format!r}: expected one of {', '.join(FORMATS)}")
     faults = faults or Faults()
     name = name if name is not None else Path(path).name
-    reader = _Reader(format, fields, reading, faults)
+    reader = DialogueReader(format, fields, reading, faults)
     key = "conversations" if format == "chatterbot" else None
     for record in read_records(path, open_file, key, delimiter=reading.delimiter):
         try:
             document = reader.document(record)
         except (Damaged, UserError) as problem:  # the latter names the place itself
-            place = f"{record.place}: " if isinstance(problem, Damaged) else ""
-            advice = f"; {_ADVICE}" if faults.on_error == "raise" else ""
-            faults.skip(UserError(f"{place}{problem}{advice}"))
+            faults.skip(advised(problem, record, faults))
             continue
         yield {**document, "id": f"{name}:{record.number}", "source": source}
+
+
+def advised(problem: Damaged | UserError, record: Record, faults: Faults) -> UserError:
+    """What is wrong with a record, where, and what to do. A UserError names its place itself."""
+    place = f"{record.place}: " if isinstance(problem, Damaged) else ""
+    advice = f"; {_ADVICE}" if faults.on_error == "raise" else ""
+    return UserError(f"{place}{problem}{advice}")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -120,7 +125,7 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise Damaged("no turn of the assistant bears loss, so there is nothing to learn")
 
 
-class _Reader:
+class DialogueReader:
     """Reads one record."""
 
     def __init__(self, format: str, fields: Sequence[str] | None, reading: Reading, faults: Faults):
@@ -141,6 +146,8 @@ class _Reader:
             messages, tools = self._named_turns(value, record.place)
         else:
             messages = getattr(self, f"_{self._format}")(value, record.place)
+        if self._reading.assistant_turns == "last":
+            messages = _last_alone(messages)
         check_messages(messages)
         return {**_about(messages, self._format), **({"tools": tools} if tools else {})}
 
@@ -178,21 +185,32 @@ class _Reader:
         if entry.messages and entry.conversations:
             raise Damaged("both 'messages' and 'conversations' hold turns; one of them would be lost")
         turns = entry.messages or entry.conversations or []
-        messages = _system(entry.system, entry.system_prompt)
-        if messages and turns and _role(turns[0]) == "system":
+        system = _system(entry.system, entry.system_prompt)
+        if system and turns and _role(turns[0]) == "system":
             raise Damaged("there are two system texts: beside the turns, and as the first of them")
-        messages += [self._message(turn, number) for number, turn in enumerate(turns, start=1)]
-        tools = tool_turns.tools_of(entry.tools, "tools") or tool_turns.tools_of(entry.functions, "functions")
-        if self._reading.tool_turns == "reject" and (tools or any(map(_of_tools, messages))):
-            number = next((i for i, message in enumerate(messages, start=1) if _of_tools(message)), 0)
-            what = f"turn {number} ({messages[number - 1]['role']}) is of a tool" if number else "there are tools"
-            raise Damaged(f"{what}: {tool_turns.ADVICE}")
+        messages = self.messages(turns)
+        return system + messages, self.tools(entry)
+
+    def messages(self, turns: Sequence[schemas.Turn]) -> list[Message]:
+        """Turns with named speakers as messages, those of tools and of one speaker treated as `Reading` says."""
+        messages = [self._message(turn, number) for number, turn in enumerate(turns, start=1)]
+        if self._reading.tool_turns == "reject":
+            for number, message in enumerate(messages, start=1):
+                if _of_tools(message):
+                    raise Damaged(f"turn {number} ({message['role']}) is of a tool: {tool_turns.ADVICE}")
         if self._reading.tool_turns == "leave_out":
             messages = tool_turns.without(messages, self._faults)
-            if tools:
-                self._faults.note("descriptions of tools, which were left out", len(tools))
-            tools = []
-        return self._joined(messages), tools
+        return self._joined(messages)
+
+    def tools(self, entry: schemas.Dialogue | schemas.Preference) -> list[dict[str, Any]]:
+        """The descriptions of tools of a record, unless they are left out. Raises `Damaged` where they are refused."""
+        tools = tool_turns.tools_of(entry.tools, "tools") or tool_turns.tools_of(entry.functions, "functions")
+        if tools and self._reading.tool_turns == "reject":
+            raise Damaged(f"there are tools: {tool_turns.ADVICE}")
+        if tools and self._reading.tool_turns == "leave_out":
+            self._faults.note("descriptions of tools, which were left out", len(tools))
+            return []
+        return tools
 
     def _message(self, turn: schemas.Turn, number: int) -> Message:
         turn.check_keys(f"turn {number}: ", self._faults)
@@ -239,6 +257,15 @@ class _Reader:
             else:
                 joined.append(message)
         return joined
+
+
+def _last_alone(messages: list[Message]) -> list[Message]:
+    """The dialogue with no loss on the assistant's turns but the last."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+    return [
+        {**message, "train": False} if message["role"] == "assistant" and i != last else message
+        for i, message in enumerate(messages)
+    ]
 
 
 def _about(messages: list[Message], format: str) -> dict[str, Any]:

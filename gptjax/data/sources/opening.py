@@ -26,6 +26,7 @@ SPECS = (
     "pairs:GLOB",
     "chatterbot:GLOB",
     "kdconv:GLOB",
+    "preference:GLOB",
 )
 
 
@@ -60,7 +61,7 @@ def open_source(spec: str, *, data_dir: str = "", on_error: str = "raise", **rea
         from gptjax.data.sources.hub import HuggingFaceDataset
 
         return HuggingFaceDataset(spec, how, faults)
-    if scheme in ("text", "html", "jsonl", "csv", "parquet", *DIALOGUE_FORMATS) and rest:
+    if scheme in ("text", "html", "jsonl", "csv", "parquet", "preference", *DIALOGUE_FORMATS) and rest:
         return _open_files(spec, scheme, rest, how, faults)
     raise UserError(f"unknown data source {spec[:200]!r}: expected one of {', '.join(SPECS)}.{_hint(spec, scheme)}")
 
@@ -69,9 +70,10 @@ def _open_files(spec: str, scheme: str, rest: str, reading: Reading, faults: Fau
     """The source of SCHEME:GLOB[#FIELD]."""
     from gptjax.data.sources.files import find_files
     from gptjax.data.sources.record_files import CsvFiles, JsonLines, ParquetFiles
-    from gptjax.data.sources.text_files import DialogueFiles, HtmlFiles, TextFiles
+    from gptjax.data.sources.text_files import DialogueFiles, HtmlFiles, PreferenceFiles, TextFiles
 
     kinds = {"text": TextFiles, "html": HtmlFiles, "jsonl": JsonLines, "csv": CsvFiles, "parquet": ParquetFiles}
+    kinds["preference"] = PreferenceFiles
     kind = kinds.get(scheme, DialogueFiles)
     pattern, _, field = rest.partition("#") if kind.has_fields else (rest, "", "")
     names = field.split(",") if field else []

@@ -30,7 +30,8 @@ _ABOUT = frozenset(
     id idx index uid uuid conversation_id dialogue_id dialog_id session_id message_id turn_id source dataset url split
     lang language title date time timestamp created created_at updated_at model score rating category categories tag
     tags topic domain metadata meta attrs annotations logprobs parallel_tool_calls n_turns num_turns tokens license
-    type kind name
+    type kind name rank message_tree_id tree_state prompt_id chosen_score rejected_score score_chosen score_rejected
+    chosen_rating rejected_rating chosen_model rejected_model
     """.split()  # noqa: SIM905
 )
 
@@ -97,6 +98,39 @@ class Dialogue(_Entry):
     conversations: list[Turn] | None = None
     system: str | None = None
     system_prompt: str | None = None
+    tools: list[dict[str, Any]] | str | None = None
+    functions: list[dict[str, Any]] | str | None = None
+
+
+class Reply(_Entry):
+    """A message of OpenAssistant's trees, with the replies to it; rank 0 is the best."""
+
+    text: str
+    role: str = "prompter"
+    rank: int | None = None
+    deleted: bool | None = None
+    replies: "list[Reply] | None" = None
+
+
+class Preference(_Entry):
+    """A record that says which of some answers is better, or whether one is good; see `preferences`."""
+
+    prompt: str | list[Turn] | Reply | None = None
+    question: str | None = None
+    query: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    history: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    messages: list[Turn] | None = None
+    conversations: list[Turn] | None = None
+    system: str | None = None
+    system_prompt: str | None = None
+    chosen: str | Turn | list[Turn] | None = None
+    rejected: str | Turn | list[Turn] | None = None
+    completion: str | list[Turn] | None = None
+    output: str | list[str] | None = None
+    label: bool | int | str | None = None
+    kto_tag: bool | int | str | None = None
     tools: list[dict[str, Any]] | str | None = None
     functions: list[dict[str, Any]] | str | None = None
 

@@ -199,3 +199,19 @@ class DialogueFiles(Files):
             reading=self.reading,
             open_file=lambda _: self._open_utf8(span),
         )
+
+
+class PreferenceFiles(Files):
+    """`preference:GLOB`: pairs, rankings and judgements of answers, in the formats of `sources.preferences`."""
+
+    def _documents(self, span: Span) -> Iterator[Document]:
+        from gptjax.data.sources.preferences import read_preferences
+
+        yield from read_preferences(
+            span.path,
+            source=self.spec,
+            name=span.name,
+            faults=self.faults,
+            reading=self.reading,
+            open_file=lambda _: self._open_utf8(span),
+        )

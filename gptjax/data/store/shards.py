@@ -3,6 +3,7 @@
     tokens-00000.bin   flat little-endian uint16, or uint32 where the vocabulary needs it
     mask-00000.bin     uint8, 1 where the token bears loss as a target; only where there are dialogues
     documents.npy      int64 [num_documents, 2]: offset of the first token, UTF-8 bytes of the text
+    kinds.npy          uint8 [num_documents]: `Kind` of each; only where there are preferences
 
 A document is [eot] t1 ... tn, so the target after its last token is the eot of the next.
 """
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt8
 
+from gptjax.data.documents import WORSE
 from gptjax.files import save_array
 
 DOCUMENTS = "documents.npy"
+KINDS = "kinds.npy"
 _READ_BYTES = 1 << 20
 
 
@@ -46,7 +49,10 @@ class TokenSplit:
       num_bytes: UTF-8 bytes of their text.
       num_characters: characters of their text.
       has_mask: whether the split says which tokens bear loss; without a mask, all do.
+      has_preferences: whether some documents are answers that are judged, or compared with their neighbour.
     """
+
+    has_preferences = False
 
     def __init__(self, directory: Path, name: str, dtype: str, description: dict[str, Any]):
         """`description` is what `SplitWriter.finish` returned."""
@@ -58,13 +64,14 @@ class TokenSplit:
         self.num_bytes: int = description["bytes"]
         self.num_characters: int = description["characters"]
         shards = description["shards"]
+        self.has_preferences = "kinds_sha256" in description
         self.has_mask: bool = any("mask" in shard for shard in shards)
         self._tokens = ShardReader([ShardFile(directory / s["file"], s["tokens"]) for s in shards], dtype)
         masks = [ShardFile(directory / s["mask"], s["tokens"]) for s in shards if "mask" in s]
         self._mask = ShardReader(masks, "uint8") if masks else None
 
     def __getstate__(self) -> dict[str, Any]:
-        opened = ("_documents", "document_starts", "document_bytes")
+        opened = ("_documents", "document_starts", "document_bytes", "document_kinds")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     @cached_property
@@ -80,6 +87,16 @@ class TokenSplit:
     def document_bytes(self) -> Int64[np.ndarray, " documents"]:
         """UTF-8 bytes of the text of each document."""
         return np.ascontiguousarray(self._documents[:, 1])
+
+    @cached_property
+    def document_kinds(self) -> UInt8[np.ndarray, " documents"]:
+        """`Kind` of each document."""
+        return np.load(self.directory / KINDS) if self.has_preferences else np.zeros(self.num_documents, np.uint8)
+
+    @property
+    def document_is_worse(self) -> Bool[np.ndarray, " documents"]:
+        """Which documents are answers to be unlearnt: they are no examples of language."""
+        return np.isin(self.document_kinds, WORSE)
 
     def read(self, start: int, length: int) -> Int32[np.ndarray, " length"]:
         """The tokens from `start` to `start + length`. Raises IndexError beyond the ends of the split."""
@@ -172,6 +189,7 @@ class SplitWriter:
         self._mask = _ShardWriter(directory, "mask", 1, shard_tokens) if has_mask else None
         self._starts = array("q")
         self._bytes = array("q")
+        self._kinds = array("B")
         self._characters = 0
 
     @property
@@ -182,7 +200,7 @@ class SplitWriter:
         """Appends what a tokenised piece of the corpus has for the split: see `gptjax.data.building.tokenize`.
 
         Args:
-          piece: the directory with SPLIT.tokens, SPLIT.mask and SPLIT.documents.npy.
+          piece: the directory with SPLIT.tokens, SPLIT.mask, SPLIT.documents.npy and SPLIT.kinds.npy.
           continued_bytes: bytes of the text that belongs to the last document before.
           characters: of all the text.
         """
@@ -191,6 +209,8 @@ class SplitWriter:
         if continued_bytes:
             self._bytes[-1] += continued_bytes
         self._bytes.extend(documents[:, 1].tolist())
+        kinds = piece / f"{split}.kinds.npy"
+        self._kinds.extend((np.load(kinds) if kinds.exists() else np.zeros(len(documents), np.uint8)).tolist())
         self._characters += characters
         for writer, name in ((self._tokens, "tokens"), (self._mask, "mask")):
             if writer is not None:
@@ -206,12 +226,17 @@ class SplitWriter:
         if self._mask is not None:
             for shard, (name, _, sha256) in zip(shards, self._mask.finished, strict=True):
                 shard |= {"mask": name, "mask_sha256": sha256}
+        kinds = {}
+        if any(self._kinds):
+            save_array(self.directory / KINDS, np.array(self._kinds, np.uint8))
+            kinds = {"kinds_sha256": file_sha256(self.directory / KINDS)}
         return {
             "documents": len(documents),
             "tokens": self._tokens.count,
             "bytes": int(documents[:, 1].sum()),
             "characters": self._characters,
             "documents_sha256": file_sha256(self.directory / DOCUMENTS),
+            **kinds,
             "shards": shards,
         }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.data.store.shards import DOCUMENTS, TokenSplit, file_sha256
+from gptjax.data.store.shards import DOCUMENTS, KINDS, TokenSplit, file_sha256
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 
@@ -67,7 +67,9 @@ class Store:
         for name, split in self.manifest["splits"].items():
             expected = {shard["file"]: shard["sha256"] for shard in split["shards"]}
             expected |= {shard["mask"]: shard["mask_sha256"] for shard in split["shards"] if "mask" in shard}
-            for file, sha256 in (*expected.items(), (DOCUMENTS, split["documents_sha256"])):
+            expected |= {DOCUMENTS: split["documents_sha256"]}
+            expected |= {KINDS: split["kinds_sha256"]} if "kinds_sha256" in split else {}
+            for file, sha256 in expected.items():
                 path = self.directory / name / file
                 if (found := file_sha256(path)) != sha256:
                     raise _damaged(path, f"its sha256 is {found}, the manifest says {sha256}")
@@ -112,13 +114,19 @@ def _check_splits(directory: Path, manifest: dict[str, Any]) -> None:
             _check_size(directory / name / shard["file"], shard["tokens"] * itemsize)
             if "mask" in shard:
                 _check_size(directory / name / shard["mask"], shard["tokens"])
-        documents = directory / name / DOCUMENTS
-        if not documents.is_file():
-            raise _damaged(documents, "it is missing")
-        try:
-            np.load(documents, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            raise _damaged(documents, "it is no whole array") from None
+        for file in (DOCUMENTS, *([KINDS] if "kinds_sha256" in split else [])):
+            _check_array(directory / name / file, split["documents"])
+
+
+def _check_array(path: Path, rows: int) -> None:
+    if not path.is_file():
+        raise _damaged(path, "it is missing")
+    try:
+        found = len(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError, TypeError):
+        raise _damaged(path, "it is no whole array") from None
+    if found != rows:
+        raise _damaged(path, f"it has {found} rows, the manifest says {rows} documents")
 
 
 def _check_size(path: Path, num_bytes: int) -> None:

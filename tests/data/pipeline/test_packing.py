@@ -11,7 +11,7 @@ from gptjax.errors import UserError
 class Dialogues:
     """What PackedBatches reads of a token split, in memory. Token i of document d is 1000 d + i + 1."""
 
-    name, has_mask = "train", True
+    name, has_mask, has_preferences = "train", True, False
 
     def __init__(self, lengths, trained, directory=None):
         self.directory, self.fingerprint = directory, "of the tokens"
@@ -21,6 +21,7 @@ class Dialogues:
         self.tokens = np.concatenate([1000 * d + np.arange(1, n + 1) for d, n in enumerate(lengths)]).astype(np.int32)
         self.mask = trained(np.random.default_rng(0), self.num_tokens)
         self.mask[self.document_starts] = False
+        self.document_is_worse = np.zeros(len(lengths), np.bool_)
 
     def read_mask(self, start, length):
         return self.mask[start : start + length]

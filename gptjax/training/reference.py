@@ -1,0 +1,156 @@
+"""What the model of the beginning says of the texts of a run, computed once and kept in the cache.
+
+A table is named after everything that it depends on: the parameters and what they compute, and the fingerprint of the
+examples, which covers the tokens and the context length. It appears whole or not at all. A run that continues finds it
+by the parameters' fingerprint, which its work directory keeps; if it is gone, the beginning is made again.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt32
+
+from gptjax import config as config_lib
+from gptjax.data.pipeline.preferences import Examples, InOrder
+from gptjax.errors import UserError
+from gptjax.files import read_json, whole_file, write_json
+from gptjax.model import gpt, lora
+from gptjax.objectives.objective import Referenced
+from gptjax.parallel import partition
+from gptjax.parameters import path_string
+from gptjax.processes import distributed
+from gptjax.training.program import Program
+from gptjax.training.step import first_model
+
+if TYPE_CHECKING:
+    from gptjax.training.run import Run
+
+FILE = "reference.json"  # in the work directory: {"parameters": fingerprint}
+_SALTS = (0x9E3779B9, 0x85EBCA6B)
+
+
+def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
+    """Writes the log-probabilities into the examples of a run. Every process of it calls this.
+
+    Args:
+      beginning: makes the parameters before the first step; called only if they are needed.
+
+    Returns:
+      What a person should know of it; empty where the objective needs no reference.
+
+    Raises:
+      UserError: the run continues, its table is gone, and it no longer begins with the parameters that it had.
+    """
+    program, group = run.program, distributed.current()
+    parts = program.objective.referenced(run.data, program.config) if isinstance(program.objective, Referenced) else []
+    if not parts:
+        return []
+    beginning = functools.cache(beginning)
+    known = group.first(lambda: _known(run.workdir / FILE)) if run.start else ""
+    parameters = known or fingerprint(beginning())
+    folder = config_lib.cache_directory(program.config) / "references"
+    computed = 0
+    for part in parts:
+        path = folder / f"{_name(program, parameters, part)}.npy"
+        values = group.first(lambda path=path, part=part: _read(path, len(part)))
+        if values is None:
+            if known and fingerprint(beginning()) != known:
+                raise UserError(
+                    f"the reference of the run in {run.workdir} is no longer in {folder}, and "
+                    f"init_from={program.config.init_from!r} now gives other parameters than it began with; put that "
+                    "model back, or begin anew in another work directory"
+                )
+            values = _compute(program, beginning(), part)
+            computed += 1
+            group.first(lambda path=path, values=values: _write(path, values))
+        part.reference[:] = values
+    if not known:
+        group.first(lambda: write_json(run.workdir / FILE, {"parameters": parameters}))
+    model = program.config.init_from or "the untrained model: without init_from there is no other"
+    where = "computed, and kept" if computed else "found"
+    return [f"reference: {model}; its log-probabilities of {sum(map(len, parts)):,} examples {where} in {folder}"]
+
+
+def fingerprint(params: gpt.Params) -> str:
+    """Changes when a value, a shape or a path of the parameters does; adapters do not count. Sharded ones stay so."""
+    fixed = lora.split(params)[1] or params
+    leaves = jax.tree_util.tree_leaves_with_path(fixed)
+    hashes = jax.device_get([jax.jit(_hash)(leaf) for _, leaf in leaves])
+    told = [
+        (path_string(path), leaf.shape, *map(int, value)) for (path, leaf), value in zip(leaves, hashes, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _hash(leaf: Array) -> UInt32[Array, "salts"]:
+    """Sums modulo 2^32 of the bits of each value times an odd number drawn for its place; their order does not count."""
+    words = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+
+    def summed(salt: int) -> Array:
+        place = jnp.uint32(salt)
+        for axis in range(leaf.ndim):
+            place = _mixed(place ^ jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis))
+        return (_mixed(words ^ place) * (place | 1)).sum(dtype=jnp.uint32)
+
+    return jnp.stack([summed(salt) for salt in _SALTS])
+
+
+def _mixed(bits: Array) -> Array:
+    """The finaliser of MurmurHash3 (Appleby 2011)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+def _name(program: Program, parameters: str, part: Examples) -> str:
+    """Of a table: from what it depends on."""
+    names = config_lib.affecting("model") | {"model.compute_dtype", "model.matmul"}
+    model = {name: program.config.model[name.partition(".")[2]] for name in sorted(names) if name.startswith("model.")}
+    identity = [parameters, model, part.fingerprint]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _known(path: Path) -> str:
+    return read_json(path)["parameters"] if path.exists() else ""
+
+
+def _read(path: Path, rows: int) -> np.ndarray | None:
+    try:
+        values = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return values if values.shape == (rows, 2) and np.isfinite(values).all() else None
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        np.save(file, values)
+
+
+def _compute(program: Program, params: gpt.Params, part: Examples) -> np.ndarray:
+    """float32 [examples, pair]. Micro-batches are as large as those of the training."""
+    train, mesh, objective = program.config.train, program.mesh, program.objective
+    rows = train.batch_size // train.accumulation
+    batches = InOrder([part], batch_size=rows, rows=partition.process_rows(rows, mesh))
+
+    @functools.partial(jax.jit, out_shardings=partition.replicated(mesh))
+    def scored(params: gpt.Params, batch: dict[str, Any]) -> Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            model = first_model(program.architecture, lora.split(params)[1] or params)
+            return objective.log_probabilities(model, batch)
+
+    values = []
+    with jax.set_mesh(mesh):
+        for number in range(int(batches.steps_per_epoch)):
+            batch = {name: batches[number][name] for name in ("tokens", "targets", "weights")}
+            placed = partition.to_device(batch, mesh, batch_size=rows, specs=program.batch_specs)
+            values.append(np.asarray(scored(params, placed)))
+    return np.concatenate(values)[: len(part)].astype(np.float32)
