@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.generation import decoding, sampling
-from gptjax.generation.detokenizer import Detokenizer
 from gptjax.generation.events import Event
 from gptjax.generation.params import SamplingParams
+from gptjax.generation.request import Constraint, Request, chunk_end, fill_end_ids
+from gptjax.generation.slots import Slots
 from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
@@ -29,6 +30,7 @@ MIN_CAPACITY = 64
 # twice as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
 GROUP = 4  # prompts that are read at once while not all slots are free
+CHUNK = 256  # tokens of a prompt that are read at once; those who write wait for no more
 
 
 class Busy(RunError):
@@ -86,6 +88,9 @@ class Engine:
     `submit` and `cancel` may be called from any thread; `step` from one. Compiled programs are shared by all engines
     of the same model shape: there is one decode program per number of slots and power of two of the capacity. For
     reading prompts there is one per power of two of their length and group size: 1, 4, or the number of slots.
+
+    An engine of fixed capacity, for a server, has few programs, which `warm_up` compiles. It reads prompts one by one:
+    each number is computed by the same program whoever else is there.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         slots: int = SLOTS,
         capacity: int | None = None,
+        chunk: int = CHUNK,
         max_waiting: int = 1024,
         rounds: int = decoding.ROUNDS,
         mesh: Mesh | None = None,
@@ -109,6 +115,7 @@ class Engine:
             multiple of the parts into which rows are split.
           capacity: tokens that a prompt and its completion may have together; longer requests are refused. Default:
             the context length, with caches only as large as the present requests need.
+          chunk: a longer prompt is read in chunks of so many tokens, between which others write; a power of two.
           max_waiting: requests that may wait for a slot; `submit` refuses more.
           rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less time.
           mesh: slots are split over its data, fsdp and expert axes, heads over tensor; the parameters must be on it.
@@ -132,20 +139,32 @@ class Engine:
         # Raised first, rounded up second: the number of slots must remain a multiple of the shards.
         shards = partition.row_shards(mesh) if mesh else 1
         slots = max(slots, GPU_SLOTS) if _platform(model.params) == "gpu" else slots
-        self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
+        self._slots = Slots(-(-slots // shards) * shards, chunk)
         # Caches of a given capacity are made once; otherwise they start empty and grow with the requests.
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
         self._fixed = capacity is not None
+        self._chunk = chunk
         self._rounds = min(rounds, decoding.ROUNDS)
         self._state: decoding.State | None = None
+        self._group: tuple[Request, ...] = ()  # those that are being read
         # What `submit` and `cancel` touch from other threads: only under the lock of `_changed`.
         self._max_waiting = max_waiting
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[Request] = deque()
         self._cancelled: set[int] = set()
         self._events: list[Event] = []  # those that `step` has not returned yet
         self._handles = itertools.count()
         self._changed = threading.Condition()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        return self._limit
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """Requests that wait, slots in use, slots."""
+        return len(self._waiting), len(self._slots) - self._slots.requests.count(None), len(self._slots)
 
     def submit(
         self,
@@ -154,6 +173,9 @@ class Engine:
         *,
         index: int = 0,
         end_ids: Sequence[int] | None = None,
+        top: int = 0,
+        score_prompt: bool = False,
+        constraint: Constraint | None = None,
     ) -> int:
         """Queues a prompt; returns the handle of its events.
 
@@ -163,6 +185,9 @@ class Engine:
           prompt: token ids, continued exactly as given.
           index: gives equal prompts with equal seeds different draws.
           end_ids: tokens that end this text; default: the `end_ids` of the engine.
+          top: how many of the most probable tokens are told beside each token, at most 20.
+          score_prompt: whether the log-probabilities of the prompt are told; its whole context is read.
+          constraint: what the text must look like.
 
         Raises:
           UserError: `params` are out of range; the prompt is empty, too long or not of this vocabulary.
@@ -170,20 +195,45 @@ class Engine:
         """
         params.validate()
         prompt = np.asarray(prompt, np.int32)
+        vocab = self._architectures[0].vocab_size
         check_prompt("the prompt", prompt, self._architectures[0])
         if len(prompt) > self._limit:
             raise UserError(f"the prompt has {len(prompt)} tokens, more than the {self._limit} of this engine")
+        if wrong := [token for token, _ in params.logit_bias if token >= vocab]:
+            raise UserError(f"logit_bias has the token id {wrong[0]}, outside 0 to {vocab - 1}, the model's vocabulary")
+        if not 0 <= top <= sampling.TOP:
+            raise UserError(f"top is {top}; the {sampling.TOP} most probable tokens can be told at most")
+        if constraint and self._draft_tokens:
+            raise UserError("a text with a constraint cannot be drafted; leave the draft out")
         ends = self._end_ids if end_ids is None else tuple(end_ids)
         ends = () if params.ignore_eos else ends
         if len(ends) > decoding.MAX_END_IDS:
             raise UserError(f"{len(ends)} tokens may end a text; at most {decoding.MAX_END_IDS} can")
+        asked = {"top": top, "scored": score_prompt, "constraint": constraint}
         with self._changed:
             if len(self._waiting) >= self._max_waiting:
                 raise Busy(f"{self._max_waiting} requests are waiting; try again later")
-            request = _Request(next(self._handles), index, prompt, params, ends, self._tokenizer, self._limit)
+            request = Request(next(self._handles), index, prompt, params, ends, self._tokenizer, self._limit, **asked)
             self._waiting.append(request)
             self._changed.notify_all()
         return request.handle
+
+    def warm_up(self) -> None:
+        """Compiles all programs of an engine of fixed capacity, so that none is compiled while people wait.
+
+        Raises the error of a program that cannot be compiled, or has no room.
+        """
+        lengths = [length for read in (0, self._chunk) for length in (read + size for size in self._lengths())]
+        prompts = [np.zeros(min(length, max(self._limit - 1, 1)), np.int32) for length in lengths]
+        requests = [(prompt, {"score_prompt": scored}) for scored in (False, True) for prompt in prompts]
+        for prompt, options in [*requests, (prompts[0], {"constraint": _Anything()})]:
+            self.submit(prompt, SamplingParams(max_new_tokens=1), **options)
+            while self.busy:
+                for event in self.step():
+                    if event.error is not None:
+                        raise event.error
+        self._slots.forget()
+        self.statistics = Statistics()
 
     def cancel(self, handle: int) -> None:
         """Ends a request at the next step. Nothing happens if it has ended."""
@@ -194,7 +244,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._waiting or any(self._slots) or self._events)
+        return bool(self._waiting or any(self._slots.requests) or self._events)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until `step` has something to do, or `timeout` seconds; returns whether it has."""
@@ -212,7 +262,8 @@ class Engine:
             try:
                 self._leave()
                 self._join()
-                if any(self._slots):
+                self._read()
+                if any(request.writing for _, request in self._slots):
                     self._decode()
             except BaseException as error:
                 self._fail(error)
@@ -222,43 +273,44 @@ class Engine:
         return events
 
     def _fail(self, error: BaseException) -> None:
-        """Ends all requests in slots. The state may be half written, or its buffers donated, so it is made anew."""
+        """Ends the requests in slots. The state may be half written, or its buffers donated, so it is made anew.
+
+        Those of which nothing was read yet wait again.
+        """
         self._state = None
-        failed, self._slots = self._slots, [None] * len(self._slots)
-        self._events += [Event(r.handle, "", (), (), "error", error=error) for r in failed if r]
+        lost = self._slots.forget()
+        unread = [request for request in lost if request.read == request.cached and request not in self._group]
+        self._events += [Event(r.handle, "", (), (), "error", error=error) for r in lost if r not in unread]
+        for request in unread:
+            request.read = request.cached = 0
+        with self._changed:
+            self._waiting.extendleft(reversed(unread))
 
     def _leave(self) -> None:
         """Ends the cancelled requests."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
-            ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
-            self._waiting = deque(r for r in self._waiting if r not in ended)
-            self._slots = [None if r in ended else r for r in self._slots]
-        self._events += [Event(request.handle, "", (), (), "cancelled") for request in ended]
+            ended = [request for request in self._waiting if request.handle in cancelled]
+            self._waiting = deque(request for request in self._waiting if request.handle not in cancelled)
+        for slot, request in self._slots:
+            if request.handle in cancelled:
+                self._slots.leave(slot)
+                ended.append(request)
+        self._events += [Event(r.handle, "", (), (), "cancelled") for r in sorted(ended, key=lambda r: r.handle)]
 
     def _join(self) -> None:
-        """Moves waiting prompts into the free slots; prompts of similar length are read together."""
-        while free := [slot for slot, request in enumerate(self._slots) if request is None]:
-            group: list[_Request] = []
+        """Moves waiting prompts into the free slots."""
+        while self._slots.free:
             with self._changed:
-                while self._waiting and len(group) < len(free):
-                    request = self._waiting[0]
-                    if group and request.bucket != group[0].bucket:
-                        break
-                    self._waiting.popleft()
-                    if request.remaining:
-                        group.append(request)
-                    else:  # the prompt fills the context
-                        self._events.append(Event(request.handle, "", (), (), "length"))
-            if not group:
-                break
-            for slot, request in zip(free, group, strict=False):
-                self._slots[slot] = request
-            self._provide(max(r.length for r in self._slots if r))
-            while group:
-                size = max(size for size in (1, GROUP, len(self._slots)) if size <= len(group))
-                self._insert(free[:size], group[:size])
-                free, group = free[size:], group[size:]
+                if not self._waiting:
+                    break
+                request = self._waiting.popleft()
+            if request.remaining:
+                self._slots.put(request)
+            else:  # the prompt fills the context
+                self._events.append(Event(request.handle, "", (), (), "length"))
+        if length := max((request.length for _, request in self._slots), default=0):
+            self._provide(length)
 
     def _provide(self, length: int) -> None:
         """Caches that hold `length` tokens."""
@@ -276,81 +328,130 @@ class Engine:
             return
         self._capacity = capacity
 
-    def _insert(self, slots: list[int], requests: list["_Request"]) -> None:
-        length = min(requests[0].bucket, self._capacity)
-        tokens = np.zeros((len(requests), length), np.int32)
-        end_ids = np.full((len(requests), decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
-        for i, request in enumerate(requests):
-            tokens[i, : len(request.prompt)] = request.prompt
-            end_ids[i, : len(request.end_ids)] = request.end_ids
+    def _read(self) -> None:
+        """Reads all prompts in slots; or while others write, a chunk of the oldest ones that are not read yet."""
+        others_write = any(request.writing for _, request in self._slots)
+        while group := self._next_to_read():
+            self._insert(group)
+            if others_write:
+                break
+
+    def _next_to_read(self) -> list[tuple[int, Request]]:
+        """Slots and requests whose next chunks are read together: the oldest one, and others of similar length."""
+        waiting = [(slot, request) for slot, request in self._slots if not request.writing]
+        alike = [pair for pair in waiting if self._shape(pair[1]) == self._shape(waiting[0][1])]
+        most = 1 if self._fixed else GROUP if alike and alike[0][1].scored else len(self._slots)
+        sizes = [size for size in (1, GROUP, len(self._slots)) if size <= min(len(alike), most)]
+        return alike[: max(sizes, default=0)]
+
+    def _shape(self, request: Request) -> tuple[int, bool, bool]:
+        """What chunks must have in common to be read together: padded length, whether they are first, or scored."""
+        end = chunk_end(request.read, len(request.prompt), self._chunk)
+        smallest = MIN_PREFILL_LENGTH
+        length = _bucket(end - request.read, smallest)
+        if self._fixed:  # a quarter of the lengths, for fewer programs
+            length = next(size for size in self._lengths() if size >= length)
+        return min(length, max(self._chunk, smallest)), request.read == 0, request.scored
+
+    def _lengths(self) -> list[int]:
+        """The padded lengths of chunks in an engine of fixed capacity."""
+        lengths = [MIN_PREFILL_LENGTH]
+        while lengths[-1] < self._chunk:
+            lengths.append(min(4 * lengths[-1], self._chunk))
+        return lengths
+
+    def _insert(self, group: list[tuple[int, Request]]) -> None:
+        """Reads the next chunks of these requests."""
+        slots, requests = zip(*group, strict=True)
+        self._group = requests
+        length, first, scored = self._shape(requests[0])
+        length = min(length, self._capacity)
+        starts = [request.read for request in requests]
+        ends = [chunk_end(r.read, len(r.prompt), self._chunk) for r in requests]
+        tokens = np.zeros((len(group), length), np.int32)
+        for row, request in enumerate(requests):
+            tokens[row, : ends[row] - starts[row]] = request.prompt[starts[row] : ends[row]]
         prompts = decoding.Prompts(
             tokens=tokens,
-            lengths=np.array([len(request.prompt) for request in requests], np.int32),
+            lengths=np.array(ends, np.int32) - np.array(starts, np.int32),
             slots=np.array(slots, np.int32),
             seeds=np.array([request.params.seed for request in requests], np.uint32),
             indices=np.array([request.index for request in requests], np.int32),
             controls=sampling.controls([request.params for request in requests]),
-            end_ids=end_ids,
+            biases=sampling.bias([request.params for request in requests]),
+            end_ids=fill_end_ids(list(requests)),
         )
-        self._state = decoding.insert(self._architectures, self._params, self._state, prompts)
+        targets = np.stack([r.targets(r.read, length) for r in requests]) if scored else None
+        self._state, scores = decoding.insert(
+            self._architectures,
+            self._params,
+            self._state,
+            prompts,
+            None if first else np.array(starts, np.int32),
+            targets,
+        )
+        scores = jax.device_get(scores)
+        for row, (slot, request) in enumerate(group):
+            if scores is not None:
+                request.score(jax.tree.map(lambda x, row=row: x[row, : ends[row] - starts[row]], scores))
+            request.read = ends[row]
+            self._slots.has_read(slot, request)
+        self._group = ()
 
     def _decode(self) -> None:
-        remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
+        """Writes a few tokens in the slots whose prompts are read."""
+        writing = [(slot, request) for slot, request in self._slots if request.writing]
+        remaining = np.zeros(len(self._slots), np.int32)
+        for slot, request in writing:
+            remaining[slot] = request.remaining
+        allowed = self._allowed(writing)
+        top = any(request.top for _, request in writing)
         self._state, written = decoding.decode(
             self._architectures,
             self._params,
             self._state,
             remaining,
-            np.int32(self._rounds),
+            np.int32(self._rounds if allowed is None else 1),
             np.bool_(len(self._waiting) > 0),
+            allowed=allowed,
+            top=np.bool_(top),
             draft_tokens=self._draft_tokens,
         )
-        tokens, log_probabilities, rounds = jax.device_get(written)
+        if not top:
+            nothing = np.zeros((*written.drawn.tokens.shape, 0))
+            written = written._replace(drawn=written.drawn._replace(top_ids=nothing, top_values=nothing))
+        drawn, rounds = jax.device_get(written)
         self.statistics.passes += int(rounds.sum())
         self.statistics.proposed += int(rounds.sum()) * self._draft_tokens
-        self.statistics.tokens += int((tokens != decoding.NO_TOKEN).sum())
-        for slot, request in enumerate(self._slots):
-            if request:
-                new = tokens[slot] != decoding.NO_TOKEN
-                event = request.extend(tokens[slot][new], log_probabilities[slot][new])
-                self._events.append(event)
-                if event.finish_reason:
-                    self._slots[slot] = None
+        self.statistics.tokens += int((drawn.tokens != decoding.NO_TOKEN).sum())
+        for slot, request in writing:
+            new = drawn.tokens[slot] != decoding.NO_TOKEN
+            event = request.extend(jax.tree.map(lambda x, slot=slot, new=new: x[slot][new], drawn))
+            self._events.append(event)
+            if event.finish_reason:
+                self._slots.leave(slot)
+
+    def _allowed(self, writing: list[tuple[int, Request]]) -> np.ndarray | None:
+        """The tokens that each slot may write next; None where all may write all."""
+        if not any(request.constraint for _, request in writing):
+            return None
+        allowed = np.ones((len(self._slots), self._architectures[0].padded_vocab_size), bool)
+        for slot, request in writing:
+            if request.constraint:
+                allowed[slot] = request.constraint.allowed(allowed.shape[1])
+                # Where the text may end, it may end in each of its ways: a chat model writes the end of its turn.
+                allowed[slot, list(request.end_ids)] = allowed[slot, self._tokenizer.eot_id]
+        return allowed
 
 
-class _Request:
-    """One prompt and the tokens generated for it. `remaining` is 0 when the text has ended."""
+class _Anything:
+    """A constraint that allows all tokens, to compile the program for those that do not."""
 
-    def __init__(
-        self,
-        handle: int,
-        index: int,
-        prompt: np.ndarray,
-        params: SamplingParams,
-        end_ids: tuple[int, ...],
-        tokenizer: Tokenizer,
-        limit: int,
-    ):
-        self.handle, self.index, self.prompt, self.params, self.end_ids = handle, index, prompt, params, end_ids
-        self.remaining = min(params.max_new_tokens, limit - len(prompt))
-        self.length = len(prompt) + self.remaining
-        self.bucket = _bucket(len(prompt), MIN_PREFILL_LENGTH)
-        self._detokenizer = Detokenizer(tokenizer, prompt, params.stop)
+    def allowed(self, vocab: int) -> np.ndarray:
+        return np.ones(vocab, bool)
 
-    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> Event:
-        """Adds generated tokens; tokens after a stop text are dropped."""
-        before = len(self._detokenizer.tokens)
-        text = self._detokenizer.push(tokens)
-        kept = self._detokenizer.tokens[before:]
-        self.remaining -= len(kept)
-        stop = self._detokenizer.stop
-        ended = stop is not None or kept[-1] in self.end_ids
-        if ended:
-            self.remaining = 0
-        if not self.remaining:
-            text += self._detokenizer.finish(cut=not ended)
-        reason = None if self.remaining else "stop" if ended else "length"
-        return Event(self.handle, text, tuple(kept), tuple(log_probabilities[: len(kept)].tolist()), reason, stop)
+    def advance(self, token: int) -> None:
+        pass
 
 
 def check_prompt(name: str, prompt: np.ndarray, architecture: Architecture) -> None:
