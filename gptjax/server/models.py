@@ -141,7 +141,7 @@ class Served:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(
-    architecture: Architecture, params: gpt.Params, tokens: Int[np.ndarray, "1 length"], count: Int[Array, ""]
+    architecture: Architecture, params: gpt.Params, tokens: Int[Array, "1 length"], count: Int[Array, ""]
 ) -> Float[Array, "embed"]:
     places = jnp.arange(tokens.shape[1])[None]
     layers = params["blocks"]

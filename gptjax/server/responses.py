@@ -145,7 +145,8 @@ class Answer:
             yield self._event("response.output_item.done", output_index=index, item=call)
             output.append(call)
         status = _status(last)
-        yield self._event(f"response.{status}", response=self._response(status, output, running))
+        # Also where the status is incomplete: the openai package waits for this event, and for no other.
+        yield self._event("response.completed", response=self._response(status, output, running))
 
     def error_frame(self, error: ApiError) -> str:
         return self._event("error", **error.body()["error"], error=error.body()["error"])

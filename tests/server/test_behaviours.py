@@ -340,27 +340,27 @@ def test_21_tool_calls(make_served, make_client, read_stream, monkeypatch):
     model.start(warm_up=False)
     client = make_client(Models([model]))
     tools = [
-        {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},
+        {"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}},
         {"type": "web_search"},
     ]
-    first, second = ({"name": "weather", "arguments": {"city": city}} for city in ("Rome", "Oslo"))
+    first, second = ({"name": "sky", "arguments": {"at": city}} for city in ("Rome", "Oslo"))
     answer = f"Let me see.\n<tool_call>\n{json.dumps(first)}\n</tool_call>\n<tool_call>{json.dumps(second)}</tool_call>"
     with monkeypatch.context() as patch:
         writes(model, patch, [answer[i : i + 7] for i in range(0, len(answer), 7)])
         choice = said(client, tools=tools)["choices"][0]
         assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] == "Let me see."
         calls = choice["message"]["tool_calls"]
-        assert [json.loads(call["function"]["arguments"])["city"] for call in calls] == ["Rome", "Oslo"]
+        assert [json.loads(call["function"]["arguments"])["at"] for call in calls] == ["Rome", "Oslo"]
         chunks = read_stream(post(client, "/v1/chat/completions", **CHAT, tools=tools, stream=True))
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
         streamed = [call for delta in deltas for call in delta.get("tool_calls", [])]
-        assert [(call["index"], call["function"]["name"]) for call in streamed] == [(0, "weather"), (1, "weather")]
+        assert [(call["index"], call["function"]["name"]) for call in streamed] == [(0, "sky"), (1, "sky")]
         assert len({call["id"] for call in streamed}) == 2
         assert "".join(delta.get("content") or "" for delta in deltas) == "Let me see."
         assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
         plain = said(client)["choices"][0]["message"]
         assert plain["content"] == answer and "tool_calls" not in plain, "without tools it is text"
-    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    call = {"id": "c1", "type": "function", "function": {"name": "sky", "arguments": '{"at": 1}'}}
     turns = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
     turns += [{"role": "tool", "tool_call_id": "c1", "content": "sunny"}]
     assert said(client, messages=turns, tools=tools, max_tokens=1)["usage"]["prompt_tokens"] > 60
