@@ -41,7 +41,7 @@ class SamplingParams:
 
     def validate(self) -> None:
         """Raises one UserError with every value that is out of its range."""
-        infinity = float("inf")
+        infinity = 3.4e38  # of float32, in which the device computes
         checks = (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < infinity, "0 (the most probable token) or more"),

@@ -91,13 +91,14 @@ metric_list: [{metrics}]
         (
             "loglikelihood_rolling",
             '"{{question}} {{choices[0]}}"',
-            "{metric: bits_per_byte}, {metric: word_perplexity}",
+            "{metric: bits_per_byte}, {metric: byte_perplexity}",
         ),
     ],
 )
 def test_lm_eval_scores_through_the_server_as_evaluate_does(models, live, tmp_path, kind, target, metrics):
     """local-completions with no tokenizer of its own: the server's paths answer. To the digits that lm-eval prints."""
     lm_eval = pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")
     from lm_eval.tasks import TaskManager
 
     from gptjax.evaluation.continuations import ContinuationScorer
