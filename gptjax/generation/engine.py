@@ -13,19 +13,16 @@ from jax.sharding import Mesh
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
-from gptjax.generation import decoding, sampling
+from gptjax.generation import decoding, reading, sampling
 from gptjax.generation.events import Event
+from gptjax.generation.model import Model, check_draft, check_prompt, platform
 from gptjax.generation.params import SamplingParams
-from gptjax.generation.request import Constraint, Request, chunk_end, fill_end_ids
+from gptjax.generation.request import Constraint, Request
 from gptjax.generation.slots import Slots
-from gptjax.model import gpt
-from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
 
 SLOTS = 32
-# The smallest compiled lengths. Shorter ones would take longer to compile than they save.
-MIN_PREFILL_LENGTH = 16
-MIN_CAPACITY = 64
+MIN_CAPACITY = 64  # a smaller one would take longer to compile than it saves
 # The fewest rows that a GPU multiplies with its matrix units. With fewer rows, XLA uses other kernels, and a step takes
 # twice as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
@@ -35,37 +32,6 @@ CHUNK = 256  # tokens of a prompt that are read at once; those who write wait fo
 
 class Busy(RunError):
     """The queue of an engine is full; try again later."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model in the form that decoding reads; made by `Model.prepare`.
-
-    Attributes:
-      params: from `decoding.prepare`.
-      name: how messages call the model.
-    """
-
-    architecture: Architecture
-    params: gpt.Params
-    name: str = "the model"
-
-    @classmethod
-    def prepare(cls, architecture: Architecture, params: gpt.Params, name: str = "the model") -> "Model":
-        """A model for decoding. On a CPU it computes in float32.
-
-        On a CPU, XLA has no fast bfloat16 product of a few rows with a matrix: a 124M model takes 3 times as long at
-        batch 1, 2 times at batch 8.
-        """
-        architecture = architecture.for_inference()
-        if _platform(params) == "cpu" and architecture.compute_dtype != "float32":
-            architecture = dataclasses.replace(architecture, compute_dtype="float32")
-        return cls(architecture, decoding.prepare(params, architecture=architecture), name)
-
-
-def _platform(params: gpt.Params) -> str:
-    (device, *_) = jax.tree.leaves(params)[0].sharding.device_set
-    return device.platform
 
 
 @dataclasses.dataclass
@@ -127,7 +93,7 @@ class Engine:
         """
         # Checked first, so that an engine never exists with a draft that cannot serve its model.
         if draft is not None:
-            _check_draft(model, draft, draft_tokens)
+            check_draft(model, draft, draft_tokens)
         self.statistics = Statistics()
         models = (model,) if draft is None else (model, draft)
         self._architectures = tuple(model.architecture for model in models)
@@ -138,13 +104,14 @@ class Engine:
         self._mesh = mesh
         # Raised first, rounded up second: the number of slots must remain a multiple of the shards.
         shards = partition.row_shards(mesh) if mesh else 1
-        slots = max(slots, GPU_SLOTS) if _platform(model.params) == "gpu" else slots
+        slots = max(slots, GPU_SLOTS) if platform(model.params) == "gpu" else slots
         self._slots = Slots(-(-slots // shards) * shards, chunk)
         # Caches of a given capacity are made once; otherwise they start empty and grow with the requests.
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
         self._fixed = capacity is not None
         self._chunk = chunk
+        self._lengths = reading.few_lengths(chunk) if self._fixed else None
         self._rounds = min(rounds, decoding.ROUNDS)
         self._state: decoding.State | None = None
         self._group: tuple[Request, ...] = ()  # those that are being read
@@ -223,7 +190,7 @@ class Engine:
 
         Raises the error of a program that cannot be compiled, or has no room.
         """
-        lengths = [length for read in (0, self._chunk) for length in (read + size for size in self._lengths())]
+        lengths = [read + size for read in (0, self._chunk) for size in self._lengths or ()]
         prompts = [np.zeros(min(length, max(self._limit - 1, 1)), np.int32) for length in lengths]
         requests = [(prompt, {"score_prompt": scored}) for scored in (False, True) for prompt in prompts]
         for prompt, options in [*requests, (prompts[0], {"constraint": _Anything()})]:
@@ -315,7 +282,7 @@ class Engine:
     def _provide(self, length: int) -> None:
         """Caches that hold `length` tokens."""
         context = self._architectures[0].context_length
-        capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
+        capacity = self._capacity if self._fixed else min(reading.bucket(length, MIN_CAPACITY), context)
         if self._state is None:
             self._state = decoding.new_state(
                 architectures=self._architectures,
@@ -329,12 +296,11 @@ class Engine:
         self._capacity = capacity
 
     def _read(self) -> None:
-        """Reads all prompts in slots; or while others write, a chunk of the oldest ones that are not read yet."""
-        others_write = any(request.writing for _, request in self._slots)
-        while group := self._next_to_read():
+        """Reads all prompts in slots; while others write, as many tokens as a chunk has, the oldest prompts first."""
+        others_write, tokens = any(request.writing for _, request in self._slots), 0
+        while (group := self._next_to_read()) and not (others_write and tokens >= self._chunk):
+            tokens += len(group) * self._shape(group[0][1])[0]
             self._insert(group)
-            if others_write:
-                break
 
     def _next_to_read(self) -> list[tuple[int, Request]]:
         """Slots and requests whose next chunks are read together: the oldest one, and others of similar length."""
@@ -344,57 +310,26 @@ class Engine:
         sizes = [size for size in (1, GROUP, len(self._slots)) if size <= min(len(alike), most)]
         return alike[: max(sizes, default=0)]
 
-    def _shape(self, request: Request) -> tuple[int, bool, bool]:
-        """What chunks must have in common to be read together: padded length, whether they are first, or scored."""
-        end = chunk_end(request.read, len(request.prompt), self._chunk)
-        smallest = MIN_PREFILL_LENGTH
-        length = _bucket(end - request.read, smallest)
-        if self._fixed:  # a quarter of the lengths, for fewer programs
-            length = next(size for size in self._lengths() if size >= length)
-        return min(length, max(self._chunk, smallest)), request.read == 0, request.scored
-
-    def _lengths(self) -> list[int]:
-        """The padded lengths of chunks in an engine of fixed capacity."""
-        lengths = [MIN_PREFILL_LENGTH]
-        while lengths[-1] < self._chunk:
-            lengths.append(min(4 * lengths[-1], self._chunk))
-        return lengths
+    def _shape(self, request: Request) -> reading.Shape:
+        return reading.shape(request, self._chunk, self._lengths)
 
     def _insert(self, group: list[tuple[int, Request]]) -> None:
         """Reads the next chunks of these requests."""
         slots, requests = zip(*group, strict=True)
         self._group = requests
-        length, first, scored = self._shape(requests[0])
-        length = min(length, self._capacity)
-        starts = [request.read for request in requests]
-        ends = [chunk_end(r.read, len(r.prompt), self._chunk) for r in requests]
-        tokens = np.zeros((len(group), length), np.int32)
-        for row, request in enumerate(requests):
-            tokens[row, : ends[row] - starts[row]] = request.prompt[starts[row] : ends[row]]
-        prompts = decoding.Prompts(
-            tokens=tokens,
-            lengths=np.array(ends, np.int32) - np.array(starts, np.int32),
-            slots=np.array(slots, np.int32),
-            seeds=np.array([request.params.seed for request in requests], np.uint32),
-            indices=np.array([request.index for request in requests], np.int32),
-            controls=sampling.controls([request.params for request in requests]),
-            biases=sampling.bias([request.params for request in requests]),
-            end_ids=fill_end_ids(list(requests)),
-        )
-        targets = np.stack([r.targets(r.read, length) for r in requests]) if scored else None
+        shape = self._shape(requests[0])
+        length = min(shape.length, self._capacity)
+        prompts, starts = reading.chunks(slots, requests, length, self._chunk)
+        targets = np.stack([r.targets(r.read, length) for r in requests]) if shape.scored else None
         self._state, scores = decoding.insert(
-            self._architectures,
-            self._params,
-            self._state,
-            prompts,
-            None if first else np.array(starts, np.int32),
-            targets,
+            self._architectures, self._params, self._state, prompts, None if shape.first else starts, targets
         )
         scores = jax.device_get(scores)
         for row, (slot, request) in enumerate(group):
+            count = int(prompts.lengths[row])
             if scores is not None:
-                request.score(jax.tree.map(lambda x, row=row: x[row, : ends[row] - starts[row]], scores))
-            request.read = ends[row]
+                request.score(jax.tree.map(lambda x, row=row, count=count: x[row, :count], scores))
+            request.read += count
             self._slots.has_read(slot, request)
         self._group = ()
 
@@ -406,12 +341,15 @@ class Engine:
             remaining[slot] = request.remaining
         allowed = self._allowed(writing)
         top = any(request.top for _, request in writing)
+        # One token, and the next chunk, as long as somebody waits for the first.
+        unread = any(not request.writing for _, request in self._slots)
+        rounds = 1 if unread or allowed is not None else self._rounds
         self._state, written = decoding.decode(
             self._architectures,
             self._params,
             self._state,
             remaining,
-            np.int32(self._rounds if allowed is None else 1),
+            np.int32(rounds),
             np.bool_(len(self._waiting) > 0),
             allowed=allowed,
             top=np.bool_(top),
@@ -452,32 +390,3 @@ class _Anything:
 
     def advance(self, token: int) -> None:
         pass
-
-
-def check_prompt(name: str, prompt: np.ndarray, architecture: Architecture) -> None:
-    """Raises UserError for token ids that the model cannot continue."""
-    context, vocab = architecture.context_length, architecture.vocab_size
-    if not len(prompt):
-        raise UserError(f"{name} is empty; a document begins with the end-of-text token")
-    if len(prompt) > context:
-        raise UserError(f"{name} has {len(prompt)} tokens, more than the model's context_length {context}; shorten it")
-    if np.min(prompt) < 0 or np.max(prompt) >= vocab:
-        raise UserError(f"{name} has a token id outside 0 to {vocab - 1}, the model's vocabulary")
-
-
-def _check_draft(model: Model, draft: Model, draft_tokens: int) -> None:
-    if draft_tokens < 1:
-        raise UserError(f"draft_tokens is {draft_tokens}; it must be at least 1")
-    ours, theirs = model.architecture.vocab_size, draft.architecture.vocab_size
-    if theirs != ours:
-        raise UserError(
-            f"{draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}; a draft needs the same"
-        )
-    ours, theirs = model.architecture.context_length, draft.architecture.context_length
-    if theirs < ours:
-        raise UserError(f"{draft.name} has a context_length of {theirs}, less than the {ours} of {model.name}")
-
-
-def _bucket(size: int, smallest: int) -> int:
-    """The smallest power of two that is at least `size` and `smallest`."""
-    return max(smallest, 1 << (size - 1).bit_length())

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
-from gptjax.generation import decoding, sampling
+from gptjax.generation import sampling
 from gptjax.generation.detokenizer import Detokenizer
 from gptjax.generation.events import Event, PromptScores, TopTokens
 from gptjax.generation.params import SamplingParams
@@ -115,16 +115,3 @@ class Request:
         together = sampling.Drawn(*(np.concatenate(parts)[:count] for parts in zip(*self._scores, strict=True)))
         values: Float[np.ndarray, " tokens"] = together.log_probabilities
         return PromptScores(tuple(values.tolist()), self._top(together, count) if self.top else ())
-
-
-def chunk_end(start: int, length: int, chunk: int) -> int:
-    """Where the chunk that begins at `start` ends. Chunks begin at multiples of `chunk`, whatever was reused."""
-    return min(length, start - start % chunk + chunk)
-
-
-def fill_end_ids(requests: list[Request]) -> Int[np.ndarray, "batch ends"]:
-    """The end ids of requests, filled up."""
-    end_ids = np.full((len(requests), decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
-    for row, request in enumerate(requests):
-        end_ids[row, : len(request.end_ids)] = request.end_ids
-    return end_ids

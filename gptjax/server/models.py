@@ -21,7 +21,8 @@ from gptjax.data.tokenization.vocabularies import BYTE_SYMBOLS
 from gptjax.errors import UserError
 from gptjax.generation import decoding
 from gptjax.generation.completion import Generator
-from gptjax.generation.engine import Engine, Model
+from gptjax.generation.engine import Engine
+from gptjax.generation.model import Model
 from gptjax.generation.params import SamplingParams
 from gptjax.generation.pump import Pump
 from gptjax.model import gpt
