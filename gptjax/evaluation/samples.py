@@ -5,7 +5,7 @@ from pathlib import Path
 from gptjax.config import Config
 from gptjax.data.opening import RunData
 from gptjax.generation.completion import Generator, encode
-from gptjax.generation.engine import Model, check_prompt
+from gptjax.generation.model import Model, check_prompt
 from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.processes import distributed

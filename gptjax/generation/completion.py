@@ -9,8 +9,9 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.generation import decoding
-from gptjax.generation.engine import Engine, Model, Statistics, check_prompt
+from gptjax.generation.engine import Engine, Statistics
 from gptjax.generation.events import Completion, Event
+from gptjax.generation.model import Model, check_prompt
 from gptjax.generation.params import SamplingParams
 
 OnText = Callable[[int, str], None]

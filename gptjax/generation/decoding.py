@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gptjax.generation import sampling
+from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt, sharding
 from gptjax.model.architecture import Architecture
 from gptjax.model.attention import MASKED
@@ -25,7 +26,8 @@ from gptjax.parameters import map_rows
 
 ROUNDS = 16  # per call of `decode`; a round writes 1 token, or with a draft up to 1 + draft_tokens
 MAX_END_IDS = 8
-NO_TOKEN = -1
+SCORED = 16  # positions of a prompt whose logits are in memory at once
+NO_TOKEN = sampling.NO_TOKEN
 
 Architectures = tuple[Architecture, ...]  # of the model, then of the draft if there is one
 AllParams = tuple[gpt.Params, ...]  # in the same order; each from `prepare`
@@ -39,9 +41,10 @@ class State(NamedTuple):
       caches: keys and values of all tokens so far, for the model and, if there is one, for the draft.
       logits: scores of the next token.
       positions: the position that the next token will have.
-      seen: tokens that are in the text so far.
+      seen: tokens of the prompt.
+      counts: how often each token was generated.
       keys: one random key per slot; folded with a position, it is the key of one draw.
-      controls: how each slot draws.
+      controls, biases: how each slot draws.
       end_ids: tokens that end the text of a slot, filled up with NO_TOKEN.
     """
 
@@ -49,15 +52,18 @@ class State(NamedTuple):
     logits: Float[Array, "slots vocab"]
     positions: Rows
     seen: Bool[Array, "slots vocab"]
+    counts: Int[Array, "slots vocab"]
     keys: Key[Array, "slots"]
     controls: sampling.Controls
+    biases: sampling.Bias
     end_ids: Int[Array, "slots ends"]
 
 
 class Prompts(NamedTuple):
-    """Prompts to read, padded on the right.
+    """Prompts to read, or the next chunks of prompts, padded on the right.
 
     Attributes:
+      lengths: how many of the tokens are there.
       slots: the slot of each prompt.
       seeds, indices: together they decide the random key of a text.
     """
@@ -68,6 +74,7 @@ class Prompts(NamedTuple):
     seeds: np.ndarray
     indices: Int[np.ndarray, "batch"]
     controls: sampling.Controls
+    biases: sampling.Bias
     end_ids: Int[np.ndarray, "batch ends"]
 
 
@@ -75,13 +82,11 @@ class Written(NamedTuple):
     """The tokens that a call of `decode` has written.
 
     Attributes:
-      tokens: the new tokens of each slot, then NO_TOKEN.
-      log_probabilities: of these tokens, in nats.
+      drawn: the new tokens of each slot, then NO_TOKEN.
       rounds: the number of rounds in which each slot was active.
     """
 
-    tokens: Int[Array, "slots width"]
-    log_probabilities: Float[Array, "slots width"]
+    drawn: sampling.Drawn
     rounds: Rows
 
 
@@ -109,8 +114,10 @@ def new_state(*, architectures: Architectures, slots: int, capacity: int) -> Sta
             logits=jnp.zeros((slots, vocab)),
             positions=zeros,
             seen=jnp.zeros((slots, vocab), bool),
+            counts=jnp.zeros((slots, vocab), jnp.int32),
             keys=jax.vmap(jax.random.key)(zeros),
             controls=sampling.only(zeros > 0, sampling.Controls(*[zeros] * len(sampling.OFF))),
+            biases=sampling.Bias(*map(jnp.asarray, sampling.bias([SamplingParams()] * slots))),
             end_ids=jnp.full((slots, MAX_END_IDS), NO_TOKEN),
         )
     )
@@ -123,31 +130,69 @@ def grow(caches: tuple[Cache, ...], *, capacity: int) -> tuple[Cache, ...]:
 
 
 @partial(jax.jit, static_argnames="architectures", donate_argnames="state")
-def insert(architectures: Architectures, params: AllParams, state: State, prompts: Prompts) -> State:
-    """Reads prompts into slots; computes scores only after their last tokens."""
+def insert(
+    architectures: Architectures,
+    params: AllParams,
+    state: State,
+    prompts: Prompts,
+    starts: Int[Array, "batch"] | Int[np.ndarray, "batch"] | None = None,
+    targets: Int[Array, "batch length"] | Int[np.ndarray, "batch length"] | None = None,
+) -> tuple[State, sampling.Drawn | None]:
+    """Reads prompts into slots.
+
+    Args:
+      state: its buffers are given to the new state.
+      prompts: whole prompts, or chunks of them.
+      starts: the position of the first token of each chunk; the tokens before it are in the slot already. None:
+        position 0, which is cheaper, since nothing is read from the caches.
+      targets: tokens whose log-probabilities are wanted: each after the token in its place of `prompts`. None computes
+        scores only after the last tokens.
+
+    Returns:
+      The state, and what was asked for with `targets`.
+    """
     tokens, lengths, slots = map(jnp.asarray, (prompts.tokens, prompts.lengths, prompts.slots))
-    batch, length = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    caches = []
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    ends = lengths if starts is None else jnp.asarray(starts) + lengths
+    caches, scores = [], None
     for architecture, own, cache in zip(architectures, params, state.caches, strict=True):
         model, layers = _bind(architecture, own)
-        hidden, new = model.hidden(tokens, positions=positions, new_cache=True, layers=layers)
+        if starts is None:
+            hidden, new = model.hidden(tokens, positions=places, new_cache=True, layers=layers)
+        else:  # padding is beyond the capacity, so that it is not written
+            at = jnp.where(places < lengths[:, None], jnp.asarray(starts)[:, None] + places, cache.capacity)
+            rows = _rows_of_cache(cache, slots)
+            hidden, new = model.hidden(tokens, positions=at, cache=rows, layers=layers)
         if not caches:  # the scores of the model, not of the draft
             last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
             logits = model.logits(last)[:, 0]
+            if targets is not None:
+                scores = _scores(model, hidden, jnp.asarray(targets))
         caches.append(_insert_cache(cache, new, slots))
-    vocab = logits.shape[-1]
-    seen = jnp.zeros((batch, vocab), bool)
-    seen = seen.at[jnp.arange(batch)[:, None], jnp.where(positions < lengths[:, None], tokens, vocab)].set(
-        True, mode="drop"
-    )
+    batch, vocab = logits.shape
+    written, capacity = caches[0].tokens[slots], caches[0].capacity
+    written = jnp.where(jnp.arange(capacity) < ends[:, None], written, vocab)
+    seen = jnp.zeros((batch, vocab), bool).at[jnp.arange(batch)[:, None], written].set(True, mode="drop")
     keys = jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(prompts.seeds, prompts.indices)
 
     def put(old: Array, new: Array) -> Array:
         return old.at[slots].set(new)
 
-    rows = (logits, lengths, seen, keys, prompts.controls, prompts.end_ids)
-    return _split(State(tuple(caches), *jax.tree.map(put, tuple(state[1:]), rows)))
+    counts = jnp.zeros((batch, vocab), jnp.int32)
+    rows = (logits, ends, seen, counts, keys, prompts.controls, prompts.biases, prompts.end_ids)
+    return _split(State(tuple(caches), *jax.tree.map(put, tuple(state[1:]), rows))), scores
+
+
+def _scores(model: gpt.GPT, hidden: Float[Array, "batch length embed"], targets: Int[Array, "batch length"]):
+    """Log-probabilities of `targets`, and the most probable tokens; one position at a time has its logits in memory."""
+
+    def one(inputs):
+        hidden, target = inputs
+        logits = model.logits(hidden[:, None])[:, 0]
+        return sampling.drawn(logits, target, sampling.log_probability(logits, target), True)
+
+    found = jax.lax.map(one, (hidden.swapaxes(0, 1), targets.T), batch_size=min(SCORED, targets.shape[1]))
+    return jax.tree.map(lambda x: _replicate(x.swapaxes(0, 1)), found)
 
 
 @partial(jax.jit, static_argnames=("architectures", "draft_tokens"), donate_argnames="state")
@@ -159,6 +204,8 @@ def decode(
     num_rounds: Int[Array, ""] | int,
     until_one_ends: Bool[Array, ""] | bool,
     *,
+    allowed: Bool[Array, "slots vocab"] | Bool[np.ndarray, "slots vocab"] | None = None,
+    top: Bool[Array, ""] | bool = False,
     draft_tokens: int = 0,
 ) -> tuple[State, Written]:
     """Generates in all slots until every text has ended, or for `num_rounds`.
@@ -168,13 +215,19 @@ def decode(
       remaining: tokens that each slot may still get; 0 for a free slot.
       num_rounds: at most ROUNDS.
       until_one_ends: whether to return as soon as a text has ended, to make room for a waiting prompt.
+      allowed: tokens that may be drawn, for one round and without a draft.
+      top: whether the most probable tokens are wanted beside those that are drawn.
       draft_tokens: proposals of the draft model per round.
     """
     # The loop runs on the device, so that no token waits for the host.
     remaining = jnp.asarray(remaining)
     slots, width = remaining.shape[0], ROUNDS * (1 + draft_tokens)
     began = remaining > 0
-    written = Written(jnp.full((slots, width), NO_TOKEN), jnp.zeros((slots, width)), jnp.zeros(slots, jnp.int32))
+    no_tokens, no_scores = jnp.full((slots, width), NO_TOKEN), jnp.zeros((slots, width))
+    tops = (slots, width, sampling.TOP)
+    written = Written(
+        sampling.Drawn(no_tokens, no_scores, jnp.zeros(tops, jnp.int32), jnp.zeros(tops)), jnp.zeros(slots, jnp.int32)
+    )
 
     # Slots that were free from the start have not `ended`: they must not stop a call that waits for an end.
     def unfinished(carry):
@@ -185,7 +238,8 @@ def decode(
     def write_tokens(carry):
         round_, state, remaining, count, written = carry
         active = remaining > 0
-        state, tokens, log_probabilities = _round(architectures, params, state, active, draft_tokens)
+        state, drawn = _round(architectures, params, state, active, allowed, top, draft_tokens)
+        tokens = drawn.tokens
         # A round may overshoot: a text takes the tokens up to the first that ends it, and no more than `remaining`.
         places = jnp.arange(1 + draft_tokens)
         ends = (tokens[:, :, None] == state.end_ids[:, None, :]).any(-1) & (tokens != NO_TOKEN)
@@ -196,8 +250,7 @@ def decode(
         # Tokens that are not taken go to column `width`, which does not exist: mode="drop" drops them.
         at = jnp.arange(slots)[:, None], jnp.where(taken, count[:, None] + places, width)
         written = Written(
-            written.tokens.at[at].set(tokens, mode="drop"),
-            written.log_probabilities.at[at].set(log_probabilities, mode="drop"),
+            jax.tree.map(lambda old, new: old.at[at].set(new, mode="drop"), written.drawn, drawn),
             written.rounds + active,
         )
         return round_ + 1, state, jnp.where(ended, 0, remaining - new), count + new, written
@@ -205,26 +258,35 @@ def decode(
     # The state stays split over the mesh; what the host reads is copied to every device.
     carry = 0, state, remaining, jnp.zeros(slots, jnp.int32), written
     _, state, _, _, written = jax.lax.while_loop(unfinished, write_tokens, carry)
-    return _split(state), Written(*map(_replicate, written))
+    return _split(state), jax.tree.map(_replicate, written)
 
 
 def _round(
-    architectures: Architectures, params: AllParams, state: State, active: Bool[Array, "slots"], draft_tokens: int
-) -> tuple[State, Int[Array, "slots tokens"], Float[Array, "slots tokens"]]:
+    architectures: Architectures,
+    params: AllParams,
+    state: State,
+    active: Bool[Array, "slots"],
+    allowed: Bool[Array, "slots vocab"] | Bool[np.ndarray, "slots vocab"] | None,
+    top: Bool[Array, ""] | bool,
+    draft_tokens: int,
+) -> tuple[State, sampling.Drawn]:
     """One pass of the model: the next token of each slot, and the proposals that the model agrees with.
 
-    Returns the new state, the tokens that are kept (then NO_TOKEN) and their log-probabilities. Inactive slots are
-    computed, too; they write to a place of the cache that no other token reads.
+    Returns the new state and [slots, tokens] that are kept (then NO_TOKEN). Inactive slots are computed, too; they
+    write to a place of the cache that no other token reads.
     """
     rows, positions = jnp.arange(active.shape[0]), state.positions
     controls = sampling.only(active, state.controls)
+    biases = state.biases._replace(values=jnp.where(active[:, None], state.biases.values, 0))
 
-    def draw(logits, seen, ahead):
+    def draw(logits, counts, ahead):
         keys = jax.vmap(jax.random.fold_in)(state.keys, positions + ahead)
-        return sampling.sample(logits, seen, controls, keys)
+        seen = state.seen | (counts > 0)
+        return sampling.sample(logits, seen, controls, keys, counts=counts, biases=biases, allowed=allowed)
 
-    token, log_probability = draw(state.logits, state.seen, 0)
-    proposals, seens = [token], [state.seen.at[rows, token].set(True)]
+    token, log_probability = draw(state.logits, state.counts, 0)
+    drawn = [sampling.drawn(state.logits, token, log_probability, top)]
+    proposals, counts = [token], [state.counts.at[rows, token].add(1)]
     caches = list(state.caches)
     for ahead in range(draft_tokens):
         block, at = proposals[-1][:, None], positions[:, None] + ahead
@@ -233,27 +295,27 @@ def _round(
             block = jnp.concatenate([jnp.take_along_axis(state.caches[0].tokens, before, axis=1), block], axis=1)
             at = jnp.concatenate([before, at], axis=1)
         logits, caches[1] = _extend(architectures[1], params[1], block, at, caches[1])
-        proposal, _ = draw(_fit(logits[:, -1], state.logits.shape[1]), seens[-1], ahead + 1)
+        proposal, _ = draw(_fit(logits[:, -1], state.logits.shape[1]), counts[-1], ahead + 1)
         proposals.append(proposal)
-        seens.append(seens[-1].at[rows, proposal].set(True))
+        counts.append(counts[-1].at[rows, proposal].add(1))
 
     block, ahead = jnp.stack(proposals, axis=1), jnp.arange(1 + draft_tokens)
     logits, caches[0] = _extend(architectures[0], params[0], block, positions[:, None] + ahead, caches[0])
-    log_probabilities, agreed = [log_probability], [active]
+    agreed = [active]
     for i in range(draft_tokens):
-        token, log_probability = draw(logits[:, i], seens[i], i + 1)
-        log_probabilities.append(log_probability)
+        token, log_probability = draw(logits[:, i], counts[i], i + 1)
+        drawn.append(sampling.drawn(logits[:, i], token, log_probability, top))
         agreed.append(agreed[-1] & (token == proposals[i + 1]))
     agreed = jnp.stack(agreed, axis=1)
     last = jnp.maximum(agreed.sum(1) - 1, 0)
-    seen = jnp.stack(seens, axis=0)[last, rows] if draft_tokens else seens[0]
     state = state._replace(
         caches=tuple(caches),
         logits=jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0] if draft_tokens else logits[:, 0],
         positions=positions + agreed.sum(1),
-        seen=seen,
+        counts=jnp.stack(counts, axis=0)[last, rows] if draft_tokens else counts[0],
     )
-    return state, jnp.where(agreed, block, NO_TOKEN), jnp.stack(log_probabilities, axis=1)
+    drawn = jax.tree.map(lambda *pieces: jnp.stack(pieces, axis=1), *drawn)
+    return state, drawn._replace(tokens=jnp.where(agreed, block, NO_TOKEN))
 
 
 def _extend(
@@ -273,6 +335,17 @@ def _fit(logits: Float[Array, "slots vocab"], vocab: int) -> Float[Array, "slots
 def _bind(architecture: Architecture, params: gpt.Params) -> tuple[gpt.GPT, tuple[gpt.Params, ...]]:
     layers = params["blocks"]
     return gpt.bind(architecture, {**params, "blocks": layers[0]}), layers
+
+
+def _rows_of_cache(cache: Cache, slots: Int[Array, "batch"]) -> Cache:
+    """The rows of `cache` in the given slots."""
+    total = cache.tokens.shape[0]
+
+    def take(x: Array) -> Array:
+        by_slot = x.reshape(total, -1, *x.shape[1:])[slots]
+        return by_slot.reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(take, cache)
 
 
 def _insert_cache(cache: Cache, new: Cache, slots: Int[Array, "batch"]) -> Cache:

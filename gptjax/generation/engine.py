@@ -13,57 +13,25 @@ from jax.sharding import Mesh
 
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
-from gptjax.generation import decoding, sampling
-from gptjax.generation.detokenizer import Detokenizer
+from gptjax.generation import decoding, reading, sampling
 from gptjax.generation.events import Event
+from gptjax.generation.model import Model, check_draft, check_prompt, platform
 from gptjax.generation.params import SamplingParams
-from gptjax.model import gpt
-from gptjax.model.architecture import Architecture
+from gptjax.generation.request import Constraint, Request
+from gptjax.generation.slots import Slots
 from gptjax.parallel import partition
 
 SLOTS = 32
-# The smallest compiled lengths. Shorter ones would take longer to compile than they save.
-MIN_PREFILL_LENGTH = 16
-MIN_CAPACITY = 64
+MIN_CAPACITY = 64  # a smaller one would take longer to compile than it saves
 # The fewest rows that a GPU multiplies with its matrix units. With fewer rows, XLA uses other kernels, and a step takes
 # twice as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
 GROUP = 4  # prompts that are read at once while not all slots are free
+CHUNK = 256  # tokens of a prompt that are read at once; those who write wait for no more
 
 
 class Busy(RunError):
     """The queue of an engine is full; try again later."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model in the form that decoding reads; made by `Model.prepare`.
-
-    Attributes:
-      params: from `decoding.prepare`.
-      name: how messages call the model.
-    """
-
-    architecture: Architecture
-    params: gpt.Params
-    name: str = "the model"
-
-    @classmethod
-    def prepare(cls, architecture: Architecture, params: gpt.Params, name: str = "the model") -> "Model":
-        """A model for decoding. On a CPU it computes in float32.
-
-        On a CPU, XLA has no fast bfloat16 product of a few rows with a matrix: a 124M model takes 3 times as long at
-        batch 1, 2 times at batch 8.
-        """
-        architecture = architecture.for_inference()
-        if _platform(params) == "cpu" and architecture.compute_dtype != "float32":
-            architecture = dataclasses.replace(architecture, compute_dtype="float32")
-        return cls(architecture, decoding.prepare(params, architecture=architecture), name)
-
-
-def _platform(params: gpt.Params) -> str:
-    (device, *_) = jax.tree.leaves(params)[0].sharding.device_set
-    return device.platform
 
 
 @dataclasses.dataclass
@@ -86,6 +54,9 @@ class Engine:
     `submit` and `cancel` may be called from any thread; `step` from one. Compiled programs are shared by all engines
     of the same model shape: there is one decode program per number of slots and power of two of the capacity. For
     reading prompts there is one per power of two of their length and group size: 1, 4, or the number of slots.
+
+    An engine of fixed capacity, for a server, has few programs, which `warm_up` compiles. It reads prompts one by one:
+    each number is computed by the same program whoever else is there.
     """
 
     def __init__(
@@ -96,6 +67,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         slots: int = SLOTS,
         capacity: int | None = None,
+        chunk: int = CHUNK,
         max_waiting: int = 1024,
         rounds: int = decoding.ROUNDS,
         mesh: Mesh | None = None,
@@ -109,6 +81,7 @@ class Engine:
             multiple of the parts into which rows are split.
           capacity: tokens that a prompt and its completion may have together; longer requests are refused. Default:
             the context length, with caches only as large as the present requests need.
+          chunk: a longer prompt is read in chunks of so many tokens, between which others write; a power of two.
           max_waiting: requests that may wait for a slot; `submit` refuses more.
           rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less time.
           mesh: slots are split over its data, fsdp and expert axes, heads over tensor; the parameters must be on it.
@@ -120,7 +93,7 @@ class Engine:
         """
         # Checked first, so that an engine never exists with a draft that cannot serve its model.
         if draft is not None:
-            _check_draft(model, draft, draft_tokens)
+            check_draft(model, draft, draft_tokens)
         self.statistics = Statistics()
         models = (model,) if draft is None else (model, draft)
         self._architectures = tuple(model.architecture for model in models)
@@ -131,21 +104,34 @@ class Engine:
         self._mesh = mesh
         # Raised first, rounded up second: the number of slots must remain a multiple of the shards.
         shards = partition.row_shards(mesh) if mesh else 1
-        slots = max(slots, GPU_SLOTS) if _platform(model.params) == "gpu" else slots
-        self._slots: list[_Request | None] = [None] * (-(-slots // shards) * shards)
+        slots = max(slots, GPU_SLOTS) if platform(model.params) == "gpu" else slots
+        self._slots = Slots(-(-slots // shards) * shards, chunk)
         # Caches of a given capacity are made once; otherwise they start empty and grow with the requests.
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
         self._fixed = capacity is not None
+        self._chunk = chunk
+        self._lengths = reading.few_lengths(chunk) if self._fixed else None
         self._rounds = min(rounds, decoding.ROUNDS)
         self._state: decoding.State | None = None
+        self._group: tuple[Request, ...] = ()  # those that are being read
         # What `submit` and `cancel` touch from other threads: only under the lock of `_changed`.
         self._max_waiting = max_waiting
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[Request] = deque()
         self._cancelled: set[int] = set()
         self._events: list[Event] = []  # those that `step` has not returned yet
         self._handles = itertools.count()
         self._changed = threading.Condition()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        return self._limit
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """Requests that wait, slots in use, slots."""
+        return len(self._waiting), len(self._slots) - self._slots.requests.count(None), len(self._slots)
 
     def submit(
         self,
@@ -154,6 +140,9 @@ class Engine:
         *,
         index: int = 0,
         end_ids: Sequence[int] | None = None,
+        top: int = 0,
+        score_prompt: bool = False,
+        constraint: Constraint | None = None,
     ) -> int:
         """Queues a prompt; returns the handle of its events.
 
@@ -163,6 +152,9 @@ class Engine:
           prompt: token ids, continued exactly as given.
           index: gives equal prompts with equal seeds different draws.
           end_ids: tokens that end this text; default: the `end_ids` of the engine.
+          top: how many of the most probable tokens are told beside each token, at most 20.
+          score_prompt: whether the log-probabilities of the prompt are told; its whole context is read.
+          constraint: what the text must look like.
 
         Raises:
           UserError: `params` are out of range; the prompt is empty, too long or not of this vocabulary.
@@ -170,20 +162,45 @@ class Engine:
         """
         params.validate()
         prompt = np.asarray(prompt, np.int32)
+        vocab = self._architectures[0].vocab_size
         check_prompt("the prompt", prompt, self._architectures[0])
         if len(prompt) > self._limit:
             raise UserError(f"the prompt has {len(prompt)} tokens, more than the {self._limit} of this engine")
+        if wrong := [token for token, _ in params.logit_bias if token >= vocab]:
+            raise UserError(f"logit_bias has the token id {wrong[0]}, outside 0 to {vocab - 1}, the model's vocabulary")
+        if not 0 <= top <= sampling.TOP:
+            raise UserError(f"top is {top}; the {sampling.TOP} most probable tokens can be told at most")
+        if constraint and self._draft_tokens:
+            raise UserError("a text with a constraint cannot be drafted; leave the draft out")
         ends = self._end_ids if end_ids is None else tuple(end_ids)
         ends = () if params.ignore_eos else ends
         if len(ends) > decoding.MAX_END_IDS:
             raise UserError(f"{len(ends)} tokens may end a text; at most {decoding.MAX_END_IDS} can")
+        asked = {"top": top, "scored": score_prompt, "constraint": constraint}
         with self._changed:
             if len(self._waiting) >= self._max_waiting:
                 raise Busy(f"{self._max_waiting} requests are waiting; try again later")
-            request = _Request(next(self._handles), index, prompt, params, ends, self._tokenizer, self._limit)
+            request = Request(next(self._handles), index, prompt, params, ends, self._tokenizer, self._limit, **asked)
             self._waiting.append(request)
             self._changed.notify_all()
         return request.handle
+
+    def warm_up(self) -> None:
+        """Compiles all programs of an engine of fixed capacity, so that none is compiled while people wait.
+
+        Raises the error of a program that cannot be compiled, or has no room.
+        """
+        lengths = [read + size for read in (0, self._chunk) for size in self._lengths or ()]
+        prompts = [np.zeros(min(length, max(self._limit - 1, 1)), np.int32) for length in lengths]
+        requests = [(prompt, {"score_prompt": scored}) for scored in (False, True) for prompt in prompts]
+        for prompt, options in [*requests, (prompts[0], {"constraint": _Anything()})]:
+            self.submit(prompt, SamplingParams(max_new_tokens=1), **options)
+            while self.busy:
+                for event in self.step():
+                    if event.error is not None:
+                        raise event.error
+        self._slots.forget()
+        self.statistics = Statistics()
 
     def cancel(self, handle: int) -> None:
         """Ends a request at the next step. Nothing happens if it has ended."""
@@ -194,7 +211,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._waiting or any(self._slots) or self._events)
+        return bool(self._waiting or any(self._slots.requests) or self._events)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until `step` has something to do, or `timeout` seconds; returns whether it has."""
@@ -212,7 +229,8 @@ class Engine:
             try:
                 self._leave()
                 self._join()
-                if any(self._slots):
+                self._read()
+                if any(request.writing for _, request in self._slots):
                     self._decode()
             except BaseException as error:
                 self._fail(error)
@@ -222,48 +240,49 @@ class Engine:
         return events
 
     def _fail(self, error: BaseException) -> None:
-        """Ends all requests in slots. The state may be half written, or its buffers donated, so it is made anew."""
+        """Ends the requests in slots. The state may be half written, or its buffers donated, so it is made anew.
+
+        Those of which nothing was read yet wait again.
+        """
         self._state = None
-        failed, self._slots = self._slots, [None] * len(self._slots)
-        self._events += [Event(r.handle, "", (), (), "error", error=error) for r in failed if r]
+        lost = self._slots.forget()
+        unread = [request for request in lost if request.read == request.cached and request not in self._group]
+        self._events += [Event(r.handle, "", (), (), "error", error=error) for r in lost if r not in unread]
+        for request in unread:
+            request.read = request.cached = 0
+        with self._changed:
+            self._waiting.extendleft(reversed(unread))
 
     def _leave(self) -> None:
         """Ends the cancelled requests."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
-            ended = [r for r in (*self._slots, *self._waiting) if r and r.handle in cancelled]
-            self._waiting = deque(r for r in self._waiting if r not in ended)
-            self._slots = [None if r in ended else r for r in self._slots]
-        self._events += [Event(request.handle, "", (), (), "cancelled") for request in ended]
+            ended = [request for request in self._waiting if request.handle in cancelled]
+            self._waiting = deque(request for request in self._waiting if request.handle not in cancelled)
+        for slot, request in self._slots:
+            if request.handle in cancelled:
+                self._slots.leave(slot)
+                ended.append(request)
+        self._events += [Event(r.handle, "", (), (), "cancelled") for r in sorted(ended, key=lambda r: r.handle)]
 
     def _join(self) -> None:
-        """Moves waiting prompts into the free slots; prompts of similar length are read together."""
-        while free := [slot for slot, request in enumerate(self._slots) if request is None]:
-            group: list[_Request] = []
+        """Moves waiting prompts into the free slots."""
+        while self._slots.free:
             with self._changed:
-                while self._waiting and len(group) < len(free):
-                    request = self._waiting[0]
-                    if group and request.bucket != group[0].bucket:
-                        break
-                    self._waiting.popleft()
-                    if request.remaining:
-                        group.append(request)
-                    else:  # the prompt fills the context
-                        self._events.append(Event(request.handle, "", (), (), "length"))
-            if not group:
-                break
-            for slot, request in zip(free, group, strict=False):
-                self._slots[slot] = request
-            self._provide(max(r.length for r in self._slots if r))
-            while group:
-                size = max(size for size in (1, GROUP, len(self._slots)) if size <= len(group))
-                self._insert(free[:size], group[:size])
-                free, group = free[size:], group[size:]
+                if not self._waiting:
+                    break
+                request = self._waiting.popleft()
+            if request.remaining:
+                self._slots.put(request)
+            else:  # the prompt fills the context
+                self._events.append(Event(request.handle, "", (), (), "length"))
+        if length := max((request.length for _, request in self._slots), default=0):
+            self._provide(length)
 
     def _provide(self, length: int) -> None:
         """Caches that hold `length` tokens."""
         context = self._architectures[0].context_length
-        capacity = self._capacity if self._fixed else min(_bucket(length, MIN_CAPACITY), context)
+        capacity = self._capacity if self._fixed else min(reading.bucket(length, MIN_CAPACITY), context)
         if self._state is None:
             self._state = decoding.new_state(
                 architectures=self._architectures,
@@ -276,107 +295,98 @@ class Engine:
             return
         self._capacity = capacity
 
-    def _insert(self, slots: list[int], requests: list["_Request"]) -> None:
-        length = min(requests[0].bucket, self._capacity)
-        tokens = np.zeros((len(requests), length), np.int32)
-        end_ids = np.full((len(requests), decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32)
-        for i, request in enumerate(requests):
-            tokens[i, : len(request.prompt)] = request.prompt
-            end_ids[i, : len(request.end_ids)] = request.end_ids
-        prompts = decoding.Prompts(
-            tokens=tokens,
-            lengths=np.array([len(request.prompt) for request in requests], np.int32),
-            slots=np.array(slots, np.int32),
-            seeds=np.array([request.params.seed for request in requests], np.uint32),
-            indices=np.array([request.index for request in requests], np.int32),
-            controls=sampling.controls([request.params for request in requests]),
-            end_ids=end_ids,
+    def _read(self) -> None:
+        """Reads all prompts in slots; while others write, as many tokens as a chunk has, the oldest prompts first."""
+        others_write, tokens = any(request.writing for _, request in self._slots), 0
+        while (group := self._next_to_read()) and not (others_write and tokens >= self._chunk):
+            tokens += len(group) * self._shape(group[0][1])[0]
+            self._insert(group)
+
+    def _next_to_read(self) -> list[tuple[int, Request]]:
+        """Slots and requests whose next chunks are read together: the oldest one, and others of similar length."""
+        waiting = [(slot, request) for slot, request in self._slots if not request.writing]
+        alike = [pair for pair in waiting if self._shape(pair[1]) == self._shape(waiting[0][1])]
+        most = 1 if self._fixed else GROUP if alike and alike[0][1].scored else len(self._slots)
+        sizes = [size for size in (1, GROUP, len(self._slots)) if size <= min(len(alike), most)]
+        return alike[: max(sizes, default=0)]
+
+    def _shape(self, request: Request) -> reading.Shape:
+        return reading.shape(request, self._chunk, self._lengths)
+
+    def _insert(self, group: list[tuple[int, Request]]) -> None:
+        """Reads the next chunks of these requests."""
+        slots, requests = zip(*group, strict=True)
+        self._group = requests
+        shape = self._shape(requests[0])
+        length = min(shape.length, self._capacity)
+        prompts, starts = reading.chunks(slots, requests, length, self._chunk)
+        targets = np.stack([r.targets(r.read, length) for r in requests]) if shape.scored else None
+        self._state, scores = decoding.insert(
+            self._architectures, self._params, self._state, prompts, None if shape.first else starts, targets
         )
-        self._state = decoding.insert(self._architectures, self._params, self._state, prompts)
+        scores = jax.device_get(scores)
+        for row, (slot, request) in enumerate(group):
+            count = int(prompts.lengths[row])
+            if scores is not None:
+                request.score(jax.tree.map(lambda x, row=row, count=count: x[row, :count], scores))
+            request.read += count
+            self._slots.has_read(slot, request)
+        self._group = ()
 
     def _decode(self) -> None:
-        remaining = np.array([request.remaining if request else 0 for request in self._slots], np.int32)
+        """Writes a few tokens in the slots whose prompts are read."""
+        writing = [(slot, request) for slot, request in self._slots if request.writing]
+        remaining = np.zeros(len(self._slots), np.int32)
+        for slot, request in writing:
+            remaining[slot] = request.remaining
+        allowed = self._allowed(writing)
+        top = any(request.top for _, request in writing)
+        # One token, and the next chunk, as long as somebody waits for the first.
+        unread = any(not request.writing for _, request in self._slots)
+        rounds = 1 if unread or allowed is not None else self._rounds
         self._state, written = decoding.decode(
             self._architectures,
             self._params,
             self._state,
             remaining,
-            np.int32(self._rounds),
+            np.int32(rounds),
             np.bool_(len(self._waiting) > 0),
+            allowed=allowed,
+            top=np.bool_(top),
             draft_tokens=self._draft_tokens,
         )
-        tokens, log_probabilities, rounds = jax.device_get(written)
+        if not top:
+            nothing = np.zeros((*written.drawn.tokens.shape, 0))
+            written = written._replace(drawn=written.drawn._replace(top_ids=nothing, top_values=nothing))
+        drawn, rounds = jax.device_get(written)
         self.statistics.passes += int(rounds.sum())
         self.statistics.proposed += int(rounds.sum()) * self._draft_tokens
-        self.statistics.tokens += int((tokens != decoding.NO_TOKEN).sum())
-        for slot, request in enumerate(self._slots):
-            if request:
-                new = tokens[slot] != decoding.NO_TOKEN
-                event = request.extend(tokens[slot][new], log_probabilities[slot][new])
-                self._events.append(event)
-                if event.finish_reason:
-                    self._slots[slot] = None
+        self.statistics.tokens += int((drawn.tokens != decoding.NO_TOKEN).sum())
+        for slot, request in writing:
+            new = drawn.tokens[slot] != decoding.NO_TOKEN
+            event = request.extend(jax.tree.map(lambda x, slot=slot, new=new: x[slot][new], drawn))
+            self._events.append(event)
+            if event.finish_reason:
+                self._slots.leave(slot)
+
+    def _allowed(self, writing: list[tuple[int, Request]]) -> np.ndarray | None:
+        """The tokens that each slot may write next; None where all may write all."""
+        if not any(request.constraint for _, request in writing):
+            return None
+        allowed = np.ones((len(self._slots), self._architectures[0].padded_vocab_size), bool)
+        for slot, request in writing:
+            if request.constraint:
+                allowed[slot] = request.constraint.allowed(allowed.shape[1])
+                # Where the text may end, it may end in each of its ways: a chat model writes the end of its turn.
+                allowed[slot, list(request.end_ids)] = allowed[slot, self._tokenizer.eot_id]
+        return allowed
 
 
-class _Request:
-    """One prompt and the tokens generated for it. `remaining` is 0 when the text has ended."""
+class _Anything:
+    """A constraint that allows all tokens, to compile the program for those that do not."""
 
-    def __init__(
-        self,
-        handle: int,
-        index: int,
-        prompt: np.ndarray,
-        params: SamplingParams,
-        end_ids: tuple[int, ...],
-        tokenizer: Tokenizer,
-        limit: int,
-    ):
-        self.handle, self.index, self.prompt, self.params, self.end_ids = handle, index, prompt, params, end_ids
-        self.remaining = min(params.max_new_tokens, limit - len(prompt))
-        self.length = len(prompt) + self.remaining
-        self.bucket = _bucket(len(prompt), MIN_PREFILL_LENGTH)
-        self._detokenizer = Detokenizer(tokenizer, prompt, params.stop)
+    def allowed(self, vocab: int) -> np.ndarray:
+        return np.ones(vocab, bool)
 
-    def extend(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> Event:
-        """Adds generated tokens; tokens after a stop text are dropped."""
-        before = len(self._detokenizer.tokens)
-        text = self._detokenizer.push(tokens)
-        kept = self._detokenizer.tokens[before:]
-        self.remaining -= len(kept)
-        stop = self._detokenizer.stop
-        ended = stop is not None or kept[-1] in self.end_ids
-        if ended:
-            self.remaining = 0
-        if not self.remaining:
-            text += self._detokenizer.finish(cut=not ended)
-        reason = None if self.remaining else "stop" if ended else "length"
-        return Event(self.handle, text, tuple(kept), tuple(log_probabilities[: len(kept)].tolist()), reason, stop)
-
-
-def check_prompt(name: str, prompt: np.ndarray, architecture: Architecture) -> None:
-    """Raises UserError for token ids that the model cannot continue."""
-    context, vocab = architecture.context_length, architecture.vocab_size
-    if not len(prompt):
-        raise UserError(f"{name} is empty; a document begins with the end-of-text token")
-    if len(prompt) > context:
-        raise UserError(f"{name} has {len(prompt)} tokens, more than the model's context_length {context}; shorten it")
-    if np.min(prompt) < 0 or np.max(prompt) >= vocab:
-        raise UserError(f"{name} has a token id outside 0 to {vocab - 1}, the model's vocabulary")
-
-
-def _check_draft(model: Model, draft: Model, draft_tokens: int) -> None:
-    if draft_tokens < 1:
-        raise UserError(f"draft_tokens is {draft_tokens}; it must be at least 1")
-    ours, theirs = model.architecture.vocab_size, draft.architecture.vocab_size
-    if theirs != ours:
-        raise UserError(
-            f"{draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}; a draft needs the same"
-        )
-    ours, theirs = model.architecture.context_length, draft.architecture.context_length
-    if theirs < ours:
-        raise UserError(f"{draft.name} has a context_length of {theirs}, less than the {ours} of {model.name}")
-
-
-def _bucket(size: int, smallest: int) -> int:
-    """The smallest power of two that is at least `size` and `smallest`."""
-    return max(smallest, 1 << (size - 1).bit_length())
+    def advance(self, token: int) -> None:
+        pass

@@ -5,6 +5,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+TopTokens = tuple[tuple[int, float], ...]  # (token id, log-probability), the most probable first
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptScores:
+    """Log-probabilities of the tokens of a prompt from the second on, in nats.
+
+    Attributes:
+      top: the most probable tokens in the place of each; empty where none were asked for.
+    """
+
+    log_probabilities: tuple[float, ...]
+    top: tuple[TopTokens, ...] = ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Event:
@@ -20,6 +34,9 @@ class Event:
         max_new_tokens or where the context is full, "cancelled", or "error".
       stop: the stop text that was found, or None.
       error: the exception that was raised while the request was in a slot, if the reason is "error".
+      top: the most probable tokens in the place of each token, where they were asked for.
+      cached_tokens: in the first event, tokens of the prompt that did not have to be read.
+      prompt_scores: in the first event, where they were asked for.
     """
 
     handle: int
@@ -29,6 +46,9 @@ class Event:
     finish_reason: str | None = None
     stop: str | None = None
     error: BaseException | None = None
+    top: tuple[TopTokens, ...] = ()
+    cached_tokens: int = 0
+    prompt_scores: PromptScores | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def define_number(
 
 
 def define(flag_values: flags.FlagValues) -> None:
-    """Adds one flag for each field of SamplingParams."""
+    """Adds one flag for each field of SamplingParams but `logit_bias`, which is for programs."""
     default = SamplingParams()
 
     def number(name: str, meaning: str, limits: tuple[float, float], *, whole: bool = False) -> None:
@@ -62,6 +62,8 @@ def define(flag_values: flags.FlagValues) -> None:
         "divides the scores of tokens that are in the text already, e.g. --repetition_penalty=1.2",
         (1e-3, 1000),
     )
+    number("presence_penalty", "lowers the scores of generated tokens, e.g. --presence_penalty=0.5", (-2, 2))
+    number("frequency_penalty", "the same, once for each time it came, e.g. --frequency_penalty=0.5", (-2, 2))
     number("seed", "the same seed gives the same text, e.g. --seed=1", (0, 2**32 - 1), whole=True)
     flags.DEFINE_bool("ignore_eos", False, "go on after a document, e.g. --ignore_eos", flag_values=flag_values)
     flags.DEFINE_multi_string(
@@ -81,6 +83,8 @@ def read(flag_values: flags.FlagValues) -> SamplingParams:
         top_p=flag_values.top_p,
         min_p=flag_values.min_p,
         repetition_penalty=flag_values.repetition_penalty,
+        presence_penalty=flag_values.presence_penalty,
+        frequency_penalty=flag_values.frequency_penalty,
         stop=tuple(flag_values.stop or ()),
         seed=flag_values.seed,
         ignore_eos=flag_values.ignore_eos,

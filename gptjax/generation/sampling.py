@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gptjax.generation.params import SamplingParams
+from gptjax.generation.params import MAX_BIASES, SamplingParams
 
 Logits = Float[Array, "batch vocab"]
 Number = Float[Array, "#batch"] | Float[np.ndarray, "#batch"]
 Count = Int[Array, "#batch"] | Int[np.ndarray, "#batch"]
 
 REMOVED = -jnp.inf
+NO_TOKEN = -1
+TOP = 20  # most probable tokens that can be told of each token
 # Logits divided by a smaller temperature would leave the range of float32.
 GREEDY_TEMPERATURE = 1e-5
 
@@ -31,9 +33,39 @@ class Controls(NamedTuple):
     top_p: Number
     min_p: Number
     repetition_penalty: Number
+    presence_penalty: Number
+    frequency_penalty: Number
 
 
-OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+OFF = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+class Bias(NamedTuple):
+    """What is added to the scores of single tokens; unused places have the id NO_TOKEN and the value 0."""
+
+    ids: Int[Array, "batch biases"] | Int[np.ndarray, "batch biases"]
+    values: Float[Array, "batch biases"] | Float[np.ndarray, "batch biases"]
+
+
+class Drawn(NamedTuple):
+    """Tokens, and what the model itself thought of them: in nats, under softmax(logits), nothing removed or penalised.
+
+    Attributes:
+      top_ids, top_values: the TOP most probable tokens, the best first; zeros where they were not asked for.
+    """
+
+    tokens: Int[Array, "*batch"]
+    log_probabilities: Float[Array, "*batch"]
+    top_ids: Int[Array, "*batch top"]
+    top_values: Float[Array, "*batch top"]
 
 
 def controls(rows: Sequence[SamplingParams]) -> Controls:
@@ -46,13 +78,30 @@ def controls(rows: Sequence[SamplingParams]) -> Controls:
     )
 
 
+def bias(rows: Sequence[SamplingParams]) -> Bias:
+    """The biases of each row, filled up."""
+    ids = np.full((len(rows), MAX_BIASES), NO_TOKEN, np.int32)
+    values = np.zeros((len(rows), MAX_BIASES), np.float32)
+    for row, params in enumerate(rows):
+        for place, (token, value) in enumerate(params.logit_bias):
+            ids[row, place], values[row, place] = token, value
+    return Bias(ids, values)
+
+
 def only(active: Bool[Array, "batch"], controls: Controls) -> Controls:
     """`controls`, switched off in rows that are not active, so that these rows cost nothing."""
     return Controls(*(jnp.where(active, value, OFF[name]) for name, value in controls._asdict().items()))
 
 
 def sample(
-    logits: Logits, seen: Bool[Array, "batch vocab"], controls: Controls, keys: Key[Array, "batch"]
+    logits: Logits,
+    seen: Bool[Array, "batch vocab"],
+    controls: Controls,
+    keys: Key[Array, "batch"],
+    *,
+    counts: Int[Array, "batch vocab"] | None = None,
+    biases: Bias | None = None,
+    allowed: Bool[Array, "batch vocab"] | None = None,
 ) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
     """Draws one token per row.
 
@@ -61,11 +110,20 @@ def sample(
       seen: True for the tokens that are in the prompt of the row or were generated in it.
       controls: see `SamplingParams`. A temperature below 1e-5 takes the token with the highest score.
       keys: one random key per row, so that the draw of a row does not depend on other rows.
+      counts: how often each token was generated in the row.
+      biases: added to single scores.
+      allowed: tokens that may be drawn at all.
 
     Returns:
       The tokens, and their log-probabilities in nats under the unmodified softmax(logits).
     """
     scores = repetition_penalty(logits, seen, controls.repetition_penalty)
+    if counts is not None:
+        scores = generated_penalty(scores, counts, controls.presence_penalty, controls.frequency_penalty)
+    if biases is not None:
+        scores = add_bias(scores, biases)
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, REMOVED)
     greedy = jnp.broadcast_to(controls.temperature < GREEDY_TEMPERATURE, logits.shape[:1])
     best = highest(scores)
 
@@ -78,8 +136,38 @@ def sample(
         return jnp.where(greedy, best, highest(scores + noise))  # the Gumbel-max trick: a draw from softmax(scores)
 
     tokens = jax.lax.cond(greedy.all(), lambda scores: best, draw, scores)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+    return tokens, log_probability(logits, tokens)
+
+
+def log_probability(logits: Float[Array, "*batch vocab"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Of given tokens, in nats, under softmax(logits)."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def drawn(
+    logits: Float[Array, "*batch vocab"],
+    tokens: Int[Array, "*batch"],
+    log_probabilities: Float[Array, "*batch"],
+    wanted: Bool[Array, ""] | bool,
+) -> Drawn:
+    """Tokens with the most probable ones beside them, where `wanted`.
+
+    The number of the token itself in that list has the same bits: both are a score minus the same number.
+    """
+    count = min(TOP, logits.shape[-1])
+
+    def find(logits):
+        values, ids = jax.lax.top_k(logits, count)
+        values = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        values = jnp.where(ids == tokens[..., None], log_probabilities[..., None], values)
+        padding = [(0, 0)] * (values.ndim - 1) + [(0, TOP - count)]
+        return jnp.pad(ids, padding, constant_values=NO_TOKEN), jnp.pad(values, padding, constant_values=REMOVED)
+
+    def skip(logits):
+        return jnp.zeros((*tokens.shape, TOP), jnp.int32), jnp.zeros((*tokens.shape, TOP))
+
+    return Drawn(tokens, log_probabilities, *jax.lax.cond(jnp.asarray(wanted), find, skip, logits))
 
 
 def highest(scores: Logits) -> Int[Array, "batch"]:
@@ -92,6 +180,28 @@ def repetition_penalty(logits: Logits, seen: Bool[Array, "batch vocab"], penalty
     """Scores of seen tokens: s / penalty where s > 0, s x penalty below (CTRL, Keskar et al. 2019)."""
     penalty = _column(penalty)
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def generated_penalty(logits: Logits, counts: Int[Array, "batch vocab"], presence: Number, frequency: Number) -> Logits:
+    """s - presence x (count > 0) - frequency x count, over the generated tokens: the formula of OpenAI's API."""
+
+    def subtract(logits: Logits) -> Logits:
+        return logits - _column(presence) * (counts > 0) - _column(frequency) * counts
+
+    on = jnp.any(jnp.asarray(presence) != 0) | jnp.any(jnp.asarray(frequency) != 0)
+    return jax.lax.cond(on, subtract, lambda logits: logits, logits)
+
+
+def add_bias(logits: Logits, biases: Bias) -> Logits:
+    """Adds the value of each id to its score."""
+    ids, values = jnp.asarray(biases.ids), jnp.asarray(biases.values)
+
+    def add(logits: Logits) -> Logits:
+        # NO_TOKEN would count from the end: such ids go to column `vocab`, which does not exist.
+        at = jnp.arange(ids.shape[0])[:, None], jnp.where(ids == NO_TOKEN, logits.shape[1], ids)
+        return logits.at[at].add(values, mode="drop")
+
+    return jax.lax.cond(jnp.any(values != 0), add, lambda logits: logits, logits)
 
 
 def top_k(logits: Logits, k: Count) -> Logits:

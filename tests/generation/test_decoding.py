@@ -29,15 +29,16 @@ def begin(model, lengths, capacity=32):
         seeds=np.zeros(slots, np.uint32),
         indices=np.arange(slots, dtype=np.int32),
         controls=sampling.controls([SamplingParams()] * slots),
+        biases=sampling.bias([SamplingParams()] * slots),
         end_ids=np.full((slots, decoding.MAX_END_IDS), decoding.NO_TOKEN, np.int32),
     )
-    return (architecture,), (params,), decoding.insert((architecture,), (params,), state, prompts)
+    return (architecture,), (params,), decoding.insert((architecture,), (params,), state, prompts)[0]
 
 
 def test_slots_end_one_by_one_and_the_others_go_on(model):
     remaining = np.array([0, 2, 9], np.int32)
     state, written = decoding.decode(*begin(model, [4, 4, 4]), remaining, FOREVER, np.False_)
-    assert [(row != decoding.NO_TOKEN).sum() for row in np.asarray(written.tokens)] == [0, 2, 9]
+    assert [(row != decoding.NO_TOKEN).sum() for row in np.asarray(written.drawn.tokens)] == [0, 2, 9]
     assert list(np.asarray(state.positions)) == [4, 6, 13]
     assert list(np.asarray(written.rounds)) == [0, 2, 9]
 

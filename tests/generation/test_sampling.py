@@ -141,6 +141,9 @@ def test_validate_lists_every_problem():
         top_p=0.0,
         min_p=2.0,
         repetition_penalty=0.0,
+        presence_penalty=3.0,
+        frequency_penalty=-3.0,
+        logit_bias=((0, 1000.0),),
         stop=("",),
         seed=-1,
     )

@@ -151,9 +151,15 @@ class ChatTemplate:
         """What `encode` returns for each dialogue; faster than one call per dialogue."""
         return _encode([self.render(messages) for messages in dialogues], tokenizer)
 
-    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
+    def encode_prompt(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Int32[np.ndarray, " tokens"]:
         """The token ids of a dialogue up to where the assistant's next answer begins."""
-        return _encode([self.render(messages, add_generation_prompt=True)], tokenizer)[0][0]
+        return _encode([self.render(messages, add_generation_prompt=True, tools=tools)], tokenizer)[0][0]
 
 
 def _chatml(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:

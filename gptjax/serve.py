@@ -1,0 +1,193 @@
+"""Serve trained models by OpenAI's API.
+
+  python -m gptjax.serve --model=mine=runs/chat
+  python -m gptjax.serve --model=small=runs/small --model=large=runs/large --port=8080 --slots=16
+  python -m gptjax.serve --model=runs/chat --host=0.0.0.0 --allowed_hosts=gpt.example.org --api_keys=keys.txt
+
+Then `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")` works as it is, and so does lm-eval:
+`lm_eval --model=local-completions --model_args=base_url=http://127.0.0.1:8000/v1/completions,model=mine`.
+The same seed gives the same answer, whoever else is served at the time. SIGTERM finishes what runs, then ends.
+"""
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from gptjax import cli
+from gptjax.errors import UserError
+from gptjax.generation.flags import define_number
+
+if TYPE_CHECKING:
+    from gptjax.server.models import Models
+
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
+
+
+def main(argv: Sequence[str]) -> None:
+    flag_values = flags.FlagValues()
+    define = {"flag_values": flag_values}
+    flags.DEFINE_multi_string("model", None, "NAME=DIR, may be repeated, e.g. --model=mine=runs/quickstart", **define)
+    flags.DEFINE_string("host", "127.0.0.1", "the address to listen at, e.g. --host=0.0.0.0", **define)
+    define_number(flag_values, "port", 8000, "the port; 0 takes a free one, e.g. --port=8080", (0, 65535))
+    flags.DEFINE_string("api_keys", None, "a file with a key on each line, e.g. --api_keys=keys.txt", **define)
+    flags.DEFINE_list(
+        "allowed_hosts", [], "names by which clients call this server, e.g. --allowed_hosts=gpt.example.org", **define
+    )
+    flags.DEFINE_list(
+        "allowed_origins", [], "pages that may call it from a browser, e.g. --allowed_origins=https://a.org", **define
+    )
+    define_number(flag_values, "slots", 8, "requests that are answered at a time, e.g. --slots=16", (1, 4096))
+    define_number(
+        flag_values, "max_waiting", 64, "requests that may wait; more get 429, e.g. --max_waiting=9", (0, 10**6)
+    )
+    define_number(
+        flag_values,
+        "context_length",
+        0,
+        "tokens of prompt and answer; 0 = the model's own, e.g. --context_length=512",
+        (0, 2**24),
+    )
+    define_number(
+        flag_values,
+        "chunk",
+        256,
+        "tokens of a prompt read while others wait; a power of 2, e.g. --chunk=64",
+        (16, 65536),
+    )
+    define_number(
+        flag_values, "memory_limit", 0, "GiB for all models; 0 = any, e.g. --memory_limit=4", (0, 10**6), whole=False
+    )
+    define_number(
+        flag_values, "max_body", 8, "MiB of the body of a request, e.g. --max_body=1", (0.001, 1024), whole=False
+    )
+    define_number(
+        flag_values,
+        "time_limit",
+        600,
+        "seconds that an answer may take, e.g. --time_limit=60",
+        (0.1, 86400),
+        whole=False,
+    )
+    define_number(
+        flag_values,
+        "shutdown_seconds",
+        30,
+        "that running requests have after SIGTERM, e.g. --shutdown_seconds=5",
+        (0, 3600),
+        whole=False,
+    )
+    flags.DEFINE_bool("warm_up", True, "compile all programs before the first request, e.g. --nowarm_up", **define)
+    flags.DEFINE_bool("log_prompts", False, "write prompts to the log, e.g. --log_prompts", **define)
+    cli.parse(flag_values, argv, __doc__)
+    _check(flag_values)
+
+    from gptjax.server import app, limits
+
+    keys = limits.read_keys(Path(flag_values.api_keys)) if flag_values.api_keys else ()
+    door = limits.Limits(
+        body_bytes=int(flag_values.max_body * 2**20),
+        seconds=flag_values.time_limit,
+        shutdown_seconds=flag_values.shutdown_seconds,
+        log_prompts=flag_values.log_prompts,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for loud in ("jax", "orbax", "absl", "uvicorn.access"):
+        logging.getLogger(loud).setLevel(logging.WARNING)
+    # The port is taken before models are loaded, which takes longest.
+    with _listen(flag_values.host, flag_values.port) as listening:
+        models = _load(flag_values)
+        hosts = (*limits.LOOPBACK, socket.gethostname().lower(), flag_values.host.lower(), *flag_values.allowed_hosts)
+        application = app.make(models, door, keys=keys, hosts=hosts, origins=flag_values.allowed_origins)
+        for model in models:
+            model.start(warm_up=flag_values.warm_up)
+        host, port = listening.getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"serving {', '.join(model.name for model in models)} at http://{address}/v1", flush=True)
+        if not keys and flag_values.host not in ("127.0.0.1", "localhost", "::1"):
+            print("warning: anybody who reaches this address may use it; give --api_keys=FILE", file=sys.stderr)
+        run(application, listening, models, door.shutdown_seconds)
+
+
+def run(application: Any, listening: socket.socket, models: "Models", shutdown_seconds: float) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what runs within `shutdown_seconds`."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.end)
+            yield
+
+        def end(self) -> None:
+            """New requests are refused, running ones are finished; the second signal does not wait for them."""
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            seconds = 0.0 if self.force_exit else shutdown_seconds
+            self.closing = [asyncio.ensure_future(model.stop(seconds)) for model in models]
+
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_keep_alive=65,  # longer than clients keep a connection, so that none is closed under a request
+        timeout_graceful_shutdown=int(shutdown_seconds) + 5,
+    )
+    try:
+        asyncio.run(Server(config).serve(sockets=[listening]))
+    finally:
+        for model in models:
+            model.close(0)
+
+
+def _check(options: flags.FlagValues) -> None:
+    if not options.model:
+        raise UserError("--model is missing; e.g. --model=mine=runs/quickstart")
+    if options.chunk & (options.chunk - 1):
+        raise UserError(f"--chunk={options.chunk} is no power of 2; e.g. --chunk=256")
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise UserError(f"serve needs {', '.join(missing)}: pip install 'gptjax[serve]'")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises UserError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "the port is in use; choose another, or --port=0" if taken else error.strerror or str(error)
+        raise UserError(f"--host={host} --port={port}: {reason}") from None
+
+
+def _load(options: flags.FlagValues) -> "Models":
+    from gptjax.config import cache_directory, get_default
+    from gptjax.processes import runtime
+    from gptjax.server import models
+
+    # rows=1 makes a CPU one device. Its matrix products use all cores; two devices would both read every parameter.
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(get_default()))
+    engine = models.EngineOptions(
+        slots=options.slots,
+        context_length=options.context_length,
+        chunk=options.chunk,
+        max_waiting=options.max_waiting,
+    )
+    return models.load(options.model, engine, options.memory_limit)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,63 @@
+"""What all paths share: the models, the limits, the numbers."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from gptjax.generation.events import Event
+from gptjax.server import streams
+from gptjax.server.generating import Running
+from gptjax.server.limits import Limits, read_body, until_disconnect
+from gptjax.server.metrics import Metrics
+from gptjax.server.models import Models
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The state of a server. It is the same object in all requests."""
+
+    models: Models
+    limits: Limits
+    metrics: Metrics
+
+    async def body(self, request: Request) -> bytes:
+        return await read_body(request, self.limits)
+
+    async def collect(self, request: Request, running: Running) -> list[list[Event]]:
+        """All events, unless the client goes away: then the streams are cancelled."""
+        with running:
+            events = await until_disconnect(request, running.collect())
+            self.metrics.answered(running)
+            return events
+
+    def stream(self, frames: AsyncIterator[str], running: Running, **options: Any) -> StreamingResponse:
+        """The frames of an answer; where the client goes away the streams are cancelled."""
+
+        async def until_end() -> AsyncIterator[str]:
+            with running:
+                async for frame in frames:
+                    yield frame
+                self.metrics.answered(running)
+
+        return Cancelling(streams.stream(until_end(), on_error=self.metrics.failed, **options), running.cancel)
+
+
+class Cancelling(StreamingResponse):
+    """A response after which something is cancelled, also where not one piece of it was asked for."""
+
+    def __init__(self, response: StreamingResponse, cancel: Callable[[], None]):
+        self.__dict__.update(response.__dict__)
+        self._cancel = cancel
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._cancel()
+
+
+def context_of(request: Request) -> Context:
+    return request.app.state.context

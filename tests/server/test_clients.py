@@ -1,0 +1,131 @@
+"""The clients themselves, unmodified, against a live server."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax import config as config_lib
+from gptjax.parallel.mesh import make_mesh
+
+SCRIPT = """
+import json, sys
+from openai import OpenAI, BadRequestError, NotFoundError
+client = OpenAI(base_url=sys.argv[1] + "/v1", api_key="key", max_retries=0)
+hello = [{"role": "user", "content": "hello"}]
+ask = dict(model="chat", messages=hello, max_tokens=8, seed=1)
+whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+assert whole.choices[0].message.role == "assistant"
+assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
+pieces = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == whole.choices[0].message.content
+assert pieces[-1].usage.total_tokens == whole.usage.total_tokens
+completion = client.completions.create(model="text", prompt=["a", "b"], max_tokens=3, echo=True, logprobs=1, seed=1)
+assert [c.text[0] for c in completion.choices] == ["a", "b"]
+assert completion.choices[0].logprobs.token_logprobs[0] is None
+response = client.responses.create(model="chat", input="hello", max_output_tokens=8)
+with client.responses.stream(model="chat", input="hello", max_output_tokens=8) as stream:
+    kinds = [event.type for event in stream]
+    final = stream.get_final_response()
+assert kinds[0] == "response.created" and final.output_text is not None and response.output_text is not None
+schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+formed = client.chat.completions.create(**ask | {"max_tokens": 30}, response_format=form)
+assert json.loads(formed.choices[0].message.content)["a"] in (1, 2)
+embedding = client.embeddings.create(model="text", input=["abc", "d"])
+assert abs(sum(x * x for x in embedding.data[0].embedding) - 1) < 1e-4
+assert [m.id for m in client.models.list()] == ["chat", "text"] and client.models.retrieve("text").id == "text"
+for error, change in ((BadRequestError, {"max_tokens": 0}), (NotFoundError, {"model": "none"})):
+    try:
+        client.chat.completions.create(**ask | change)
+    except error as refused:
+        assert refused.body["message"] and refused.request_id
+    else:
+        raise AssertionError(error)
+print("fine")
+"""
+
+
+def check(python: str, address: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": "", "NO_PROXY": "*"}
+    answer = subprocess.run(
+        [python, "-c", SCRIPT, address], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert answer.stdout == "fine\n", answer.stderr
+
+
+def test_the_openai_package_unmodified(models, live):
+    """That of this environment, and those of GPTJAX_OPENAI_PYTHONS (interpreters, with : between them)."""
+    others = [path for path in os.environ.get("GPTJAX_OPENAI_PYTHONS", "").split(":") if path]
+    if not others:
+        pytest.importorskip("openai")
+        others = [sys.executable]
+    address = live(models)
+    for python in others:
+        check(python, address)
+
+
+TASK = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: {target}
+metric_list: [{metrics}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "target", "metrics"),
+    [
+        ("multiple_choice", "label", "{metric: acc}, {metric: acc_norm}"),
+        (
+            "loglikelihood_rolling",
+            '"{{question}} {{choices[0]}}"',
+            "{metric: bits_per_byte}, {metric: byte_perplexity}",
+        ),
+    ],
+)
+def test_lm_eval_scores_through_the_server_as_evaluate_does(models, live, tmp_path, kind, target, metrics):
+    """local-completions with no tokenizer of its own: the server's paths answer. To the digits that lm-eval prints."""
+    lm_eval = pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")
+    from lm_eval.tasks import TaskManager
+
+    from gptjax.evaluation.continuations import ContinuationScorer
+    from gptjax.evaluation.harness import CheckpointLM, _task_of_file, run
+
+    rng = np.random.default_rng(0)
+    words = ["alpha", "be", "gamma ray", "d"]
+    rows = [
+        {"question": f"{' '.join(rng.choice(words, 3))}?", "choices": [f"{w} {i % 7}" for w in words], "label": i % 4}
+        for i in range(30)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tmp_path / "tiny.yaml"
+    task.write_text(TASK.format(file=tmp_path / "rows.jsonl", kind=kind, target=target, metrics=metrics))
+    model = models.find("text")
+    stacked = {**model.model.params, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *model.model.params["blocks"])}
+    mesh = make_mesh(config_lib.get_default().mesh, devices=jax.devices()[:1])
+    scorer = ContinuationScorer(model.model.architecture, stacked, mesh, batch_size=4)
+    ours = run(str(task), CheckpointLM(scorer, model.tokenizer, lambda *_, **__: []))
+    theirs = lm_eval.simple_evaluate(
+        "local-completions",
+        model_args=f"base_url={live(models)}/v1/completions,model=text,max_length=128,num_concurrent=2,max_retries=1",
+        tasks=[_task_of_file(task)],
+        task_manager=TaskManager(include_path=str(tmp_path)),
+        bootstrap_iters=0,
+    )
+    found = theirs["results"]["tiny"]
+    assert len(ours.metrics) >= 2
+    for name, metric in ours.metrics.items():
+        assert f"{found[f'{name},none']:.4f}" == f"{metric.value:.4f}", name
