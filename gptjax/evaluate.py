@@ -3,6 +3,7 @@
   python -m gptjax.evaluate --workdir=runs/quickstart
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=perplexity --stride=64 --split=test
   python -m gptjax.evaluate --workdir=runs/quickstart --data='text:wikitext/*.txt' --tasks=perplexity
+  python -m gptjax.evaluate --workdir=hf:models/gpt2 --data='text:wikitext/*.txt' --tasks=perplexity
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=bleu,rouge --prompts=questions.jsonl --output=bleu.json
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=multiple_choice:copa.jsonl,hellaswag:hellaswag_val.jsonl
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=lm_eval:arc_easy
@@ -29,15 +30,14 @@ from absl import flags
 
 from gptjax import cli, files
 from gptjax.errors import RunError, UserError
-from gptjax.generation.flags import define_number
+from gptjax.generation.flags import define_model, define_number
 from gptjax.processes import cluster, distributed
 
 
 def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = dict(flag_values=flag_values)
-    flags.DEFINE_string("workdir", None, "of a training run, e.g. --workdir=runs/quickstart", **define)
-    flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=last", **define)
+    define_model(flag_values)
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
     flags.DEFINE_string("data", "", "perplexity of all of another source, e.g. --data=text:notes/*.txt", **define)
@@ -114,7 +114,7 @@ def evaluate(options: flags.FlagValues) -> None:
     import jax
 
     from gptjax import config as config_lib
-    from gptjax.artifacts import loading
+    from gptjax.artifacts import models
     from gptjax.evaluation import answers, results, tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -125,8 +125,8 @@ def evaluate(options: flags.FlagValues) -> None:
     from gptjax.training import footprint
 
     # 1. Everything that can fail cheaply: flags, config, tasks and their files, before a device is touched.
-    path = loading.find(Path(options.workdir), options.checkpoint)
-    config = loading.read_config(path).unlock()
+    place = models.find(options.workdir, options.checkpoint, adapter=options.adapter)
+    config = place.config.copy_and_resolve_references().unlock()
     evaluation = config.evaluation
     for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens"):
         if options[name].value is not None:
@@ -155,7 +155,7 @@ def evaluate(options: flags.FlagValues) -> None:
     if not footprint.replicas_fit(params):
         config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)
-    trained = loading.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
+    trained = place.load(shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
     # 3. All processes run all tasks, since they compute together; only process 0 writes and prints.
     context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), results.progress)
     outcomes = {
@@ -166,20 +166,23 @@ def evaluate(options: flags.FlagValues) -> None:
         return
     answer = {
         "checkpoint": {
-            "path": str(path),
+            "path": str(place.path),
             "step": trained.step,
             "config_sha256": config_lib.sha256(trained.config),
         },
         "results": results.to_json(outcomes),
     }
-    workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    name = results.file_name(list(outcomes), options.data or options.split, trained.step)
-    place = workdir / "evaluation" / f"{name}.json"
-    results.show(outcomes, f"{path}, {options.data or f'{options.split} split'}")
+    results.show(outcomes, f"{place.path}, {options.data or f'{options.split} split'}")
     if options.output:
         results.write(Path(options.output), answer, outcomes)
+    if place.is_published:  # the directory is another's: of the hub's cache, for instance
+        print(f"written: {options.output}" if options.output else "not written; --output=FILE.json keeps the results")
+        return
+    workdir = place.path.parent.parent if place.path.parent.name == "checkpoints" else place.path
+    name = results.file_name(list(outcomes), options.data or options.split, trained.step)
+    file = workdir / "evaluation" / f"{name}.json"
     try:
-        results.write(place, answer, outcomes)
+        results.write(file, answer, outcomes)
         # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
         if (workdir / "metrics.jsonl").exists():
             write_report(workdir)
@@ -187,8 +190,8 @@ def evaluate(options: flags.FlagValues) -> None:
         if not options.output:
             raise
         results.warn(str(error) if isinstance(error, RunError) else f"no report: {files.explain(error)}")
-        place = None
-    print(f"written: {', '.join(str(path) for path in (place, options.output) if path)}")
+        file = None
+    print(f"written: {', '.join(str(path) for path in (file, options.output) if path)}")
 
 
 def _generator(trained, mesh):

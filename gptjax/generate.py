@@ -3,6 +3,7 @@
   python -m gptjax.generate --workdir=runs/quickstart --prompt="The with statement" --temperature=0.8
   python -m gptjax.generate --workdir=runs/quickstart --prompts=prompts.jsonl --output=completions.jsonl
   python -m gptjax.generate --workdir=runs/large --draft=runs/small --prompt="Once upon a time"
+  python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --top_k=50
 
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = {"flag_values": flag_values}
-    flags.DEFINE_string("workdir", None, "a trained run, e.g. --workdir=runs/quickstart", **define)
-    flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=2000", **define)
+    sampling_flags.define_model(flag_values)
     flags.DEFINE_string("prompt", None, "text to complete, e.g. --prompt='The with statement'", **define)
     flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl or test.csv#mr", **define)
     flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
@@ -119,26 +119,25 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
     """The model of the command line, on all local devices if there are many prompts."""
     import jax
 
-    from gptjax.artifacts import loading
+    from gptjax.artifacts import models
     from gptjax.config import cache_directory, get_default
     from gptjax.generation.completion import Generator
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition
     from gptjax.processes import runtime
 
-    path = loading.find(Path(options.workdir), options.checkpoint)
-    draft_path = loading.find(Path(options.draft)) if options.draft else None
-    config = loading.read_config(path)
+    place = models.find(options.workdir, options.checkpoint, adapter=options.adapter)
+    draft = models.find(options.draft) if options.draft else None
     # rows=1 makes a CPU one device. Its matrix products use all cores; two devices would both read every parameter.
-    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(config))
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(place.config))
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
     )
     shardings = partial(partition.parameter_shardings, mesh=mesh) if mesh else None
-    trained = loading.load(path, shardings=shardings)
+    trained = place.load(shardings=shardings)
     generator = Generator.from_trained(
         trained,
-        draft=loading.load(draft_path, shardings=shardings) if draft_path else None,
+        draft=draft.load(shardings=shardings) if draft else None,
         draft_tokens=options.draft_tokens,
         batch_size=options.batch_size,
         mesh=mesh,

@@ -45,6 +45,15 @@ def define_number(
     flags.DEFINE(parser, name, default, meaning, flag_values=flag_values, serializer=flags.ArgumentSerializer())
 
 
+def define_model(flag_values: flags.FlagValues) -> None:
+    """Adds the flags that `artifacts.models.find` reads."""
+    define = {"flag_values": flag_values}
+    where = "a run, a checkpoint or hf:DIR_OR_NAME, e.g. --workdir=runs/quickstart or --workdir=hf:models/gpt2"
+    flags.DEFINE_string("workdir", None, where, **define)
+    flags.DEFINE_string("checkpoint", "best", "of a run: best, last or a step, e.g. --checkpoint=2000", **define)
+    flags.DEFINE_string("adapter", "", "adapters of PEFT for hf:DIR, e.g. --adapter=adapters/mine", **define)
+
+
 def define(flag_values: flags.FlagValues) -> None:
     """Adds one flag for each field of SamplingParams."""
     default = SamplingParams()
