@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "checkpoint -> metrics with confidence intervals",
     "prepare": "raw text -> token store",
     "generate": "prompts -> completions",
+    "chat": "a model -> a conversation at the terminal",
     "ablate": "study -> cells, a table, a verdict",
     "plan": "config, hardware that is not here -> does it fit, what does it cost",
     "convert": "Hugging Face <-> gptjax",

@@ -46,10 +46,7 @@ def main(argv: Sequence[str]) -> None:
         flag_values, "batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", (1, 4096)
     )
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
-    flags.DEFINE_string("draft", None, "a small model that speeds this one up, e.g. --draft=runs/small", **define)
-    sampling_flags.define_number(
-        flag_values, "draft_tokens", 4, "tokens that the draft proposes at a time, e.g. --draft_tokens=4", (1, 64)
-    )
+    sampling_flags.define_draft(flag_values)
     sampling_flags.define(flag_values)
     cli.parse(flag_values, argv, __doc__)
 

@@ -1,4 +1,4 @@
-"""A model by the name that a command gives it: a run, a checkpoint, or `hf:` and a directory of Hugging Face or PEFT."""
+"""A model by the name that a command gives it: a run, a checkpoint, or `hf:` and a directory, also of adapters."""
 
 import dataclasses
 from pathlib import Path

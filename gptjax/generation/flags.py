@@ -54,9 +54,16 @@ def define_model(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("adapter", "", "adapters of PEFT for hf:DIR, e.g. --adapter=adapters/mine", **define)
 
 
-def define(flag_values: flags.FlagValues) -> None:
+def define_draft(flag_values: flags.FlagValues) -> None:
+    """Adds --draft and --draft_tokens."""
+    meaning = "a small model that speeds this one up, e.g. --draft=runs/small"
+    flags.DEFINE_string("draft", None, meaning, flag_values=flag_values)
+    meaning = "tokens that the draft proposes at a time, e.g. --draft_tokens=4"
+    define_number(flag_values, "draft_tokens", 4, meaning, (1, 64))
+
+
+def define(flag_values: flags.FlagValues, default: SamplingParams = SamplingParams()) -> None:  # noqa: B008 (frozen)
     """Adds one flag for each field of SamplingParams."""
-    default = SamplingParams()
 
     def number(name: str, meaning: str, limits: tuple[float, float], *, whole: bool = False) -> None:
         define_number(flag_values, name, getattr(default, name), meaning, limits, whole=whole)
