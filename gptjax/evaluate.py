@@ -5,6 +5,7 @@
   python -m gptjax.evaluate --workdir=runs/quickstart --data='text:wikitext/*.txt' --tasks=perplexity
   python -m gptjax.evaluate --workdir=hf:models/gpt2 --data='text:wikitext/*.txt' --tasks=perplexity
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=bleu,rouge --prompts=questions.jsonl --output=bleu.json
+  python -m gptjax.evaluate --workdir=runs/e2e --prompts=test.csv#mr,ref --beams=4 --length_penalty=0.8
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=multiple_choice:copa.jsonl,hellaswag:hellaswag_val.jsonl
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=lm_eval:arc_easy
   python -m gptjax.evaluate --compare runs/a runs/b
@@ -30,7 +31,7 @@ from absl import flags
 
 from gptjax import cli, files
 from gptjax.errors import RunError, UserError
-from gptjax.generation.flags import define_model, define_number
+from gptjax.generation.flags import define_beams, define_model, define_number
 from gptjax.processes import cluster, distributed
 
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     )
     number("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", (0, 2**31))
     number("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", (1, 2**24))
+    define_beams(flag_values, default=None)
     flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
@@ -128,7 +130,7 @@ def evaluate(options: flags.FlagValues) -> None:
     place = models.find(options.workdir, options.checkpoint, adapter=options.adapter)
     config = place.config.copy_and_resolve_references().unlock()
     evaluation = config.evaluation
-    for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens"):
+    for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens", "beams", "length_penalty"):
         if options[name].value is not None:
             evaluation[name] = options[name].value
     evaluation.batch_size = options.batch_size or evaluation.batch_size or 2 * config.train.batch_size
@@ -200,6 +202,8 @@ def _generator(trained, mesh):
 
     from gptjax.evaluation import results
     from gptjax.evaluation.room import fit
+    from gptjax.generation import beam
+    from gptjax.generation.beam_params import BeamParams
     from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
 
@@ -214,7 +218,11 @@ def _generator(trained, mesh):
             prompts = generator().encode(prompts)
         limit, new_tokens = trained.architecture.context_length, sampling["max_new_tokens"]
         fitted = fit(prompts, limit, new_tokens, too_long, generator().begin_ids)
-        completions = generator().complete_tokens(fitted.prompts, SamplingParams(**sampling))
+        if "beams" in sampling:
+            found = beam.search(generator(), fitted.prompts, BeamParams(**sampling), mesh=mesh)
+            completions = [best for best, *_ in found]
+        else:
+            completions = generator().complete_tokens(fitted.prompts, SamplingParams(**sampling))
         if count := sum(not completion.text.strip() for completion in completions):
             results.warn(f"{count} of {len(completions)} completions are empty; they are scored as they are")
         return [completion.text for completion in completions], fitted.places, fitted.note

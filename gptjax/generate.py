@@ -4,12 +4,14 @@
   python -m gptjax.generate --workdir=runs/quickstart --prompts=prompts.jsonl --output=completions.jsonl
   python -m gptjax.generate --workdir=runs/large --draft=runs/small --prompt="Once upon a time"
   python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --top_k=50
+  python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --beams=4 --num_best=2
 
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
-"length"), and with --logprobs "tokens" and "logprobs". --prompts also takes FILE.txt with a prompt on each line, and
-FILE.csv#PROMPT, FILE.tsv#PROMPT and FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts
-are spread over all local devices.
+"length"), and with --logprobs "tokens" and "logprobs". A search (--beams) adds "score", which is the sum of the
+log-probabilities ("logprob") / number of tokens ** length_penalty, and with --num_best "best", a list of these.
+--prompts also takes FILE.txt with a prompt on each line, and FILE.csv#PROMPT, FILE.tsv#PROMPT and
+FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts are spread over all local devices.
 """
 
 import json
@@ -27,7 +29,10 @@ from gptjax.files import write_whole
 from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from gptjax.artifacts.loading import Trained
+    from gptjax.generation.beam import Hypothesis
     from gptjax.generation.completion import Generator
     from gptjax.generation.events import Completion
 
@@ -48,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
     sampling_flags.define_draft(flag_values)
     sampling_flags.define(flag_values)
+    sampling_flags.define_search(flag_values)
     cli.parse(flag_values, argv, __doc__)
 
     # Every flag and file is checked before the model is loaded, which takes longest.
@@ -56,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     if (flag_values.prompt is None) == (flag_values.prompts is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE.jsonl")
     params = sampling_flags.read(flag_values)
+    beams = sampling_flags.read_search(flag_values)
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
     else:
@@ -72,7 +79,16 @@ def main(argv: Sequence[str]) -> None:
 
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples)]
-    trained, generator = _load(flag_values, many=len(requests) > 1)
+    trained, generator, mesh = _load(flag_values, many=len(requests) > 1)
+    if beams:
+        from gptjax.generation.beam import search
+
+        if trained.generation.get("repetition_penalty", 1.0) != 1.0:
+            print("warning: the published repetition_penalty is not followed in a search", file=sys.stderr)
+        prompts = generator.encode([request["prompt"] for request in requests])
+        found = search(generator, prompts, beams, mesh=mesh)
+        _tell_found(requests, found, output, as_lines=bool(output or flag_values.prompts))
+        return
     params = sampling_flags.with_published(flag_values, params, trained.generation)
     as_lines = bool(output or flag_values.prompts or flag_values.logprobs)
     # Text is shown while it is written only to a person: one prompt, plain text, a terminal.
@@ -112,7 +128,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
         ) from None
 
 
-def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator"]:
+def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator", "Mesh | None"]:
     """The model of the command line, on all local devices if there are many prompts."""
     import jax
 
@@ -139,7 +155,7 @@ def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generat
         batch_size=options.batch_size,
         mesh=mesh,
     )
-    return trained, generator
+    return trained, generator, mesh
 
 
 def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion"], *, logprobs: bool) -> list[str]:
@@ -151,6 +167,31 @@ def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion
             line["logprobs"] = [round(value, 6) for value in completion.log_probabilities.tolist()]
         lines.append(json.dumps(line, ensure_ascii=False))
     return lines
+
+
+def _tell_found(
+    requests: Sequence[dict[str, Any]], found: "Sequence[Sequence[Hypothesis]]", output: Path | None, *, as_lines: bool
+) -> None:
+    """Writes or prints what a search has found."""
+    if not as_lines:
+        for i, hypothesis in enumerate(found[0], start=1):
+            if len(found[0]) > 1:
+                print(f"--- {i} of {len(found[0])}, score {hypothesis.score:.4f}")
+            print(hypothesis.text)
+        return
+    lines = []
+    for request, own in zip(requests, found, strict=True):
+        best = [
+            {"completion": h.text, "finish_reason": h.finish_reason, "score": h.score, "logprob": h.log_probability}
+            for h in own
+        ]
+        line = request | best[0] | ({"best": best} if len(best) > 1 else {})
+        lines.append(json.dumps(line, ensure_ascii=False))
+    if output:
+        write_lines(output, lines)
+        print(f"wrote the completions of {len(found)} prompts to {output}")
+    else:
+        print(*lines, sep="\n")
 
 
 def _show(_: int, text: str) -> None:
