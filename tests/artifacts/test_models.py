@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,8 +63,10 @@ def adapters(chinese, tmp_path_factory):
 def logits_of(name, ids, **options):
     trained = models.find(name, **options).load()
     model = gpt.bind(trained.architecture, trained.params)
-    positions = np.arange(len(ids))[None]
-    return np.asarray(jax.jit(lambda x: model.logits(model.hidden(x, positions=positions)[0]))(ids[None]))[0]
+    positions = jnp.arange(len(ids))[None]
+    return np.asarray(jax.jit(lambda x: model.logits(model.hidden(x, positions=positions)[0]))(jnp.asarray(ids)[None]))[
+        0
+    ]
 
 
 def test_adapters_name_their_base_or_are_named_beside_it(chinese, adapters, tmp_path):
