@@ -3,7 +3,9 @@
   python -m gptjax.evaluate --workdir=runs/quickstart
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=perplexity --stride=64 --split=test
   python -m gptjax.evaluate --workdir=runs/quickstart --data='text:wikitext/*.txt' --tasks=perplexity
+  python -m gptjax.evaluate --workdir=hf:models/gpt2 --data='text:wikitext/*.txt' --tasks=perplexity
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=bleu,rouge --prompts=questions.jsonl --output=bleu.json
+  python -m gptjax.evaluate --workdir=runs/e2e --prompts=test.csv#mr,ref --beams=4 --length_penalty=0.8
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=multiple_choice:copa.jsonl,hellaswag:hellaswag_val.jsonl
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=lm_eval:arc_easy
   python -m gptjax.evaluate --compare runs/a runs/b
@@ -29,15 +31,14 @@ from absl import flags
 
 from gptjax import cli, files
 from gptjax.errors import RunError, UserError
-from gptjax.generation.flags import define_number
+from gptjax.generation.flags import define_beams, define_model, define_number
 from gptjax.processes import cluster, distributed
 
 
 def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = dict(flag_values=flag_values)
-    flags.DEFINE_string("workdir", None, "of a training run, e.g. --workdir=runs/quickstart", **define)
-    flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=last", **define)
+    define_model(flag_values)
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
     flags.DEFINE_string("data", "", "perplexity of all of another source, e.g. --data=text:notes/*.txt", **define)
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     )
     number("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", (0, 2**31))
     number("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", (1, 2**24))
+    define_beams(flag_values, default=None)
     flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
@@ -114,7 +116,7 @@ def evaluate(options: flags.FlagValues) -> None:
     import jax
 
     from gptjax import config as config_lib
-    from gptjax.artifacts import loading
+    from gptjax.artifacts import models
     from gptjax.evaluation import answers, results, tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -125,10 +127,10 @@ def evaluate(options: flags.FlagValues) -> None:
     from gptjax.training import footprint
 
     # 1. Everything that can fail cheaply: flags, config, tasks and their files, before a device is touched.
-    path = loading.find(Path(options.workdir), options.checkpoint)
-    config = loading.read_config(path).unlock()
+    place = models.find(options.workdir, options.checkpoint, adapter=options.adapter)
+    config = place.config.copy_and_resolve_references().unlock()
     evaluation = config.evaluation
-    for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens"):
+    for name in ("tasks", "stride", "prompts", "max_prompts", "max_new_tokens", "beams", "length_penalty"):
         if options[name].value is not None:
             evaluation[name] = options[name].value
     evaluation.batch_size = options.batch_size or evaluation.batch_size or 2 * config.train.batch_size
@@ -155,7 +157,7 @@ def evaluate(options: flags.FlagValues) -> None:
     if not footprint.replicas_fit(params):
         config.mesh.update(data=1, fsdp=jax.device_count())
     mesh = mesh_lib.make_mesh(config.mesh)
-    trained = loading.load(path, shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
+    trained = place.load(shardings=lambda abstract: partition.parameter_shardings(abstract, mesh))
     # 3. All processes run all tasks, since they compute together; only process 0 writes and prints.
     context = tasks.Context(config, task_options, trained, mesh, _generator(trained, mesh), results.progress)
     outcomes = {
@@ -166,20 +168,23 @@ def evaluate(options: flags.FlagValues) -> None:
         return
     answer = {
         "checkpoint": {
-            "path": str(path),
+            "path": str(place.path),
             "step": trained.step,
             "config_sha256": config_lib.sha256(trained.config),
         },
         "results": results.to_json(outcomes),
     }
-    workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    name = results.file_name(list(outcomes), options.data or options.split, trained.step)
-    place = workdir / "evaluation" / f"{name}.json"
-    results.show(outcomes, f"{path}, {options.data or f'{options.split} split'}")
+    results.show(outcomes, f"{place.path}, {options.data or f'{options.split} split'}")
     if options.output:
         results.write(Path(options.output), answer, outcomes)
+    if place.is_published:  # the directory is another's: of the hub's cache, for instance
+        print(f"written: {options.output}" if options.output else "not written; --output=FILE.json keeps the results")
+        return
+    workdir = place.path.parent.parent if place.path.parent.name == "checkpoints" else place.path
+    name = results.file_name(list(outcomes), options.data or options.split, trained.step)
+    file = workdir / "evaluation" / f"{name}.json"
     try:
-        results.write(place, answer, outcomes)
+        results.write(file, answer, outcomes)
         # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
         if (workdir / "metrics.jsonl").exists():
             write_report(workdir)
@@ -187,8 +192,8 @@ def evaluate(options: flags.FlagValues) -> None:
         if not options.output:
             raise
         results.warn(str(error) if isinstance(error, RunError) else f"no report: {files.explain(error)}")
-        place = None
-    print(f"written: {', '.join(str(path) for path in (place, options.output) if path)}")
+        file = None
+    print(f"written: {', '.join(str(path) for path in (file, options.output) if path)}")
 
 
 def _generator(trained, mesh):
@@ -197,6 +202,8 @@ def _generator(trained, mesh):
 
     from gptjax.evaluation import results
     from gptjax.evaluation.room import fit
+    from gptjax.generation import beam
+    from gptjax.generation.beam_params import BeamParams
     from gptjax.generation.completion import Generator
     from gptjax.generation.params import SamplingParams
 
@@ -211,7 +218,11 @@ def _generator(trained, mesh):
             prompts = generator().encode(prompts)
         limit, new_tokens = trained.architecture.context_length, sampling["max_new_tokens"]
         fitted = fit(prompts, limit, new_tokens, too_long, generator().begin_ids)
-        completions = generator().complete_tokens(fitted.prompts, SamplingParams(**sampling))
+        if "beams" in sampling:
+            found = beam.search(generator(), fitted.prompts, BeamParams(**sampling), mesh=mesh)
+            completions = [best for best, *_ in found]
+        else:
+            completions = generator().complete_tokens(fitted.prompts, SamplingParams(**sampling))
         if count := sum(not completion.text.strip() for completion in completions):
             results.warn(f"{count} of {len(completions)} completions are empty; they are scored as they are")
         return [completion.text for completion in completions], fitted.places, fitted.note

@@ -3,12 +3,15 @@
   python -m gptjax.generate --workdir=runs/quickstart --prompt="The with statement" --temperature=0.8
   python -m gptjax.generate --workdir=runs/quickstart --prompts=prompts.jsonl --output=completions.jsonl
   python -m gptjax.generate --workdir=runs/large --draft=runs/small --prompt="Once upon a time"
+  python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --top_k=50
+  python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --beams=4 --num_best=2
 
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
-"length"), and with --logprobs "tokens" and "logprobs". --prompts also takes FILE.txt with a prompt on each line, and
-FILE.csv#PROMPT, FILE.tsv#PROMPT and FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts
-are spread over all local devices.
+"length"), and with --logprobs "tokens" and "logprobs". A search (--beams) adds "score", which is the sum of the
+log-probabilities ("logprob") / number of tokens ** length_penalty, and with --num_best "best", a list of these.
+--prompts also takes FILE.txt with a prompt on each line, and FILE.csv#PROMPT, FILE.tsv#PROMPT and
+FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts are spread over all local devices.
 """
 
 import json
@@ -26,7 +29,10 @@ from gptjax.files import write_whole
 from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from gptjax.artifacts.loading import Trained
+    from gptjax.generation.beam import Hypothesis
     from gptjax.generation.completion import Generator
     from gptjax.generation.events import Completion
 
@@ -34,8 +40,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = {"flag_values": flag_values}
-    flags.DEFINE_string("workdir", None, "a trained run, e.g. --workdir=runs/quickstart", **define)
-    flags.DEFINE_string("checkpoint", "best", "best, last or a step, e.g. --checkpoint=2000", **define)
+    sampling_flags.define_model(flag_values)
     flags.DEFINE_string("prompt", None, "text to complete, e.g. --prompt='The with statement'", **define)
     flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl or test.csv#mr", **define)
     flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
@@ -46,11 +51,9 @@ def main(argv: Sequence[str]) -> None:
         flag_values, "batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", (1, 4096)
     )
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
-    flags.DEFINE_string("draft", None, "a small model that speeds this one up, e.g. --draft=runs/small", **define)
-    sampling_flags.define_number(
-        flag_values, "draft_tokens", 4, "tokens that the draft proposes at a time, e.g. --draft_tokens=4", (1, 64)
-    )
+    sampling_flags.define_draft(flag_values)
     sampling_flags.define(flag_values)
+    sampling_flags.define_search(flag_values)
     cli.parse(flag_values, argv, __doc__)
 
     # Every flag and file is checked before the model is loaded, which takes longest.
@@ -59,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     if (flag_values.prompt is None) == (flag_values.prompts is None):
         raise UserError("give either --prompt=TEXT or --prompts=FILE.jsonl")
     params = sampling_flags.read(flag_values)
+    beams = sampling_flags.read_search(flag_values)
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
     else:
@@ -75,7 +79,16 @@ def main(argv: Sequence[str]) -> None:
 
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples)]
-    trained, generator = _load(flag_values, many=len(requests) > 1)
+    trained, generator, mesh = _load(flag_values, many=len(requests) > 1)
+    if beams:
+        from gptjax.generation.beam import search
+
+        if trained.generation.get("repetition_penalty", 1.0) != 1.0:
+            print("warning: the published repetition_penalty is not followed in a search", file=sys.stderr)
+        prompts = generator.encode([request["prompt"] for request in requests])
+        found = search(generator, prompts, beams, mesh=mesh)
+        _tell_found(requests, found, output, as_lines=bool(output or flag_values.prompts))
+        return
     params = sampling_flags.with_published(flag_values, params, trained.generation)
     as_lines = bool(output or flag_values.prompts or flag_values.logprobs)
     # Text is shown while it is written only to a person: one prompt, plain text, a terminal.
@@ -115,35 +128,34 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
         ) from None
 
 
-def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator"]:
+def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator", "Mesh | None"]:
     """The model of the command line, on all local devices if there are many prompts."""
     import jax
 
-    from gptjax.artifacts import loading
+    from gptjax.artifacts import models
     from gptjax.config import cache_directory, get_default
     from gptjax.generation.completion import Generator
     from gptjax.parallel import mesh as mesh_lib
     from gptjax.parallel import partition
     from gptjax.processes import runtime
 
-    path = loading.find(Path(options.workdir), options.checkpoint)
-    draft_path = loading.find(Path(options.draft)) if options.draft else None
-    config = loading.read_config(path)
+    place = models.find(options.workdir, options.checkpoint, adapter=options.adapter)
+    draft = models.find(options.draft) if options.draft else None
     # rows=1 makes a CPU one device. Its matrix products use all cores; two devices would both read every parameter.
-    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(config))
+    runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(place.config))
     mesh = (
         mesh_lib.make_mesh(get_default().mesh, jax.local_devices()) if many and jax.local_device_count() > 1 else None
     )
     shardings = partial(partition.parameter_shardings, mesh=mesh) if mesh else None
-    trained = loading.load(path, shardings=shardings)
+    trained = place.load(shardings=shardings)
     generator = Generator.from_trained(
         trained,
-        draft=loading.load(draft_path, shardings=shardings) if draft_path else None,
+        draft=draft.load(shardings=shardings) if draft else None,
         draft_tokens=options.draft_tokens,
         batch_size=options.batch_size,
         mesh=mesh,
     )
-    return trained, generator
+    return trained, generator, mesh
 
 
 def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion"], *, logprobs: bool) -> list[str]:
@@ -155,6 +167,31 @@ def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion
             line["logprobs"] = [round(value, 6) for value in completion.log_probabilities.tolist()]
         lines.append(json.dumps(line, ensure_ascii=False))
     return lines
+
+
+def _tell_found(
+    requests: Sequence[dict[str, Any]], found: "Sequence[Sequence[Hypothesis]]", output: Path | None, *, as_lines: bool
+) -> None:
+    """Writes or prints what a search has found."""
+    if not as_lines:
+        for i, hypothesis in enumerate(found[0], start=1):
+            if len(found[0]) > 1:
+                print(f"--- {i} of {len(found[0])}, score {hypothesis.score:.4f}")
+            print(hypothesis.text)
+        return
+    lines = []
+    for request, own in zip(requests, found, strict=True):
+        best = [
+            {"completion": h.text, "finish_reason": h.finish_reason, "score": h.score, "logprob": h.log_probability}
+            for h in own
+        ]
+        line = request | best[0] | ({"best": best} if len(best) > 1 else {})
+        lines.append(json.dumps(line, ensure_ascii=False))
+    if output:
+        write_lines(output, lines)
+        print(f"wrote the completions of {len(found)} prompts to {output}")
+    else:
+        print(*lines, sep="\n")
 
 
 def _show(_: int, text: str) -> None:

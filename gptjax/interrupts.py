@@ -15,8 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 DEAF = 0.5  # seconds after which the main thread, which has not heard of a signal, is in C for longer
@@ -27,6 +27,7 @@ received = ""  # the name of the signal that was acted on here
 status = 0  # with which the command ends, once that is known
 
 _installed = False
+_goes_on = False  # the command takes Ctrl-C as one of its inputs
 _phase = "importing"  # then "running", "ending"
 _clean: list[Callable[[], Any]] = []
 _leaving = threading.Lock()
@@ -73,6 +74,19 @@ def handle(*signals: int) -> dict[int, Any]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, _note)
     return before
+
+
+@contextmanager
+def answered_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Ctrl-C calls `handler` with the number of the signal and the frame, and the command goes on, as a shell does."""
+    global _goes_on
+    before = signal.signal(signal.SIGINT, handler)
+    _goes_on = True
+    try:
+        yield
+    finally:
+        _goes_on = False
+        signal.signal(signal.SIGINT, before)
 
 
 def on_leaving(clean: Callable[[], Any]) -> None:
@@ -159,7 +173,7 @@ def _watch(reader: int) -> None:
             with suppress(RuntimeError):  # from Python 3.12 on no thread starts once the process is at its exit
                 if signal.getsignal(number) is _note:
                     threading.Thread(target=_end_soon, args=(number,), daemon=True).start()
-                elif interrupts > 1:
+                elif interrupts > 1 and not _goes_on:
                     threading.Thread(target=_end_after, args=(SECOND_GRACE,), daemon=True).start()
 
 

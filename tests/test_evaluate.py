@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from gptjax import cli, convert, evaluate, train
+from gptjax.artifacts import loading
 from gptjax.data.tokenization.tokenizer import build_tokenizer
+from gptjax.generation import beam
+from gptjax.generation.beam_params import BeamParams
+from gptjax.generation.completion import Generator
 
 CONFIG = """
 from gptjax.config import get_default
@@ -253,6 +257,20 @@ def test_strided_perplexity_is_that_of_a_loop_over_windows_in_transformers(tmp_p
     scores = results(tmp_path / "out.json")["perplexity"]
     assert scores["perplexity"]["n"] == count
     assert scores["perplexity"]["value"] == pytest.approx(math.exp(nll / count), rel=1e-4)
+
+
+def test_completions_found_with_beams(workdir, files):
+    options = [f"--workdir={workdir}", "--tasks=bleu", f"--prompts={files}/prompts.jsonl", "--max_new_tokens=5"]
+    assert run(*options, "--beams=3", "--length_penalty=0.5", f"--output={files}/beam.json") == 0
+    assert run(*options, f"--output={files}/greedy.json") == 0
+    signatures = [results(files / f"{name}.json")["bleu"]["bleu"]["signature"] for name in ("beam", "greedy")]
+    assert "|decoding:beam-3|length_penalty:0.5|" in signatures[0] and "|decoding:greedy|" in signatures[1]
+    generator = Generator.from_trained(loading.load(workdir))
+    params = BeamParams(beams=3, length_penalty=0.5, max_new_tokens=5)
+    found = beam.search(generator, generator.encode([prompt["prompt"] for prompt in PROMPTS]), params)
+    items = [json.loads(line) for line in (files / "beam.items.jsonl").read_text().splitlines()]
+    hypotheses = [item["hypothesis"] for item in items if "item" in item]
+    assert hypotheses == [best.text.strip() for best, *_ in found]
 
 
 def test_one_prompt_that_is_too_long_does_not_end_all(workdir, files):

@@ -76,6 +76,32 @@ def test_file_to_file_keeps_the_objects_and_their_order(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
 
 
+def test_a_search(run, tmp_path):
+    status, out, _ = run("--prompt=ab", "--beams=3", "--num_best=2", "--ignore_eos", "--temperature=0")
+    assert status == 0
+    scores = [float(line.rpartition(" ")[2]) for line in out.splitlines() if line.startswith("--- ")]
+    assert len(scores) == 2 and scores[0] >= scores[1]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "ab", "id": 1}\n{"prompt": "c"}')
+    status, out, _ = run(f"--prompts={tmp_path / 'p.jsonl'}", "--beams=3", "--num_best=2", "--ignore_eos")
+    first, second = map(json.loads, out.splitlines())
+    assert first["id"] == 1 and second["completion"] == second["best"][0]["completion"]
+    assert first["score"] == pytest.approx(scores[0], abs=1e-4) == pytest.approx(first["logprob"] / 5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--beams=2", "--top_k=5", "--stop=x"], "--beams=2 searches and draws nothing; leave out --stop, --top_k"),
+        (["--beams=2", "--draft=runs/x"], "leave out --draft"),
+        (["--beams=2", "--num_best=3"], "num_best is 3; expected from 1 to the number of beams, 2"),
+        (["--length_penalty=2"], "--length_penalty belongs to a search; add --beams=4"),
+    ],
+)
+def test_flags_that_exclude_a_search(run, flags, reason):
+    status, _, err = run("--prompt=ab", *flags)
+    assert status == 2 and reason in err
+
+
 def test_prompts_of_a_table(run, tmp_path):
     (tmp_path / "test.csv").write_text("mr,ref\nab,x\ncd,y\nab,z\n")
     status, out, _ = run(f"--prompts={tmp_path}/test.csv#mr,ref")

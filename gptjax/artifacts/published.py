@@ -1,7 +1,9 @@
 """A published model, in the Hugging Face layout, read for use."""
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,33 @@ from gptjax import config as config_lib
 from gptjax.artifacts.loading import Trained
 from gptjax.data.tokenization import huggingface as tokenizer_files
 from gptjax.errors import UserError
+from gptjax.model import lora
 from gptjax.model.architecture import Architecture
 from gptjax.model.huggingface import adapters, files, weights
+
+
+def read_config(directory: Path, name: str = "", adapter: Path | None = None) -> config_lib.Config:
+    """The default config with the options of `model`, without those of adapters, and the tokenizer of a directory.
+
+    Arguments: see `read`. Raises UserError for a model that is not supported.
+    """
+    config = config_lib.get_default()
+    config.model.update(weights.read_config(directory))
+    source = _of_tokenizer(directory, adapter)
+    config.tokenizer = f"hf:{name or directory}" if source == directory else f"hf:{source}"
+    config_lib.validate(config)
+    return config
+
+
+def load(
+    directory: Path, name: str = "", *, adapter: Path | None = None, shardings: Any = None, **options: Any
+) -> Trained:
+    """`read`, with adapters merged into the kernels, on the devices that `shardings` names (see `loading.load`)."""
+    trained = read(directory, name, adapter=adapter, **options)
+    params, architecture = lora.merge(trained.params, trained.architecture)
+    if shardings is not None:
+        params = jax.device_put(params, shardings(params))
+    return dataclasses.replace(trained, params=params, architecture=architecture)
 
 
 def read(
@@ -26,23 +53,21 @@ def read(
 
     Args:
       name: by which the directory was asked for; default: itself.
-      adapter: a directory of PEFT.
+      adapter: a directory of PEFT. Its own tokenizer and template, where it has them, go before those of the model.
       allow_pickle: whether weights in a pickle are read.
       add_bos_token: whether prompts begin with the token that begins a text: auto (the tokenizer says it), true, false.
 
     Raises UserError for what cannot be read. A chat template that cannot be used is left out, which is said on stderr.
     """
-    config = config_lib.get_default()
-    config.model.update(weights.read_config(directory))
-    config.tokenizer = f"hf:{name or directory}"
-    config_lib.validate(config)
-    tokenizer = tokenizer_files.read_tokenizer(directory)
+    config = read_config(directory, name, adapter)
+    source = _of_tokenizer(directory, adapter)
+    tokenizer = tokenizer_files.read_tokenizer(source)
     try:
-        template = tokenizer_files.read_template(directory, tokenizer)
+        template = tokenizer_files.read_template(source, tokenizer)
     except UserError as error:
         template = None
         print(f"the chat template is left out: {error}", file=sys.stderr)
-    tokenizer = tokenizer_files.fitted(tokenizer, config.model.vocab_size, directory)
+    tokenizer = tokenizer_files.fitted(tokenizer, config.model.vocab_size, source)
     generation = files.read_generation_config(directory, config.model.vocab_size)
     begin = {"true": list(tokenizer.begin_ids), "false": []}
     generation["begin_token_ids"] = begin.get(add_bos_token, tokenizer_files.begin_ids(tokenizer, template))
@@ -54,3 +79,8 @@ def read(
     architecture = Architecture.from_config(config.model, 0).for_inference()
     params = jax.tree.map(jnp.asarray, params)
     return Trained(directory, 0, config.lock(), tokenizer, architecture, params, template, generation)
+
+
+def _of_tokenizer(directory: Path, adapter: Path | None) -> Path:
+    """The directory whose tokenizer counts."""
+    return adapter if adapter is not None and tokenizer_files.has_tokenizer(adapter) else directory

@@ -537,6 +537,10 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "max_prompts": Option(200, "prompts scored at most; 0 = all", minimum=0, maximum=10**9),
         "max_new_tokens": Option(48, "tokens generated per prompt", minimum=1, maximum=1_048_576),
+        "beams": Option(1, "beams of the search for a completion; 1 = greedy", minimum=1, maximum=1024),
+        "length_penalty": Option(
+            1.0, "of beam search: scores are log-probability / length ** this", minimum=-100, maximum=100
+        ),
     },
     "logging": {
         "every": Option(10, "steps between lines of metrics.jsonl", minimum=1, maximum=MOST_STEPS),

@@ -63,15 +63,11 @@ class Loaded:
         return ContinuationScorer(self.trained.architecture, self.trained.params, mesh, batch_size=8)
 
 
-def load(path: str | Path, checkpoint: str = "best") -> Loaded:
+def load(path: str | Path, checkpoint: str = "best", *, adapter: str | Path = "") -> Loaded:
     """The model of a work directory, or of a directory in the Hugging Face layout ("hf:DIR"). Raises UserError.
 
-    `checkpoint`: best, last or a step, of a work directory.
+    `checkpoint`: best, last or a step, of a work directory. `adapter`: a directory of PEFT for hf:DIR.
     """
-    from gptjax.artifacts import loading, published
-    from gptjax.model.huggingface import files
+    from gptjax.artifacts import models
 
-    if (name := str(path)).startswith("hf:"):
-        name = name.removeprefix("hf:")
-        return Loaded(published.read(files.locate(name), name))
-    return Loaded(loading.load(Path(path), checkpoint))
+    return Loaded(models.find(str(path), checkpoint, adapter=str(adapter)).load())

@@ -76,7 +76,8 @@ class Context:
     """What tasks work with.
 
     Attributes:
-      generate: completes prompts, texts or token ids, with the options of `SamplingParams`; also gives the places of
+      generate: completes prompts, texts or token ids, with the options of `SamplingParams`, or of `BeamParams` where
+        `beams` is one of them; also gives the places of
         those that were completed, and a note of those that were too long.
       progress: makes a display for what it is given the name of, or None.
       completions: of prompts that a task has asked for.
@@ -106,14 +107,16 @@ class Context:
         return f"tokenizer:{self.trained.tokenizer.sha256[:12]}"
 
     def complete(self, prompts: Sequence[dict[str, Any]]) -> tuple[list[str], list[int], str]:
-        """Greedy completions, the places of the prompts that have one, and a note of those that were too long.
+        """Completions, the places of the prompts that have one, and a note of those that were too long.
 
-        Tasks on the same prompts share them.
+        They are greedy, or with evaluation.beams the best that a search finds. Tasks on the same prompts share them.
         """
         texts = tuple(prompt["prompt"] for prompt in prompts)
         if texts not in self.completions:
-            limit = self.config.evaluation.max_new_tokens
-            sampling = {"max_new_tokens": limit, "temperature": 0.0}
+            evaluation = self.config.evaluation
+            sampling = {"max_new_tokens": evaluation.max_new_tokens, "temperature": 0.0}
+            if evaluation.beams > 1:
+                sampling = {name: evaluation[name] for name in ("max_new_tokens", "beams", "length_penalty")}
             completed, places, note = self.generate(texts, too_long=self.options.too_long, **sampling)
             self.completions[texts] = [text.strip() for text in completed], places, note
         return self.completions[texts]
@@ -268,7 +271,9 @@ def _held_out_questions(config: Config, split_name: str) -> list[dict[str, Any]]
 def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]) -> Outcome:
     texts = [prompt["prompt"] for prompt in prompts]
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
-    limit = context.config.evaluation.max_new_tokens
+    evaluation = context.config.evaluation
+    search = f"beam-{evaluation.beams}|length_penalty:{evaluation.length_penalty:g}"
+    decoding = "greedy" if evaluation.beams == 1 else search
     completions, places, note = context.complete(prompts)
     expected = [prompts[place]["references"] for place in places]
     return text_tasks.score_texts(
@@ -277,7 +282,7 @@ def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]
         completions,
         expected,
         setting=text_tasks.Setting.of(expected, context.options.rules),
-        identity=f"prompts:{digest}|decoding:greedy|max_new_tokens:{limit}|{note}",
+        identity=f"prompts:{digest}|decoding:{decoding}|max_new_tokens:{evaluation.max_new_tokens}|{note}",
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from absl import flags
 
 from gptjax.config import Option, values
+from gptjax.errors import UserError
+from gptjax.generation.beam_params import BeamParams
 from gptjax.generation.params import SamplingParams
 
 
@@ -45,9 +47,25 @@ def define_number(
     flags.DEFINE(parser, name, default, meaning, flag_values=flag_values, serializer=flags.ArgumentSerializer())
 
 
-def define(flag_values: flags.FlagValues) -> None:
+def define_model(flag_values: flags.FlagValues) -> None:
+    """Adds the flags that `artifacts.models.find` reads."""
+    define = {"flag_values": flag_values}
+    where = "a run, a checkpoint or hf:DIR_OR_NAME, e.g. --workdir=runs/quickstart or --workdir=hf:models/gpt2"
+    flags.DEFINE_string("workdir", None, where, **define)
+    flags.DEFINE_string("checkpoint", "best", "of a run: best, last or a step, e.g. --checkpoint=2000", **define)
+    flags.DEFINE_string("adapter", "", "adapters of PEFT for hf:DIR, e.g. --adapter=adapters/mine", **define)
+
+
+def define_draft(flag_values: flags.FlagValues) -> None:
+    """Adds --draft and --draft_tokens."""
+    meaning = "a small model that speeds this one up, e.g. --draft=runs/small"
+    flags.DEFINE_string("draft", None, meaning, flag_values=flag_values)
+    meaning = "tokens that the draft proposes at a time, e.g. --draft_tokens=4"
+    define_number(flag_values, "draft_tokens", 4, meaning, (1, 64))
+
+
+def define(flag_values: flags.FlagValues, default: SamplingParams = SamplingParams()) -> None:  # noqa: B008 (frozen)
     """Adds one flag for each field of SamplingParams but `logit_bias`, which is for programs."""
-    default = SamplingParams()
 
     def number(name: str, meaning: str, limits: tuple[float, float], *, whole: bool = False) -> None:
         define_number(flag_values, name, getattr(default, name), meaning, limits, whole=whole)
@@ -72,6 +90,49 @@ def define(flag_values: flags.FlagValues) -> None:
         "text that ends a completion; may be repeated, e.g. --stop='Q:'",
         flag_values=flag_values,
     )
+
+
+def define_beams(flag_values: flags.FlagValues, *, default: int | None = 1) -> None:
+    """Adds --beams and --length_penalty."""
+    meaning = "search with this many beams instead of drawing, e.g. --beams=4"
+    define_number(flag_values, "beams", default, meaning, (1, 1024))
+    meaning = "scores are log-probability / length ** this, e.g. --length_penalty=0.8"
+    penalty = None if default is None else 1.0
+    define_number(flag_values, "length_penalty", penalty, meaning, (-100, 100), whole=False)
+
+
+def define_search(flag_values: flags.FlagValues) -> None:
+    """Adds the flags of BeamParams that `define` does not have."""
+    define_beams(flag_values)
+    define_number(flag_values, "num_best", 1, "the best completions of a search, e.g. --num_best=4", (1, 1024))
+    flags.DEFINE_enum(
+        "early_stopping",
+        "false",
+        ["false", "true", "never"],
+        "end a search where no beam would be better now, at the first --beams completions, or where none can become "
+        "better, e.g. --early_stopping=never",
+        flag_values=flag_values,
+    )
+
+
+def read_search(flag_values: flags.FlagValues) -> BeamParams | None:
+    """The search of the command line; None where tokens are drawn. Raises UserError for flags of the other way."""
+    own = [name for name in ("num_best", "length_penalty", "early_stopping") if flag_values[name].present]
+    if flag_values.beams == 1:
+        if own:
+            raise UserError(f"--{own[0]} belongs to a search; add --beams=4")
+        return None
+    names = {field.name for field in dataclasses.fields(SamplingParams)} | {"num_samples", "draft", "logprobs"}
+    drawing = [
+        f"--{name}"
+        for name in sorted(names - {"max_new_tokens", "ignore_eos"})
+        if name in flag_values and flag_values[name].present and (name, flag_values[name].value) != ("temperature", 0)
+    ]
+    if drawing:
+        raise UserError(f"--beams={flag_values.beams} searches and draws nothing; leave out {', '.join(drawing)}")
+    params = BeamParams(**{field.name: flag_values[field.name].value for field in dataclasses.fields(BeamParams)})
+    params.validate()
+    return params
 
 
 def read(flag_values: flags.FlagValues) -> SamplingParams:

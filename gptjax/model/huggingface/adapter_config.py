@@ -33,7 +33,7 @@ class AdapterConfig(foreign.Schema):
         " ".join(
             (
                 # Who made it, for what, how it was initialised or trained, where it runs.
-                "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode loftq_config",
+                "task_type auto_mapping peft_version revision inference_mode loftq_config",
                 "eva_config corda_config lora_ga_config megatron_core qalora_group_size runtime_config",
                 # Which modules have an adapter, and how its matrices lie: the tensors say both.
                 "target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out",
@@ -41,6 +41,7 @@ class AdapterConfig(foreign.Schema):
         ).split()
     ).union(_MUST_BE_OFF)
     peft_type: str | None = None
+    base_model_name_or_path: str | None = None
     r: Rank = 8
     lora_alpha: Alpha = 8
     lora_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None

@@ -1,0 +1,45 @@
+"""The settings of a beam search."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from gptjax.errors import UserError
+
+EarlyStopping = Literal["false", "true", "never"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamParams:
+    """How completions are searched. The score of one is the sum of its log-probabilities / length ** length_penalty.
+
+    Attributes:
+      beams: unfinished completions that are kept after each token.
+      num_best: completions wanted, the best first; at most `beams`.
+      length_penalty: more than 0 favours long completions, less than 0 short ones; 0 compares the bare sums.
+      early_stopping: when the search ends once there are as many finished completions as beams, as transformers has it.
+        "true": at once. "false": where no beam would be better if it ended now. "never": where none can become better
+        up to max_new_tokens.
+      max_new_tokens: the largest number of generated tokens.
+      ignore_eos: whether to go on after an end-of-text token.
+    """
+
+    beams: int = 4
+    num_best: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = "false"
+    max_new_tokens: int = 100
+    ignore_eos: bool = False
+
+    def validate(self) -> None:
+        """Raises one UserError with every value that is out of its range."""
+        checks = (
+            ("beams", self.beams >= 1, "at least 1"),
+            ("num_best", 1 <= self.num_best <= self.beams, f"from 1 to the number of beams, {self.beams}"),
+            ("length_penalty", math.isfinite(self.length_penalty), "a finite number"),
+            ("early_stopping", self.early_stopping in ("false", "true", "never"), "false, true or never"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+        )
+        problems = [f"{name} is {getattr(self, name)}; expected {rule}" for name, ok, rule in checks if not ok]
+        if problems:
+            raise UserError("; ".join(problems))
