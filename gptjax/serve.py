@@ -2,10 +2,12 @@
 
   python -m gptjax.serve --model=mine=runs/chat
   python -m gptjax.serve --model=small=runs/small --model=large=runs/large --port=8080 --slots=16
+  python -m gptjax.serve --model=gpt2=hf:models/gpt2 --model=mine=runs/chat --preferences=choices.jsonl
   python -m gptjax.serve --model=runs/chat --host=0.0.0.0 --allowed_hosts=gpt.example.org --api_keys=keys.txt
 
-Then `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")` works as it is, and so does lm-eval:
-`lm_eval --model=local-completions --model_args=base_url=http://127.0.0.1:8000/v1/completions,model=mine`.
+The address in a browser is a page to talk to the models, or to two of them side by side, where the better answer
+becomes a line of --preferences. `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")` works as it is, and so
+does lm-eval: `lm_eval --model=local-completions --model_args=base_url=http://127.0.0.1:8000/v1/completions,model=mine`.
 The same seed gives the same answer, whoever else is served at the time. SIGTERM finishes what runs, then ends.
 """
 
@@ -36,7 +38,9 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client")
 def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = {"flag_values": flag_values}
-    flags.DEFINE_multi_string("model", None, "NAME=DIR, may be repeated, e.g. --model=mine=runs/quickstart", **define)
+    flags.DEFINE_multi_string(
+        "model", None, "NAME=DIR or NAME=hf:DIR, may be repeated, e.g. --model=mine=runs/chat", **define
+    )
     flags.DEFINE_string("host", "127.0.0.1", "the address to listen at, e.g. --host=0.0.0.0", **define)
     define_number(flag_values, "port", 8000, "the port; 0 takes a free one, e.g. --port=8080", (0, 65535))
     flags.DEFINE_string("api_keys", None, "a file with a key on each line, e.g. --api_keys=keys.txt", **define)
@@ -86,14 +90,18 @@ def main(argv: Sequence[str]) -> None:
         (0, 3600),
         whole=False,
     )
+    flags.DEFINE_string(
+        "preferences", None, "where choices between two answers go, e.g. --preferences=choices.jsonl", **define
+    )
     flags.DEFINE_bool("warm_up", True, "compile all programs before the first request, e.g. --nowarm_up", **define)
     flags.DEFINE_bool("log_prompts", False, "write prompts to the log, e.g. --log_prompts", **define)
     cli.parse(flag_values, argv, __doc__)
     _check(flag_values)
 
-    from gptjax.server import app, limits
+    from gptjax.server import app, limits, preferences
 
     keys = limits.read_keys(Path(flag_values.api_keys)) if flag_values.api_keys else ()
+    choices = preferences.check(Path(flag_values.preferences)) if flag_values.preferences else None
     door = limits.Limits(
         body_bytes=int(flag_values.max_body * 2**20),
         seconds=flag_values.time_limit,
@@ -107,12 +115,14 @@ def main(argv: Sequence[str]) -> None:
     with _listen(flag_values.host, flag_values.port) as listening:
         models = _load(flag_values)
         hosts = (*limits.LOOPBACK, socket.gethostname().lower(), flag_values.host.lower(), *flag_values.allowed_hosts)
-        application = app.make(models, door, keys=keys, hosts=hosts, origins=flag_values.allowed_origins)
+        origins = flag_values.allowed_origins
+        application = app.make(models, door, keys=keys, hosts=hosts, origins=origins, preferences=choices)
         for model in models:
             model.start(warm_up=flag_values.warm_up)
         host, port = listening.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"serving {', '.join(model.name for model in models)} at http://{address}/v1", flush=True)
+        names = ", ".join(model.name for model in models)
+        print(f"serving {names} at http://{address}/v1", f"page: http://{address}", sep="\n", flush=True)
         if not keys and flag_values.host not in ("127.0.0.1", "localhost", "::1"):
             print("warning: anybody who reaches this address may use it; give --api_keys=FILE", file=sys.stderr)
         run(application, listening, models, door.shutdown_seconds)

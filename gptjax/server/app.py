@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gptjax.server import preferences as choices
 from gptjax.server import tokens
 from gptjax.server.chat import chat
 from gptjax.server.completions import completions
@@ -39,8 +40,12 @@ def make(
     keys: Sequence[str] = (),
     hosts: Sequence[str] = LOOPBACK,
     origins: Sequence[str] = (),
+    preferences: Path | None = None,
 ) -> Door:
-    """The application, for any ASGI server. The models must be started. Arguments: see `Door`."""
+    """The application, for any ASGI server. The models must be started. Arguments: see `Door`.
+
+    `preferences`: the file that choices between two answers go to; None: they are refused.
+    """
     metrics = Metrics(models)
     posts = {
         "/v1/chat/completions": chat,
@@ -50,6 +55,7 @@ def make(
         "/tokenize": tokens.tokenize,
         "/detokenize": tokens.detokenize,
         "/apply-template": tokens.apply_template,
+        "/preferences": choices.preferences,
     }
     gets = {
         "/v1/models": tokens.models,
@@ -64,7 +70,7 @@ def make(
     routes = [Route(path, _guarded(answer, metrics), methods=["POST"]) for path, answer in posts.items()]
     routes += [Route(path, _guarded(answer, metrics), methods=["GET"]) for path, answer in gets.items()]
     app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
-    app.state.context = Context(models, limits, metrics)
+    app.state.context = Context(models, limits, metrics, preferences)
     return Door(app, keys=keys, hosts=hosts, origins=origins, is_open=_is_open, on_error=metrics.failed)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ class Context:
     models: Models
     limits: Limits
     metrics: Metrics
+    preferences: Path | None = None  # the file that choices go to
 
     async def body(self, request: Request) -> bytes:
         return await read_body(request, self.limits)

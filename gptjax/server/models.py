@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gptjax.artifacts import loading
+from gptjax.artifacts import models
 from gptjax.artifacts.loading import Trained
 from gptjax.data.tokenization.vocabularies import BYTE_SYMBOLS
 from gptjax.errors import UserError
@@ -193,10 +193,10 @@ def load(texts: Sequence[str], options: EngineOptions, memory_limit: float) -> M
     names = [name for name, _ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--model: two models are called {twice[0]}; give each a name: --model=NAME=DIR")
-    found = [(name, loading.find(Path(directory))) for name, directory in pairs]  # all before one is read
+    found = [(name, models.find(directory)) for name, directory in pairs]  # all before one is read
     served, taken = [], 0
-    for name, path in found:
-        model = Served(name, loading.load(path), options)
+    for name, location in found:
+        model = Served(name, location.load(), options)
         taken += memory(model, options)
         if memory_limit and taken > memory_limit * GIB:
             raise UserError(

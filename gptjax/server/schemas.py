@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gptjax import foreign
 from gptjax.foreign import Schema
+from gptjax.json_text import parse_json
 from gptjax.server.errors import ApiError
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -115,6 +116,13 @@ class Detokenize(Schema):
     tokens: list[Token]
 
 
+class Preference(Schema):
+    prompt: Annotated[list[Message], Field(min_length=1)]
+    chosen: Annotated[list[Message], Field(min_length=1)]
+    rejected: Annotated[list[Message], Field(min_length=1)]
+    models: list[str] | None = None
+
+
 class ApplyTemplate(Schema):
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -123,7 +131,7 @@ class ApplyTemplate(Schema):
 
 def read(schema: type[S], body: bytes) -> S:
     """A body as its schema. Raises ApiError with the parameter that is wrong, UserError for what is no JSON."""
-    value = foreign.parse_json(body, "the body")
+    value = parse_json(body, "the body")
     try:
         return foreign.check(schema, value, "the request")
     except foreign.UserError as error:

@@ -17,7 +17,9 @@ async function refusal(response) {
 export async function models(key) {
   const response = await fetch("v1/models", { headers: headers(key) });
   if (!response.ok) throw await refusal(response);
-  return (await response.json()).data.map((model) => model.id);
+  const chatting = (await response.json()).data.filter((model) => model.chat !== false);
+  if (!chatting.length) throw new ServerError("No model here has a chat template.");
+  return chatting.map((model) => model.id);
 }
 
 // Tells the server which of two answers is better. Throws ServerError.

@@ -1,0 +1,50 @@
+"""What people choose between two answers on the page, as records that `--config.data.source=preference:FILE` reads."""
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gptjax import files
+from gptjax.errors import UserError
+from gptjax.server import messages, schemas
+from gptjax.server.context import context_of
+from gptjax.server.errors import JSON, ApiError
+
+
+async def preferences(request: Request) -> Response:
+    """POST /preferences: {"prompt", "chosen", "rejected": messages, "models"} becomes a line of the file."""
+    context = context_of(request)
+    body = schemas.read(schemas.Preference, await context.body(request))
+    if context.preferences is None:
+        raise ApiError("choices are not kept here; start the server with --preferences=FILE.jsonl", status=404)
+    sides = {name: messages.normal(getattr(body, name)) for name in ("prompt", "chosen", "rejected")}
+    if sides["chosen"] == sides["rejected"]:
+        raise ApiError("the two answers are equal, so there is nothing to choose", param="rejected")
+    record = {**sides, "models": body.models, "time": int(time.time())}
+    await asyncio.to_thread(_append, context.preferences, json.dumps(record, ensure_ascii=False) + "\n")
+    return JSON({"recorded": True})
+
+
+def _append(path: Path, line: str) -> None:
+    """One write at the end of the file, so that lines of several requests never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check(path: Path) -> Path:
+    """The file of --preferences. Raises UserError where nothing can be written."""
+    path = files.expand(path)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise UserError(f"--preferences={path} cannot be written: {files.words(error)}") from None
+    return path
