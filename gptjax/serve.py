@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     )
     define_number(flag_values, "slots", 8, "requests that are answered at a time, e.g. --slots=16", (1, 4096))
     define_number(
-        flag_values, "max_waiting", 64, "requests that may wait; more get 429, e.g. --max_waiting=9", (0, 10**6)
+        flag_values, "max_waiting", 256, "requests that may wait; more get 429, e.g. --max_waiting=9", (1, 9999)
     )
     define_number(
         flag_values,
