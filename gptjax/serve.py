@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from gptjax import cli
+from gptjax.config.values import shown
 from gptjax.errors import UserError
 from gptjax.generation.flags import define_number
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     )
     define_number(flag_values, "slots", 8, "requests that are answered at a time, e.g. --slots=16", (1, 4096))
     define_number(
-        flag_values, "max_waiting", 64, "requests that may wait; more get 429, e.g. --max_waiting=9", (0, 10**6)
+        flag_values, "max_waiting", 256, "requests that may wait; more get 429, e.g. --max_waiting=9", (1, 9999)
     )
     define_number(
         flag_values,
@@ -108,12 +109,12 @@ def main(argv: Sequence[str]) -> None:
         shutdown_seconds=flag_values.shutdown_seconds,
         log_prompts=flag_values.log_prompts,
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for loud in ("jax", "orbax", "absl", "uvicorn.access"):
-        logging.getLogger(loud).setLevel(logging.WARNING)
     # The port is taken before models are loaded, which takes longest.
     with _listen(flag_values.host, flag_values.port) as listening:
         models = _load(flag_values)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        for loud in ("jax", "orbax", "absl", "uvicorn.access"):
+            logging.getLogger(loud).setLevel(logging.WARNING)
         hosts = (*limits.LOOPBACK, socket.gethostname().lower(), flag_values.host.lower(), *flag_values.allowed_hosts)
         origins = flag_values.allowed_origins
         application = app.make(models, door, keys=keys, hosts=hosts, origins=origins, preferences=choices)
@@ -180,7 +181,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         reason = "the port is in use; choose another, or --port=0" if taken else error.strerror or str(error)
-        raise UserError(f"--host={host} --port={port}: {reason}") from None
+        raise UserError(f"--host={shown(host)} --port={port}: {reason}") from None
+    except ValueError:  # what cannot be a name: too long, or with characters that no name has
+        raise UserError(f"--host={shown(host)}: expected an address or a name, such as 127.0.0.1") from None
 
 
 def _load(options: flags.FlagValues) -> "Models":

@@ -15,7 +15,7 @@ from gptjax.errors import UserError
 
 TOOL = Path(__file__).parent.parent / "tools" / "bad_inputs.py"
 # Verbs of which all cases are known to pass, and how many are tried.
-NUMBERS = {"train": 60, "plan": 240}
+NUMBERS = {"train": 60, "plan": 240, "serve": 60}
 
 
 @pytest.fixture(scope="module")

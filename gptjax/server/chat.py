@@ -1,10 +1,12 @@
 """POST /v1/chat/completions."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +14,7 @@ from gptjax.generation.events import Event
 from gptjax.server import generating, messages, schemas
 from gptjax.server.context import context_of
 from gptjax.server.errors import JSON, ApiError
-from gptjax.server.generating import Running, finite, with_chosen
+from gptjax.server.generating import Running, Settings, finite, with_chosen
 from gptjax.server.models import Served
 from gptjax.server.streams import Frame, frame
 from gptjax.server.tools import ToolCalls
@@ -22,22 +24,24 @@ async def chat(request: Request) -> Response:
     context = context_of(request)
     body = schemas.read(schemas.Chat, await context.body(request))
     model = context.models.find(body.model)
-    tools = chosen_tools(body.tools, body.tool_choice)
-    dialogue = messages.normal(body.messages)
-    if not dialogue:
-        raise ApiError("messages has nobody's words", param="messages")
-    if body.top_logprobs and not body.logprobs:
-        raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
-    prompt = messages.encode(model, dialogue, tools)
-    model.check_length(prompt, "messages")
-    wanted = generating.settings(
-        model, body, max_tokens=body.max_completion_tokens or body.max_tokens, top=body.top_logprobs or 0
-    )
-    answer = Answer(model, body, has_tools=bool(tools))
+    # In a thread: the tokens of a long text, or a grammar, would keep all others waiting.
+    prompt, wanted, has_tools = await asyncio.to_thread(_prepare, model, body)
+    answer = Answer(model, body, has_tools=has_tools)
     running = Running(model, [prompt], wanted, context.limits)
     if body.stream:
         return context.stream(answer.frames(running), running)
     return JSON(answer.whole(await context.collect(request, running), running))
+
+
+def _prepare(model: Served, body: schemas.Chat) -> tuple[np.ndarray, Settings, bool]:
+    """The prompt, the settings, and whether the model was told of tools. Raises ApiError, UserError."""
+    tools = chosen_tools(body.tools, body.tool_choice)
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
+    prompt = messages.encode(model, messages.normal(body.messages), tools)
+    model.check_length(prompt, "messages")
+    most = body.max_completion_tokens or body.max_tokens
+    return prompt, generating.settings(model, body, max_tokens=most, top=body.top_logprobs or 0), bool(tools)
 
 
 def chosen_tools(tools: Sequence[dict[str, Any]] | None, choice: str | dict[str, Any] | None) -> list[dict[str, Any]]:

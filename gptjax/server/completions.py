@@ -1,5 +1,6 @@
 """POST /v1/completions, with echo and log-probabilities, which lm-eval scores with."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -13,7 +14,7 @@ from gptjax.generation.events import Event, TopTokens
 from gptjax.server import generating, schemas
 from gptjax.server.context import context_of
 from gptjax.server.errors import JSON, ApiError
-from gptjax.server.generating import Running, finite, with_chosen
+from gptjax.server.generating import Running, Settings, finite, with_chosen
 from gptjax.server.models import Served
 from gptjax.server.streams import Frame, frame
 
@@ -22,6 +23,16 @@ async def completions(request: Request) -> Response:
     context = context_of(request)
     body = schemas.read(schemas.Completion, await context.body(request))
     model = context.models.find(body.model)
+    prompts, wanted = await asyncio.to_thread(_prepare, model, body)
+    answer = Answer(model, body, prompts)
+    running = Running(model, prompts, wanted, context.limits)
+    if body.stream:
+        return context.stream(answer.frames(running), running)
+    return JSON(answer.whole(await context.collect(request, running), running))
+
+
+def _prepare(model: Served, body: schemas.Completion) -> tuple[list[np.ndarray], Settings]:
+    """The prompts and the settings. Raises ApiError, UserError."""
     if body.suffix:
         raise ApiError("suffix: the models here write only forward", param="suffix")
     if body.best_of not in (None, body.n or 1):
@@ -30,12 +41,8 @@ async def completions(request: Request) -> Response:
     prompts = encode(model, body.prompt, "prompt")
     for prompt in prompts:
         model.check_length(prompt, "prompt", scored=scored)
-    wanted = generating.settings(model, body, max_tokens=body.max_tokens, top=body.logprobs or 0, score_prompt=scored)
-    answer = Answer(model, body, prompts)
-    running = Running(model, prompts, wanted, context.limits)
-    if body.stream:
-        return context.stream(answer.frames(running), running)
-    return JSON(answer.whole(await context.collect(request, running), running))
+    options = {"max_tokens": body.max_tokens, "top": body.logprobs or 0, "score_prompt": scored}
+    return prompts, generating.settings(model, body, **options)
 
 
 def encode(model: Served, prompt: str | list, param: str) -> list[np.ndarray]:

@@ -117,10 +117,11 @@ class Running:
 
     def __init__(self, model: Served, prompts: Sequence[np.ndarray], wanted: Settings, limits: Limits):
         """Raises what `Pump.submit` raises; then nothing is left behind."""
-        if len(prompts) * wanted.n > limits.prompts:
+        most = min(limits.prompts, model.max_waiting)  # more would meet a full queue each time
+        if len(prompts) * wanted.n > most:
             raise ApiError(
-                f"{len(prompts)} prompts with {wanted.n} answers each are asked for; at most {limits.prompts} "
-                "answers come at a time",
+                f"{len(prompts)} prompts with {wanted.n} answers each are asked for; at most {most} answers come at a "
+                "time",
                 param="n",
             )
         if limits.log_prompts:

@@ -43,7 +43,7 @@ class EngineOptions:
     slots: int = 8
     context_length: int = 0
     chunk: int = 256
-    max_waiting: int = 64
+    max_waiting: int = 256
     rounds: int = 4
 
 
@@ -66,7 +66,7 @@ class Served:
             max_waiting=options.max_waiting,
             rounds=options.rounds,
         )
-        self.context_length = engine.capacity
+        self.context_length, self.max_waiting = engine.capacity, options.max_waiting
         self.engine: Engine = engine
         self.pump: Pump | None = None
         self._names = {number: text for text, number in self.tokenizer.special_tokens.items()}

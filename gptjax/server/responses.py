@@ -1,11 +1,13 @@
 """POST /v1/responses. Nothing is stored: each request brings its whole dialogue."""
 
+import asyncio
 import dataclasses
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +16,7 @@ from gptjax.server import generating, messages, schemas
 from gptjax.server.chat import chosen_tools
 from gptjax.server.context import context_of
 from gptjax.server.errors import JSON, ApiError
-from gptjax.server.generating import Running
+from gptjax.server.generating import Running, Settings
 from gptjax.server.models import Served
 from gptjax.server.streams import frame
 from gptjax.server.tools import ToolCalls
@@ -24,6 +26,17 @@ async def responses(request: Request) -> Response:
     context = context_of(request)
     body = schemas.read(schemas.Responses, await context.body(request))
     model = context.models.find(body.model)
+    prompt, wanted, tools = await asyncio.to_thread(_prepare, model, body)
+    answer = Answer(model, body, tools)
+    running = Running(model, [prompt], wanted, context.limits)
+    if body.stream:
+        return context.stream(answer.frames(running), running, error_frame=answer.error_frame)
+    (events,) = await context.collect(request, running)
+    return JSON(answer.whole(events, running))
+
+
+def _prepare(model: Served, body: schemas.Responses) -> tuple[np.ndarray, Settings, list[dict[str, Any]]]:
+    """The prompt, the settings and the tools. Raises ApiError, UserError."""
     if body.previous_response_id:
         raise ApiError("nothing is stored here; send the whole dialogue", param="previous_response_id")
     if body.background:
@@ -34,16 +47,9 @@ async def responses(request: Request) -> Response:
         raise ApiError("input is empty", param="input")
     prompt = messages.encode(model, dialogue, tools)
     model.check_length(prompt, "input")
-    common = {name: getattr(body, name) for name in ("temperature", "top_p", "seed")}
-    sampling = schemas.Sampling(**common)
+    sampling = schemas.Sampling(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
     wanted = generating.settings(model, sampling, max_tokens=body.max_output_tokens)
-    wanted = dataclasses.replace(wanted, grammar=_grammar(model, body))
-    answer = Answer(model, body, tools)
-    running = Running(model, [prompt], wanted, context.limits)
-    if body.stream:
-        return context.stream(answer.frames(running), running, error_frame=answer.error_frame)
-    (events,) = await context.collect(request, running)
-    return JSON(answer.whole(events, running))
+    return prompt, dataclasses.replace(wanted, grammar=_grammar(model, body)), tools
 
 
 def read_input(body: schemas.Responses) -> list[schemas.Message]:

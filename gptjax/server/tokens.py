@@ -25,7 +25,7 @@ async def embeddings(request: Request) -> Response:
     width = model.model.architecture.embed_dim
     if body.dimensions not in (None, width):
         raise ApiError(f"dimensions is {body.dimensions}; the states of this model have {width}", param="dimensions")
-    prompts = completions.encode(model, body.input, "input")
+    prompts = await asyncio.to_thread(completions.encode, model, body.input, "input")
     for prompt in prompts:
         model.check_length(prompt, "input", scored=True)
         _check_ids(model, prompt, "input")
@@ -49,17 +49,18 @@ async def tokenize(request: Request) -> Response:
     context = context_of(request)
     body = schemas.read(schemas.Tokenize, await context.body(request))
     model = context.models.find(body.model)
-    if body.messages:
-        ids = messages.encode(model, messages.normal(body.messages)).tolist()
-    elif body.prompt is None:
-        raise ApiError("prompt or messages is missing", param="prompt")
-    elif body.prompt in model.tokenizer.special_tokens:
-        ids = [model.tokenizer.special_tokens[body.prompt]]
-    elif body.add_special_tokens is False:
-        ids = model.tokenizer.encode(body.prompt).tolist()
-    else:
-        ids = model.encode(body.prompt).tolist()
+    ids = await asyncio.to_thread(_tokens_of, model, body)
     return JSON({"tokens": ids, "count": len(ids), "max_model_len": model.context_length})
+
+
+def _tokens_of(model: Served, body: schemas.Tokenize) -> list[int]:
+    if body.messages:
+        return messages.encode(model, messages.normal(body.messages)).tolist()
+    if body.prompt is None:
+        raise ApiError("prompt or messages is missing", param="prompt")
+    if body.prompt in model.tokenizer.special_tokens:
+        return [model.tokenizer.special_tokens[body.prompt]]
+    return (model.tokenizer.encode if body.add_special_tokens is False else model.encode)(body.prompt).tolist()
 
 
 async def detokenize(request: Request) -> Response:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from gptjax.errors import UserError
+from gptjax.generation.engine import Busy
+from gptjax.generation.params import SamplingParams
 from gptjax.model import gpt
 from gptjax.server import app as app_lib
 from gptjax.server import limits as limits_lib
@@ -173,7 +175,16 @@ def test_a_full_queue_is_429_and_leaves_nothing_behind(make_served, make_client)
     model = make_served("text", options=EngineOptions(slots=1, chunk=16, max_waiting=3))
     model.start(warm_up=False)
     client = make_client(Models([model]))
-    answer = client.post("/v1/completions", json={"prompt": "a", "n": 9, "ignore_eos": True})
+    several = client.post("/v1/completions", json={"prompt": "a", "n": 9, "ignore_eos": True})
+    assert several.status_code == 400, "more than the queue could ever hold"
+    others = []
+    with pytest.raises(Busy):
+        while True:
+            others.append(model.pump.submit([1], SamplingParams(max_new_tokens=100, ignore_eos=True)))
+    answer = client.post("/v1/completions", json={"prompt": "a", "n": 3, "ignore_eos": True})
+    for stream in others:
+        stream.cancel()
+        list(stream)
     assert answer.status_code == 429 and answer.json()["error"]["code"] == "queue_full"
     assert 0 < int(answer.headers["retry-after"]) <= 120
     assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
