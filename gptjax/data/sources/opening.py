@@ -25,6 +25,7 @@ SPECS = (
     "pairs:GLOB",
     "chatterbot:GLOB",
     "kdconv:GLOB",
+    "toy:TASK[#length=N,size=N,seed=N]",
 )
 
 
@@ -51,6 +52,10 @@ def open_source(spec: str, *, data_dir: str = "", on_error: str = "raise", **rea
         from gptjax.data.sources.python_docs import PythonDocs
 
         return PythonDocs(questions_only=bool(rest))
+    if scheme == "toy":
+        from gptjax.data.sources.toy import ToyTask
+
+        return ToyTask.of_spec(spec)
     if scheme == "tfds" and rest:
         from gptjax.data.sources.tfds import TfdsDataset
 
