@@ -23,8 +23,9 @@ def get_config(arg: str = ""):
     config.logging.update(every=5, sample_prompt="sort 3142")
     if arg == "dialogues":
         config.optimizer.update(name="adamw", learning_rate=3e-3)
+        config.train.num_steps = 60
         return config
     config.objective.update(name="reinforcement", reward="exact_match", max_new_tokens=8, group_size=8)
-    config.optimizer.update(name="adamw", learning_rate=1e-3, weight_decay=0.0)
+    config.optimizer.update(name="adamw", learning_rate=3e-4, weight_decay=0.0)
     config.schedule.update(name="constant", warmup=5)
     return apply_arg(config, arg)

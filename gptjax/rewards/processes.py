@@ -116,12 +116,14 @@ class _Process:
         # A session of its own: Ctrl-C is for the run, which ends its workers when it is ready.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._rest = b""
+        self._gone = False  # it has closed its pipes
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         try:
             self._process.stdin.write((json.dumps(request) + "\n").encode())
             self._process.stdin.flush()
         except OSError:
+            self._gone = True
             return None
         return self.reply(seconds)
 
@@ -133,6 +135,7 @@ class _Process:
                 return None
             data = os.read(out.fileno(), 1 << 16)
             if not data:
+                self._gone = True
                 return None
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
@@ -144,8 +147,11 @@ class _Process:
 
     def end(self) -> str | None:
         """Ends it. Returns how it had ended by itself, or None."""
-        status = self._process.poll()
-        if status is None:
+        status = None
+        if self._gone:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(5)
+        if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
