@@ -143,7 +143,7 @@ def _train(
     num_steps = options.train.num_steps
     trace = profile and profiling.Profile.parse(profile, workdir, start=start, num_steps=num_steps)
     state = run.state()
-    validator = Validator(program, run.data, workdir, start=start)
+    validator = Validator(program, run.data, workdir, start=start, rollouts=run.rollouts)
     history = group.first(lambda: metrics.history(workdir / "metrics.jsonl", program.objective.monitor.name, start))
     told = {"start": start, "started": started, "chief": chief, "history": history, "advice": run.advice}
     record = Recorder(program, run.batches, workdir, **told)
@@ -189,7 +189,7 @@ def _train(
                         state, step_metrics = update(state, batch, hyper)  # 6
                     if step == start:
                         jax.block_until_ready(step_metrics)
-                record.dispatched(step + 1, step_metrics, log=bool(norms))
+                record.dispatched(step + 1, step_metrics | run.batch_metrics, log=bool(norms))
                 if trace and chief and (text := trace.after(step, state)):
                     record.print(text)
         run.checkpoints.wait()

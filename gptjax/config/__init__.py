@@ -130,6 +130,10 @@ def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
             section, name = path.split(".")
             at_least = 0 if section == "schedule" else 1
             resolved[section][name] = max(steps(resolved[section][name], num_steps), at_least)
+    for section, name in (("train", "num_steps"), ("train", "checkpoint_every"), ("evaluation", "every")):
+        if resolved["objective"]["name"] == "reinforcement":  # nothing is saved between updates with the same answers
+            each = resolved["objective"]["num_iterations"]
+            resolved[section][name] = -(-resolved[section][name] // each) * each
     if resolved["data_seed"] < 0:
         resolved["data_seed"] = resolved["seed"]
     resolved["model"]["vocab_size"] = resolved["model"]["vocab_size"] or vocab_size

@@ -252,7 +252,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "python_docs | python_docs:dialogues | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | "
             "parquet:GLOB#FIELD | tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | "
             "messages:GLOB | sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | "
-            "preference:GLOB | store:DIR | tokens:GLOB, "
+            "preference:GLOB | toy:TASK | store:DIR | tokens:GLOB, "
             "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
             affects="place",
         ),
@@ -351,10 +351,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "name": Option(
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
-            "dialogues; preference = better against worse answers; auto = preference or instruction where the data "
-            "have preferences or dialogues",
+            "dialogues; preference = better against worse answers; reinforcement = answers that the model writes, by "
+            "their reward (GRPO); auto = preference or instruction where the data have preferences or dialogues",
             affects="training",
-            choices=("auto", *_modules("objectives", "objective", "cross_entropy", "preference_losses")),
+            choices=(
+                "auto",
+                *_modules("objectives", "objective", "cross_entropy", "preference_losses", "policy_gradient"),
+            ),
         ),
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0, maximum=1e6),
         "balance_loss": Option(
@@ -391,6 +394,68 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "simpo_margin": Option(0.5, "simpo: by how much the better answer's reward must lead", minimum=0, maximum=1e6),
         "desirable_weight": Option(1.0, "kto: weight of good answers", minimum=0, maximum=1e6),
         "undesirable_weight": Option(1.0, "kto: weight of bad answers", minimum=0, maximum=1e6),
+        # Reinforcement.
+        "reward": Option(
+            "exact_match",
+            "exact_match, number (after ####, GSM8K), format, length, expression (its value is that of the answer), "
+            "FILE.py:function, or a sum: 'exact_match + 0.2*format'",
+            affects="training",
+        ),
+        "reward_pattern": Option(
+            r".*####\s*-?[0-9][0-9.,]*", "reward format: regular expression of a whole answer", affects="training"
+        ),
+        "reward_length": Option(
+            400, "reward length: characters from which on answers are too long", "training", minimum=1, maximum=10**9
+        ),
+        "reward_errors": Option(
+            "raise",
+            "a reward that raises, hangs or is no number ends the run; skip = answers to that question bear no loss",
+            affects="training",
+            choices=("raise", "skip"),
+        ),
+        "reward_seconds": Option(
+            5.0, "time that FILE.py:function may take for an answer", "training", minimum=0.01, maximum=86_400
+        ),
+        "reward_workers": Option(
+            2, "processes that call FILE.py:function", affects="computation", minimum=1, maximum=1024
+        ),
+        "group_size": Option(
+            8, "answers to each question, compared with each other", affects="training", minimum=2, maximum=65_536
+        ),
+        "max_new_tokens": Option(64, "tokens of an answer", affects="training", minimum=1, maximum=1_048_576),
+        "num_iterations": Option(
+            1,
+            "updates with the same answers; steps of evaluations and checkpoints are multiples of it",
+            "training",
+            minimum=1,
+            maximum=1000,
+        ),
+        "clip_low": Option(0.2, "ratios of probabilities below 1 - this get no gradient", minimum=0, maximum=1),
+        "clip_high": Option(
+            0.2, "the same above 1 + this; more, such as 0.28, lets rare tokens grow (DAPO)", minimum=0, maximum=1e6
+        ),
+        "advantage": Option(
+            "normalized",
+            "reward minus the mean of the group, divided by its deviation (normalized) or not (centered: Dr. GRPO)",
+            affects="training",
+            choices=("normalized", "centered"),
+        ),
+        "loss_mean": Option(
+            "token",
+            "token = over all tokens of the batch (DAPO); sequence = over the means of answers (GRPO); constant = "
+            "sums of answers / max_new_tokens (Dr. GRPO)",
+            affects="training",
+            choices=("token", "sequence", "constant"),
+        ),
+        "truncated": Option(
+            "count",
+            "answers cut off at max_new_tokens: count = learned from like others; mask = they bear no loss",
+            affects="training",
+            choices=("count", "mask"),
+        ),
+        "kl_weight": Option(
+            0.0, "weight of the divergence from the model of the beginning; 0 = none is kept", minimum=0, maximum=1e6
+        ),
     },
     "optimizer": {
         "name": Option(

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gptjax.config import values
@@ -219,6 +219,29 @@ def _matrix_of_zeros(multipliers: str) -> str | None:
     return None
 
 
+def _reinforcement_problems(config: Config, right: Callable[..., bool]) -> Iterator[str]:
+    """What is wrong where the model writes its own batches."""
+    objective, train, model = config.objective, config.train, config.model
+    if right("train.batch_size", "objective.group_size") and train.batch_size % objective.group_size:
+        yield (
+            f"train.batch_size {train.batch_size} is not divisible by objective.group_size {objective.group_size}: the "
+            "rows of a batch are the answers to batch_size / group_size questions"
+        )
+    lengths = right("objective.max_new_tokens", "model.context_length")
+    if lengths and objective.max_new_tokens >= model.context_length:
+        yield (
+            f"objective.max_new_tokens {objective.max_new_tokens} leaves no room for a question in "
+            f"model.context_length {model.context_length}"
+        )
+    unread = [f"model.{name}" for name in ("dropout", "lora_dropout")]
+    unread += ["objective.z_loss", "objective.label_smoothing"]
+    unread += [f"data.{name}" for name in config.data if flat_options()[f"data.{name}"].help.startswith("augmentation")]
+    for path in filter(right, unread):
+        section, name = _place(config, path)
+        if section[name]:
+            yield f"{path} is {section[name]} with objective.name=reinforcement, which has none; set it to 0"
+
+
 def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     """What is wrong between options. An option in `wrong` is not looked at again."""
 
@@ -290,6 +313,8 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
                 f"train.ema_decay is {config.train.ema_decay}, and optimizer.name {name} keeps an average of its own; "
                 "set train.ema_decay to 0"
             )
+    if right("objective.name") and config.objective.name == "reinforcement":
+        yield from _reinforcement_problems(config, right)
     # mesh.data has to be known before the batch is divided: a value that fails here must not fail a second rule.
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"

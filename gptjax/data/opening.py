@@ -15,6 +15,7 @@ from gptjax.data.pipeline.batches import Batches, BatchSource
 from gptjax.data.pipeline.mixture import Mixture, parse_mixture
 from gptjax.data.pipeline.packing import PackedBatches
 from gptjax.data.pipeline.preferences import Examples, InOrder, PreferenceBatches
+from gptjax.data.pipeline.prompts import PromptBatches, Questions
 from gptjax.data.sources.base import READING
 from gptjax.data.sources.opening import open_source
 from gptjax.data.store.shards import TokenSplit
@@ -114,6 +115,23 @@ class RunData:
     def splits(self, name: str) -> dict[str, TokenSplit]:
         """A split of every source, by the source's name."""
         return {source.name: source.store.split(name) for source in self.stores}
+
+    def questions(self, config: Config, split: str) -> Questions:
+        """The questions of the dialogues of a split. Raises UserError where there are none that fit the context."""
+        splits = {s.name: s.store.split(split) for s in self.stores if split in s.store.splits}
+        most_tokens = config.model.context_length - config.objective.max_new_tokens
+        return Questions.read(splits, self.tokenizer, most_tokens=most_tokens)
+
+    def prompts(self, config: Config) -> PromptBatches:
+        """Which questions of the train split are asked at each step. Raises UserError as `questions`."""
+        objective = config.objective
+        return PromptBatches(
+            self.questions(config, "train"),
+            batch_size=config.train.batch_size,
+            group_size=objective.group_size,
+            num_iterations=objective.num_iterations,
+            seed=data_seed(config),
+        )
 
     def batches(
         self, config: Config, *, rows: slice | np.ndarray | None = None, dialogues: bool = False

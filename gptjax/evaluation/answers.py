@@ -16,9 +16,7 @@ from gptjax.errors import UserError
 from gptjax.evaluation.metrics import Metric, item_ids, ratio_metric
 from gptjax.evaluation.references import check
 from gptjax.evaluation.words import split_unspaced
-
-_FINAL_ANSWER = re.compile(r"####\s*(-?[$]?-?[0-9.,]+)")  # grade-school-math, dataset.py, with a dollar sign allowed
-_NUMBER = re.compile(r"-?[$]?-?[0-9.,]*[0-9][0-9.,]*")
+from gptjax.rewards.answers import final_number, reference_number
 
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # MLQA's script, evaluation v1: nothing for Hindi and Chinese; of Arabic, the two letters wherever they stand.
@@ -200,7 +198,7 @@ def exact_answer(hypotheses: Sequence[str], references_list: Sequence[Sequence[s
     """
     check(hypotheses, references_list)
     expected = check_references(references_list)
-    given = [_answer(hypothesis) for hypothesis in hypotheses]
+    given = [final_number(hypothesis) for hypothesis in hypotheses]
     rule = "rule:gsm8k-####"
 
     def metric(marks: list[bool]) -> Metric:
@@ -223,21 +221,10 @@ def check_references(references_list: Sequence[Sequence[str]]) -> list[set[str]]
     ]
 
 
-def _answer(text: str) -> str | None:
-    match = _FINAL_ANSWER.search(text)
-    return _plain_number(match[1]) if match else None
-
-
 def _reference_answer(text: str, item: int) -> str:
-    answer = _answer(text)
-    if answer is None and _NUMBER.fullmatch(text.strip()):
-        answer = _plain_number(text.strip())
+    answer = reference_number(text)
     if answer is None:
         raise UserError(
             f'the reference of item {item} has no answer: expected "#### NUMBER" or a number, found {text[-60:]!r}'
         )
     return answer
-
-
-def _plain_number(text: str) -> str:
-    return text.replace(",", "").replace("$", "").rstrip(".")

@@ -8,6 +8,7 @@ import jax
 
 from gptjax.data.opening import RunData
 from gptjax.errors import UserError
+from gptjax.evaluation.answering import Answers
 from gptjax.evaluation.likelihood import Likelihood, Scorer
 from gptjax.evaluation.samples import Sampler
 from gptjax.model import gpt, lora
@@ -15,6 +16,7 @@ from gptjax.objectives.objective import Batch, Metrics, Models, OfWholeBatch
 from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
 from gptjax.training.program import Program
+from gptjax.training.rollouts import Rollouts
 from gptjax.training.state import TrainState
 from gptjax.training.step import reference_model
 
@@ -26,8 +28,10 @@ class Validator:
       without: the sources that have no validation split.
     """
 
-    def __init__(self, program: Program, data: RunData, workdir: Path, *, start: int):
+    def __init__(self, program: Program, data: RunData, workdir: Path, *, start: int, rollouts: Rollouts | None = None):
         """Drops the samples of steps after `start`, where the run continues.
+
+        With `rollouts`, held-out questions are answered and rewarded in the place of all else.
 
         Raises UserError where early stopping is asked for and nothing can be validated.
         """
@@ -50,12 +54,16 @@ class Validator:
                 "validation split; raise data.validation_fraction, or set it to 0"
             )
         self._objective_metrics = jax.jit(self._metrics_of_batch, out_shardings=partition.replicated(program.mesh))
-        self._sampler = None
-        if config.logging.samples:
+        self._sampler = self._answers = None
+        if rollouts is not None:
+            self._answers = Answers(program, data, workdir, rollouts, start=start)
+        elif config.logging.samples:
             self._sampler = Sampler(config, workdir, program, data, start=start)
 
     def line(self, step: int, state: TrainState) -> dict[str, Any]:
         """What is known of the state after `step` updates, by the keys of metrics.jsonl; empty if nothing can be."""
+        if self._answers is not None:
+            return self._answers.line(step, state.evaluation_params)
         line = self._likelihood(state.evaluation_params)
         if self._batches is not None:  # the objective's own metrics come first; of the text the loss is its nll
             line = {("nll" if name == "loss" else name): value for name, value in line.items()}

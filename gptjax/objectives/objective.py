@@ -128,6 +128,21 @@ class OfWholeBatch(Protocol):
         ...
 
 
+@runtime_checkable
+class Writing(Protocol):
+    """An objective whose batches the model writes: what `batches` gives are questions (see `training.rollouts`).
+
+    Attributes:
+      group_size: answers to each question.
+      max_new_tokens: of an answer.
+      num_iterations: updates with the same answers. Checkpoints and evaluations are between answers and answers.
+    """
+
+    group_size: int
+    max_new_tokens: int
+    num_iterations: int
+
+
 def make(config: Config) -> Objective:
     """The objective of a config. One that only the data could tell ("auto") is taken as language modelling."""
     name = config.objective.name
@@ -155,6 +170,8 @@ def abstract_batch(objective: Objective, config: ConfigDict) -> dict[str, jax.Sh
 
 def check_fields(objective: Objective, batches: "gptjax.data.pipeline.batches.BatchSource", config: Config) -> None:
     """Raises UserError where the data lack a field that the objective needs."""
+    if isinstance(objective, Writing):
+        return
     if missing := [name for name in objective.fields if name not in (there := batches[0])]:
         raise UserError(
             f"objective.name={config.objective.name} needs {', '.join(missing)} in a batch, and "

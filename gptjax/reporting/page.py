@@ -225,6 +225,7 @@ def _curves(metrics: dict[str, list[Line]], band: bands.Band | None) -> str:
     marks = [Mark(best[0]["step"], f"best {markup.significant(best[1])} at step {best[0]['step']:,}")] if best else []
     area = Area("expected validation", band.steps, band.low, band.high) if band else None
     figures = [
+        _curve("Reward", "reward", "of an answer", {"training": train, "validation": validation}),
         _curve("Loss", "loss", "nats per token", {"training": train, "validation": validation}, marks=marks, area=area),
         _curve("Learning rate", "learning_rate", "", {"training": train}),
         _curve("Gradient norm", "gradient_norm", "before clipping, log scale", {"training": train}, log_y=True),

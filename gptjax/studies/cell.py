@@ -140,6 +140,8 @@ def signature(config: Config) -> str:
     compiled. So is the number of steps, and when a cell is evaluated.
     """
     free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
+    if config.objective.name == "reinforcement":  # it writes its batches while it trains: nothing is packed with it
+        free = frozenset()
     together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
     values = dict(config_lib.flat_values(config))
     kept = {path: value for path, value in values.items() if path not in free or path in together}

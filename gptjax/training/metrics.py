@@ -145,7 +145,8 @@ class Display:
             self.console.quiet = True
 
     def train(self, line: dict[str, Any]) -> None:
-        numbers = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
+        name = "reward" if "reward" in line else "loss"
+        numbers = f"{name} {line[name]:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in line:
             numbers += f"  MFU {line['mfu']:.0%}"
         numbers += f"  data wait {line['data_wait_s'] / max(line['step_time_s'], 1e-9):.0%}"
@@ -157,7 +158,8 @@ class Display:
             for name, digits in (("perplexity", 2), ("bits_per_byte", 4))
             if name in line
         ]
-        parts = [f"step {line['step']:>6}", f"validation loss {line['loss']:.4f}", *figures]
+        name = "reward" if "reward" in line else "loss"
+        parts = [f"step {line['step']:>6}", f"validation {name} {line[name]:.4f}", *figures]
         self.print("  ".join([*parts, f"({line['wall_time_s']:.0f} s)"]))
 
     def print(self, text: str) -> None:

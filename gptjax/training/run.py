@@ -36,6 +36,7 @@ from gptjax.parallel import partition
 from gptjax.processes import distributed, runtime
 from gptjax.training import footprint, pretrained, reference, sinks, stopping
 from gptjax.training.program import Program
+from gptjax.training.rollouts import Rollouts
 from gptjax.training.state import TrainState
 
 
@@ -81,6 +82,7 @@ class Run:
       attention: the kernel that is used.
       changes: options that are not what they were before `start`.
       lock: of the work directory, in the process that holds it.
+      rollouts: what makes the batches, where the objective has the model write them.
     """
 
     workdir: Path
@@ -93,6 +95,7 @@ class Run:
     attention: str
     changes: workdir_lib.Changes
     lock: Lock | None = None
+    rollouts: Rollouts | None = None
     _told: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -160,6 +163,8 @@ class Run:
         if start:
             group.first(lambda: workdir_lib.check_data(workdir, identity))
         run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes)
+        if isinstance(objective, objectives.Writing):
+            run.rollouts = Rollouts(program, data, batches.questions, start=start)
         if group.index == 0:
             run._describe(identity)
         return run
@@ -250,8 +255,15 @@ class Run:
 
         `state` is for objectives that write their own texts; batches of data are a function of seed and step alone.
         """
-        del state
-        return self.program.to_device(self.rows(step))
+        rows = self.rows(step)
+        if self.rollouts is not None:
+            return self.rollouts.batch(step, rows["questions"], state)
+        return self.program.to_device(rows)
+
+    @property
+    def batch_metrics(self) -> dict[str, float]:
+        """What is known of the last batch apart from its arrays: the rewards of texts that were written for it."""
+        return self.rollouts.metrics if self.rollouts is not None else {}
 
     def rows(self, step: int) -> dict[str, Any]:
         """The batch of a step on the host: the rows of this process. Steps are asked for one after the other."""
@@ -288,7 +300,12 @@ class Run:
     def stop_if_asked(
         self, step: int, state: TrainState, stop: stopping.StopSignals, before: Callable[[], None]
     ) -> None:
-        """Saves and raises RunError if a signal came, to this process or to another; `before` is called first."""
+        """Saves and raises RunError if a signal came, to this process or to another; `before` is called first.
+
+        Between two updates with the same texts nothing can be saved; it then waits for the next step.
+        """
+        if self.rollouts is not None and step % self.rollouts.num_iterations:
+            return
         signal = distributed.current().stops_at(step, stop.received)
         if not signal:
             return
@@ -308,6 +325,8 @@ class Run:
         """Stops reading ahead; waits for the last save."""
         if "_stream" in vars(self):
             self._stream.close()
+        if self.rollouts is not None:
+            self.rollouts.close()
         self.checkpoints.close()
 
 

@@ -41,6 +41,7 @@ _PAIR_FIELDS = (
     ("prompt", "response"),
     ("question", "answer"),
     ("prompt", "completion"),
+    ("prompt", "answer"),
     ("query", "response"),
 )
 _ADVICE = "correct it, or leave it out with --config.data.on_error=skip"

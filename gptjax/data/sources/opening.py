@@ -27,6 +27,7 @@ SPECS = (
     "chatterbot:GLOB",
     "kdconv:GLOB",
     "preference:GLOB",
+    "toy:TASK[#length=N,size=N,seed=N]",
 )
 
 
@@ -53,6 +54,10 @@ def open_source(spec: str, *, data_dir: str = "", on_error: str = "raise", **rea
         from gptjax.data.sources.python_docs import PythonDocs
 
         return PythonDocs(rest)
+    if scheme == "toy":
+        from gptjax.data.sources.toy import ToyTask
+
+        return ToyTask.of_spec(spec)
     if scheme == "tfds" and rest:
         from gptjax.data.sources.tfds import TfdsDataset
 
