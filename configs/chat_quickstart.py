@@ -1,0 +1,47 @@
+"""The four stages of `make chat-quickstart`: a chat model from nothing in minutes, each stage from the one before.
+
+  python tools/chat_quickstart.py --workdir=runs/chat
+
+runs all of them, measures each, and writes one report; a stage alone, such as the second:
+
+  python -m gptjax.train --config=configs/chat_quickstart.py:dialogue --workdir=runs/dialogue \\
+      --config.init_from=runs/text
+
+text: the documentation of Python. dialogue: questions on it, and a task whose answers can be checked. preference: the
+right answers against the model's own (DPO). reward: the task by trial and error (GRPO).
+"""
+
+from gptjax.config import get_default
+from gptjax.errors import UserError
+
+STAGES = ("text", "dialogue", "preference", "reward")
+
+
+def get_config(arg: str = ""):
+    if arg not in ("", "runlocal", *STAGES):
+        raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes {', '.join(STAGES)}")
+    config = get_default()
+    config.tokenizer = "bpe:2048"
+    config.model.update(num_layers=4, num_heads=4, embed_dim=192, context_length=128)
+    config.logging.update(every=10, tensorboard=False, samples=0)
+    config.schedule.update(name="wsd", warmup="2%", decay="50%", final_fraction=0.02)
+    config.evaluation.update(every="25%", tasks="perplexity", max_prompts=100)
+    if arg in ("", "runlocal", "text"):
+        config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
+        config.train.update(num_steps=2 if arg == "runlocal" else 250, batch_size=16)
+    elif arg == "dialogue":
+        config.data.source = "python_docs:dialogues@0.7 + toy:sort#length=3,size=600@0.3"
+        config.optimizer.update(name="muon", learning_rate=2e-3, muon_learning_rate=0.01)
+        config.train.update(num_steps=150, batch_size=16)
+    elif arg == "preference":
+        config.data.source = "preference:runs/chat/pairs.jsonl"
+        config.objective.update(name="preference", beta=0.1)
+        config.optimizer.update(learning_rate=3e-5, beta2=0.999, weight_decay=0.0)
+        config.train.update(num_steps=60, batch_size=16)
+    else:
+        config.data.source = "toy:sort#length=3,size=600"
+        config.objective.update(name="reinforcement", reward="exact_match", max_new_tokens=8, group_size=8)
+        config.optimizer.update(learning_rate=3e-4, weight_decay=0.0)
+        config.schedule.update(name="constant", warmup=5)
+        config.train.update(num_steps=60, batch_size=64)
+    return config
