@@ -1,4 +1,4 @@
-"""A model that answers learns which of two answers people prefer (direct preference optimisation, Rafailov et al. 2023).
+"""A model that answers learns which of two answers people prefer, by DPO (Rafailov et al. 2023).
 
   python -m gptjax.prepare --source=preference:pairs.jsonl --output=stores/preferences --tokenizer=bpe:4096
   python -m gptjax.train --config=configs/dialogue.py --workdir=runs/chosen --config.objective.name=instruction \\

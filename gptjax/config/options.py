@@ -251,8 +251,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "python_docs",
             "python_docs | text:GLOB | html:GLOB | jsonl:GLOB#FIELD | csv:GLOB#FIELD | parquet:GLOB#FIELD | "
             "tfds:NAME[/CONFIG][:SPLIT][#FIELD] | hf:NAME[/CONFIG][:SPLIT][#FIELD] | messages:GLOB | "
-            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | preference:GLOB | store:DIR | tokens:GLOB, "
-            "or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
+            "sharegpt:GLOB | alpaca:GLOB | pairs:GLOB | chatterbot:GLOB | kdconv:GLOB | preference:GLOB | "
+            "store:DIR | tokens:GLOB, or a mixture: SPEC@WEIGHT + SPEC@WEIGHT",
             affects="place",
         ),
         "data_dir": Option("", "directory of prepared TFDS datasets", affects="place"),
@@ -316,7 +316,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             choices=("reject", "join"),
         ),
         "assistant_turns": Option(
-            "all", "which of the assistant's turns in a dialogue bear loss; last = the last one", choices=("all", "last")
+            "all",
+            "which of the assistant's turns in a dialogue bear loss; last = the last one",
+            choices=("all", "last"),
         ),
         "token_dtype": Option(
             "auto",
@@ -366,8 +368,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "label_smoothing": Option(
             0.0,
-            "share of the target probability spread over the vocabulary; of preferences (dpo, simpo) the share of pairs "
-            "whose order is taken to be wrong",
+            "share of the target probability spread over the vocabulary; of preferences (dpo, simpo) the share of "
+            "pairs whose order is taken to be wrong",
             minimum=0,
             maximum=0.9,
         ),

@@ -1,7 +1,7 @@
 """Learning from preferences: better answers become more likely than worse ones, good answers than bad ones.
 
-`objective.preference_loss` says by which formula of `preference_losses`. Where that compares with a reference, it is the
-model that the run starts from, and its log-probabilities are computed once before training (`training.reference`).
+`objective.preference_loss` says by which formula of `preference_losses`. Where that compares with a reference, it is
+the model that the run starts from, and its log-probabilities are computed once before training (`training.reference`).
 KTO's estimate of the divergence is the mean over the global batch of the log-ratios of foreign answers
 (`data.pipeline.preferences`), whatever the micro-batches.
 """
@@ -21,6 +21,7 @@ from gptjax.objectives.cross_entropy import score_tokens
 from gptjax.objectives.objective import Batch, Field, Metrics, Models, Monitor, Rows
 from gptjax.objectives.preference_losses import Answers
 
+LOSS = Monitor("loss", lower_is_better=True)
 PAIR_OF_TOKENS = Field(("row", "pair", "length"))
 REFERENCE = Field(("row", "pair"), "float32")
 TEXTS = {
@@ -42,7 +43,7 @@ class Preference:
     name: str
     logits_chunk: int
     sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"pair": 2})
-    monitor: Monitor = Monitor("loss", lower_is_better=True)
+    monitor: Monitor = LOSS
     reference: bool = False  # parameters are not kept: batches hold what the reference says
 
     @property
@@ -131,7 +132,7 @@ class Preference:
     def _scored(
         self, model: GPT, texts: Batch, dropout_keys: jax.Array | None
     ) -> tuple[Float[Array, "row pair"], Float[Array, "row"] | None]:
-        """(log-probability of each answer, load-balancing loss of each row). Both sides of a row drop the same units."""
+        """(log-probability of each answer, load-balancing loss of each row). Both sides drop the same units."""
         rows, sides, length = texts["tokens"].shape
         tokens, targets, weights = (texts[name].reshape(rows * sides, length) for name in TEXTS)
         keys = None if dropout_keys is None else jnp.repeat(dropout_keys, sides, axis=0)

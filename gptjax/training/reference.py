@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from gptjax import config as config_lib
+from gptjax.data.opening import RunData
 from gptjax.data.pipeline.preferences import Examples, InOrder
 from gptjax.errors import UserError
 from gptjax.files import read_json, whole_file, write_json
@@ -29,17 +30,18 @@ from gptjax.processes import distributed
 from gptjax.training.program import Program
 from gptjax.training.step import first_model
 
-if TYPE_CHECKING:
-    from gptjax.training.run import Run
-
 FILE = "reference.json"  # in the work directory: {"parameters": fingerprint}
 _SALTS = (0x9E3779B9, 0x85EBCA6B)
 
 
-def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
+def fill(
+    program: Program, data: RunData, workdir: Path, beginning: Callable[[], gpt.Params], *, continues: bool
+) -> list[str]:
     """Writes the log-probabilities into the examples of a run. Every process of it calls this.
 
     Args:
+      workdir: of the run.
+      continues: it has a step behind it.
       beginning: makes the parameters before the first step; called only if they are needed.
 
     Returns:
@@ -48,12 +50,12 @@ def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
     Raises:
       UserError: the run continues, its table is gone, and it no longer begins with the parameters that it had.
     """
-    program, group = run.program, distributed.current()
-    parts = program.objective.referenced(run.data, program.config) if isinstance(program.objective, Referenced) else []
+    group = distributed.current()
+    parts = program.objective.referenced(data, program.config) if isinstance(program.objective, Referenced) else []
     if not parts:
         return []
     beginning = functools.cache(beginning)
-    known = group.first(lambda: _known(run.workdir / FILE)) if run.start else ""
+    known = group.first(lambda: _known(workdir / FILE)) if continues else ""
     parameters = known or fingerprint(beginning())
     folder = config_lib.cache_directory(program.config) / "references"
     computed = 0
@@ -63,7 +65,7 @@ def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
         if values is None:
             if known and fingerprint(beginning()) != known:
                 raise UserError(
-                    f"the reference of the run in {run.workdir} is no longer in {folder}, and "
+                    f"the reference of the run in {workdir} is no longer in {folder}, and "
                     f"init_from={program.config.init_from!r} now gives other parameters than it began with; put that "
                     "model back, or begin anew in another work directory"
                 )
@@ -72,7 +74,7 @@ def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
             group.first(lambda path=path, values=values: _write(path, values))
         part.reference[:] = values
     if not known:
-        group.first(lambda: write_json(run.workdir / FILE, {"parameters": parameters}))
+        group.first(lambda: write_json(workdir / FILE, {"parameters": parameters}))
     model = program.config.init_from or "the untrained model: without init_from there is no other"
     where = "computed, and kept" if computed else "found"
     return [f"reference: {model}; its log-probabilities of {sum(map(len, parts)):,} examples {where} in {folder}"]
@@ -83,12 +85,14 @@ def fingerprint(params: gpt.Params) -> str:
     fixed = lora.split(params)[1] or params
     leaves = jax.tree_util.tree_leaves_with_path(fixed)
     hashes = jax.device_get([jax.jit(_hash)(leaf) for _, leaf in leaves])
-    told = [(path_string(path), leaf.shape, *map(int, value)) for (path, leaf), value in zip(leaves, hashes, strict=True)]
+    told = [
+        (path_string(path), leaf.shape, *map(int, value)) for (path, leaf), value in zip(leaves, hashes, strict=True)
+    ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _hash(leaf: Array) -> UInt32[Array, "salts"]:
-    """Sums modulo 2^32 of the bits of each value times an odd number drawn for its place; their order does not count."""
+    """Sums modulo 2^32 of the mixed bits of each value and its place, times an odd number drawn for the place."""
     words = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
 
     def summed(salt: int) -> Array:

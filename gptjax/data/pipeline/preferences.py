@@ -156,9 +156,7 @@ class PreferenceBatches(BatchSource):
       reference: float32 [B, 2], see `Examples`.
     """
 
-    def __init__(
-        self, examples: Examples, *, batch_size: int, seed: int, rows: slice | np.ndarray | None = None
-    ):
+    def __init__(self, examples: Examples, *, batch_size: int, seed: int, rows: slice | np.ndarray | None = None):
         """`batch_size` counts the rows of the global batch; `rows` are those of this process (default: all).
 
         Raises UserError where there are too few examples for one batch of different ones.
@@ -225,7 +223,9 @@ def _prompt_numbers(
 ) -> Int64[np.ndarray, " n"]:
     """A number for each prompt; equal prompts have the same."""
     known: dict[bytes, int] = {}
-    texts = (split.read(start, length).tobytes() for start, length in zip(starts.tolist(), lengths.tolist(), strict=True))
+    texts = (
+        split.read(start, length).tobytes() for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+    )
     return np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
 
 

@@ -99,7 +99,11 @@ def test_a_tree_of_openassistant_gives_the_pairs_of_each_of_its_turns(tmp_path):
         return {"text": text, "role": role, "rank": rank, "replies": list(replies), **more}
 
     second = reply("why?", "prompter", None, [reply("x", "assistant", 1), reply("y", "assistant", 0)])
-    replies = [reply("b", "assistant", 1, [second]), reply("a", "assistant", 0), reply("z", "assistant", 2, deleted=True)]
+    replies = [
+        reply("b", "assistant", 1, [second]),
+        reply("a", "assistant", 0),
+        reply("z", "assistant", 2, deleted=True),
+    ]
     documents, _ = read(tmp_path, {"message_tree_id": "1", "prompt": reply(Q, "prompter", None, replies)})
     said = [[m["content"] for m in d["messages"]] + [d["rejected"][-1]["content"]] for d in documents]
     assert said == [[Q, "a", "b"], [Q, "b", "why?", "y", "x"]]
@@ -110,7 +114,11 @@ def test_a_system_text_and_speakers_are_read_as_in_dialogues(tmp_path):
     (document,), _ = read(tmp_path, {"system": "Be kind.", "question": Q, "chosen": GOOD, "rejected": BAD})
     assert document["messages"][0] == {"role": "system", "content": "Be kind."}
     twice = [{"from": "human", "value": "So."}, *SHAREGPT]
-    record = {"conversations": twice, "chosen": {"from": "gpt", "value": GOOD}, "rejected": {"from": "gpt", "value": BAD}}
+    record = {
+        "conversations": twice,
+        "chosen": {"from": "gpt", "value": GOOD},
+        "rejected": {"from": "gpt", "value": BAD},
+    }
     with pytest.raises(UserError, match="same_speaker=join"):
         read(tmp_path, record)
     (document,), _ = read(tmp_path, record, same_speaker="join")
@@ -126,7 +134,7 @@ BROKEN = {
     "rejected is missing or empty": {"prompt": Q, "chosen": GOOD, "rejected": ""},
     "answer 2 is empty": {"prompt": Q, "chosen": GOOD, "rejected": " "},
     "no prompt": {"chosen": GOOD, "rejected": BAD},
-    "the label is \"maybe\"": {"prompt": Q, "completion": GOOD, "label": "maybe"},
+    'the label is "maybe"': {"prompt": Q, "completion": GOOD, "label": "maybe"},
     "the label is 2": {"prompt": Q, "completion": GOOD, "label": 2},
     "no answer that the label is of": {"prompt": Q, "label": True},
     "chosen is missing or empty; fields: 'prompt', 'response'": {"prompt": Q, "response": GOOD},
@@ -159,9 +167,8 @@ def test_files_may_be_lists_tables_and_compressed(tmp_path):
 
 def test_parquet_keeps_lists_of_messages(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PAIRS["trl implicit"]]), tmp_path / "a.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([PAIRS["trl implicit"]]), tmp_path / "a.parquet")
     (document,) = open_source(f"preference:{tmp_path}/a.parquet").documents()
     assert document["rejected"] == [*TURNS, answer(BAD)]
 
