@@ -24,5 +24,5 @@ def get_config(arg: str = ""):
     config.optimizer.update(learning_rate=5e-5, beta2=0.999, weight_decay=0.0)
     config.schedule.update(name="linear", warmup="10%", final_fraction=0.0)
     config.train.update(num_steps="2 epochs", batch_size=16)
-    config.evaluation.update(every="10%", tasks="perplexity")
+    config.evaluation.update(every="10%", tasks="perplexity,preference")
     return apply_arg(config, arg)

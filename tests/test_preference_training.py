@@ -235,3 +235,14 @@ def test_a_run_whose_table_and_beginning_are_gone_is_not_continued(config_file, 
     (tmp_path / "run" / "reference.json").write_text('{"parameters": "of another model"}')
     with pytest.raises(UserError, match="now gives other parameters than it began with"):
         Run.open(config_of(config_file, **options), tmp_path / "run").state()
+
+
+def test_evaluate_says_how_often_the_better_answer_is_preferred(plain, tmp_path):
+    from gptjax.evaluate import main
+
+    main(["evaluate", f"--workdir={plain}", "--checkpoint=last", "--tasks=preference", f"--output={tmp_path}/e.json"])
+    found, told = read_json(tmp_path / "e.json")["results"]["preference"], lines(plain, "validation")[-1]
+    for name in ("accuracy", "margin"):
+        assert found[name]["value"] == pytest.approx(told[name], rel=1e-4), name
+        assert found[name]["ci95"][0] <= found[name]["value"] <= found[name]["ci95"][1]
+    assert found["accuracy"]["n"] == found["accuracy_likelihood"]["n"] > 10

@@ -350,10 +350,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "name": Option(
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
-            "dialogues; preference = better against worse answers; auto = preference or instruction where the data "
+            "dialogues; preference = better against worse answers; distillation = a "
+            "teacher's next tokens; auto = preference or instruction where the data "
             "have preferences or dialogues",
             affects="training",
-            choices=("auto", *_modules("objectives", "objective", "cross_entropy", "preference_losses")),
+            choices=("auto", *_modules("objectives", "objective", "cross_entropy", "preference_losses", "teacher")),
         ),
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0, maximum=1e6),
         "balance_loss": Option(
@@ -390,6 +391,23 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "simpo_margin": Option(0.5, "simpo: by how much the better answer's reward must lead", minimum=0, maximum=1e6),
         "desirable_weight": Option(1.0, "kto: weight of good answers", minimum=0, maximum=1e6),
         "undesirable_weight": Option(1.0, "kto: weight of bad answers", minimum=0, maximum=1e6),
+        # Distillation.
+        "teacher": Option(
+            "", "distillation: the teacher, a workdir or checkpoint, or hf:DIR_OR_NAME", affects="training"
+        ),
+        "teacher_top_k": Option(
+            64,
+            "distillation: the teacher's tokens that count each; the rest of its probability counts as one token more",
+            affects="training",
+            minimum=1,
+            maximum=16_777_216,
+        ),
+        "distillation_temperature": Option(
+            1.0, "distillation: divides the logits of both models", affects="training", minimum=1e-3, maximum=1e3
+        ),
+        "distillation_weight": Option(
+            0.5, "distillation: share of the divergence in the loss, beside the cross-entropy", minimum=0, maximum=1
+        ),
     },
     "optimizer": {
         "name": Option(

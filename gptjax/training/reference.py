@@ -57,10 +57,10 @@ def fill(
     beginning = functools.cache(beginning)
     known = group.first(lambda: _known(workdir / FILE)) if continues else ""
     parameters = known or fingerprint(beginning())
-    folder = config_lib.cache_directory(program.config) / "references"
+    folder = _folder(program.config)
     computed = 0
     for part in parts:
-        path = folder / f"{_name(program, parameters, part)}.npy"
+        path = folder / f"{_name(program.config, parameters, part)}.npy"
         values = group.first(lambda path=path, part=part: _read(path, len(part)))
         if values is None:
             if known and fingerprint(beginning()) != known:
@@ -111,10 +111,20 @@ def _mixed(bits: Array) -> Array:
     return bits ^ (bits >> 16)
 
 
-def _name(program: Program, parameters: str, part: Examples) -> str:
+def read(config: config_lib.Config, workdir: Path, part: Examples) -> np.ndarray | None:
+    """The log-probabilities of examples under the beginning of the run in `workdir`; None where they are not there."""
+    parameters = _known(workdir / FILE)
+    return _read(_folder(config) / f"{_name(config, parameters, part)}.npy", len(part)) if parameters else None
+
+
+def _folder(config: config_lib.Config) -> Path:
+    return config_lib.cache_directory(config) / "references"
+
+
+def _name(config: config_lib.Config, parameters: str, part: Examples) -> str:
     """Of a table: from what it depends on."""
     names = config_lib.affecting("model") | {"model.compute_dtype", "model.matmul"}
-    model = {name: program.config.model[name.partition(".")[2]] for name in sorted(names) if name.startswith("model.")}
+    model = {name: config.model[name.partition(".")[2]] for name in sorted(names) if name.startswith("model.")}
     identity = [parameters, model, part.fingerprint]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
