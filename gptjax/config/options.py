@@ -351,12 +351,15 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "name": Option(
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
-            "dialogues; preference = better against worse answers; reinforcement = answers that the model writes, by "
-            "their reward (GRPO); auto = preference or instruction where the data have preferences or dialogues",
+            "dialogues; preference = better against worse answers; distillation = a teacher's next tokens; "
+            "reinforcement = answers that the model writes, by their reward (GRPO); auto = preference or instruction where the data "
+            "have preferences or dialogues",
             affects="training",
             choices=(
                 "auto",
-                *_modules("objectives", "objective", "cross_entropy", "preference_losses", "policy_gradient"),
+                *_modules(
+                    "objectives", "objective", "cross_entropy", "preference_losses", "policy_gradient", "teacher"
+                ),
             ),
         ),
         "z_loss": Option(0.0, "weight of the squared log-partition (PaLM, section 5)", minimum=0, maximum=1e6),
@@ -372,8 +375,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "label_smoothing": Option(
             0.0,
-            "share of the target probability spread over the vocabulary; of preferences (dpo, simpo) the share of pairs "
-            "whose order is taken to be wrong",
+            "share of the target probability spread over the vocabulary; of preferences (dpo, simpo) the share of "
+            "pairs whose order is taken to be wrong",
             minimum=0,
             maximum=0.9,
         ),
@@ -455,6 +458,23 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "kl_weight": Option(
             0.0, "weight of the divergence from the model of the beginning; 0 = none is kept", minimum=0, maximum=1e6
+        ),
+        # Distillation.
+        "teacher": Option(
+            "", "distillation: the teacher, a workdir or checkpoint, or hf:DIR_OR_NAME", affects="training"
+        ),
+        "teacher_top_k": Option(
+            64,
+            "distillation: the teacher's tokens that count each; the rest of its probability counts as one token more",
+            affects="training",
+            minimum=1,
+            maximum=16_777_216,
+        ),
+        "distillation_temperature": Option(
+            1.0, "distillation: divides the logits of both models", affects="training", minimum=1e-3, maximum=1e3
+        ),
+        "distillation_weight": Option(
+            0.5, "distillation: share of the divergence in the loss, beside the cross-entropy", minimum=0, maximum=1
         ),
     },
     "optimizer": {

@@ -243,6 +243,17 @@ def count_words(split: TokenSplit, tokenizer: Tokenizer) -> Int64[np.ndarray, " 
     return None if choose_tokenizer([sample]) != "13a" or not counts.any() else counts
 
 
+def _preference(context: Context, request: Request, _: None) -> Outcome:
+    """How often the better answer of a pair is preferred."""
+    from gptjax.evaluation import preferences
+
+    stores, split_name = _open_data(context)
+    splits = {name: store.split(split_name) for name, store in stores.items()}
+    fingerprints = "".join(store.fingerprint[:12] for store in stores.values())
+    identity = f"data:{fingerprints}|split:{'all' if context.options.data else split_name}"
+    return preferences.score(context.trained, splits, context.mesh, f"{context.tokenizer_identity}|{identity}")
+
+
 # ---- generated texts -------------------------------------------------------------------------------------
 
 
@@ -340,6 +351,7 @@ def _harness(context: Context, request: Request, _: None) -> Outcome:
 
 TASKS: dict[str, Task] = {
     "perplexity": Task(_read_nothing, _perplexity),
+    "preference": Task(_read_nothing, _preference),
     **{kind: Task(_read_prompts, _generated) for kind in text_tasks.TASKS},
     **{kind: Task(_read_questions, _choices, takes_file=True) for kind in benchmarks.FORMS if kind != "lambada"},
     "lambada": Task(_read_questions, _last_words, takes_file=True),

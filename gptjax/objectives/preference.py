@@ -1,7 +1,7 @@
 """Learning from preferences: better answers become more likely than worse ones, good answers than bad ones.
 
-`objective.preference_loss` says by which formula of `preference_losses`. Where that compares with a reference, it is the
-model that the run starts from, and its log-probabilities are computed once before training (`training.reference`).
+`objective.preference_loss` says by which formula of `preference_losses`. Where that compares with a reference, it is
+the model that the run starts from, and its log-probabilities are computed once before training (`training.reference`).
 KTO's estimate of the divergence is the mean over the global batch of the log-ratios of foreign answers
 (`data.pipeline.preferences`), whatever the micro-batches.
 """
@@ -21,6 +21,7 @@ from gptjax.objectives.cross_entropy import score_tokens
 from gptjax.objectives.objective import Batch, Field, Metrics, Models, Monitor, Rows
 from gptjax.objectives.preference_losses import Answers
 
+LOSS = Monitor("loss", lower_is_better=True)
 PAIR_OF_TOKENS = Field(("row", "pair", "length"))
 REFERENCE = Field(("row", "pair"), "float32")
 TEXTS = {
@@ -42,7 +43,7 @@ class Preference:
     name: str
     logits_chunk: int
     sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"pair": 2})
-    monitor: Monitor = Monitor("loss", lower_is_better=True)
+    monitor: Monitor = LOSS
     reference: bool = False  # parameters are not kept: batches hold what the reference says
 
     @property
@@ -77,14 +78,14 @@ class Preference:
         return jnp.maximum(_counts(batch).sum(), 1.0)
 
     def log_probabilities(self, model: GPT, batch: Batch) -> Float[Array, "row pair"]:
-        return self._scored(model, batch, None)[0]
+        return log_probabilities(model, batch, logits_chunk=self.logits_chunk)
 
     def whole_batch(self, models: Models, batch: Batch, *, total_weight: Float[Array, ""]) -> Metrics:
         """KTO's estimate of the divergence from the reference, before it is cut off at 0."""
         if not self.judged:
             return {}
         foreign = {name: batch[name][:, 1:] for name in TEXTS}
-        ratio = self._scored(models.policy, foreign, None)[0] - batch["reference"][:, 1:]
+        ratio = self.log_probabilities(models.policy, foreign) - batch["reference"][:, 1:]
         return {"kl": jax.lax.stop_gradient((ratio[:, 0] * _counts(batch)).sum() / total_weight)}
 
     def loss(
@@ -104,7 +105,7 @@ class Preference:
         """
         counts = _counts(batch) / total_weight
         texts = {name: batch[name][:, :1] if self.judged else batch[name] for name in TEXTS}
-        policy, balance = self._scored(models.policy, texts, dropout_keys)
+        policy, balance = _scored(models.policy, texts, dropout_keys, self.logits_chunk)
         if self.judged:
             kl = jnp.maximum(hyper["kl"], 0.0)
             ratio = policy[:, 0] - batch["reference"][:, 0]
@@ -128,18 +129,24 @@ class Preference:
             total = total + hyper["balance_loss"] * metrics["balance_loss"]
         return total, metrics
 
-    def _scored(
-        self, model: GPT, texts: Batch, dropout_keys: jax.Array | None
-    ) -> tuple[Float[Array, "row pair"], Float[Array, "row"] | None]:
-        """(log-probability of each answer, load-balancing loss of each row). Both sides of a row drop the same units."""
-        rows, sides, length = texts["tokens"].shape
-        tokens, targets, weights = (texts[name].reshape(rows * sides, length) for name in TEXTS)
-        keys = None if dropout_keys is None else jnp.repeat(dropout_keys, sides, axis=0)
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        hidden, _, balance = model.forward(tokens, positions=positions, dropout_keys=keys)
-        scores = score_tokens(model.architecture, hidden, model.table(), targets, chunk=self.logits_chunk)
-        sums = -jnp.where(weights > 0, scores.nll * weights, 0.0).sum(1)
-        return sums.reshape(rows, sides), None if balance is None else balance.reshape(rows, sides).mean(1)
+
+def log_probabilities(model: GPT, texts: Batch, *, logits_chunk: int = 0) -> Float[Array, "row pair"]:
+    """The log-probability of each answer given its prompt, in nats: the sum over the tokens that bear loss."""
+    return _scored(model, texts, None, logits_chunk)[0]
+
+
+def _scored(
+    model: GPT, texts: Batch, dropout_keys: jax.Array | None, logits_chunk: int
+) -> tuple[Float[Array, "row pair"], Float[Array, "row"] | None]:
+    """(log-probability of each answer, load-balancing loss of each row). Both sides of a row drop the same units."""
+    rows, sides, length = texts["tokens"].shape
+    tokens, targets, weights = (texts[name].reshape(rows * sides, length) for name in TEXTS)
+    keys = None if dropout_keys is None else jnp.repeat(dropout_keys, sides, axis=0)
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    hidden, _, balance = model.forward(tokens, positions=positions, dropout_keys=keys)
+    scores = score_tokens(model.architecture, hidden, model.table(), targets, chunk=logits_chunk)
+    sums = -jnp.where(weights > 0, scores.nll * weights, 0.0).sum(1)
+    return sums.reshape(rows, sides), None if balance is None else balance.reshape(rows, sides).mean(1)
 
 
 def _counts(batch: Batch) -> Float[Array, "row"]:

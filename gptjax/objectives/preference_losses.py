@@ -44,14 +44,14 @@ def dpo(x: Answers, hyper: Hyper) -> Loss:
 
 
 def ipo(x: Answers, hyper: Hyper) -> Loss:
-    """(h - 1 / (2 beta))^2, with h the difference of the log-ratios per token (Azar et al. 2023; per token as in TRL)."""
+    """(h - 1 / (2 beta))^2, with h the difference of the log-ratios per token (Azar et al. 2023, as in TRL)."""
     ratios = x.policy - x.reference
     means = ratios / x.lengths
     return Loss(jnp.square(means[:, 0] - means[:, 1] - 0.5 / hyper["beta"]), hyper["beta"] * ratios)
 
 
 def orpo(x: Answers, hyper: Hyper) -> Loss:
-    """-log p_better - beta log sigmoid(log odds ratio), of probabilities per token (Hong et al. 2024, equations 6, 7)."""
+    """-log p - beta log sigmoid(log odds ratio), of probabilities per token (Hong et al. 2024, equations 6, 7)."""
     means = x.policy / x.lengths
     # log(1 - p); a probability that rounds to 1 would have infinite odds.
     log_odds = means - jnp.log(-jnp.expm1(jnp.minimum(means, -1e-7)))
@@ -68,7 +68,7 @@ def simpo(x: Answers, hyper: Hyper) -> Loss:
 def kto(
     ratio: Float[Array, "row"], desirable: Float[Array, "row"], kl: Float[Array, ""], hyper: Hyper
 ) -> tuple[Float[Array, "row"], Float[Array, "row"]]:
-    """(loss, value): w (1 - sigmoid(v)) with v = beta (log-ratio - KL), negated for bad answers (Ethayarajh et al. 2024).
+    """(loss, value): w (1 - sigmoid(v)), v = beta (log-ratio - KL), negated for bad answers (Ethayarajh et al. 2024).
 
     Args:
       ratio: log pi - log pi_reference of the judged answer.

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from gptjax import config as config_lib
+from gptjax.data.opening import RunData
 from gptjax.data.pipeline.preferences import Examples, InOrder
 from gptjax.errors import UserError
 from gptjax.files import read_json, whole_file, write_json
@@ -29,17 +30,18 @@ from gptjax.processes import distributed
 from gptjax.training.program import Program
 from gptjax.training.step import first_model
 
-if TYPE_CHECKING:
-    from gptjax.training.run import Run
-
 FILE = "reference.json"  # in the work directory: {"parameters": fingerprint}
 _SALTS = (0x9E3779B9, 0x85EBCA6B)
 
 
-def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
+def fill(
+    program: Program, data: RunData, workdir: Path, beginning: Callable[[], gpt.Params], *, continues: bool
+) -> list[str]:
     """Writes the log-probabilities into the examples of a run. Every process of it calls this.
 
     Args:
+      workdir: of the run.
+      continues: it has a step behind it.
       beginning: makes the parameters before the first step; called only if they are needed.
 
     Returns:
@@ -48,22 +50,22 @@ def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
     Raises:
       UserError: the run continues, its table is gone, and it no longer begins with the parameters that it had.
     """
-    program, group = run.program, distributed.current()
-    parts = program.objective.referenced(run.data, program.config) if isinstance(program.objective, Referenced) else []
+    group = distributed.current()
+    parts = program.objective.referenced(data, program.config) if isinstance(program.objective, Referenced) else []
     if not parts:
         return []
     beginning = functools.cache(beginning)
-    known = group.first(lambda: _known(run.workdir / FILE)) if run.start else ""
+    known = group.first(lambda: _known(workdir / FILE)) if continues else ""
     parameters = known or fingerprint(beginning())
-    folder = config_lib.cache_directory(program.config) / "references"
+    folder = _folder(program.config)
     computed = 0
     for part in parts:
-        path = folder / f"{_name(program, parameters, part)}.npy"
+        path = folder / f"{_name(program.config, parameters, part)}.npy"
         values = group.first(lambda path=path, part=part: _read(path, len(part)))
         if values is None:
             if known and fingerprint(beginning()) != known:
                 raise UserError(
-                    f"the reference of the run in {run.workdir} is no longer in {folder}, and "
+                    f"the reference of the run in {workdir} is no longer in {folder}, and "
                     f"init_from={program.config.init_from!r} now gives other parameters than it began with; put that "
                     "model back, or begin anew in another work directory"
                 )
@@ -72,7 +74,7 @@ def fill(run: "Run", beginning: Callable[[], gpt.Params]) -> list[str]:
             group.first(lambda path=path, values=values: _write(path, values))
         part.reference[:] = values
     if not known:
-        group.first(lambda: write_json(run.workdir / FILE, {"parameters": parameters}))
+        group.first(lambda: write_json(workdir / FILE, {"parameters": parameters}))
     model = program.config.init_from or "the untrained model: without init_from there is no other"
     where = "computed, and kept" if computed else "found"
     return [f"reference: {model}; its log-probabilities of {sum(map(len, parts)):,} examples {where} in {folder}"]
@@ -90,7 +92,7 @@ def fingerprint(params: gpt.Params) -> str:
 
 
 def _hash(leaf: Array) -> UInt32[Array, "salts"]:
-    """Sums modulo 2^32 of the bits of each value times an odd number drawn for its place; their order does not count."""
+    """Sums modulo 2^32 of the mixed bits of each value and its place, times an odd number drawn for the place."""
     words = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
 
     def summed(salt: int) -> Array:
@@ -109,10 +111,20 @@ def _mixed(bits: Array) -> Array:
     return bits ^ (bits >> 16)
 
 
-def _name(program: Program, parameters: str, part: Examples) -> str:
+def read(config: config_lib.Config, workdir: Path, part: Examples) -> np.ndarray | None:
+    """The log-probabilities of examples under the beginning of the run in `workdir`; None where they are not there."""
+    parameters = _known(workdir / FILE)
+    return _read(_folder(config) / f"{_name(config, parameters, part)}.npy", len(part)) if parameters else None
+
+
+def _folder(config: config_lib.Config) -> Path:
+    return config_lib.cache_directory(config) / "references"
+
+
+def _name(config: config_lib.Config, parameters: str, part: Examples) -> str:
     """Of a table: from what it depends on."""
     names = config_lib.affecting("model") | {"model.compute_dtype", "model.matmul"}
-    model = {name: program.config.model[name.partition(".")[2]] for name in sorted(names) if name.startswith("model.")}
+    model = {name: config.model[name.partition(".")[2]] for name in sorted(names) if name.startswith("model.")}
     identity = [parameters, model, part.fingerprint]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 

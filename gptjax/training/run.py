@@ -234,11 +234,14 @@ class Run:
         """
         if self.start:
             state = self.checkpoints.restore(self.start, self.program.target)
-            self._told += reference.fill(self, lambda: self._first_state().params)
+            self._compare_with(lambda: self._first_state().params)
         else:
             state = self._first_state()
-            self._told += reference.fill(self, lambda: state.params)
+            self._compare_with(lambda: state.params)
         return state
+
+    def _compare_with(self, beginning: Callable[[], gpt.Params]) -> None:
+        self._told += reference.fill(self.program, self.data, self.workdir, beginning, continues=self.start > 0)
 
     def _first_state(self) -> TrainState:
         """The state before the first step; of a run that continues, made anew."""

@@ -233,19 +233,18 @@ def trl_inputs(torch, texts, side):
 def trainer_of(kind, options, parts, folder, rows):
     from datasets import Dataset
 
-    torch, tokenizer, policy, reference = parts
+    _, tokenizer, policy, reference = parts
     options = {"output_dir": str(folder), "report_to": [], "use_cpu": True, "bf16": False, "beta": 0.3} | options
     options |= {"gradient_checkpointing": False, "disable_dropout": True, "per_device_train_batch_size": ROWS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = getattr(__import__("trl"), f"{kind}Trainer")(
+        return getattr(__import__("trl"), f"{kind}Trainer")(
             model=policy,
             ref_model=reference,
             args=getattr(__import__("trl"), f"{kind}Config")(**options),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-    return trainer
 
 
 def assert_as_trl(torch, trainer, inputs, loss, gradient):

@@ -31,6 +31,8 @@ EXTENTS = "extents.jsonl"
 SIGNATURES = "signatures.npy"
 CLEAN_SUMMARY = "summary.json"
 
+_KEPT = ("id", "part", "messages", "rejected", "label", "tools")
+
 
 class CleanItem(NamedTuple):
     """A piece of the source, and the directory that its cleaned documents go to."""
@@ -144,11 +146,7 @@ class _Writer:
         if self._hasher is not None:
             self._signatures.append(self._hasher.signature(text))
         self._extents.write(json.dumps(extent) + "\n")
-        head = {
-            name: document[name]
-            for name in ("id", "part", "messages", "rejected", "label", "tools")
-            if name in document
-        }
+        head = {name: document[name] for name in _KEPT if name in document}
         data = b"" if "messages" in document else text.encode("utf-8", "surrogatepass")
         self._documents.write(json.dumps({**head, "bytes": len(data)}).encode() + b"\n")
         self._documents.write(data)

@@ -103,6 +103,11 @@ class Examples:
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
+    def prompts(self) -> Int64[np.ndarray, " examples"]:
+        """A number for each prompt, as far as it is within the context; equal prompts have the same."""
+        return _prompt_numbers(self.split, self.prompt_starts[:, 0], self.prompt_lengths[:, 0])
+
+    @property
     def lengths(self) -> Int64[np.ndarray, " examples"]:
         """Tokens of both sides together."""
         return (self.prompt_lengths + self.answer_lengths).sum(1)

@@ -12,8 +12,8 @@
     {"prompt": P, "completion": A, "label": true}                          TRL's form for KTO
     {"prompt": {"text": P, "replies": [{"text": A, "rank": 0}, ...]}}      a tree of OpenAssistant's
 
-Which of them a record is, its keys say. A ranking of n answers gives all n (n - 1) / 2 pairs (Ouyang et al. 2022), which
-share their `split_key`. What is learnt is the answer alone; assistant's turns of the prompt bear no loss.
+Which of them a record is, its keys say. A ranking of n answers gives all n (n - 1) / 2 pairs (Ouyang et al. 2022),
+which share their `split_key`. What is learnt is the answer alone; assistant's turns of the prompt bear no loss.
 """
 
 import itertools

@@ -1,6 +1,7 @@
 """From a file of preferences through the store to batches: a pair is never torn, and only answers bear loss."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_each_row_is_a_pair_with_one_prompt_and_loss_on_the_answers_alone(store)
         batch = examples.read(np.arange(len(examples)))
         for row in range(len(examples)):
             (text, chosen), (other, rejected) = sides(store, batch, row)
-            record = PAIRS[int(chosen.split()[1].strip("!<|im_end|>"))]
+            record = PAIRS[int(re.search(r"\d+", chosen)[0])]
             assert (chosen, rejected) == (f"{record['chosen']}<|im_end|>", f"{record['rejected']}<|im_end|>")
             prompt = f"<|im_start|>user\n{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
             assert text.endswith(prompt + chosen) and other.endswith(prompt + rejected)

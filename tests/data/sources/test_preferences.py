@@ -167,9 +167,8 @@ def test_files_may_be_lists_tables_and_compressed(tmp_path):
 
 def test_parquet_keeps_lists_of_messages(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PAIRS["trl implicit"]]), tmp_path / "a.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([PAIRS["trl implicit"]]), tmp_path / "a.parquet")
     (document,) = open_source(f"preference:{tmp_path}/a.parquet").documents()
     assert document["rejected"] == [*TURNS, answer(BAD)]
 

@@ -1,0 +1,28 @@
+"""A model that answers learns which of two answers people prefer, by DPO (Rafailov et al. 2023).
+
+  python -m gptjax.prepare --source=preference:pairs.jsonl --output=stores/preferences --tokenizer=bpe:4096
+  python -m gptjax.train --config=configs/dialogue.py --workdir=runs/chosen --config.objective.name=instruction \\
+      --config.data.source=store:stores/preferences
+  python -m gptjax.train --config=configs/dpo.py --workdir=runs/dpo --config.init_from=runs/chosen
+
+The second command learns the better answers by themselves; any model of dialogues will do in its place. What the model
+of the beginning says of the answers is computed once and kept, so that no second copy of it is in memory.
+Other losses: --config.objective.preference_loss=ipo | kto | orpo | simpo; orpo needs no model to start from, kto reads
+single answers with a label, too. Adapters alone: --config.model.lora_rank=8 --config.optimizer.learning_rate=1e-4.
+The learning rate is one for small models; of one with a billion parameters it is about 1e-6.
+"""
+
+from gptjax.config import apply_arg, get_default
+
+
+def get_config(arg: str = ""):
+    config = get_default()
+    config.tokenizer = "bpe:4096"
+    config.data.source = "store:stores/preferences"
+    config.objective.update(name="preference", preference_loss="dpo", beta=0.1)
+    config.model.update(num_layers=4, num_heads=4, embed_dim=192, context_length=256)
+    config.optimizer.update(learning_rate=5e-5, beta2=0.999, weight_decay=0.0)
+    config.schedule.update(name="linear", warmup="10%", final_fraction=0.0)
+    config.train.update(num_steps="2 epochs", batch_size=16)
+    config.evaluation.update(every="10%", tasks="perplexity,preference")
+    return apply_arg(config, arg)
