@@ -85,6 +85,7 @@ BESIDE = {
     "evaluate": ("--workdir=missing",),
     "prepare": ("--source=text:corpus/*.txt", "--output=random.bin/x"),
     "generate": ("--workdir=missing", "--prompt=a"),
+    "chat": ("--workdir=missing", "--prompt=a"),
     "plan": ("--config=tiny.py", "--topology=v5e:3x3"),
     "convert": (),
     "ablate": ("--study=missing.py", "--workdir=random.bin/run"),
