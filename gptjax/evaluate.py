@@ -181,7 +181,8 @@ def evaluate(options: flags.FlagValues) -> None:
         print(f"written: {options.output}" if options.output else "not written; --output=FILE.json keeps the results")
         return
     workdir = place.path.parent.parent if place.path.parent.name == "checkpoints" else place.path
-    name = results.file_name(list(outcomes), options.data or options.split, trained.step)
+    search = f"-beam-{evaluation.beams}-{evaluation.length_penalty:g}" if evaluation.beams > 1 else ""
+    name = results.file_name(list(outcomes), (options.data or options.split) + search, trained.step)
     file = workdir / "evaluation" / f"{name}.json"
     try:
         results.write(file, answer, outcomes)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.artifacts import loading, published
 from gptjax.errors import UserError
-from gptjax.model.huggingface import adapter_config, files
+from gptjax.model.huggingface import adapter_config
+from gptjax.model.huggingface import files as huggingface_files
 
 HUGGING_FACE = "hf:"
 
@@ -54,7 +56,7 @@ def find(name: str, which: str = "best", *, adapter: str = "") -> Location:
         return _published(name.removeprefix(HUGGING_FACE), adapter)
     if adapter:
         raise UserError(f"--adapter={adapter} belongs to a published model, hf:DIR, not to {name}")
-    directory = Path(name)
+    directory = files.expand(name)
     if directory.is_dir() and not (directory / "checkpoints").exists() and _looks_published(directory):
         raise UserError(f"{name} is a directory of Hugging Face; write {HUGGING_FACE}{name}")
     path = loading.find(directory, which)
@@ -62,9 +64,13 @@ def find(name: str, which: str = "best", *, adapter: str = "") -> Location:
 
 
 def _published(name: str, adapter: str) -> Location:
-    directory = files.locate(name)
-    adapters = files.locate(adapter) if adapter else None
-    if adapters is None and (directory / adapter_config.CONFIG).exists() and not (directory / files.CONFIG).exists():
+    directory = huggingface_files.locate(name)
+    adapters = huggingface_files.locate(adapter) if adapter else None
+    if (
+        adapters is None
+        and (directory / adapter_config.CONFIG).exists()
+        and not (directory / huggingface_files.CONFIG).exists()
+    ):
         adapters, (directory, name) = directory, _base(directory)
     return Location(directory, published.read_config(directory, name, adapters), name, adapters)
 
@@ -75,11 +81,11 @@ def _base(adapters: Path) -> tuple[Path, str]:
     base = adapter_config.read(adapters).base_model_name_or_path
     if not base:
         raise UserError(f"{path} names no base_model_name_or_path; open the base: hf:BASE with --adapter={adapters}")
-    beside = adapters / base
-    if not Path(base).is_dir() and beside.is_dir():
-        base = str(beside)
     try:
-        return files.locate(base), base
+        beside = adapters / files.expand(base)
+        if not files.expand(base).is_dir() and beside.is_dir():
+            base = str(beside)
+        return huggingface_files.locate(base), base
     except UserError as error:
         raise UserError(
             f"{path}: base_model_name_or_path: {error}; or open hf:BASE with --adapter={adapters}"

@@ -118,7 +118,15 @@ def published(tmp_path_factory):
     return model, directory
 
 
-@pytest.mark.parametrize(("early_stopping", "beams"), [("false", 4), ("true", 4), ("never", 4), ("false", 2)])
+@pytest.mark.parametrize(
+    ("early_stopping", "beams"),
+    [
+        ("false", 4),
+        pytest.param("true", 4, marks=pytest.mark.slow),
+        ("never", 4),
+        pytest.param("false", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_equal_to_transformers(published, early_stopping, beams):
     import torch
 
