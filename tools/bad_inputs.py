@@ -85,11 +85,8 @@ BESIDE = {
     "evaluate": ("--workdir=missing",),
     "prepare": ("--source=text:corpus/*.txt", "--output=random.bin/x"),
     "generate": ("--workdir=missing", "--prompt=a"),
-<<<<<<< HEAD
     "serve": ("--model=missing", "--port=0"),
-=======
     "chat": ("--workdir=missing", "--prompt=a"),
->>>>>>> chat
     "plan": ("--config=tiny.py", "--topology=v5e:3x3"),
     "convert": (),
     "ablate": ("--study=missing.py", "--workdir=random.bin/run"),

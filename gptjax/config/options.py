@@ -352,8 +352,8 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
             "dialogues; preference = better against worse answers; distillation = a teacher's next tokens; "
-            "reinforcement = answers that the model writes, by their reward (GRPO); auto = preference or instruction where the data "
-            "have preferences or dialogues",
+            "reinforcement = answers that the model writes, by their reward (GRPO); auto = preference or instruction "
+            "where the data have preferences or dialogues",
             affects="training",
             choices=(
                 "auto",
