@@ -23,18 +23,21 @@ class Answers:
     """
 
     def __init__(self, program: Program, data: RunData, workdir: Path, rollouts: Rollouts, *, start: int):
-        """Drops the samples of steps after `start`. Raises UserError where no question is held out."""
+        """Drops the samples of steps after `start`. Raises UserError where no held-out question fits the context."""
         config = program.config
         most = config.evaluation.max_prompts or None
         self._rollouts, self._path, self._shown = rollouts, workdir / "samples.jsonl", config.logging.samples
-        self._asked = data.questions(config, "validation").questions[:most]
+        held_out = any("validation" in source.store.splits for source in data.stores)
+        self._asked = data.questions(config, "validation").questions[:most] if held_out else []
         metrics.drop_after(self._path, start)
 
     def line(self, step: int, params: gpt.Params) -> dict[str, Any]:
         """`reward`, `length` and `truncated` of the answers; how varied the answers of the last step of training were.
 
-        distinct1, distinct2, distinct3: see `evaluation.diversity`.
+        distinct1, distinct2, distinct3: see `evaluation.diversity`. Empty where no question is held out.
         """
+        if not self._asked:
+            return {}
         completions = self._rollouts.answer(params, self._asked, temperature=0.0)
         scores = self._rollouts.rewarded(self._asked, completions)
         told = scores.values[np.isfinite(scores.values)]
