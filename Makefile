@@ -8,6 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 WORKDIR ?= runs/quickstart
+CHAT_WORKDIR ?= runs/chat
 WORKERS ?= 2
 ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/tokenization/test_tokenizer.py tests/data/tokenization/test_huggingface.py \
   tests/data/sources/test_hub.py tests/evaluation/test_harness.py
@@ -16,11 +17,11 @@ EXACT := tests/test_golden.py tests/test_resume.py tests/training tests/model te
 # The oldest instruction set that JAX runs on, where there is a choice
 ISA := $(if $(filter x86_64 amd64,$(shell uname -m)),--xla_cpu_max_isa=SSE4_2)
 
-.PHONY: help quickstart setup test test-exact test-slow test-oracles lint golden torture bench bench-scale clean
+.PHONY: help quickstart chat-quickstart setup test test-exact test-slow test-oracles lint golden torture bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be done
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,6 +51,9 @@ quickstart: $(VENV)/.base  ## train, evaluate and sample a small GPT on the docu
 	@echo "  $(BIN)/gptjax generate --workdir=$(WORKDIR) --prompt='Question: What does json.dumps do?'"
 	@echo "  $(BIN)/gptjax train --config=configs/quickstart.py --workdir=runs/mine --config.data.source='text:my/*.txt'"
 	@echo '  open $(WORKDIR)/report.html'
+
+chat-quickstart: $(VENV)/.base  ## a chat model from nothing: text, dialogues, preferences, rewards (12 minutes)
+	$(BIN)/python tools/chat_quickstart.py --workdir=$(CHAT_WORKDIR)
 
 test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow'
