@@ -30,7 +30,7 @@ def get_config(arg: str = ""):
         config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
         config.train.update(num_steps=2 if arg == "runlocal" else 250, batch_size=16)
     elif arg == "dialogue":
-        config.data.source = "python_docs:dialogues@0.7 + toy:sort#length=3,size=600@0.3"
+        config.data.source = "python_docs:dialogues@0.7 + toy:sort#length=3,size=900@0.3"
         config.optimizer.update(name="muon", learning_rate=2e-3, muon_learning_rate=0.01)
         config.train.update(num_steps=150, batch_size=16)
     elif arg == "preference":
@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
         config.optimizer.update(learning_rate=3e-5, beta2=0.999, weight_decay=0.0)
         config.train.update(num_steps=60, batch_size=16)
     else:
-        config.data.source = "toy:sort#length=3,size=600"
+        config.data.source = "toy:sort#length=3,size=900"
         config.objective.update(name="reinforcement", reward="exact_match", max_new_tokens=8, group_size=8)
         config.optimizer.update(learning_rate=3e-4, weight_decay=0.0)
         config.schedule.update(name="constant", warmup=5)

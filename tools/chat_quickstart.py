@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         "dialogues", "python_docs:dialogues", "questions with answers, e.g. --dialogues=messages:chat.jsonl", **define
     )
     flags.DEFINE_string(
-        "task", "toy:sort#length=3,size=600", "questions with answers to check, e.g. --task=toy:反转", **define
+        "task", "toy:sort#length=3,size=900", "questions with answers to check, e.g. --task=toy:反转", **define
     )
     flags.DEFINE_string("tokenizer", "bpe:2048", "of everything, e.g. --tokenizer=char", **define)
     flags.DEFINE_multi_string("set", [], "an option for a stage, e.g. --set=text:train.num_steps=500", **define)

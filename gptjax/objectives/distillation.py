@@ -74,7 +74,7 @@ class Distillation:
         hyper: Mapping[str, Array],
         dropout_keys: jax.Array | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Metrics: `loss` (cross-entropy alone), `accuracy`, `teacher_divergence` (nats, at the temperature)."""
+        """Metrics: `loss` (cross-entropy alone), `accuracy`, `teacher_divergence` (nats a token, softened)."""
         model = models.policy
         hidden, _, balance = model.forward(
             batch["tokens"],

@@ -70,7 +70,7 @@ class Preference:
     ) -> "list[gptjax.data.pipeline.preferences.Examples]":
         if self.name in preference_losses.WITHOUT_REFERENCE:
             return []
-        splits = (data.examples(config, split, judged=self.judged) for split in ("train", "validation"))
+        splits = (data.examples(config, split, judged=self.judged) for split in ("train", "validation", "test"))
         return [examples for split in splits for examples in split.values()]
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
