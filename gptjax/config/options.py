@@ -642,7 +642,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0, maximum=1e9
         ),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
-        "trackers": Option("", "where else numbers are sent: wandb, trackio, or both with a comma"),
+        "trackers": Option("", "where else numbers are sent: wandb, trackio, mlflow, or several with commas"),
     },
     "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0, maximum=MOST_SEED),
     "data_seed": Option(

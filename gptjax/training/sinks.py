@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio.
+"""Where the numbers of a run go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio, MLflow.
 
 A sink never stops, delays or fails a run. Each has a thread of its own and a queue with a limit. A sink that raises is
 turned off, with a warning; of one that is stuck lines are dropped, with a warning; its end is waited for a while.
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from gptjax import files, interrupts
 from gptjax.errors import UserError
 
-TRACKERS = ("wandb", "trackio")
+TRACKERS = ("wandb", "trackio", "mlflow")
 _LINES = 1000  # that wait for a sink before lines are dropped
 _CLOSE_SECONDS = 20.0  # in which all sinks together write what still waits
 _naming = threading.Lock()
@@ -168,7 +168,7 @@ def makers(
     found: dict[str, Callable[[], Sink]] = {}
     if tensorboard and importlib.util.find_spec("tensorboardX"):
         found["TensorBoard"] = lambda: TensorBoard(workdir / "tensorboard", step)
-    kinds = {"wandb": WeightsAndBiases, "trackio": Trackio}
+    kinds = {"wandb": WeightsAndBiases, "trackio": Trackio, "mlflow": MLflow}
     for name in check(trackers):
         found[name] = lambda kind=kinds[name]: kind(workdir, config)
     return found
@@ -272,3 +272,44 @@ class Trackio:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME count; without the first, WORKDIR/mlflow.db."""
+
+    def __init__(self, workdir: Path, config: dict[str, Any]):
+        import mlflow
+
+        self._metric = mlflow.entities.Metric
+        own = f"sqlite:///{workdir.absolute() / 'mlflow.db'}"
+        self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or own)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "gptjax")
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        key = run_id(workdir)
+        known = self._client.search_runs([experiment_id], f"tags.workdir = '{key}'", max_results=1)
+        if known:
+            self._run = known[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        tags = {"workdir": key, "mlflow.runName": workdir.absolute().name}
+        self._run = self._client.create_run(experiment_id, tags=tags).info.run_id
+        values = [mlflow.entities.Param(path, str(value)[:500]) for path, value in _flat(config)]
+        for place in range(0, len(values), 100):  # the most that MLflow takes at once
+            self._client.log_batch(self._run, params=values[place : place + 100])
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        metrics = [self._metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _flat(config: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """("section.option", value) of a nested config."""
+    pairs = []
+    for name, value in config.items():
+        pairs += _flat(value, f"{before}{name}.") if isinstance(value, dict) else [(f"{before}{name}", value)]
+    return pairs

@@ -108,8 +108,8 @@ def test_a_process_with_a_stuck_sink_ends_with_its_status():
 
 def test_trackers_are_asked_for_by_name():
     assert sinks.check("") == []
-    with pytest.raises(UserError, match=r"logging\.trackers=mlflow: mlflow is not one of wandb, trackio"):
-        sinks.check("mlflow")
+    with pytest.raises(UserError, match=r"logging\.trackers=comet: comet is not one of wandb, trackio, mlflow"):
+        sinks.check("comet")
 
 
 def test_a_library_that_is_not_installed_is_a_mistake_at_the_start(monkeypatch):
@@ -178,6 +178,31 @@ def test_the_environment_of_the_libraries_counts(libraries, tmp_path, monkeypatc
     assert libraries["wandb"][0].options["project"] == "mine"
     assert "name" not in libraries["wandb"][0].options  # wandb reads it
     assert libraries["trackio"][0].options["project"] == "ours"
+
+
+def test_mlflow_keeps_one_run_of_a_work_directory_in_its_own_file(tmp_path, monkeypatch, capsys):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    address = (tmp_path / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for step in (0, 2):
+        options = {"step": step, "tensorboard": False, "trackers": "mlflow"}
+        made = sinks.makers(tmp_path, {"seed": 1, "model": {"norm": "rms"}}, **options)
+            tmp_path, {"seed": 1, "model": {"norm": "rms"}}, step=step, tensorboard=False, trackers="mlflow"
+        )
+        several = sinks.Sinks(made)
+        several.write(LINE | {"step": step + 3})
+        several.close()
+    assert capsys.readouterr().err == ""
+    client = mlflow.MlflowClient(address)
+    (run,) = client.search_runs([client.get_experiment_by_name("gptjax").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", tmp_path.name)
+    assert run.data.params == {"seed": "1", "model.norm": "rms"}
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "train/loss")] == [
+        (3, 0.5),
+        (5, 0.5),
+    ]
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):
