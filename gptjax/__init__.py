@@ -6,14 +6,16 @@ import sys
 from gptjax import interrupts
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "train"]
 
 if interrupts.is_command(sys.orig_argv):
     interrupts.install()
 
 
 def __getattr__(name: str):
-    """`gptjax.load`, whose imports take seconds, when it is asked for."""
+    """`gptjax.load` and `gptjax.train(config, workdir)`, whose imports take seconds, when they are asked for."""
     if name == "load":
         return importlib.import_module("gptjax.evaluation.loaded").load
+    if name == "train":
+        return importlib.import_module("gptjax.train")
     raise AttributeError(f"module 'gptjax' has no attribute {name!r}")

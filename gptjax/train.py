@@ -11,6 +11,7 @@ another schedule. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save first. On se
 
 import sys
 import time
+import types
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,6 +207,20 @@ def _report(workdir: Path) -> None:
         write_report(workdir)
     except OSError as error:
         print(f"report.html could not be written: {files.explain(error)}", file=sys.stderr)
+
+
+class _Callable(types.ModuleType):
+    """This module, which in a program is also what trains: `gptjax.train(config, "runs/mine")`."""
+
+    def __call__(self, config: config_lib.Config, workdir: str | Path, *, allow_changes: bool = False) -> None:
+        """Trains to the end, or goes on; `gptjax.load(workdir)` then has the model.
+
+        Raises UserError for what is wrong with the config, RunError after saving what there is.
+        """
+        train(config, files.expand(str(workdir)), allow_changes=allow_changes)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 if __name__ == "__main__":

@@ -29,6 +29,30 @@ def model(tiny_corpus, tmp_path_factory):
     return gptjax.load(directory / "run")
 
 
+def test_training_is_a_call_and_goes_on(model, tmp_path):
+    config = model.config.copy_and_resolve_references().unlock()
+    config.update(schedule={"name": "constant", "warmup": 0}, train={"num_steps": 2})
+    config.update(evaluation={"every": 2}, logging={"every": 1})
+    gptjax.train(config, tmp_path / "run")
+    gptjax.train(config, str(tmp_path / "run"))
+    trained = gptjax.load(tmp_path / "run")
+    assert trained.config.train.num_steps == 2 and trained.params and trained.tokenizer.vocab_size
+    config.train.num_steps = 1
+    with pytest.raises(UserError, match=r"train.num_steps is 1, and the run"):
+        gptjax.train(config, tmp_path / "run", allow_changes=True)
+
+
+def test_a_stream_is_the_completion_and_a_conversation_has_turns(model):
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    assert "".join(model.stream("the cat", **options)) == model.generate("the cat", **options)
+    chat = model.chat(**options)
+    first = chat.ask("the cat")
+    chat.ask("sat")
+    assert first.text and [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    with pytest.raises(UserError, match="there is no option 'heat'"):
+        model.chat(heat=1)
+
+
 def test_three_lines(model):
     text = model.generate("the cat", max_new_tokens=8, temperature=0)
     assert text == model.generate("the cat", max_new_tokens=8, temperature=0) and 0 < len(text) <= 8
@@ -55,7 +79,7 @@ def test_a_published_model_is_opened_where_it_is(model, tmp_path):
 
 
 def test_what_cannot_be_done_is_said(model, tmp_path):
-    with pytest.raises(UserError, match="has no option 'max_tokens'; choose from max_new_tokens"):
+    with pytest.raises(UserError, match="no option 'max_tokens'; choose from max_new_tokens"):
         model.generate("a", max_tokens=3)
     with pytest.raises(UserError, match="not empty"):
         model.score("")

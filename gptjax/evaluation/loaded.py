@@ -1,36 +1,72 @@
-"""A model in three lines of Python: load, generate, score."""
+"""A model in three lines of Python: load, generate, stream, chat, score."""
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gptjax.errors import UserError
+
+if TYPE_CHECKING:
+    from gptjax.artifacts.loading import Trained
+    from gptjax.config import Config
+    from gptjax.data.tokenization.tokenizer import Tokenizer
+    from gptjax.generation.conversation import Conversation
+    from gptjax.generation.params import SamplingParams
+    from gptjax.model.gpt import Params
 
 
 class Loaded:
     """A trained model, its tokenizer and its template.
 
     Attributes:
-      trained: the checkpoint: `trained.params`, `trained.architecture`, `trained.tokenizer`.
+      trained: the checkpoint, with `trained.architecture` and `trained.template`.
     """
 
-    def __init__(self, trained):
+    def __init__(self, trained: "Trained"):
         self.trained = trained
+
+    @property
+    def config(self) -> "Config":
+        """That of the run; of a published model the default with its options of `model`."""
+        return self.trained.config
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        return self.trained.tokenizer
+
+    @property
+    def params(self) -> "Params":
+        """Nested dicts of arrays; adapters are a part of the kernels."""
+        return self.trained.params
 
     def generate(self, prompt: str, **sampling) -> str:
         """The completion of a prompt; options are those of `SamplingParams`: max_new_tokens, temperature, seed, ...
 
         A model trained on dialogues answers the prompt. Raises UserError for options that are unknown or out of range.
         """
-        from gptjax.generation.params import SamplingParams
-
-        known = SamplingParams.__dataclass_fields__
-        if unknown := [name for name in sampling if name not in known]:
-            raise UserError(f"generate() has no option {unknown[0]!r}; choose from {', '.join(known)}")
-        (completion,) = self._generator.complete([prompt], SamplingParams(**sampling))
+        (completion,) = self._generator.complete([prompt], _sampling(sampling))
         return completion.text
+
+    def stream(self, prompt: str, **sampling) -> Iterator[str]:
+        """The completion of `generate` in pieces, as soon as they are final. No piece has half a character."""
+        engine = self._generator.engine(slots=1, rounds=4)
+        engine.submit(self._generator.encode([prompt])[0], _sampling(sampling))
+        while engine.busy:
+            for event in engine.step():
+                if event.error is not None:
+                    raise event.error
+                if event.text:
+                    yield event.text
+
+    def chat(self, *, system: str = "", **sampling) -> "Conversation":
+        """A conversation: `.ask(question).text` is an answer; there are `.regenerate()`, `.save(path)`, `.messages`."""
+        from gptjax.generation.conversation import Conversation
+
+        return Conversation(self._generator, _sampling(sampling), system=system)
 
     def score(self, text: str) -> dict[str, float]:
         """How probable the model finds a text: `log_likelihood` in nats, its `tokens`, its `perplexity` per token.
@@ -61,6 +97,16 @@ class Loaded:
 
         mesh = make_mesh(get_default().mesh, devices=jax.local_devices()[:1])
         return ContinuationScorer(self.trained.architecture, self.trained.params, mesh, batch_size=8)
+
+
+def _sampling(options: dict) -> "SamplingParams":
+    """Raises UserError for an option that there is not."""
+    from gptjax.generation.params import SamplingParams
+
+    known = SamplingParams.__dataclass_fields__
+    if unknown := [name for name in options if name not in known]:
+        raise UserError(f"there is no option {unknown[0]!r}; choose from {', '.join(known)}")
+    return SamplingParams(**options)
 
 
 def load(path: str | Path, checkpoint: str = "best", *, adapter: str | Path = "") -> Loaded:

@@ -189,8 +189,6 @@ def test_mlflow_keeps_one_run_of_a_work_directory_in_its_own_file(tmp_path, monk
     for step in (0, 2):
         options = {"step": step, "tensorboard": False, "trackers": "mlflow"}
         made = sinks.makers(tmp_path, {"seed": 1, "model": {"norm": "rms"}}, **options)
-            tmp_path, {"seed": 1, "model": {"norm": "rms"}}, step=step, tensorboard=False, trackers="mlflow"
-        )
         several = sinks.Sinks(made)
         several.write(LINE | {"step": step + 3})
         several.close()
