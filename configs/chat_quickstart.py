@@ -11,7 +11,7 @@ text: the documentation of Python. dialogue: questions on it, and a task whose a
 right answers against the model's own (DPO). reward: the task by trial and error (GRPO).
 """
 
-from gptjax.config import get_default
+from gptjax.config import apply_arg, get_default
 from gptjax.errors import UserError
 
 STAGES = ("text", "dialogue", "preference", "reward")
@@ -19,7 +19,8 @@ STAGES = ("text", "dialogue", "preference", "reward")
 
 def get_config(arg: str = ""):
     if arg not in ("", "runlocal", *STAGES):
-        raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes {', '.join(STAGES)}")
+        takes = ", ".join(map(repr, (*STAGES, "runlocal")))
+        raise UserError(f"--config=FILE:{arg}: unknown argument {arg!r}; this config takes {takes} or nothing")
     config = get_default()
     config.tokenizer = "bpe:2048"
     config.model.update(num_layers=4, num_heads=4, embed_dim=192, context_length=128)
@@ -28,7 +29,7 @@ def get_config(arg: str = ""):
     config.evaluation.update(every="25%", tasks="perplexity", max_prompts=100)
     if arg in ("", "runlocal", "text"):
         config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
-        config.train.update(num_steps=2 if arg == "runlocal" else 250, batch_size=16)
+        config.train.update(num_steps=250, batch_size=16)
     elif arg == "dialogue":
         config.data.source = "python_docs:dialogues@0.7 + toy:sort#length=3,size=900@0.3"
         config.optimizer.update(name="muon", learning_rate=2e-3, muon_learning_rate=0.01)
@@ -44,4 +45,4 @@ def get_config(arg: str = ""):
         config.optimizer.update(learning_rate=3e-4, weight_decay=0.0)
         config.schedule.update(name="constant", warmup=5)
         config.train.update(num_steps=60, batch_size=64)
-    return config
+    return apply_arg(config, "" if arg in STAGES else arg)
