@@ -64,4 +64,4 @@ def test_both_say_the_same(random_model, options):
     scores = trained(params)
     assert np.std(sampled[answers]) > 0.1
     assert np.abs(np.asarray(scores.log_probability) - sampled)[answers].max() < 1e-5
-    assert 0 < scores.entropy.min() and scores.entropy.max() <= np.log(257) + 1e-5
+    assert scores.entropy.min() > 0 and scores.entropy.max() <= np.log(257) + 1e-5
