@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ import pytest
 from gptjax import config as config_lib
 from gptjax.artifacts import checkpoints
 from gptjax.errors import RunError, UserError
+from gptjax.generation import decoding
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.train import train
+from gptjax.training import rollouts
 from gptjax.training.program import Program
 
 REPOSITORY = Path(__file__).parent.parent
@@ -118,6 +121,20 @@ def test_a_run_tells_its_rewards_and_shows_answers(config_file, tmp_path, capsys
     assert "validation reward " in shown.err and "best validation reward" in shown.out
     assert "Reward" in (workdir / "report.html").read_text()
     assert checkpoints.finished_steps(workdir / "checkpoints") == [4]
+
+
+def test_nothing_is_compiled_after_the_first_answers(config_file, tmp_path):
+    programs = decoding.insert, decoding.decode, decoding.new_state
+    train(load(config_file, train__num_steps=1), tmp_path / "one")
+    sizes = [program._cache_size() for program in programs]
+    train(load(config_file, train__num_steps=5, evaluation__every=2), tmp_path / "five")
+    assert [program._cache_size() for program in programs] == sizes
+
+
+def test_several_processes_are_refused(config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "distributed", SimpleNamespace(current=lambda: SimpleNamespace(size=2)))
+    with pytest.raises(UserError, match="runs in one process, and this run has 2; use the devices of one machine"):
+        train(load(config_file), tmp_path / "run")
 
 
 def test_the_best_checkpoint_has_the_highest_reward(config_file, tmp_path):
@@ -226,14 +243,23 @@ def final_params(workdir: Path) -> list[np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_iterations", [1, 2])
 def test_killed_in_any_phase_it_continues_bitwise(tmp_path, num_iterations):
-    path = write(tmp_path, num_iterations=num_iterations, num_steps=16, devices=2)
+    path = write(tmp_path, num_iterations=num_iterations, num_steps=48, devices=2)
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
     finish(start(path, undisturbed))
     expected = story(undisturbed)
-    assert len(expected) == 16 + 3
+    assert len(expected) == 48 + 8
 
-    # While answers are rewarded: those of the first step, and some of a later one.
-    for call in (5, 70):
+    def saved() -> int:
+        return max(checkpoints.finished_steps(workdir / "checkpoints"), default=0)
+
+    def started_until_saved() -> subprocess.Popen:
+        before, process = saved(), start(path, workdir)
+        while process.poll() is None and saved() == before:
+            time.sleep(0.001)
+        return process
+
+    # While answers are rewarded: the first ones, and the second.
+    for call in (5, 30):
         finish(start(path, workdir, KILL_CALL=str(call)), status=-signal.SIGKILL)
     # In the middle of a save.
     site = tmp_path / "site"
@@ -241,21 +267,16 @@ def test_killed_in_any_phase_it_continues_bitwise(tmp_path, num_iterations):
     (site / "sitecustomize.py").write_text(KILLER)
     at = {"PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)]), "KILL_AT": "mkdir /checkpoints/4."}
     finish(start(path, workdir, **at), status=-signal.SIGKILL)
-    assert checkpoints.finished_steps(workdir / "checkpoints") == []
-    # In the middle of the updates, after a checkpoint.
-    process = start(path, workdir)
-    while process.poll() is None and not any(line["step"] >= 7 for line in lines(workdir)):
-        time.sleep(0.001)
+    assert saved() == 0
+    # Wherever it is when a checkpoint appears.
+    process = started_until_saved()
     process.kill()
     finish(process, status=-signal.SIGKILL)
     # By a signal, which saves between two sets of answers.
-    process = start(path, workdir)
-    while process.poll() is None and not any(line["step"] >= 11 for line in lines(workdir)):
-        time.sleep(0.001)
+    process = started_until_saved()
     process.terminate()
-    message = finish(process, status=1)
-    assert "stopped by SIGTERM" in message
-    assert max(checkpoints.finished_steps(workdir / "checkpoints")) % num_iterations == 0
+    assert "stopped by SIGTERM" in finish(process, status=1)
+    assert saved() % num_iterations == 0
 
     finish(start(path, workdir))
     assert story(workdir) == expected

@@ -32,7 +32,7 @@ from gptjax.rewards.rewards import Reward, Scores
 from gptjax.training.program import Program
 from gptjax.training.state import TrainState
 
-MOST_SLOTS = 128  # answers that are written at the same time
+MOST_SLOTS = 256  # answers that are written at the same time; refilling slots costs more than they save
 _STREAM = 1  # of random numbers: those of rollouts, apart from others of the same seed
 
 
@@ -61,8 +61,8 @@ class Rollouts:
       texts: the last answers.
     """
 
-    def __init__(self, program: Program, data: RunData, questions: Questions, *, start: int):
-        """Raises UserError for a reward that there is not, several processes, or a run that ended within an answer."""
+    def __init__(self, program: Program, data: RunData, questions: Questions):
+        """Raises UserError for a reward that there is not, and for several processes."""
         self._program, self._questions = program, questions
         self._objective, self._tokenizer, self._template = program.objective, data.tokenizer, data.template
         self.num_iterations = self._objective.num_iterations
@@ -70,11 +70,6 @@ class Rollouts:
             raise UserError(
                 f"objective.name=reinforcement runs in one process, and this run has {distributed.current().size}; use "
                 "the devices of one machine"
-            )
-        if start % self.num_iterations:
-            raise UserError(
-                f"objective.num_iterations is {self.num_iterations}, and the run is at step {start}, in the middle of "
-                "as many updates; use a divisor of the step"
             )
         self.metrics: dict[str, float] = {}
         self.texts: list[str] = []

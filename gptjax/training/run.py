@@ -164,7 +164,7 @@ class Run:
             group.first(lambda: workdir_lib.check_data(workdir, identity))
         run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes)
         if isinstance(objective, objectives.Writing):
-            run.rollouts = Rollouts(program, data, batches.questions, start=start)
+            run.rollouts = Rollouts(program, data, batches.questions)
         if group.index == 0:
             run._describe(identity)
         return run
