@@ -288,7 +288,7 @@ def test_evaluate_without_a_checkpoint(refuses, tmp_path):
     [
         (
             "--tasks=perplexty",
-            "unknown task 'perplexty'; choose from perplexity, bleu, bleu_lowercase, chrf, ",
+            "unknown task 'perplexty'; choose from perplexity, preference, bleu, bleu_lowercase, ",
         ),
         ("--tasks=bleu", "the task bleu needs prompts with references: --prompts=FILE.jsonl"),
         ("--checkpoint=7", "--checkpoint=7: choose best, last or one of 2, 4"),

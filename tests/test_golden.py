@@ -55,7 +55,7 @@ def first_losses(name: str, source: str, cache: Path, steps: int = 10) -> list[f
     config.data.update(source=source, cache_dir=str(cache))
     if config.data.validation_fraction < 0.05:  # of 120 documents, none would be left for it
         config.data.validation_fraction = 0.1
-    if config.objective.name == "reinforcement":  # its batches are written in a run; the model learns from text, too
+    if config.objective.name in ("preference", "reinforcement"):  # their data are others; the model learns from text
         config.objective.name = "auto"
     data = opening.RunData.open(config)
     config, _, batches = settle(config, None, data)
