@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
         config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
         config.train.update(num_steps=250, batch_size=16)
     elif arg == "dialogue":
-        config.data.source = "python_docs:dialogues@0.7 + toy:sort#length=3,size=900@0.3"
+        config.data.source = "python_docs:dialogues@0.95 + toy:sort#length=3,size=900@0.05"
         config.optimizer.update(name="muon", learning_rate=2e-3, muon_learning_rate=0.01)
         config.train.update(num_steps=150, batch_size=16)
     elif arg == "preference":
@@ -42,7 +42,7 @@ def get_config(arg: str = ""):
     else:
         config.data.source = "toy:sort#length=3,size=900"
         config.objective.update(name="reinforcement", reward="exact_match", max_new_tokens=8, group_size=8)
-        config.optimizer.update(learning_rate=3e-4, weight_decay=0.0)
+        config.optimizer.update(learning_rate=1e-4, weight_decay=0.0)
         config.schedule.update(name="constant", warmup=5)
         config.train.update(num_steps=60, batch_size=64)
     return apply_arg(config, "" if arg in STAGES else arg)

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.perf_counter()
     sources = {
         "text": flag_values.text,
-        "dialogue": f"{flag_values.dialogues}@0.7 + {flag_values.task}@0.3",
+        "dialogue": f"{flag_values.dialogues}@0.95 + {flag_values.task}@0.05",
         "preference": f"preference:{workdir / 'pairs.jsonl'}",
         "reward": flag_values.task,
     }
