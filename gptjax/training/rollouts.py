@@ -161,12 +161,16 @@ class Rollouts:
         return arrays
 
     def _model(self, params: gpt.Params) -> Model:
-        """The parameters in the form that decoding reads: one compiled program, whose result lives for a rollout."""
+        """The parameters in the form that decoding reads: one compiled program, whose result lives for a rollout.
+
+        Nothing else may be under way: two programs with collectives at once wait for each other's threads on a CPU.
+        """
+        jax.block_until_ready(params)
         if self._prepare is None:
             architecture = Model.prepare(self._program.architecture, params).architecture
             self._prepare = architecture, jax.jit(partial(decoding.prepare, architecture=architecture))
         architecture, prepare = self._prepare
-        return Model(architecture, prepare(params))
+        return Model(architecture, jax.block_until_ready(prepare(params)))
 
     @cached_property
     def _scored(self) -> Callable[[gpt.Params, Batch], jax.Array]:
