@@ -37,7 +37,7 @@ def get_config(arg: str = ""):
     elif arg == "preference":
         config.data.source = "preference:runs/chat/pairs.jsonl"
         config.objective.update(name="preference", beta=0.1)
-        config.optimizer.update(learning_rate=2e-4, beta2=0.999, weight_decay=0.0)
+        config.optimizer.update(learning_rate=3e-5, beta2=0.999, weight_decay=0.0)
         config.train.update(num_steps=60, batch_size=16)
     else:
         config.data.source = "toy:sort#length=3,size=900"
