@@ -12,7 +12,7 @@ CHAT_WORKDIR ?= runs/chat
 WORKERS ?= 2
 ORACLES := tests/test_finetune.py tests/test_evaluate.py tests/model tests/data/tokenization/test_tokenizer.py tests/data/tokenization/test_huggingface.py \
   tests/data/sources/test_hub.py tests/evaluation/test_harness.py tests/objectives/test_preference.py tests/generation/test_beam.py \
-  tests/artifacts/test_models.py tests/server/test_clients.py
+  tests/artifacts/test_models.py tests/server/test_clients.py tests/training/test_sinks.py
 
 EXACT := tests/test_golden.py tests/test_resume.py tests/training tests/model tests/generation tests/objectives tests/optim tests/parallel
 # The oldest instruction set that JAX runs on, where there is a choice

@@ -203,6 +203,7 @@ def test_continued_on_another_number_of_devices(config_file, undisturbed, tmp_pa
     np.testing.assert_allclose([x[-1] for x in ours], [x[-1] for x in theirs], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_and_stays_stopped(config_file, tmp_path):
     # A learning rate of zero: the first evaluation stays the best.
     options = ["--config.optimizer.learning_rate=0.0", "--config.train.early_stopping_patience=2"]

@@ -168,6 +168,7 @@ def test_a_sacrebleu_that_is_not_known_is_told(monkeypatch):
         chrf(["a"], [["a"]])
 
 
+@pytest.mark.slow
 def test_many_systems_in_processes_have_the_sums_of_one(monkeypatch):
     monkeypatch.setattr("gptjax.evaluation.item_sums.PIECE", 2)
     counters = [Counts.bleu("13a"), Counts.chrf(), Counts.ter(), RougeCounts()]

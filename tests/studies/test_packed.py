@@ -45,6 +45,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
     assert checkpoints.finished_steps(ours / "checkpoints") == checkpoints.finished_steps(theirs / "checkpoints")
 
 
+@pytest.mark.slow
 def test_packed_cells_are_their_solo_runs_and_go_on_alone(base, tmp_path, capsys):
     cells = [cell(base, 0, 1e-3), cell(base, 1, 1e-2), cell(base, 2, 1e10), cell(base, 3, 3e-3)]
     assert len({signature(config) for config in cells}) == 1

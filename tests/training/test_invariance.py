@@ -55,6 +55,9 @@ def ragged_batch(step: int) -> dict[str, np.ndarray]:
     }
 
 
+MIXTURE = {"num_experts": 4, "balance_loss": 0.1}
+
+
 @pytest.fixture(scope="module")
 def params() -> gpt.Params:
     """Where every run starts. (Initialisation on a mesh is tested in tests/parallel.)"""
@@ -88,6 +91,19 @@ def train(config: Config, params: gpt.Params) -> tuple[list[dict[str, float]], T
 def baseline(params):
     """A function from (optimizer, dropout) to what `train` gives on one device, computed once."""
     return functools.cache(lambda **options: train(tiny_run(**options), params))
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """The same of a mixture of experts, with the parameters that it begins with: a function of the optimizer."""
+
+    @functools.cache
+    def trained(optimizer: str):
+        config = tiny_run(optimizer, **MIXTURE)
+        params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(config), jax.random.key(0))
+        return params, train(config, params)
+
+    return trained
 
 
 def assert_same_training(found, expected):
@@ -132,9 +148,19 @@ VARIANTS = {
         "data": 1, "expert": 2, "context": 2, "tensor": 2, "accumulation": 2, "remat": "full"
     },
 }  # fmt: skip
+QUICK = {
+    "2x4", "tensor and context", "all axes, accumulation", "accumulation 4", "remat full, unrolled",
+    "context 4, attention by blocks", "logits by chunks on a mesh", "experts over expert and tensor",
+    "experts over expert, context, accumulation, remat",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if "expert" not in name])
+def variants(*names: str) -> list:
+    """Parameters of a test; those that the quick ones cover are slow tests."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("variant", variants(*(name for name in VARIANTS if "expert" not in name)))
 def test_training_does_not_depend_on_how_the_batch_is_computed(variant, params, baseline):
     assert_same_training(train(tiny_run(**VARIANTS[variant]), params), baseline())
 
@@ -147,18 +173,18 @@ def test_dropout_falls_on_the_same_activations(variant, params, baseline):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "variant"),
-    [
-        *(("adamw", name) for name in VARIANTS if name in ("2x4", "all axes, accumulation") or "expert" in name),
-        ("muon", "experts over expert and tensor"),
-    ],
+    "variant", variants("2x4", "all axes, accumulation", *(name for name in VARIANTS if "expert" in name))
 )
-def test_experts_see_all_tokens_however_they_are_split(optimizer, variant):
-    mixture = {"optimizer": optimizer, "num_experts": 4, "balance_loss": 0.1}
-    params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run(**mixture)), jax.random.key(0))
-    expected = train(tiny_run(**mixture), params)
+def test_experts_see_all_tokens_however_they_are_split(variant, mixture):
+    params, expected = mixture("adamw")
     assert expected[0][0]["balance_loss"] > 0.9
-    assert_same_training(train(tiny_run(**mixture, **VARIANTS[variant]), params), expected)
+    assert_same_training(train(tiny_run(**MIXTURE, **VARIANTS[variant]), params), expected)
+
+
+def test_muon_sees_whole_experts_however_they_are_split(mixture):
+    params, expected = mixture("muon")
+    found = train(tiny_run("muon", **MIXTURE, **VARIANTS["experts over expert and tensor"]), params)
+    assert_same_training(found, expected)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -177,7 +203,7 @@ def test_no_device_gathers_the_experts_of_others(activation, optimizer):
     assert wide == {("all-reduce", "f32[1,16,88]"), ("all-reduce", "f32[1,88,16]")}  # gradients of one expert
 
 
-@pytest.mark.parametrize("variant", ["1x8", "all axes, accumulation"])
+@pytest.mark.parametrize("variant", variants("1x8", "all axes, accumulation"))
 def test_muon_sees_whole_matrices_however_they_are_split(variant, params, baseline):
     assert_same_training(train(tiny_run("muon", **VARIANTS[variant]), params), baseline(optimizer="muon"))
 
@@ -188,8 +214,8 @@ def test_value_embeddings_scalars_and_gates_are_the_same_however_they_are_split(
     expected = train(tiny_run(**options), params)
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, expected[1].params)
     assert min(jax.tree.leaves(moved)) > 1e-3
-    for variant in ("all axes, accumulation", "remat full, unrolled"):
-        assert_same_training(train(tiny_run(**options, **VARIANTS[variant]), params), expected)
+    changes = VARIANTS["all axes, accumulation"] | VARIANTS["remat full, unrolled"]
+    assert_same_training(train(tiny_run(**options, **changes), params), expected)
 
 
 def test_the_tiny_run_learns_something(params, baseline):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from types import ModuleType
 
@@ -201,6 +202,49 @@ def test_mlflow_keeps_one_run_of_a_work_directory_in_its_own_file(tmp_path, monk
         (3, 0.5),
         (5, 0.5),
     ]
+
+
+def wandb_records(path) -> list[bytes]:
+    """What a .wandb file holds: after 7 bytes, 32 KiB blocks of parts (checksum 4, length 2, kind 1)."""
+    data, at, records, parts = path.read_bytes(), 7, [], []
+    while at + 7 < len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # the whole, or its last part
+            records.append(b"".join(parts))
+            parts = []
+    return records
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch, capfd):
+    """Its own files, as `wandb sync` would send them: the numbers at their steps, one run of a work directory."""
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "tracked"))
+    (tmp_path / "tracked").mkdir()
+    for step in (0, 2):
+        made = sinks.makers(tmp_path, {"seed": 1}, step=step, tensorboard=False, trackers="wandb")
+        several = sinks.Sinks(made)
+        several.write(LINE | {"step": step + 3})
+        several.close(timeout=60)
+        time.sleep(1.1)  # wandb names a directory by the second
+    assert "off for the rest" not in capfd.readouterr().err
+    found = [
+        wandb_internal_pb2.Record.FromString(record)
+        for path in sorted(tmp_path.glob("tracked/wandb/offline-run-*/*.wandb"))
+        for record in wandb_records(path)
+    ]
+    assert {(record.run.run_id, record.run.project) for record in found if record.HasField("run")} == {
+        (sinks.run_id(tmp_path), "gptjax")
+    }
+    told = [(record.history.step.num, item) for record in found for item in record.history.item]
+    numbers = [(step, float(item.value_json)) for step, item in told if "train/loss" in (item.key, *item.nested_key)]
+    assert numbers == [(3, 0.5), (5, 0.5)]
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):

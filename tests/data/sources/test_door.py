@@ -195,11 +195,12 @@ def test_tools_and_turns_of_one_speaker(tmp_path):
 # Hard on parsers
 
 
-def test_yaml_that_expands(tmp_path):
+def test_yaml_that_expands(tmp_path, monkeypatch):
+    monkeypatch.setattr("gptjax.data.sources.yaml_files.MAX_VALUES", 10_000)
     with pytest.raises(UserError, match="more than 100 deep"):
         read(tmp_path, "a.yml", "conversations: &a\n- *a\n", "chatterbot")
     with pytest.raises(UserError, match="more than 100 deep"):
         read(tmp_path, "a.yml", "conversations: " + "[" * 3000, "chatterbot")
     bomb = "x0: &x0 [a, b]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 11))
     texts, source = read(tmp_path, "a.yml", bomb + "conversations:\n- *x10\n- [q, a]\n", "chatterbot", on_error="skip")
-    assert len(texts) == 1 and "more than 1,000,000 values" in source.faults.messages[0]
+    assert len(texts) == 1 and "more than 10,000 values" in source.faults.messages[0]

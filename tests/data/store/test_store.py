@@ -176,7 +176,7 @@ def test_a_missing_validation_split_is_taken_from_train(tmp_path):
 
 def test_a_long_document_stays_one(tmp_path):
     path = tmp_path / "long.txt"
-    text = "some words in a line\n" * 120_000
+    text = "some words in a line\n" * 60_000
     path.write_text(text)
     store = build_store(
         open_source(f"text:{path}"),
