@@ -11,7 +11,7 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.errors import UserError
 from gptjax.server import schemas
 from gptjax.server.errors import ApiError
-from gptjax.server.models import Served
+from gptjax.server.served import Served
 
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of parts of a message that are text

@@ -19,7 +19,8 @@ from gptjax.server import app as app_lib
 from gptjax.server import limits as limits_lib
 from gptjax.server import models as models_lib
 from gptjax.server.limits import Limits
-from gptjax.server.models import EngineOptions, Models
+from gptjax.server.models import Models
+from gptjax.server.served import EngineOptions
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -261,4 +262,6 @@ def test_the_memory_of_a_model_is_that_of_its_arrays(models):
     while model.engine._state is None:
         time.sleep(0.01)
     state = sum(leaf.nbytes for leaf in jax.tree.leaves(model.engine._state))
-    assert models_lib.memory(model, EngineOptions()) == pytest.approx(bytes_of + state, rel=0.01)
+    taken = {one.name: one for one in models.taken}["text"]
+    assert (taken.parameters, taken.shared) == (bytes_of, 0)
+    assert taken.state == pytest.approx(state, rel=0.01)
