@@ -107,6 +107,20 @@ def test_the_prefix_of_a_dialogue_is_counted_as_cached(client):
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
 
 
+def test_the_description_has_all_paths_that_take_a_body(client):
+    described = client.get("/openapi.json").json()
+    taken = {path: methods for path, methods in described["paths"].items() if "post" in methods}
+    routes = [route for route in client.app._app.routes if "POST" in route.methods]
+    assert {route.path for route in routes} == set(taken)
+    known = described["components"]["schemas"]
+    for path, methods in taken.items():
+        name = methods["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        wrong = client.post(path, json={key: {"no": "such value"} for key in known[name]["properties"]})
+        assert known[name]["properties"] and wrong.status_code == 400, path
+        assert known["Error"]["properties"]["error"]["required"] == list(wrong.json()["error"])
+    assert all(client.get(path).status_code == 200 for path in set(described["paths"]) - set(taken))
+
+
 def test_metrics(client):
     client.post("/v1/completions", json={"model": "text", "prompt": "a", "max_tokens": 3})
     client.post("/v1/completions", content=b"{")
