@@ -20,7 +20,7 @@ class Reloader:
           patience: seconds that requests have to end with the parameters before; see `Served.replace`.
         """
         self._models, self._every, self._patience = models, every, patience
-        self._seen = {name: self._steps(name) for name in models.workdirs}
+        self._seen: dict[str, list[int]] = {}  # at the last look; nothing, since a checkpoint may have come meanwhile
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
 
@@ -44,7 +44,7 @@ class Reloader:
 
     def _changed(self, name: str) -> bool:
         """Whether there are other checkpoints than at the last look; to read their checksums takes longer."""
-        before, self._seen[name] = self._seen[name], self._steps(name)
+        before, self._seen[name] = self._seen.get(name), self._steps(name)
         return before != self._seen[name]
 
     def _replace(self, name: str) -> bool:

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from gptjax.server.openapi import BODIES
+
 GOOD = [
     ("/v1/completions", {"model": "text", "prompt": f"number {i}", "max_tokens": 3 + i, "seed": i, "logprobs": 1})
     for i in range(6)
@@ -143,8 +145,8 @@ def test_clients_with_nonsense_among_them(http, models, clients, requests):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_absurd_value_of_every_parameter(client, path):
-    for name in NAMES:
-        for value in ABSURD:
+    for name in NAMES:  # of those that a path does not know, a few values do for all
+        for value in ABSURD if name in BODIES[path].model_fields else ABSURD[::6]:
             body = json.dumps(BASES[path] | {name: value}).encode()
             answer = client.post(path, content=body)
             assert answer.status_code < 500, (name, value, answer.text)
