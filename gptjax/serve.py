@@ -3,17 +3,22 @@
   python -m gptjax.serve --model=mine=runs/chat
   python -m gptjax.serve --model=small=runs/small --model=large=runs/large --port=8080 --slots=16
   python -m gptjax.serve --model=gpt2=hf:models/gpt2 --model=mine=runs/chat --preferences=choices.jsonl
+  python -m gptjax.serve --model=base=runs/base --model=mine=runs/lora --memory_limit=4
+  python -m gptjax.serve --model=runs/going_on --reload=60
   python -m gptjax.serve --model=runs/chat --host=0.0.0.0 --allowed_hosts=gpt.example.org --api_keys=keys.txt
 
 The address in a browser is a page to talk to the models, or to two of them side by side, where the better answer
 becomes a line of --preferences. `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")` works as it is, and so
 does lm-eval: `lm_eval --model=local-completions --model_args=base_url=http://127.0.0.1:8000/v1/completions,model=mine`.
-The same seed gives the same answer, whoever else is served at the time. SIGTERM finishes what runs, then ends.
+The same seed gives the same answer, whoever else is served at the time. Several models keep arrays of the same bits in
+memory once: LoRA runs and their base. With --reload, the best checkpoint of a run takes the place of the one before;
+requests under way end with the parameters that they began with. SIGTERM finishes what runs, then ends.
 """
 
 import asyncio
 import contextlib
 import errno
+import gc
 import importlib.util
 import logging
 import signal
@@ -73,6 +78,14 @@ def main(argv: Sequence[str]) -> None:
         flag_values, "memory_limit", 0, "GiB for all models; 0 = any, e.g. --memory_limit=4", (0, 10**6), whole=False
     )
     define_number(
+        flag_values,
+        "reload",
+        0,
+        "seconds between looks for a better checkpoint of a run that goes on; 0 = never, e.g. --reload=60",
+        (0, 86400),
+        whole=False,
+    )
+    define_number(
         flag_values, "max_body", 8, "MiB of the body of a request, e.g. --max_body=1", (0.001, 1024), whole=False
     )
     define_number(
@@ -99,18 +112,22 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(flag_values, argv, __doc__)
     _check(flag_values)
 
-    from gptjax.server import app, limits, preferences
+    with contextlib.ExitStack() as starting:
+        # Modules, and programs while they are traced, are no garbage: to look for some takes a tenth of the start.
+        gc.disable()
+        starting.callback(gc.enable)
+        from gptjax.server import app, limits, preferences, reloading
 
-    keys = limits.read_keys(Path(flag_values.api_keys)) if flag_values.api_keys else ()
-    choices = preferences.check(Path(flag_values.preferences)) if flag_values.preferences else None
-    door = limits.Limits(
-        body_bytes=int(flag_values.max_body * 2**20),
-        seconds=flag_values.time_limit,
-        shutdown_seconds=flag_values.shutdown_seconds,
-        log_prompts=flag_values.log_prompts,
-    )
-    # The port is taken before models are loaded, which takes longest.
-    with _listen(flag_values.host, flag_values.port) as listening:
+        keys = limits.read_keys(Path(flag_values.api_keys)) if flag_values.api_keys else ()
+        choices = preferences.check(Path(flag_values.preferences)) if flag_values.preferences else None
+        door = limits.Limits(
+            body_bytes=int(flag_values.max_body * 2**20),
+            seconds=flag_values.time_limit,
+            shutdown_seconds=flag_values.shutdown_seconds,
+            log_prompts=flag_values.log_prompts,
+        )
+        # The port is taken before models are loaded, which takes longest.
+        listening = starting.enter_context(_listen(flag_values.host, flag_values.port))
         models = _load(flag_values)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         for loud in ("jax", "orbax", "absl", "uvicorn.access"):
@@ -120,12 +137,17 @@ def main(argv: Sequence[str]) -> None:
         application = app.make(models, door, keys=keys, hosts=hosts, origins=origins, preferences=choices)
         for model in models:
             model.start(warm_up=flag_values.warm_up)
+        if flag_values.reload:
+            patience = door.seconds + 1  # more than any request has
+            reloading.Reloader(models, every=flag_values.reload, patience=patience).start()
         host, port = listening.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         names = ", ".join(model.name for model in models)
         print(f"serving {names} at http://{address}/v1", f"page: http://{address}", sep="\n", flush=True)
+        print(*models.taken, sep="\n", flush=True)
         if not keys and flag_values.host not in ("127.0.0.1", "localhost", "::1"):
             print("warning: anybody who reaches this address may use it; give --api_keys=FILE", file=sys.stderr)
+        gc.enable()
         run(application, listening, models, door.shutdown_seconds)
 
 
@@ -189,17 +211,17 @@ def _listen(host: str, port: int) -> socket.socket:
 def _load(options: flags.FlagValues) -> "Models":
     from gptjax.config import cache_directory, get_default
     from gptjax.processes import runtime
-    from gptjax.server import models
+    from gptjax.server import models, served
 
     # rows=1 makes a CPU one device. Its matrix products use all cores; two devices would both read every parameter.
     runtime.start(get_default().mesh, rows=1, cache_dir=cache_directory(get_default()))
-    engine = models.EngineOptions(
+    engine = served.EngineOptions(
         slots=options.slots,
         context_length=options.context_length,
         chunk=options.chunk,
         max_waiting=options.max_waiting,
     )
-    return models.load(options.model, engine, options.memory_limit)
+    return models.load(options.model, engine, options.memory_limit, reload=options.reload > 0)
 
 
 if __name__ == "__main__":

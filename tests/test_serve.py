@@ -97,6 +97,7 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(start):
 
 def test_sigterm_does_not_wait_for_ever(start):
     process, address = start("--shutdown_seconds=0")
+    ask(address, prompt="a", max_tokens=3)  # compiles: a program that is compiled takes its time before it looks up
     errors = []
 
     def endless():
@@ -134,6 +135,8 @@ def test_mistakes_are_told(refused, workdir, tmp_path):
     assert "two models are called a" in refused(f"--model=a={workdir}", f"--model=a={workdir}", "--port=0")
     assert "--chunk=48 is no power of 2" in refused(f"--model={workdir}", "--chunk=48")
     assert "need 0.0" in refused(f"--model={workdir}", "--port=0", "--memory_limit=0.001")
+    step = next((workdir / "checkpoints").iterdir())
+    assert "get no newer checkpoints" in refused(f"--model={step}", "--port=0", "--reload=60")
     assert "keys.txt cannot be read" in refused(f"--model={workdir}", f"--api_keys={tmp_path}/keys.txt", "--port=0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

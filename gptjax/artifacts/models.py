@@ -34,11 +34,11 @@ class Location:
     def is_published(self) -> bool:
         return self.name is not None
 
-    def load(self, *, shardings: Any = None) -> loading.Trained:
-        """The model, without adapters: they become a part of the kernels. `shardings`: as in `loading.load`."""
+    def load(self, *, shardings: Any = None, merge: bool = True) -> loading.Trained:
+        """The model. `shardings`, `merge`: as in `loading.load`."""
         if self.name is None:
-            return loading.load(self.path, shardings=shardings)
-        return published.load(self.path, self.name, adapter=self.adapter, shardings=shardings)
+            return loading.load(self.path, shardings=shardings, merge=merge)
+        return published.load(self.path, self.name, adapter=self.adapter, shardings=shardings, merge=merge)
 
 
 def find(name: str, which: str = "best", *, adapter: str = "") -> Location:

@@ -31,11 +31,19 @@ def read_config(directory: Path, name: str = "", adapter: Path | None = None) ->
 
 
 def load(
-    directory: Path, name: str = "", *, adapter: Path | None = None, shardings: Any = None, **options: Any
+    directory: Path,
+    name: str = "",
+    *,
+    adapter: Path | None = None,
+    shardings: Any = None,
+    merge: bool = True,
+    **options: Any,
 ) -> Trained:
     """`read`, with adapters merged into the kernels, on the devices that `shardings` names (see `loading.load`)."""
     trained = read(directory, name, adapter=adapter, **options)
-    params, architecture = lora.merge(trained.params, trained.architecture)
+    params, architecture = trained.params, trained.architecture
+    if merge:
+        params, architecture = lora.merge(params, architecture)
     if shardings is not None:
         params = jax.device_put(params, shardings(params))
     return dataclasses.replace(trained, params=params, architecture=architecture)

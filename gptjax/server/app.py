@@ -20,6 +20,7 @@ from gptjax.server.errors import JSON, as_api_error, error_response, on_http_exc
 from gptjax.server.limits import LOOPBACK, OPEN_PATHS, Door, Limits
 from gptjax.server.metrics import Metrics
 from gptjax.server.models import Models
+from gptjax.server.openapi import openapi
 from gptjax.server.responses import responses
 
 log = logging.getLogger("gptjax.server")
@@ -64,6 +65,7 @@ def make(
         "/health": health,
         "/ready": ready,
         "/metrics": prometheus,
+        "/openapi.json": openapi,
         "/": page,
         "/{file}": page,
     }

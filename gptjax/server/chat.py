@@ -15,7 +15,7 @@ from gptjax.server import generating, messages, schemas
 from gptjax.server.context import context_of
 from gptjax.server.errors import JSON, ApiError
 from gptjax.server.generating import Running, Settings, finite, with_chosen
-from gptjax.server.models import Served
+from gptjax.server.served import Served
 from gptjax.server.streams import Frame, frame
 from gptjax.server.tools import ToolCalls
 

@@ -15,11 +15,11 @@ from gptjax.errors import UserError
 from gptjax.generation.constraints import Grammar
 from gptjax.generation.events import Event, TopTokens
 from gptjax.generation.params import SamplingParams
-from gptjax.generation.pump import Stream
+from gptjax.generation.pump import Pump, Stream
 from gptjax.server.errors import ApiError
 from gptjax.server.limits import Limits
-from gptjax.server.models import Served
 from gptjax.server.schemas import ResponseFormat, Sampling
+from gptjax.server.served import Served
 
 log = logging.getLogger("gptjax.server")
 
@@ -129,16 +129,16 @@ class Running:
         self.model, self.prompts, self.wanted = model, prompts, wanted
         self.streams: list[Stream] = []
         try:
-            for prompt in prompts:
-                for index in range(wanted.n):
-                    self.streams.append(self._submit(prompt, index, limits))
+            with model.pumping() as pump:
+                for prompt in prompts:
+                    for index in range(wanted.n):
+                        self.streams.append(self._submit(pump, prompt, index, limits))
         except BaseException:
             self.cancel()
             raise
 
-    def _submit(self, prompt: np.ndarray, index: int, limits: Limits) -> Stream:
-        assert self.model.pump is not None
-        return self.model.pump.submit(
+    def _submit(self, pump: Pump, prompt: np.ndarray, index: int, limits: Limits) -> Stream:
+        return pump.submit(
             prompt,
             self.wanted.params,
             seconds=limits.seconds,

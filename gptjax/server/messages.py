@@ -11,9 +11,8 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.errors import UserError
 from gptjax.server import schemas
 from gptjax.server.errors import ApiError
-from gptjax.server.models import Served
+from gptjax.server.served import Served
 
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of parts of a message that are text
 
 
@@ -24,10 +23,11 @@ def normal(messages: Sequence[schemas.Message]) -> list[Message]:
     """
     system, rest = [], []
     for number, message in enumerate(messages):
-        role = ROLES.get(message.role)
+        role = schemas.ROLES.get(message.role)
         if role is None:
             raise ApiError(
-                f"messages[{number}].role is {message.role[:60]!r}; choose from {', '.join(ROLES)}", param="messages"
+                f"messages[{number}].role is {message.role[:60]!r}; choose from {', '.join(schemas.ROLES)}",
+                param="messages",
             )
         content = text_of(message.content, f"messages[{number}]")
         if role == "system":

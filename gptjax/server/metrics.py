@@ -69,5 +69,5 @@ class _Loads(Collector):
         for place, (name, meaning) in enumerate(names.items()):
             family = GaugeMetricFamily(name, meaning, labels=["model"])
             for model in self._models:
-                family.add_metric([model.name], model.engine.load[place])
+                family.add_metric([model.name], model.load[place])
             yield family

@@ -17,7 +17,7 @@ from gptjax.server.chat import chosen_tools
 from gptjax.server.context import context_of
 from gptjax.server.errors import JSON, ApiError
 from gptjax.server.generating import Running, Settings
-from gptjax.server.models import Served
+from gptjax.server.served import Served
 from gptjax.server.streams import frame
 from gptjax.server.tools import ToolCalls
 

@@ -14,6 +14,8 @@ from gptjax.json_text import parse_json
 from gptjax.server.errors import ApiError
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# What clients call the authors of messages, and what templates call them.
+ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 S = TypeVar("S", bound=Schema)
 
 
@@ -53,7 +55,7 @@ class Sampling(Schema):
 
 
 class Message(Schema):
-    role: str
+    role: str = Field(json_schema_extra={"enum": list(ROLES)})
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None

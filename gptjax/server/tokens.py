@@ -12,7 +12,7 @@ from gptjax.data.tokenization.templates import CHATML
 from gptjax.server import completions, messages, schemas
 from gptjax.server.context import context_of
 from gptjax.server.errors import JSON, ApiError
-from gptjax.server.models import Served
+from gptjax.server.served import Served
 
 
 async def embeddings(request: Request) -> Response:

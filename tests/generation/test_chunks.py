@@ -143,7 +143,7 @@ def test_after_an_error_nothing_is_reused(prepared, monkeypatch):
 
 
 def test_after_the_warm_up_nothing_is_compiled(random_model):
-    engine = server(Model.prepare(*random_model(context_length=128, embed_dim=16)), chunk=64)
+    engine = server(Model.prepare(*random_model(context_length=128, embed_dim=16, num_layers=1)), chunk=64)
     engine.warm_up()
     programs = decoding.insert._cache_size(), decoding.decode._cache_size()
     for length in (1, 16, 17, 63, 64, 65, 80, 100, 127):

@@ -17,12 +17,12 @@ from gptjax.objectives import policy_gradient
 
 OPTIONS = [
     {"norm": "layernorm", "positions": "learned", "activation": "gelu_tanh", "use_bias": True, "qk_norm": False},
-    {"norm_placement": "post", "positions": "alibi", "activation": "relu", "num_kv_heads": 1},
+    {"norm_placement": "post", "positions": "alibi", "activation": "relu", "num_kv_heads": 1} | {"mup_base_width": 16},
     {"positions": "none", "activation": "swiglu", "tie_embeddings": False, "qkv_bias": True, "num_kv_heads": 2},
-    {"activation": "gelu", "logit_softcap": 3.0, "sliding_window": 8, "ngram_order": 3, "ngram_rows": 64},
-    {"num_experts": 4, "experts_per_token": 2, "value_embeddings": 2, "residual_scalars": True},
-    {"attention_gate": True, "value_embeddings": 1, "rope_scaling": "llama3", "rope_original_length": 16},
-    {"rope_scaling": "linear", "rope_factor": 2.0, "mup_base_width": 16, "head_dim": 10, "lora_rank": 2},
+    {"activation": "gelu", "logit_softcap": 3.0, "sliding_window": 8, "ngram_order": 3, "ngram_rows": 64}
+    | {"attention_gate": True, "value_embeddings": 1, "rope_scaling": "llama3", "rope_original_length": 16},
+    {"num_experts": 4, "experts_per_token": 2, "value_embeddings": 2, "residual_scalars": True}
+    | {"rope_scaling": "linear", "rope_factor": 2.0, "head_dim": 10, "lora_rank": 2},
 ]
 SIZES = {"num_layers": 2, "num_heads": 4, "embed_dim": 32, "context_length": 64, "vocab_size": 257, "mlp_dim": 48}
 PRESETS = ("gpt2-124m", "llama3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "modern-d6")

@@ -18,6 +18,7 @@ pytest.importorskip("httpx2")
 from starlette.testclient import TestClient
 
 from gptjax import config as config_lib
+from gptjax.artifacts.checkpoints import Checkpoints
 from gptjax.artifacts.loading import Trained
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import build_tokenizer
@@ -25,13 +26,15 @@ from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.server import app as app_lib
 from gptjax.server.limits import Limits
-from gptjax.server.models import EngineOptions, Models, Served
+from gptjax.server.models import Models
+from gptjax.server.served import EngineOptions, Served
+from gptjax.training.state import create_state
 
 CONTEXT = 128
 OPTIONS = EngineOptions(slots=4, chunk=16, rounds=2, max_waiting=16)
 
 
-def trained(*, template: ChatTemplate | None, **options) -> Trained:
+def trained(*, template: ChatTemplate | None = None, seed: int = 0, **options) -> Trained:
     tokenizer = build_tokenizer("byte")
     if template is not None:
         tokenizer = ChatTemplate().prepare_tokenizer(tokenizer)
@@ -39,11 +42,32 @@ def trained(*, template: ChatTemplate | None, **options) -> Trained:
     config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=CONTEXT, scan_unroll=1)
     config.model.update(vocab_size=tokenizer.vocab_size, **options)
     architecture = Architecture.from_config(config.model, 0)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), gpt.abstract_params(architecture)
     )
     return Trained(Path("runs/tiny"), 1, config, tokenizer, architecture, jax.device_put(params), template)
+
+
+@pytest.fixture(scope="session")
+def make_trained() -> Callable[..., Trained]:
+    return trained
+
+
+@pytest.fixture(scope="session")
+def save_run() -> Callable[..., None]:
+    """Writes a model as the checkpoint of a step of a run."""
+    import optax
+
+    def save(workdir: Path, step: int, trained: Trained, loss: float = 1.0) -> None:
+        checkpoints = Checkpoints(workdir)
+        state = create_state(trained.params, optax.identity(), ema=False)
+        known = {"config": trained.config, "tokenizer": trained.tokenizer, "template": trained.template}
+        checkpoints.save(step, state, **known, metrics={"validation_loss": loss})
+        checkpoints.wait()
+        checkpoints.close()
+
+    return save
 
 
 @pytest.fixture(scope="session")

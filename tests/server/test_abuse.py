@@ -1,10 +1,12 @@
-"""64 clients at once, most of them rude: every good request is answered right, every bad one with an error."""
+"""Many clients at once, most of them rude: every good request is answered right, every bad one with an error."""
 
 import concurrent.futures
 import json
 import random
 
 import pytest
+
+from gptjax.server.openapi import BODIES
 
 GOOD = [
     ("/v1/completions", {"model": "text", "prompt": f"number {i}", "max_tokens": 3 + i, "seed": i, "logprobs": 1})
@@ -108,13 +110,14 @@ def retried(http, path, body):
     return core(answer.json())
 
 
-def test_64_clients_with_nonsense_among_them(http, models):
+@pytest.mark.parametrize(("clients", "requests"), [(8, 12), pytest.param(64, 12, marks=pytest.mark.slow)])
+def test_clients_with_nonsense_among_them(http, models, clients, requests):
     expected = [retried(http, path, body) for path, body in GOOD]
 
     def client(number: int) -> int:
         rng = random.Random(number)
         count = 0
-        for _ in range(12):
+        for _ in range(requests):
             kind = rng.random()
             if kind < 0.4:
                 place = rng.randrange(len(GOOD))
@@ -134,16 +137,16 @@ def test_64_clients_with_nonsense_among_them(http, models):
                 assert error["message"] and set(error) == {"message", "type", "param", "code"}
         return count
 
-    with concurrent.futures.ThreadPoolExecutor(64) as pool:
-        assert sum(pool.map(client, range(64))) > 200
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        assert sum(pool.map(client, range(clients))) > clients * requests / 4
     assert [retried(http, path, body) for path, body in GOOD] == expected
-    assert all(model.engine.load[:2] == (0, 0) and model.pump.alive for model in models)
+    assert all(model.load[:2] == (0, 0) and model.pump.alive for model in models)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_absurd_value_of_every_parameter(client, path):
-    for name in NAMES:
-        for value in ABSURD:
+    for name in NAMES:  # of those that a path does not know, a few values do for all
+        for value in ABSURD if name in BODIES[path].model_fields else ABSURD[::6]:
             body = json.dumps(BASES[path] | {name: value}).encode()
             answer = client.post(path, content=body)
             assert answer.status_code < 500, (name, value, answer.text)

@@ -1,7 +1,9 @@
 """The clients themselves, unmodified, against a live server."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 
 from gptjax import config as config_lib
 from gptjax.parallel.mesh import make_mesh
+from gptjax.server.models import Models
 
 SCRIPT = """
 import json, sys
@@ -51,10 +54,47 @@ print("fine")
 """
 
 
-def check(python: str, address: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": "", "NO_PROXY": "*"}
+LITELLM = """
+import sys, litellm
+litellm.suppress_debug_info = True
+hello = [{"role": "user", "content": "hello"}]
+server = dict(api_base=sys.argv[1] + "/v1", api_key="key", max_retries=0, num_retries=0)
+ask = dict(model="openai/chat", messages=hello, max_tokens=8, seed=1, **server)
+whole = litellm.completion(**ask, logprobs=True, top_logprobs=2)
+text = whole.choices[0].message.content
+assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
+pieces = list(litellm.completion(**ask, stream=True, stream_options={"include_usage": True}))
+assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == text
+reasons = {piece.choices[0].finish_reason for piece in pieces if piece.choices} - {None}
+assert reasons == {whole.choices[0].finish_reason}
+assert litellm.stream_chunk_builder(pieces).usage.total_tokens == whole.usage.total_tokens
+completion = litellm.text_completion(model="text-completion-openai/text", prompt="a", max_tokens=3, seed=1, **server)
+assert completion.choices[0].text and completion.usage.completion_tokens == 3
+embedding = litellm.embedding(model="openai/text", input=["abc"], encoding_format="float", **server)
+assert abs(sum(x * x for x in embedding.data[0]["embedding"]) - 1) < 1e-4
+response = litellm.responses(model="openai/chat", input="hello", max_output_tokens=8, **server)
+assert response.output[0].content[0].text
+long = [{"role": "user", "content": "x" * 500}]
+for error, change in (
+    (litellm.BadRequestError, {"temperature": -1}),
+    (litellm.NotFoundError, {"model": "openai/none"}),
+    (litellm.ContextWindowExceededError, {"messages": long}),
+):
+    try:
+        litellm.completion(**ask | change)
+    except error as refused:
+        assert refused.message
+    else:
+        raise AssertionError(error)
+print("fine")
+"""
+
+
+def check(python: str, address: str, script: str = SCRIPT) -> None:
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "true"}  # nothing is asked of anybody else
+    environment = {**os.environ, "PYTHONPATH": "", "NO_PROXY": "*", **local}
     answer = subprocess.run(
-        [python, "-c", SCRIPT, address], capture_output=True, text=True, timeout=120, env=environment, check=False
+        [python, "-c", script, address], capture_output=True, text=True, timeout=120, env=environment, check=False
     )
     assert answer.stdout == "fine\n", answer.stderr
 
@@ -68,6 +108,34 @@ def test_the_openai_package_unmodified(models, live):
     address = live(models)
     for python in others:
         check(python, address)
+
+
+@pytest.mark.slow
+def test_litellm_as_a_client(models, live):
+    """Its errors are those that it makes of OpenAI's own, such as of a prompt that is too long."""
+    if importlib.util.find_spec("litellm") is None:  # to import it takes seconds, and asks its maker for prices
+        pytest.skip("there is no litellm")
+    check(sys.executable, live(models), LITELLM)
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_answer_5xx(make_served, live, tmp_path):
+    """Requests that the schemas of /openapi.json allow, and others."""
+    if importlib.util.find_spec("schemathesis") is None:
+        pytest.skip("there is no schemathesis")
+    models = Models([make_served("chat"), make_served("text")])
+    for model in models:
+        model.start(warm_up=False)
+    address = live(models, preferences=tmp_path / "choices.jsonl")
+    command = [sys.executable, "-m", "schemathesis.cli", "run", address + "/openapi.json", "--no-color"]
+    command += ["--checks=not_a_server_error", "--phases=examples,coverage,fuzzing", "--max-examples=10"]
+    command += ["--seed=1", "--generation-deterministic", "--request-timeout=60"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert int(re.search(r"(\d+) generated, \1 passed", answer.stdout)[1]) > 500, answer.stdout
+    assert all(model.load[:2] == (0, 0) and model.pump.alive for model in models)
+    for model in models:
+        model.close(0)
 
 
 TASK = """

@@ -19,7 +19,8 @@ from gptjax.server import app as app_lib
 from gptjax.server import limits as limits_lib
 from gptjax.server import models as models_lib
 from gptjax.server.limits import Limits
-from gptjax.server.models import EngineOptions, Models
+from gptjax.server.models import Models
+from gptjax.server.served import EngineOptions
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -104,6 +105,20 @@ def test_the_prefix_of_a_dialogue_is_counted_as_cached(client):
     turns = [*long, first["choices"][0]["message"] | {"content": "ok"}, {"role": "user", "content": "more"}]
     second = client.post("/v1/chat/completions", json={"messages": turns, "max_tokens": 3}).json()
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
+
+
+def test_the_description_has_all_paths_that_take_a_body(client):
+    described = client.get("/openapi.json").json()
+    taken = {path: methods for path, methods in described["paths"].items() if "post" in methods}
+    routes = [route for route in client.app._app.routes if "POST" in route.methods]
+    assert {route.path for route in routes} == set(taken)
+    known = described["components"]["schemas"]
+    for path, methods in taken.items():
+        name = methods["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        wrong = client.post(path, json={key: {"no": "such value"} for key in known[name]["properties"]})
+        assert known[name]["properties"] and wrong.status_code == 400, path
+        assert known["Error"]["properties"]["error"]["required"] == list(wrong.json()["error"])
+    assert all(client.get(path).status_code == 200 for path in set(described["paths"]) - set(taken))
 
 
 def test_metrics(client):
@@ -261,4 +276,6 @@ def test_the_memory_of_a_model_is_that_of_its_arrays(models):
     while model.engine._state is None:
         time.sleep(0.01)
     state = sum(leaf.nbytes for leaf in jax.tree.leaves(model.engine._state))
-    assert models_lib.memory(model, EngineOptions()) == pytest.approx(bytes_of + state, rel=0.01)
+    taken = {one.name: one for one in models.taken}["text"]
+    assert (taken.parameters, taken.shared) == (bytes_of, 0)
+    assert taken.state == pytest.approx(state, rel=0.01)
