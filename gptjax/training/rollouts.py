@@ -79,7 +79,7 @@ class Rollouts:
         self._capacity = min(
             _multiple(longest, 16) + self._objective.max_new_tokens, program.architecture.context_length
         )
-        self.reward = Reward(program.config)
+        self.reward = Reward(program.config, data.tokenizer)
 
     def batch(self, step: int, numbers: Int64[np.ndarray, " questions"], state: TrainState) -> Batch:
         """The batch of a step, on the devices: new answers, or those that the step before has learned from."""
@@ -123,7 +123,10 @@ class Rollouts:
     def rewarded(self, asked: Sequence[Question], completions: Sequence[Completion]) -> Scores:
         """The reward of each answer. Raises RunError as `Reward`."""
         pairs = zip(asked, completions, strict=True)
-        items = [Item(question.prompt, completion.text, question.reference) for question, completion in pairs]
+        items = [
+            Item(q.prompt, completion.text, q.reference, np.concatenate([q.tokens, completion.tokens]))
+            for q, completion in pairs
+        ]
         return self.reward(items, [question.id for question in asked])
 
     def arrays(self, rollout: Rollout) -> dict[str, np.ndarray]:
