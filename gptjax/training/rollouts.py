@@ -75,10 +75,6 @@ class Rollouts:
         self.texts: list[str] = []
         self._prepare: tuple[Architecture, Callable[[gpt.Params], gpt.Params]] | None = None
         self._kept: tuple[int, Batch] | None = None  # (first step, batch) of the present answers
-        longest = max(len(question.tokens) for question in questions.questions)
-        self._capacity = min(
-            _multiple(longest, 16) + self._objective.max_new_tokens, program.architecture.context_length
-        )
         self.reward = Reward(program.config, data.tokenizer)
 
     def batch(self, step: int, numbers: Int64[np.ndarray, " questions"], state: TrainState) -> Batch:
@@ -115,7 +111,6 @@ class Rollouts:
             self._template,
             batch_size=MOST_SLOTS,
             mesh=self._program.mesh,
-            capacity=max(self._capacity, max(len(q.tokens) for q in asked) + self._objective.max_new_tokens),
         )
         sampling = SamplingParams(max_new_tokens=self._objective.max_new_tokens, temperature=temperature, seed=seed)
         return generator.complete_tokens([question.tokens for question in asked], sampling)
@@ -205,7 +200,3 @@ class Rollouts:
 
 def _mean(values: Float64[np.ndarray, " n"] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _multiple(size: int, of: int) -> int:
-    return -(-size // of) * of
