@@ -33,6 +33,7 @@ from gptjax.training.program import Program
 from gptjax.training.state import TrainState
 
 MOST_SLOTS = 256  # answers that are written at the same time; refilling slots costs more than they save
+_TILE = 8  # lengths of batches are multiples of it
 _STREAM = 1  # of random numbers: those of rollouts, apart from others of the same seed
 
 
@@ -75,6 +76,10 @@ class Rollouts:
         self.texts: list[str] = []
         self._prepare: tuple[Architecture, Callable[[gpt.Params], gpt.Params]] | None = None
         self._kept: tuple[int, Batch] | None = None  # (first step, batch) of the present answers
+        longest = max(len(question.tokens) for question in questions.questions) + self._objective.max_new_tokens
+        tile = _TILE * program.mesh.shape["context"]
+        # What no question and answer reach is no part of a batch.
+        self._length = min(-(-longest // tile) * tile, program.config.model.context_length)
         self.reward = Reward(program.config, data.tokenizer)
 
     def batch(self, step: int, numbers: Int64[np.ndarray, " questions"], state: TrainState) -> Batch:
@@ -133,7 +138,7 @@ class Rollouts:
         bears_loss = np.repeat(np.isfinite(rewards).all(1), size)
         if config.objective.truncated == "mask":
             bears_loss &= ~cut
-        shape = (len(rollout.questions), config.model.context_length)
+        shape = (len(rollout.questions), self._length)
         arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets")}
         arrays |= {name: np.zeros(shape, np.float32) for name in ("weights", "sampler")}
         for row, (question, completion) in enumerate(zip(rollout.questions, rollout.completions, strict=True)):
