@@ -27,7 +27,7 @@ def test_questions_are_spread_over_the_split_and_held_out(tool, tmp_path):
     written = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     assert len(written) == 10 and written[-1] in train[len(train) // 2 :]
     (tmp_path / "one.jsonl").write_text(json.dumps({"q": "a", "a": "b"}) + "\n")
-    with pytest.raises(UserError, match="has no question in its (validation|train) split; use more dialogues"):
+    with pytest.raises(UserError, match=r"has no question in its (validation|train) split; use more dialogues"):
         for split in ("validation", "train"):
             tool.chosen_questions(f"pairs:{tmp_path}/one.jsonl#q,a", split, 10)
 

@@ -31,7 +31,7 @@ TASK_SHARE = 0.03  # of the dialogues: enough to learn the form of its answers
 _ABOUT = {
     "text": "read the corpus",
     "dialogue": "learnt to answer from dialogues",
-    "preference": "right answers against its own (DPO)",
+    "preference": "right answers against its own (ORPO)",
     "reward": "the task by trial and error (GRPO)",
 }
 _CURVES = {"text": "loss", "dialogue": "loss", "preference": "accuracy", "reward": "reward"}  # of validation lines
