@@ -9,6 +9,9 @@ The second command learns the better answers by themselves; any model of dialogu
 of the beginning says of the answers is computed once and kept, so that no second copy of it is in memory.
 Other losses: --config.objective.preference_loss=ipo | kto | orpo | simpo; orpo needs no model to start from, kto reads
 single answers with a label, too. Adapters alone: --config.model.lora_rank=8 --config.optimizer.learning_rate=1e-4.
+A reward model instead, for `generate --best_of=8 --reward=model:runs/reward` and objective.reward=model:runs/reward:
+  python -m gptjax.train --config=configs/dpo.py --workdir=runs/reward --config.init_from=runs/chosen \\
+      --config.objective.name=reward_model --config.logging.samples=0
 The learning rate is one for small models; of one with a billion parameters it is about 1e-6.
 Expected, of 730 pairs of oaast_rm_zh in 2 layers of width 32, at 3e-4 for 200 steps, one seed: on the 128 pairs of the
 test split `evaluate --tasks=preference` says accuracy 0.71 (0.63 to 0.79) and margin 0.17 (0.09 to 0.26). Always taking

@@ -5,9 +5,9 @@ First dialogues teach it the form of an answer, and a little of the task; then r
   python -m gptjax.train --config=configs/grpo.py --workdir=runs/grpo --config.init_from=runs/toy
   python -m gptjax.generate --workdir=runs/grpo --prompt='sort 3142' --temperature=0
 
-The loss begins at 0 and stays near it: what is learned shows in `reward`. Expected, seeds 0 to 2: of sampled answers 16
-to 26 % are right at first, and 93 to 94 % over the last 25 steps; of greedy answers to held-out questions 98 % or more.
-The second command takes about 2.5 minutes of processor time, the first half a minute.
+The loss begins at 0 and stays near it: what is learned shows in `reward`. Expected, seeds 0 to 2: of sampled answers 15
+to 29 % are right at first, and 90 to 95 % over the last 25 steps; of greedy answers to held-out questions 97 % or more.
+The second command takes about two minutes on two cores, the first half a minute.
 
 Your own questions and rewards:
   --config.data.source='pairs:questions.jsonl#question,answer' --config.objective.reward='number + 0.1*format'

@@ -5,11 +5,13 @@
   python -m gptjax.generate --workdir=runs/large --draft=runs/small --prompt="Once upon a time"
   python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --top_k=50
   python -m gptjax.generate --workdir=hf:models/gpt2 --prompt="Once upon a time" --beams=4 --num_best=2
+  python -m gptjax.generate --workdir=runs/chat --prompts=questions.jsonl --best_of=8 --reward=model:runs/reward
 
 A prompt is taken as the beginning of a document, or, by a model trained on dialogues, as what the user says. Each
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
 "length"), and with --logprobs "tokens" and "logprobs". A search (--beams) adds "score", which is the sum of the
 log-probabilities ("logprob") / number of tokens ** length_penalty, and with --num_best "best", a list of these.
+With --best_of the completion is that of so many whose "reward" is the highest; --reward is as objective.reward.
 --prompts also takes FILE.txt with a prompt on each line, and FILE.csv#PROMPT, FILE.tsv#PROMPT and
 FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts are spread over all local devices.
 """
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from gptjax.generation.beam import Hypothesis
     from gptjax.generation.completion import Generator
     from gptjax.generation.events import Completion
+    from gptjax.rewards.rewards import Reward
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,6 +54,10 @@ def main(argv: Sequence[str]) -> None:
         flag_values, "batch_size", 32, "prompts completed at a time, e.g. --batch_size=8", (1, 4096)
     )
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
+    sampling_flags.define_number(
+        flag_values, "best_of", 1, "completions of which the best is kept, e.g. --best_of=8", (1, 100_000)
+    )
+    flags.DEFINE_string("reward", "", "what the best of --best_of is, e.g. --reward=model:runs/reward", **define)
     sampling_flags.define_draft(flag_values)
     sampling_flags.define(flag_values)
     sampling_flags.define_search(flag_values)
@@ -63,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give either --prompt=TEXT or --prompts=FILE.jsonl")
     params = sampling_flags.read(flag_values)
     beams = sampling_flags.read_search(flag_values)
+    _check_best_of(flag_values)
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
     else:
@@ -78,8 +86,9 @@ def main(argv: Sequence[str]) -> None:
         results.claim(output)
 
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
-    requests = [request for request in requests for _ in range(flag_values.num_samples)]
+    requests = [request for request in requests for _ in range(flag_values.num_samples * flag_values.best_of)]
     trained, generator, mesh = _load(flag_values, many=len(requests) > 1)
+    reward = _reward(flag_values, trained, requests) if flag_values.best_of > 1 else None
     if beams:
         from gptjax.generation.beam import search
 
@@ -96,6 +105,8 @@ def main(argv: Sequence[str]) -> None:
     completions = generator.complete(
         [request["prompt"] for request in requests], params, on_text=_show if streaming else None
     )
+    if reward:
+        requests, completions = _best(flag_values.best_of, reward, generator, requests, completions)
     if streaming:
         print()
     elif output:
@@ -115,6 +126,75 @@ def main(argv: Sequence[str]) -> None:
             f"{counts.tokens / max(counts.passes, 1):.2f} tokens for each pass of the model",
             file=sys.stderr,
         )
+
+
+def _check_best_of(options: flags.FlagValues) -> None:
+    """Raises UserError for flags that do not go together."""
+    if options.best_of == 1:
+        if options.reward:
+            raise UserError("--reward chooses among --best_of completions; add --best_of=8")
+        return
+    from gptjax.rewards import rewards
+
+    if not options.reward:
+        raise UserError(
+            f"--best_of={options.best_of} needs to know what is best: --reward=model:WORKDIR, FILE.py:function or "
+            f"one of {', '.join(rewards.BUILT_IN)}"
+        )
+    if options.beams > 1:
+        raise UserError(f"--beams={options.beams} searches and draws nothing; leave out --best_of")
+    if options.temperature == 0:
+        raise UserError(f"--temperature=0 draws --best_of={options.best_of} equal completions; use a higher one")
+    rewards.parse(options.reward, "--reward")
+
+
+def _reward(options: flags.FlagValues, trained: "Trained", requests: Sequence[dict[str, Any]]) -> "Reward":
+    """What --reward names. Raises UserError where it needs references that are not there."""
+    from gptjax.rewards import rewards
+
+    needed = [name for _, name in rewards.parse(options.reward, "--reward") if name in rewards.REFERRING]
+    lacking = next((number for number, request in enumerate(requests) if _reference(request) is None), None)
+    if needed and lacking is not None:
+        prompt = requests[lacking]["prompt"]
+        raise UserError(f'--reward={needed[0]} compares with a reference, and {prompt[:60]!r} has no "reference"')
+    config = trained.config.copy_and_resolve_references().unlock()
+    config.objective.update(reward=options.reward, reward_errors="skip")  # `_best` says what fails
+    return rewards.Reward(config, trained.tokenizer)
+
+
+def _reference(request: dict[str, Any]) -> str | None:
+    found = request.get("references") or [request.get("reference")]
+    return found[0]
+
+
+def _best(
+    count: int,
+    reward: "Reward",
+    generator: "Generator",
+    requests: Sequence[dict[str, Any]],
+    completions: "Sequence[Completion]",
+) -> "tuple[list[dict[str, Any]], list[Completion]]":
+    """Of every `count` completions that with the highest reward (the first of equal ones), told in its request."""
+    import numpy as np
+
+    from gptjax.data.pipeline.prompts import spell
+    from gptjax.rewards.processes import Item
+
+    asked = generator.encode([request["prompt"] for request in requests[::count]])
+    prompts = [(tokens, spell(tokens, generator.tokenizer)) for tokens in asked for _ in range(count)]
+    items = [
+        Item(text, completion.text, _reference(request) or "", np.concatenate([tokens, completion.tokens]))
+        for (tokens, text), request, completion in zip(prompts, requests, completions, strict=True)
+    ]
+    try:
+        scores = reward(items, [repr(request["prompt"][:60]) for request in requests])
+    finally:
+        reward.close()
+    if scores.failures:
+        raise RunError(f"{scores.failures[0].what}; correct it, or give another --reward")
+    chosen = scores.values.reshape(-1, count).argmax(1) + count * np.arange(len(asked))
+    kept = [requests[place] | {"reward": round(float(scores.values[place]), 6)} for place in chosen]
+    return kept, [completions[place] for place in chosen]
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

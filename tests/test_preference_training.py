@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -191,8 +192,9 @@ def test_a_fingerprint_sees_every_value_and_its_place(config_file, tmp_path):
 # ---- Killed and continued ------------------------------------------------------------------------------------------
 
 
-def start(config_file: Path, workdir: Path, *options: str) -> subprocess.Popen:
+def start(config_file: Path, workdir: Path, *options: str, devices: int = 1) -> subprocess.Popen:
     flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    flags += f" --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "gptjax.train", f"--config={config_file}", f"--workdir={workdir}", *options]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"XLA_FLAGS": flags}, **pipes)
@@ -202,6 +204,28 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == status, errors
     return errors
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(config_file, plain, tmp_path):
+    """With KTO, which has both a reference and a number of the whole batch."""
+    options = ["--config.objective.preference_loss=kto", f"--config.init_from={plain}", "--config.mesh.data=2"]
+    options += [f"--config.data.cache_dir={tmp_path}/cache"]
+    finish(start(config_file, tmp_path / "alone", *options, devices=2))
+    for path in (tmp_path / "cache").glob("references/*"):
+        path.unlink()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    numbers = [f"--coordinator={address}", "--num_processes=2"]
+    both = tmp_path / "both"
+    processes = [start(config_file, both, *options, *numbers, f"--process_id={index}") for index in range(2)]
+    for process in processes:
+        finish(process)
+    for split in ("train", "validation"):
+        for ours, theirs in zip(lines(both, split), lines(tmp_path / "alone", split), strict=True):
+            for name in ("loss", "margin", "accuracy"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), (split, ours["step"], name)
 
 
 @pytest.mark.slow

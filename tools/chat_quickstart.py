@@ -7,14 +7,16 @@
 The same command continues where it was stopped. Needs no network.
 """
 
+import html
 import itertools
 import json
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -24,13 +26,15 @@ from gptjax.errors import RunError, UserError
 STAGES = ("text", "dialogue", "preference", "reward")
 CONFIG = Path(__file__).parents[1] / "configs" / "chat_quickstart.py"
 QUESTIONS = 100  # held-out ones that each stage is measured on
-PAIRS = 400  # questions whose answers are compared
+PAIRS = 400  # questions of each kind whose answers are compared
+TASK_SHARE = 0.03  # of the dialogues: enough to learn the form of its answers
 _ABOUT = {
     "text": "read the corpus",
     "dialogue": "learnt to answer from dialogues",
-    "preference": "right answers against its own (DPO)",
+    "preference": "right answers against its own (ORPO)",
     "reward": "the task by trial and error (GRPO)",
 }
+_CURVES = {"text": "loss", "dialogue": "loss", "preference": "accuracy", "reward": "reward"}  # of validation lines
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,10 +55,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir is missing; e.g. --workdir=runs/chat")
     workdir = files.expand(flag_values.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     sources = {
         "text": flag_values.text,
-        "dialogue": f"{flag_values.dialogues}@0.95 + {flag_values.task}@0.05",
+        "dialogue": f"{flag_values.dialogues}@{1 - TASK_SHARE} + {flag_values.task}@{TASK_SHARE}",
         "preference": f"preference:{workdir / 'pairs.jsonl'}",
         "reward": flag_values.task,
     }
@@ -63,13 +66,30 @@ def main(argv: Sequence[str]) -> None:
     scores: dict[str, dict[str, Any]] = {}
     before = ""
     for stage in STAGES:
+        started = clocks()
         if stage == "preference":
-            write_pairs(workdir, flag_values.dialogues)
+            write_pairs(workdir, [flag_values.dialogues, flag_values.task])
         options = [entry.partition(":")[2] for entry in flag_values.set if entry.startswith(f"{stage}:")]
         train(workdir, stage, sources[stage], before, flag_values.tokenizer, options)
         scores[stage] = measure(workdir, stage)
+        add_time(workdir, stage, started)
         before = stage
-    report(workdir, scores, time.perf_counter() - started)
+    report(workdir, scores)
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds by the clock, and of the processors for the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter(), used.ru_utime + used.ru_stime
+
+
+def add_time(workdir: Path, stage: str, started: tuple[float, float]) -> None:
+    """Adds what a stage took to WORKDIR/seconds.json: a stage may take several commands."""
+    path = workdir / "seconds.json"
+    known = files.read_json(path) if path.exists() else {}
+    spent = [now - then for now, then in zip(clocks(), started, strict=True)]
+    known[stage] = [old + new for old, new in zip(known.get(stage, (0.0, 0.0)), spent, strict=True)]
+    files.write_json(path, known)
 
 
 def gptjax(verb: str, *options: str) -> None:
@@ -110,20 +130,29 @@ def questions_of(source: str, split: str) -> list[dict[str, Any]]:
 
 
 def write_questions(path: Path, source: str, split: str, most: int) -> None:
+    files.write_whole(path, as_lines(chosen_questions(source, split, most)))
+
+
+def chosen_questions(source: str, split: str, most: int) -> list[dict[str, Any]]:
+    """At most so many questions, from all of the split. Raises UserError where it has none."""
     questions = questions_of(source, split)
     if not questions:
         raise UserError(f"{source} has no question in its {split} split; use more dialogues")
-    step = max(len(questions) // most, 1)
-    files.write_whole(path, "".join(json.dumps(q, ensure_ascii=False) + "\n" for q in questions[::step][:most]))
+    return questions[:: max(len(questions) // most, 1)][:most]
 
 
-def write_pairs(workdir: Path, source: str) -> None:
+def as_lines(records: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def write_pairs(workdir: Path, sources: Sequence[str]) -> None:
     """Answers of the model to training questions, each the worse side of a right answer (Chen et al. 2024, SPIN)."""
     pairs = workdir / "pairs.jsonl"
     if pairs.exists():
         return
     asked = workdir / "asked.jsonl"
-    write_questions(asked, source, "train", PAIRS)
+    questions = [question for source in sources for question in chosen_questions(source, "train", PAIRS)]
+    files.write_whole(asked, as_lines(questions))
     options = ["--temperature=1", "--max_new_tokens=48", "--batch_size=64", f"--output={workdir / 'answers.jsonl'}"]
     gptjax("generate", f"--workdir={workdir / 'dialogue'}", f"--prompts={asked}", *options)
     answers = read_lines(workdir / "answers.jsonl")
@@ -132,22 +161,21 @@ def write_pairs(workdir: Path, source: str) -> None:
         for one in map(json.loads, answers)
     ]
     records = [one for one in records if one["rejected"] and one["rejected"] != one["chosen"].strip()]
-    files.write_whole(pairs, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+    files.write_whole(pairs, as_lines(records))
 
 
 def measure(workdir: Path, stage: str) -> dict[str, Any]:
     """Perplexity of the stage's own data, texts against the references of the questions, the task's answers."""
     run = workdir / stage
-    outputs = {name: run / f"{name}.json" for name in ("perplexity", "questions", "task")}
+    outputs = {name: run / f"{name}.json" for name in ("questions", "task")}
     if not outputs["task"].exists():
         both = [f"--workdir={run}", "--checkpoint=best", "--max_prompts=100"]
-        gptjax("evaluate", *both, "--tasks=perplexity", f"--output={outputs['perplexity']}")
-        for name, tasks in (("questions", "bleu,rouge,f1"), ("task", "exact_match")):
+        for name, tasks in (("questions", "perplexity,bleu,rouge,f1"), ("task", "exact_match")):
             prompts = f"--prompts={workdir / name}.jsonl"
             gptjax("evaluate", *both, f"--tasks={tasks}", prompts, "--max_new_tokens=48", f"--output={outputs[name]}")
     results = {name: json.loads(path.read_text(encoding="utf-8"))["results"] for name, path in outputs.items()}
     return {
-        "perplexity": results["perplexity"]["perplexity"]["perplexity"],
+        "perplexity": results["questions"]["perplexity"]["perplexity"],
         "BLEU": results["questions"]["bleu"]["bleu"],
         "ROUGE-L": results["questions"]["rouge"]["rougeL"],
         "F1": results["questions"]["f1"]["f1"],
@@ -180,24 +208,51 @@ def win_rate(workdir: Path, stage: str, before: str) -> tuple[float, float, floa
     return float(wins.mean()), *ratio_interval(wins, np.ones(len(wins)))
 
 
-def curve(workdir: Path, stage: str, name: str) -> str:
-    """The first and last value of a validation metric."""
+def curve(workdir: Path, stage: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a validation metric."""
     lines = [json.loads(line) for line in read_lines(workdir / stage / "metrics.jsonl")]
-    values = [line[name] for line in lines if line["split"] == "validation" and name in line]
-    return f"{values[0]:.3f} to {values[-1]:.3f}" if values else "not measured"
+    return [(line["step"], line[name]) for line in lines if line["split"] == "validation" and name in line]
 
 
-def report(workdir: Path, scores: dict[str, dict[str, Any]], seconds: float) -> None:
-    """Writes report.md, and says what to do next."""
-    names = list(scores["text"])
-    lines = [
-        f"# A chat model, stage by stage: {workdir.name}",
-        "",
-        f"{seconds / 60:.1f} minutes. Held-out questions; 95 % intervals; greedy answers.",
-        "",
-        "| stage | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
+def from_to(points: Sequence[tuple[int, float]]) -> str:
+    """The first and the last value of a curve."""
+    return f"{points[0][1]:.3f} to {points[-1][1]:.3f}" if points else "not measured"
+
+
+class Report(NamedTuple):
+    """What report.md and report.html say.
+
+    Attributes:
+      headings, rows: of the table of stages.
+      notes: sentences.
+      answers: (question, reference, {stage: answer}).
+    """
+
+    title: str
+    summary: str
+    headings: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    answers: list[tuple[str, str, dict[str, str]]]
+
+
+def report(workdir: Path, scores: dict[str, dict[str, Any]]) -> None:
+    """Writes report.md and report.html, and says what to do next."""
+    found = compose(workdir, scores)
+    text = as_markdown(found)
+    files.write_whole(workdir / "report.md", text)
+    files.write_whole(workdir / "report.html", as_html(found, workdir), errors="replace")
+    best = workdir / STAGES[-1]
+    print(text)
+    print(f"report: {workdir / 'report.html'}, also as .md; each stage has its own: {workdir}/STAGE/report.html")
+    print(f"talk:   gptjax chat --workdir={best}")
+    print(f"serve:  gptjax serve --model=mine={best}")
+    print(f"export: gptjax convert --from={best} --to=hf:models/{workdir.name}")
+
+
+def compose(workdir: Path, scores: dict[str, dict[str, Any]]) -> Report:
+    seconds = files.read_json(workdir / "seconds.json")
+    rows = []
     for stage in STAGES:
         cells = [
             f"{value['value']:.2f} [{value['ci95'][0]:.2f}, {value['ci95'][1]:.2f}]"
@@ -205,39 +260,77 @@ def report(workdir: Path, scores: dict[str, dict[str, Any]], seconds: float) -> 
             else f"{value['value']:.2f}"
             for value in scores[stage].values()
         ]
-        lines.append(f"| {stage}: {_ABOUT[stage]} | " + " | ".join(cells) + " |")
+        rows.append([f"{stage}: {_ABOUT[stage]}", *cells, *(f"{spent / 60:.1f}" for spent in seconds[stage])])
+    clock, processor = (sum(spent) / 60 for spent in zip(*seconds.values(), strict=True))
     rates = [(stage, *win_rate(workdir, stage, before)) for before, stage in itertools.pairwise(STAGES[1:])]
-    lines += [
-        "",
-        "Perplexities of different stages are of different data: they do not compare.",
-        "",
-        f"* Preferences: accuracy on held-out pairs {curve(workdir, 'preference', 'accuracy')}, "
-        f"margin {curve(workdir, 'preference', 'margin')}.",
-        f"* Rewards: {curve(workdir, 'reward', 'reward')} on held-out questions of the task.",
-        *(
-            f"* {stage} against the stage before, by F1 on the questions: win rate {mean:.2f} [{low:.2f}, {high:.2f}]."
-            for stage, mean, low, high in rates
-        ),
-        "",
-        "## The same questions, after each stage",
-        "",
-    ]
     shown = {stage: items(workdir, stage, "questions", "f1") for stage in STAGES}
-    for prompt, line in list(shown["text"].items())[:5]:
-        lines += [f"**{prompt}** ({line['references'][0]})", ""]
-        lines += [
-            f"* {stage}: {' '.join(shown[stage][prompt]['hypothesis'].split())[:200]}"
-            for stage in STAGES
-            if prompt in shown[stage]
-        ]
-        lines.append("")
-    best = workdir / STAGES[-1]
-    files.write_whole(workdir / "report.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
-    print(f"report: {workdir / 'report.md'}; each stage has its own: {workdir}/STAGE/report.html")
-    print(f"talk:   gptjax chat --workdir={best}")
-    print(f"serve:  gptjax serve --model=mine={best}")
-    print(f"export: gptjax convert --from={best} --to=hf:models/{workdir.name}")
+    answers = [
+        (
+            prompt,
+            line["references"][0],
+            {
+                stage: " ".join(shown[stage][prompt]["hypothesis"].split())[:200]
+                for stage in STAGES
+                if prompt in shown[stage]
+            },
+        )
+        for prompt, line in list(shown["text"].items())[:5]
+    ]
+    return Report(
+        f"A chat model, stage by stage: {workdir.name}",
+        f"{clock:.1f} minutes by the clock, {processor:.1f} of processor time. Held-out questions; 95 % intervals; "
+        "greedy answers.",
+        ["stage", *scores["text"], "minutes", "of processor time"],
+        rows,
+        [
+            "Perplexities of different stages are of different data: they do not compare.",
+            f"Preferences: accuracy on held-out pairs {from_to(curve(workdir, 'preference', 'accuracy'))}, "
+            f"margin {from_to(curve(workdir, 'preference', 'margin'))}.",
+            f"Rewards: {from_to(curve(workdir, 'reward', 'reward'))} on held-out questions of the task.",
+            *(
+                f"{stage} against the stage before, F1 on the questions: win rate {mean:.2f} [{low:.2f}, {high:.2f}]."
+                for stage, mean, low, high in rates
+            ),
+        ],
+        answers,
+    )
+
+
+def as_markdown(found: Report) -> str:
+    table = [found.headings, ["---"] * len(found.headings), *found.rows]
+    lines = [f"# {found.title}", "", found.summary, ""]
+    lines += ["| " + " | ".join(row) + " |" for row in table]
+    lines += ["", *(f"* {note}" for note in found.notes), "", "## The same questions, after each stage", ""]
+    for question, reference, answers in found.answers:
+        lines += [f"**{question}** ({reference})", "", *(f"* {stage}: {text}" for stage, text in answers.items()), ""]
+    return "\n".join(lines)
+
+
+def as_html(found: Report, workdir: Path) -> str:
+    """One page that needs no network, with the curves of the stages."""
+    from gptjax.reporting import charts, markup, page
+
+    drawn = []
+    for stage, name in _CURVES.items():
+        if points := curve(workdir, stage, name):
+            series = [charts.Series("validation", *zip(*points, strict=True))]
+            figure = charts.line_chart(series, title=f"{stage}: {name}", x_label="step", y_label=name)
+            drawn.append(f'<div class="panel">{figure}</div>')
+    columns = dict.fromkeys(found.headings, "number") | {"stage": "key"}
+    notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in found.notes)
+    questions = [
+        f'<div class="panel"><h3>{html.escape(question)}</h3><p class="note">{html.escape(reference)}</p>'
+        f"{markup.table({'stage': 'key', 'answer': ''}, answers.items())}</div>"
+        for question, reference, answers in found.answers
+    ]
+    body = [
+        f'<header><h1>{html.escape(found.title)}</h1><div class="muted">{html.escape(found.summary)}</div></header>',
+        f'<h2>Stages</h2>\n<div class="panel">{markup.table(columns, found.rows)}</div>\n<ul>{notes}</ul>',
+        "<h2>Curves</h2>\n" + '<div class="charts">\n' + "\n".join(drawn) + "\n</div>",
+        "<h2>The same questions, after each stage</h2>",
+        *questions,
+    ]
+    return page.document(html.escape(found.title), "\n".join(body), style=charts.CSS, script=charts.SCRIPT)
 
 
 if __name__ == "__main__":

@@ -351,9 +351,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "name": Option(
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
-            "dialogues; preference = better against worse answers; distillation = a teacher's next tokens; "
-            "reinforcement = answers that the model writes, by their reward (GRPO); auto = preference or instruction "
-            "where the data have preferences or dialogues",
+            "dialogues; preference = better against worse answers; reward_model = rewards of answers, from the same; "
+            "distillation = a teacher's next tokens; reinforcement = answers that the model writes, by their reward "
+            "(GRPO); auto = preference or instruction where the data have preferences or dialogues",
             affects="training",
             choices=(
                 "auto",
@@ -401,7 +401,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "reward": Option(
             "exact_match",
             "exact_match, number (after ####, GSM8K), format, length, expression (its value is that of the answer), "
-            "FILE.py:function, or a sum: 'exact_match + 0.2*format'",
+            "FILE.py:function, model:WORKDIR (of a reward model), or a sum: 'exact_match + 0.2*format'",
             affects="training",
         ),
         "reward_pattern": Option(

@@ -1,11 +1,11 @@
 """How often a model prefers the answer that people prefer, on the pairs of a split.
 
 The log-probability of an answer is compared as it is, and per token. Where the model was trained against a reference
-there are also the rewards of DPO, beta (log pi - log pi_reference). Pairs with one prompt are not independent, so
-intervals draw prompts.
+there are also the rewards of DPO, beta (log pi - log pi_reference). Of a reward model its own rewards alone are
+compared. Pairs with one prompt are not independent, so intervals draw prompts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gptjax.data.pipeline.preferences import Examples, InOrder
 from gptjax.data.store.shards import TokenSplit
 from gptjax.evaluation.metrics import Estimate, Outcome, item_ids, ratio_metric
 from gptjax.model import gpt
+from gptjax.objectives import reward_model
 from gptjax.objectives.preference import TEXTS, log_probabilities
 from gptjax.parallel import partition
 from gptjax.training import reference
@@ -26,14 +27,13 @@ _ROWS = 16
 
 
 def score(trained: Trained, splits: Mapping[str, TokenSplit], mesh: Mesh, identity: str) -> Outcome:
-    """`accuracy` and `margin` of rewards, where there is a reference; `accuracy_likelihood`, `accuracy_normalized`.
+    """`accuracy` and `margin` of rewards, where there are any; `accuracy_likelihood`, `accuracy_normalized` of others.
 
     Raises UserError where a split has no pairs.
     """
     length = trained.architecture.context_length
     parts = [Examples.of(split, length, judged=False) for split in splits.values()]
-    known = [reference.read(trained.config, _workdir(trained.path), part) for part in parts]
-    policy, rows = _log_probabilities(trained, parts, mesh), np.concatenate([part.prompts for part in parts])
+    rows = np.concatenate([part.prompts for part in parts])
     prompts, groups = np.unique(rows, return_inverse=True)
     ids = item_ids(prompts.tolist())
     pairs = np.bincount(groups)
@@ -42,15 +42,22 @@ def score(trained: Trained, splits: Mapping[str, TokenSplit], mesh: Mesh, identi
     def metric(values: np.ndarray) -> Estimate:
         return ratio_metric(ids, np.bincount(groups, values), pairs, signature=signature, n=len(rows))
 
+    def of_rewards(rewards: np.ndarray) -> dict[str, Estimate]:
+        return {"accuracy": metric(_prefers(rewards)), "margin": metric(rewards[:, 0] - rewards[:, 1])}
+
+    warnings = [note for part in parts for note in part.notes[1:]]
+    if trained.config.objective.name == "reward_model":
+        rewards = _scored(trained, parts, mesh, lambda model, batch: reward_model.rewards(model, batch)[0])
+        return Outcome(of_rewards(rewards), warnings=warnings)
+    policy = _scored(trained, parts, mesh, log_probabilities)
     lengths = np.concatenate([part.answer_lengths for part in parts])
     metrics = {
         "accuracy_likelihood": metric(_prefers(policy)),
         "accuracy_normalized": metric(_prefers(policy / lengths)),
     }
-    warnings = [note for part in parts for note in part.notes[1:]]
+    known = [reference.read(trained.config, _workdir(trained.path), part) for part in parts]
     if all(values is not None for values in known):
-        rewards = trained.config.objective.beta * (policy - np.concatenate(known))
-        metrics = {"accuracy": metric(_prefers(rewards)), "margin": metric(rewards[:, 0] - rewards[:, 1]), **metrics}
+        metrics = of_rewards(trained.config.objective.beta * (policy - np.concatenate(known))) | metrics
     elif (_workdir(trained.path) / reference.FILE).exists():
         warnings.append("rewards are left out: what the reference says of these pairs is not in the cache")
     return Outcome(metrics, warnings=warnings)
@@ -64,8 +71,13 @@ def _prefers(values: np.ndarray) -> np.ndarray:
     return (values[:, 0] > values[:, 1]).astype(np.float64)
 
 
-def _log_probabilities(trained: Trained, parts: list[Examples], mesh: Mesh) -> np.ndarray:
-    """float32 [pairs, 2]."""
+def _scored(
+    trained: Trained,
+    parts: list[Examples],
+    mesh: Mesh,
+    score: Callable[[gpt.GPT, dict[str, jax.Array]], jax.Array],
+) -> np.ndarray:
+    """float32 [pairs, 2]: `score` of a model and a batch, for all pairs."""
     shards = partition.row_shards(mesh)
     batches = InOrder(parts, batch_size=-(-_ROWS // shards) * shards)
     specs = {name: partition.field_spec(field.axes) for name, field in TEXTS.items()}
@@ -73,7 +85,7 @@ def _log_probabilities(trained: Trained, parts: list[Examples], mesh: Mesh) -> n
     @partial(jax.jit, out_shardings=partition.replicated(mesh))
     def scored(params: gpt.Params, batch: dict[str, jax.Array]) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return log_probabilities(gpt.bind(trained.architecture, params), batch)
+            return score(gpt.bind(trained.architecture, params), batch)
 
     values = []
     with jax.set_mesh(mesh):

@@ -63,6 +63,8 @@ class Slots:
         """Tokens that need not be read again: whole chunks, and not the last token, whose scores are needed."""
         kept = self._kept[slot]
         most = min(len(kept), len(prompt) - 1)
+        if most < self._chunk:  # most of the time: with many slots the comparison is what takes long
+            return 0
         differs = np.flatnonzero(kept[:most] != prompt[:most])
         same = int(differs[0]) if len(differs) else most
         return same - same % self._chunk

@@ -75,7 +75,7 @@ class Preference:
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """The rows that hold an example."""
-        return jnp.maximum(_counts(batch).sum(), 1.0)
+        return jnp.maximum(counts(batch).sum(), 1.0)
 
     def log_probabilities(self, model: GPT, batch: Batch) -> Float[Array, "row pair"]:
         return log_probabilities(model, batch, logits_chunk=self.logits_chunk)
@@ -86,7 +86,7 @@ class Preference:
             return {}
         foreign = {name: batch[name][:, 1:] for name in TEXTS}
         ratio = self.log_probabilities(models.policy, foreign) - batch["reference"][:, 1:]
-        return {"kl": jax.lax.stop_gradient((ratio[:, 0] * _counts(batch)).sum() / total_weight)}
+        return {"kl": jax.lax.stop_gradient((ratio[:, 0] * counts(batch)).sum() / total_weight)}
 
     def loss(
         self,
@@ -103,29 +103,29 @@ class Preference:
         `rejected_reward`, and in nats per answer `chosen_log_probability`, `rejected_log_probability`. Of judged
         answers: `loss`, `accuracy` (the sign of the value is right), `margin` (the value), `kl`.
         """
-        counts = _counts(batch) / total_weight
+        share = counts(batch) / total_weight
         texts = {name: batch[name][:, :1] if self.judged else batch[name] for name in TEXTS}
         policy, balance = _scored(models.policy, texts, dropout_keys, self.logits_chunk)
         if self.judged:
             kl = jnp.maximum(hyper["kl"], 0.0)
             ratio = policy[:, 0] - batch["reference"][:, 0]
             loss, margin = preference_losses.kto(ratio, batch["desirable"], kl, hyper)
-            metrics = {"kl": kl * counts}
+            metrics = {"kl": kl * share}
         else:
             lengths = jnp.maximum(batch["weights"].sum(-1), 1.0)
             answers = Answers(policy, batch.get("reference", jnp.zeros_like(policy)), lengths)
             loss, rewards = preference_losses.OF_PAIRS[self.name](answers, hyper)
             margin = rewards[:, 0] - rewards[:, 1]
             metrics = {
-                f"{side}_{what}": values[:, number] * counts
+                f"{side}_{what}": values[:, number] * share
                 for number, side in enumerate(("chosen", "rejected"))
                 for what, values in (("reward", rewards), ("log_probability", policy))
             }
-        metrics |= {"loss": loss * counts, "accuracy": (margin > 0) * counts, "margin": margin * counts}
+        metrics |= {"loss": loss * share, "accuracy": (margin > 0) * share, "margin": margin * share}
         metrics = {name: values.sum() for name, values in metrics.items()}
         total = metrics["loss"]
         if balance is not None:
-            metrics["balance_loss"] = (balance * counts).sum()
+            metrics["balance_loss"] = (balance * share).sum()
             total = total + hyper["balance_loss"] * metrics["balance_loss"]
         return total, metrics
 
@@ -149,7 +149,7 @@ def _scored(
     return sums.reshape(rows, sides), None if balance is None else balance.reshape(rows, sides).mean(1)
 
 
-def _counts(batch: Batch) -> Float[Array, "row"]:
+def counts(batch: Batch) -> Float[Array, "row"]:
     """1 for a row that holds an example, 0 for one that only fills the batch."""
     return (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)
 

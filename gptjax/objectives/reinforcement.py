@@ -26,7 +26,7 @@ PER_ROW = Field(("row",), "float32")
 class Reinforcement:
     """The clipped surrogate of GRPO, by token.
 
-    A batch has, with R rows and T = context_length:
+    A batch has, with R rows and T the context length, or less where question and answer need less:
       tokens, targets, positions: int32 [R, T], a question and its answer from column 0, then 0.
       weights: float32 [R, T], 1 where the target is a token of an answer that bears loss.
       advantages: float32 [R].

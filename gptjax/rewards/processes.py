@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gptjax.errors import RunError, UserError
 from gptjax.files import expand
 
@@ -22,11 +24,17 @@ _START_SECONDS = 120.0  # for the imports of the user's file
 
 
 class Item(NamedTuple):
-    """What a reward function is asked about: all texts."""
+    """What a reward is asked about.
+
+    Attributes:
+      prompt, completion, reference: texts, special tokens of the prompt as they are spelled.
+      tokens: those of the prompt and then of the completion, for a reward model.
+    """
 
     prompt: str
     completion: str
     reference: str
+    tokens: Sequence[int] | np.ndarray = ()
 
 
 class Verdict(NamedTuple):
@@ -95,7 +103,8 @@ class UserFunction:
                 process = self._processes[number] = self._start()
             except UserError as error:
                 raise RunError(str(error)) from None
-        reply = process.ask({**item._asdict(), "seconds": self._seconds}, self._seconds)
+        texts = dict(zip(Item._fields, item[:3], strict=False))
+        reply = process.ask({**texts, "seconds": self._seconds}, self._seconds)
         if reply is None or not isinstance(reply.get("value", 0.0), float):
             self._processes[number] = None
             ended = process.end()

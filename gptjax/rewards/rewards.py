@@ -1,7 +1,8 @@
 """Rewards that can be checked: one number for a prompt, a completion and a reference, all of them texts.
 
 `objective.reward` names a reward, or several with weights: "exact_match", "number + 0.2*format",
-"rewards.py:mine - 0.1*length". FILE.py:function is a function (prompt, completion, reference) -> float of the user.
+"rewards.py:mine - 0.1*length". FILE.py:function is a function (prompt, completion, reference) -> float of the user,
+model:WORKDIR a reward model.
 """
 
 import math
@@ -14,8 +15,9 @@ import regex
 from jaxtyping import Float64
 
 from gptjax.config import Config
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
-from gptjax.rewards import arithmetic
+from gptjax.rewards import arithmetic, model
 from gptjax.rewards.answers import final_number, reference_number
 from gptjax.rewards.processes import Item, UserFunction, Verdict
 
@@ -39,8 +41,11 @@ class Scores(NamedTuple):
 class Reward:
     """The weighted sum of `objective.reward`."""
 
-    def __init__(self, config: Config):
-        """Raises UserError for a name that no reward has, a pattern that is none, or a file that cannot be loaded."""
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        """`tokenizer`: of the model that writes.
+
+        Raises UserError for a name that no reward has, a pattern that is none, or what cannot be loaded.
+        """
         objective = config.objective
         self._terms: list[tuple[float, str, Callable[[Sequence[Item]], list[Verdict]]]] = []
         self._users: list[UserFunction] = []
@@ -48,6 +53,8 @@ class Reward:
         for weight, name in parse(objective.reward):
             if name in BUILT_IN:
                 function = BUILT_IN[name](config)
+            elif name.startswith(model.PREFIX):
+                function = model.ModelReward(name, tokenizer)
             else:
                 user = UserFunction(name, seconds=objective.reward_seconds, workers=objective.reward_workers)
                 self._users.append(user)
@@ -80,19 +87,22 @@ class Reward:
             user.close()
 
 
-def parse(text: str) -> list[tuple[float, str]]:
-    """(weight, name) of each term of "exact_match + 0.2*format". Raises UserError for what is no sum of rewards."""
+def parse(text: str, option: str = "objective.reward") -> list[tuple[float, str]]:
+    """(weight, name) of each term of "exact_match + 0.2*format".
+
+    Raises UserError for what is no sum of rewards; `option` names it.
+    """
     terms = []
     # A sign between spaces separates; within a path it is a part of the name.
     for piece in re.split(r"\s+(?=[+-]\s)", text.strip()):
         piece = re.sub(r"^([+-])\s+", r"\1", piece)
         match = _TERM.fullmatch(piece if piece[:1] in ("+", "-") else f"+{piece}")
         name = match["name"].strip() if match else ""
-        is_user = re.fullmatch(r".+\.py:[A-Za-z_]\w*", name)
-        if name not in BUILT_IN and not is_user:
+        is_other = re.fullmatch(rf".+\.py:[A-Za-z_]\w*|{model.PREFIX}.+", name)
+        if name not in BUILT_IN and not is_other:
             raise UserError(
-                f"objective.reward={text[:100]!r}: {piece[:60]!r} is no reward; choose from {', '.join(BUILT_IN)} and "
-                "FILE.py:function, or a sum such as 'exact_match + 0.2*format'"
+                f"{option}={text[:100]!r}: {piece[:60]!r} is no reward; choose from {', '.join(BUILT_IN)}, "
+                "FILE.py:function and model:WORKDIR, or a sum such as 'exact_match + 0.2*format'"
             )
         weight = float(match["weight"] or 1)
         terms.append((-weight if match["sign"] == "-" else weight, name))
@@ -170,3 +180,4 @@ BUILT_IN = {
     "length": _length,
     "expression": _expression,
 }
+REFERRING = ("exact_match", "number", "expression")  # those that compare with a reference

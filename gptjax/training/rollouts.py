@@ -33,6 +33,7 @@ from gptjax.training.program import Program
 from gptjax.training.state import TrainState
 
 MOST_SLOTS = 256  # answers that are written at the same time; refilling slots costs more than they save
+_TILE = 8  # lengths of batches are multiples of it
 _STREAM = 1  # of random numbers: those of rollouts, apart from others of the same seed
 
 
@@ -75,11 +76,11 @@ class Rollouts:
         self.texts: list[str] = []
         self._prepare: tuple[Architecture, Callable[[gpt.Params], gpt.Params]] | None = None
         self._kept: tuple[int, Batch] | None = None  # (first step, batch) of the present answers
-        longest = max(len(question.tokens) for question in questions.questions)
-        self._capacity = min(
-            _multiple(longest, 16) + self._objective.max_new_tokens, program.architecture.context_length
-        )
-        self.reward = Reward(program.config)
+        longest = max(len(question.tokens) for question in questions.questions) + self._objective.max_new_tokens
+        tile = _TILE * program.mesh.shape["context"]
+        # What no question and answer reach is no part of a batch.
+        self._length = min(-(-longest // tile) * tile, program.config.model.context_length)
+        self.reward = Reward(program.config, data.tokenizer)
 
     def batch(self, step: int, numbers: Int64[np.ndarray, " questions"], state: TrainState) -> Batch:
         """The batch of a step, on the devices: new answers, or those that the step before has learned from."""
@@ -115,7 +116,6 @@ class Rollouts:
             self._template,
             batch_size=MOST_SLOTS,
             mesh=self._program.mesh,
-            capacity=max(self._capacity, max(len(q.tokens) for q in asked) + self._objective.max_new_tokens),
         )
         sampling = SamplingParams(max_new_tokens=self._objective.max_new_tokens, temperature=temperature, seed=seed)
         return generator.complete_tokens([question.tokens for question in asked], sampling)
@@ -123,7 +123,10 @@ class Rollouts:
     def rewarded(self, asked: Sequence[Question], completions: Sequence[Completion]) -> Scores:
         """The reward of each answer. Raises RunError as `Reward`."""
         pairs = zip(asked, completions, strict=True)
-        items = [Item(question.prompt, completion.text, question.reference) for question, completion in pairs]
+        items = [
+            Item(q.prompt, completion.text, q.reference, np.concatenate([q.tokens, completion.tokens]))
+            for q, completion in pairs
+        ]
         return self.reward(items, [question.id for question in asked])
 
     def arrays(self, rollout: Rollout) -> dict[str, np.ndarray]:
@@ -135,7 +138,7 @@ class Rollouts:
         bears_loss = np.repeat(np.isfinite(rewards).all(1), size)
         if config.objective.truncated == "mask":
             bears_loss &= ~cut
-        shape = (len(rollout.questions), config.model.context_length)
+        shape = (len(rollout.questions), self._length)
         arrays: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets")}
         arrays |= {name: np.zeros(shape, np.float32) for name in ("weights", "sampler")}
         for row, (question, completion) in enumerate(zip(rollout.questions, rollout.completions, strict=True)):
@@ -202,7 +205,3 @@ class Rollouts:
 
 def _mean(values: Float64[np.ndarray, " n"] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _multiple(size: int, of: int) -> int:
-    return -(-size // of) * of

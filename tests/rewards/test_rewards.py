@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.data.tokenization.tokenizer import build_tokenizer
 from gptjax.errors import RunError, UserError
 from gptjax.rewards.processes import Item
 from gptjax.rewards.rewards import Reward, parse
@@ -47,7 +48,7 @@ def functions(tmp_path) -> Path:
 def reward(text: str, **options) -> Reward:
     config = config_lib.get_default()
     config.objective.update(reward=text, **options)
-    return Reward(config)
+    return Reward(config, build_tokenizer("byte"))
 
 
 def values(text: str, completions: list[str], reference: str = "2", **options) -> list[float]:

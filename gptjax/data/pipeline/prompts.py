@@ -111,7 +111,6 @@ class PromptBatches(BatchSource):
 
 def _read(name: str, split: TokenSplit, tokenizer: Tokenizer) -> Iterator[Question]:
     ends = np.append(split.document_starts[1:], split.num_tokens)
-    spelled = {i: text for text, i in tokenizer.special_tokens.items()}
     begin = np.array(tokenizer.begin_ids, np.int32)
     for number, (start, end) in enumerate(zip(split.document_starts.tolist(), ends.tolist(), strict=True)):
         tokens, trained = split.read(start, end - start), split.read_mask(start, end - start)
@@ -124,13 +123,14 @@ def _read(name: str, split: TokenSplit, tokenizer: Tokenizer) -> Iterator[Questi
         yield Question(
             id=f"{name}:{number}",
             tokens=np.concatenate([begin, prompt]),
-            prompt=_spell(prompt, tokenizer, spelled),
+            prompt=spell(prompt, tokenizer),
             reference=tokenizer.decode(tokens[first : answered[-1] + 1]),
         )
 
 
-def _spell(tokens: Sequence[int] | np.ndarray, tokenizer: Tokenizer, spelled: Mapping[int, str]) -> str:
+def spell(tokens: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> str:
     """The text of tokens, special ones as they are spelled."""
+    spelled = {i: text for text, i in tokenizer.special_tokens.items()}
     special = [i for i, token in enumerate(tokens) if int(token) in spelled]
     pieces, start = [], 0
     for i in special:
