@@ -1,7 +1,7 @@
 """The law of a ladder of runs: loss against training compute, L(C) = floor + scale (C / unit)^-exponent.
 
-Kaplan et al. 2020, arXiv:2001.08361, and Hoffmann et al. 2022, arXiv:2203.15556, section 3. The floor is what no compute
-takes away: either fitted ("free", at least 0), or given ("pinned").
+Kaplan et al. 2020, arXiv:2001.08361, and Hoffmann et al. 2022, arXiv:2203.15556, section 3. The floor is what no
+compute takes away: either fitted ("free", at least 0), or given ("pinned").
 
 Intervals are of a bootstrap over seeds with Student's tails: each draw moves the mean of every rung by the deviations
 of its seeds, weighted at random and alike on all rungs and arms, and the law is fitted anew. So seeds that arms share
@@ -18,9 +18,9 @@ from numpy import ndarray as Array
 
 from gptjax.studies.statistics import ALPHA
 
-DRAWS = 2000
+DRAWS = 1000
 SMALLEST, LARGEST = 0.005, 3.0  # exponents that are tried
-ROUNDS = 7  # each narrows the exponent tenfold
+ROUNDS = 11  # each narrows the exponent fivefold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Law:
     unit: float
 
     def loss(self, compute: float) -> Float[Array, "*draws"]:
-        return self.floor + self.scale * (compute / self.unit) ** -self.exponent
+        return np.asarray(self.floor + self.scale * (compute / self.unit) ** -self.exponent)
 
     def compute(self, loss: Float[Array, "*draws"] | float) -> Float[Array, "*draws"]:
         """The compute at which the law reaches a loss; infinite for a loss at its floor or below."""
@@ -60,14 +60,14 @@ def fit(compute: Float[Array, " rungs"], losses: Float[Array, "*draws rungs"], f
     unit = float(np.exp(np.log(compute).mean()))
     rows = losses.reshape(-1, 1, len(compute))
     logs = np.log(compute / unit)
-    exponents = np.geomspace(SMALLEST, LARGEST, 200)[None, :]  # [1 or rows, tried]
-    step = math.log(LARGEST / SMALLEST) / 199
+    exponents = np.geomspace(SMALLEST, LARGEST, 40)[None, :]  # [1 or rows, tried]
+    step = math.log(LARGEST / SMALLEST) / 39
     for _ in range(ROUNDS):
         floors, scales, errors = _linear(np.exp(-exponents[..., None] * logs), rows, floor)
         best = errors.argmin(-1)[:, None]
         exponent = np.take_along_axis(np.broadcast_to(exponents, errors.shape), best, 1)
-        exponents = np.clip(exponent * np.exp(step * np.linspace(-1, 1, 21)), SMALLEST, LARGEST)
-        step /= 10
+        exponents = np.clip(exponent * np.exp(step * np.linspace(-1, 1, 11)), SMALLEST, LARGEST)
+        step /= 5
     shape = losses.shape[:-1]
     found = (np.take_along_axis(values, best, 1) for values in (floors, scales))
     return Law(*(values.reshape(shape) for values in (*found, exponent)), unit)
