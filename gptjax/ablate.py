@@ -269,7 +269,7 @@ def ablate(
       wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
     """
     from gptjax.artifacts.lock import Lock
-    from gptjax.studies import local, progress
+    from gptjax.studies import ladder, local, progress
     from gptjax.studies import report as reports
     from gptjax.studies import slurm as cluster
     from gptjax.studies.cells import Plan
@@ -279,7 +279,7 @@ def ablate(
     most = MOST_PACKED if together else 1
     if dry_run:
         plan.check_matched()
-        jobs = local.packs(plan.noise_missing() if noise else plan.missing(), most=most)
+        jobs = local.packs(plan.noise_missing() if noise else ladder.due(plan), most=most)
         if not jobs:
             print("no cell is missing: nothing would be submitted", file=sys.stderr)
             return
@@ -307,8 +307,13 @@ def ablate(
         finally:
             lock.release()
 
+    def rung_by_rung() -> list[Any]:
+        """What can run now; what the rungs below say of it is noted before."""
+        ladder.predict(plan)
+        return ladder.due(plan)
+
     if not report:
-        run(plan.noise_missing if noise else plan.missing)
+        run(plan.noise_missing if noise else rung_by_rung)
     if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
         print("the cells are in the queue of Slurm; when they are done, the same command goes on")
         return

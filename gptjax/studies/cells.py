@@ -6,6 +6,7 @@ never run again, and what differs in any of them is another cell.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -71,13 +72,26 @@ class Plan:
     def __init__(self, study: Study, workdir: Path):
         """Raises UserError for what is wrong with the study. Builds the token stores that are missing."""
         study.check()
-        self.study, self.workdir = study, Path(workdir)
+        self.study, self.workdir = study.on_ladder(), Path(workdir)
+        self.rungs, self.families = tuple(study.ladder), tuple(study.arms)
         self.changes: list[dict[str, Any]] = []  # claims, margin and metric of before, if they changed after cells ran
         self.code = code_hash()
         self._data: dict[str, RunData] = {}
         self._sizes: dict[str, tuple[int, float]] = {}
-        self.points = {name: [self.arm_at(name, point) for point in study.points(name)] for name in study.arms}
+        self.points = {name: [self.arm_at(name, one) for one in self.study.points(name)] for name in self.study.arms}
         self._check_different()
+        flops = [self.points[self.at(self.families[0], rung)][0].training_flops for rung in self.rungs]
+        if any(later <= before for before, later in itertools.pairwise(flops)):
+            told = ", ".join(f"{rung} {value:.3g}" for rung, value in zip(self.rungs, flops, strict=True))
+            raise UserError(f"study.ladder: each rung must cost more than the one before, and their FLOPs are {told}")
+
+    def at(self, family: str, rung: str) -> str:
+        """The name of an arm of the study at a rung of its ladder."""
+        return f"{family}.{rung}"
+
+    def opponent(self, arm: str) -> str:
+        """The arm that one is compared with: the baseline, on a ladder that of the same rung."""
+        return self.at(self.families[0], arm.rpartition(".")[2]) if self.rungs else self.study.baseline
 
     def _open(self, config: Config) -> RunData:
         parts = {
@@ -224,8 +238,9 @@ class Plan:
 
     def mismatches(self) -> list[str]:
         """Sentences on what arms differ in without a reason, beyond TOLERANCE of the baseline."""
-        base, found = self.arms[self.study.baseline], {}
+        found: dict[tuple[str, str], str] = {}
         for arm in (arm for points in self.points.values() for arm in points):
+            base = self.arms[self.opponent(arm.name)]
             for quantity in QUANTITIES:
                 ours, theirs = getattr(arm, quantity), getattr(base, quantity)
                 if abs(ours - theirs) > TOLERANCE * theirs and quantity not in self.study.unmatched:
@@ -253,12 +268,14 @@ class Plan:
             )
 
     def differences(self) -> dict[str, dict[str, list[Any]]]:
-        """{arm: {"section.option": [of the baseline, of the arm]}}, resolved."""
-        base = dict(config_lib.flat_values(self.arms[self.study.baseline].config))
-        return {
-            arm.name: {k: [base[k], value] for k, value in config_lib.flat_values(arm.config) if value != base[k]}
-            for arm in self.arms.values()
-        }
+        """{arm: {"section.option": [of its opponent, of the arm]}}, resolved; of a rung, beside the first."""
+        values = {name: dict(config_lib.flat_values(arm.config)) for name, arm in self.arms.items()}
+        found = {}
+        for name, own in values.items():
+            opponent = self.opponent(name)
+            base = values[self.study.baseline if name == opponent else opponent]
+            found[name] = {path: [base[path], value] for path, value in own.items() if value != base[path]}
+        return found
 
     def missing(self) -> list[Cell]:
         """Cells that have to run, or to run on, of those that are known: first those of tuning."""
@@ -305,7 +322,7 @@ class Plan:
         return scale | {"key": cells[0].key, "code": self.code}
 
     def scale(self) -> str:
-        """The size at which a verdict holds."""
+        """The size at which a verdict holds; of a ladder, that of its first rung."""
         first = self.arms[self.study.baseline]
         return f"{first.parameters:,} parameters, {first.tokens:,} tokens"
 

@@ -75,10 +75,18 @@ def source(plan: Plan) -> str:
     return f"{study.source.rstrip('.')}.{found}" if study.source else ""
 
 
-def scale(plan: Plan) -> str:
-    """The size at which the verdicts hold, in short."""
-    first = plan.arms[plan.study.baseline]
+def scale(plan: Plan, claim: Claim) -> str:
+    """The size at which the verdict on a claim holds, in short."""
+    first = plan.arms[plan.opponent(claim.theirs)]
     return f"at {short(first.parameters)} parameters, {short(first.tokens)} tokens"
+
+
+def sizes(plan: Plan) -> str:
+    """The size of the study: that of its baseline, on a ladder from the first rung to the last."""
+    if not plan.rungs:
+        return plan.scale()
+    last = plan.arms[plan.at(plan.families[0], plan.rungs[-1])]
+    return f"{plan.scale()}, to {last.parameters:,} parameters, {last.tokens:,} tokens"
 
 
 def noise_in_words(plan: Plan) -> str:
@@ -126,13 +134,13 @@ def diverged(plan: Plan) -> list[Cell]:
 
 
 def paired(plan: Plan, arm: str) -> list[float]:
-    """Scores of an arm minus those of the baseline, of the seeds that both have."""
-    metric, found = plan.study.metric, {}
+    """Scores of an arm minus those of its opponent, of the seeds that both have."""
+    metric, other, found = plan.study.metric, plan.opponent(arm), {}
     for cell in plan.cells:
-        if cell.arm in (arm, plan.study.baseline) and cell.outcome():
+        if cell.arm in (arm, other) and cell.outcome():
             found.setdefault(cell.seed, {})[cell.arm] = cell.score(metric, plan.uniform(cell.arm))
     both = [scores for _, scores in sorted(found.items()) if len(scores) == 2]
-    return [scores[arm] - scores[plan.study.baseline] for scores in both]
+    return [scores[arm] - scores[other] for scores in both]
 
 
 # ---- Curves ------------------------------------------------------------------------------------------------------

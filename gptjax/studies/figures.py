@@ -16,7 +16,7 @@ import numpy as np
 
 from gptjax.files import whole_file, write_whole
 from gptjax.reporting import markup
-from gptjax.studies import facts, statistics
+from gptjax.studies import facts, ladder, scaling, statistics
 from gptjax.studies.cells import Plan
 
 if TYPE_CHECKING:
@@ -123,6 +123,11 @@ def write(plan: Plan) -> list[Drawn]:
                 "The score against an option: mean and each seed. A ring is what was chosen; a cross above is a value "
                 "at which a seed diverged.",
                 _sensitivity,
+            ),
+            (
+                "scaling",
+                "Score against training compute: each seed, the law of each arm, what was predicted.",
+                _scaling,
             ),
             ("differences", "Differences of paired seeds with their 95 % intervals; | is the margin.", _differences),
         ):
@@ -265,10 +270,9 @@ def _differences(plan: Plan) -> "Figure | None":
             margins = [comparison.margin, -comparison.margin] if claim.both_ways else [comparison.margin]
             rows.append((claim.text, comparison.difference, margins, verdict.partition(":")[0]))
             told.add((claim.ours, claim.theirs))
-    base = plan.study.baseline
     bad = [cell.arm for cell in facts.diverged(plan) if not cell.point]
     for arm in plan.arms:
-        scores = facts.paired(plan, arm)
+        scores, base = facts.paired(plan, arm), plan.opponent(arm)
         if arm != base and scores and (arm, base) not in told:
             words = f"{bad.count(arm)} of {len(scores)} diverged" if arm in bad else ""
             rows.append((f"{arm} \N{MINUS SIGN} {base}", statistics.summary(scores), [], words))
@@ -292,4 +296,36 @@ def _differences(plan: Plan) -> "Figure | None":
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
     axes.set_xlabel(f"difference in {facts.UNITS.get(plan.study.metric, plan.study.metric)}, lower is better")
+    return figure
+
+
+# ---- Scaling -----------------------------------------------------------------------------------------------------
+
+
+def _scaling(plan: Plan) -> "Figure | None":
+    laws = {family: one for family in plan.families if plan.rungs and (one := ladder.fitted(plan, family))}
+    if not laws:
+        return None
+    figure, (axes,) = new_figure(8.4, 4.4, 1)
+    predicted = ladder.predictions(plan)
+    for index, (family, one) in enumerate(laws.items()):
+        style = _style(index)
+        for compute, scores in zip(one.compute, one.scores.T, strict=True):
+            axes.scatter([compute] * len(scores), scores, s=14, color=style["color"], alpha=0.6, linewidth=0)
+        line = np.geomspace(one.compute[0], one.compute[-1] * 2, 60)
+        axes.plot(line, [one.law.loss(c) for c in line], label=f"{family}: exponent {one.law.exponent:.3f}", **style)
+        if one.drawn is not None:
+            low, high = np.transpose([scaling.interval(one.drawn.loss(c)) for c in line])
+            axes.fill_between(line, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        for rung in plan.rungs:
+            if told := predicted.get((family, rung)):
+                compute = plan.arms[plan.at(family, rung)].training_flops
+                ends = [[told.loss - told.low], [told.high - told.loss]] if told.low is not None else None
+                look = {"fmt": MARKERS[index % len(MARKERS)], "markerfacecolor": "none", "color": style["color"]}
+                axes.errorbar([compute], [told.loss], yerr=ends, capsize=4, markersize=8, **look)
+    lows, highs = zip(*((one.scores.min(), one.scores.max()) for one in laws.values()), strict=True)
+    room = 0.15 * (max(highs) - min(lows)) or 0.1
+    axes.set(xscale="log", xlabel="training FLOPs", ylabel=facts.UNITS.get(plan.study.metric, plan.study.metric))
+    axes.set_ylim(min(lows) - room, max(highs) + room)
+    axes.legend()
     return figure

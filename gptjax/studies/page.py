@@ -32,6 +32,8 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn], command: Sequence[str] = ()
         _table(tables.results(plan)),
         shown.get("differences", ""),
         "<h2>Loss</h2>" + shown["loss"] if "loss" in shown else "",
+        "<h2>Scaling law</h2>" + shown["scaling"] if "scaling" in shown else "",
+        _table(tables.scaling(plan)),
         _table(tables.tuning(plan)),
         "<h2>Sensitivity</h2>" + shown["sensitivity"] if "sensitivity" in shown else "",
         _table(tables.sensitivity(plan), folded="the score of every point"),
@@ -51,7 +53,7 @@ def _subtitle(plan: Plan) -> str:
     cells = {cell.key: cell for cell in (*plan.tuning, *plan.cells)}.values()
     ended = sum(bool(cell.outcome()) for cell in cells)
     parts = [f"{len(plan.arms)} arms × {plan.study.seeds} seeds", f"{ended} of {plan.count} cells have ended"]
-    return f'<div class="muted">{html.escape(" · ".join([plan.study.name, plan.scale(), *parts]))}</div>'
+    return f'<div class="muted">{html.escape(" · ".join([plan.study.name, facts.sizes(plan), *parts]))}</div>'
 
 
 def _claims(plan: Plan) -> str:
@@ -61,7 +63,7 @@ def _claims(plan: Plan) -> str:
         rows.append(f'<tr><td class="key">the source</td><td></td><td>{html.escape(source)}</td></tr>')
     for claim, comparison, verdict in facts.findings(plan):
         kind, _, reason = verdict.partition(": ")
-        told = f"{reason}{'. ' * bool(reason)}At {facts.scale(plan)[3:]}. {facts.explained(plan, comparison)}"
+        told = f"{reason}{'. ' * bool(reason)}At {facts.scale(plan, claim)[3:]}. {facts.explained(plan, comparison)}"
         rows.append(
             f'<tr><td class="key"><b>{html.escape(claim.text)}</b></td>'
             f'<td class="key"><span class="verdict {kind.split()[0]}">{html.escape(kind)}</span></td>'

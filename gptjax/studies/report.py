@@ -34,15 +34,16 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str]
     if source := facts.source(plan):
         lines += [f"Source: {source}", ""]
     for claim, comparison, verdict in findings(plan):
-        told = f"**{claim.text}: {verdict}** ({facts.scale(plan)}). {facts.explained(plan, comparison)}"
+        told = f"**{claim.text}: {verdict}** ({facts.scale(plan, claim)}). {facts.explained(plan, comparison)}"
         lines += [told.rstrip(), ""]
-    lines += [f"Scale: {plan.scale()}, seeds {', '.join(map(str, study.seed_values()[:20]))}.", ""]
+    lines += [f"Scale: {facts.sizes(plan)}, seeds {', '.join(map(str, study.seed_values()[:20]))}.", ""]
     lines += _section(tables.results(plan))
     for figure in drawn:
         lines += [f"![{figure.caption}](figures/{figure.name}.svg)", ""]
     if not drawn and not figures.available():
         lines += [f"Figures are drawn by matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
     for table in (
+        tables.scaling(plan),
         tables.tuning(plan),
         tables.sensitivity(plan),
         tables.differences(plan),

@@ -76,7 +76,11 @@ class Study:
         other one is first_seed.
       metric: of the last validation line of a cell; lower is better.
       unmatched: {quantity: why arms may differ in it}, of UNMATCHED; "tuning" is the number of cells of grids.
-      smoke, full: {"section.option" or "seeds": value}: what `:smoke` and `:full` set.
+      ladder: {rung: {"section.option": value}}: every arm is run at each of these sizes, the smallest first, and
+        compared there with the baseline; the report has the law of loss against compute. A rung that more rungs than
+        a law has numbers came before is predicted before it runs.
+      loss_floor: what the law is pinned at where compute has no end; None: it is fitted.
+      smoke, full: {"section.option", "seeds" or "ladder": value}: what `:smoke` and `:full` set.
     """
 
     question: str
@@ -92,6 +96,8 @@ class Study:
     vary: str = "both"
     metric: str = "loss"
     unmatched: dict[str, str] = dataclasses.field(default_factory=dict)
+    ladder: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    loss_floor: float | None = None
     smoke: dict[str, Any] = dataclasses.field(default_factory=dict)
     full: dict[str, Any] = dataclasses.field(default_factory=dict)
     name: str = ""
@@ -121,6 +127,18 @@ class Study:
         if relation == "=" and not margin > 0:
             raise UserError(f"the claim {text!r} needs a margin: nothing is shown to be equal to the last digit")
         return Claim(text, ours, theirs, -margin if sign == "-" else margin, both_ways=relation == "=")
+
+    def on_ladder(self) -> "Study":
+        """The same study without a ladder: ARM.RUNG is an arm of its own, and each claim is made at every rung."""
+        if not self.ladder:
+            return self
+        arms = {
+            f"{arm}.{rung}": size | overrides
+            for rung, size in self.ladder.items()
+            for arm, overrides in self.arms.items()
+        }
+        claims = tuple(_at_rung(claim, rung) for rung in self.ladder for claim in self.claims)
+        return dataclasses.replace(self, arms=arms, claims=claims, ladder={})
 
     def grids(self, arm: str) -> dict[str, Grid]:
         return {path: value for path, value in self.arms[arm].items() if isinstance(value, Grid)}
@@ -184,6 +202,23 @@ class Study:
                 raise UserError(f"the arms {same[key]!r} and {arm!r} are the same")
             same[key] = arm
         self.parsed_claims()
+        if self.ladder:
+            self._check_ladder()
+
+    def _check_ladder(self) -> None:
+        """Raises UserError for a ladder that is none."""
+        if len(self.ladder) < (fewest := 2 if self.loss_floor is not None else 3):
+            pinned = "" if fewest == 2 else ", or two and a loss_floor"
+            raise UserError(f"study.ladder has {len(self.ladder)} rungs; a law needs at least {fewest}{pinned}")
+        for rung, size in self.ladder.items():
+            if not re.fullmatch(r"[A-Za-z0-9_]+", rung):
+                raise UserError(f"{rung!r} is no name of a rung: use letters, digits and '_'")
+            for arm, overrides in self.arms.items():
+                if both := sorted(size.keys() & overrides.keys()):
+                    raise UserError(f"the rung {rung!r} and the arm {arm!r} both set {both[0]}; let one of them set it")
+            if grid := next((path for path, value in size.items() if isinstance(value, Grid)), ""):
+                raise UserError(f"the rung {rung!r} has a grid of {grid}; grids belong to arms")
+        self.on_ladder().check()
 
     def _check_kinds(self) -> None:
         """Raises UserError for a field of another kind than is needed."""
@@ -196,6 +231,10 @@ class Study:
             and all(isinstance(claim, str) for claim in claims),
             "unmatched must be {quantity: reason}": isinstance(unmatched, dict),
             "metric must be the name of a metric": isinstance(self.metric, str),
+            'ladder must be {rung: {"section.option": value}}': isinstance(self.ladder, dict)
+            and all(isinstance(name, str) and isinstance(options, dict) for name, options in self.ladder.items()),
+            "loss_floor must be None or a number of at least 0": self.loss_floor is None
+            or (isinstance(self.loss_floor, int | float) and 0 <= self.loss_floor < float("inf")),
         }
         if wrong := [what for what, holds in right.items() if not holds]:
             raise UserError(f"study.{wrong[0]}")
@@ -242,6 +281,13 @@ class Study:
                     f"arm {arm!r}: the grid of {path} has only ends, {grid[0]} and {grid[1]}, and an optimum at an "
                     "end gives no verdict; add values"
                 )
+
+
+def _at_rung(claim: str, rung: str) -> str:
+    """A claim about arms as one about the same arms at a rung."""
+    match = CLAIM.fullmatch(claim)
+    ours, theirs = match.end(1), match.end(3)
+    return f"{claim[:ours]}.{rung}{claim[ours:theirs]}.{rung}{claim[theirs:]}"
 
 
 def ends(path: str, tried: Sequence[Any]) -> dict[Any, str]:
@@ -294,9 +340,9 @@ def apply_arg(study: Study, arg: str) -> Study:
         base = config_lib.apply_arg(base, "runlocal")
     if arg == "full" and not settings:
         raise UserError("--study=FILE:full: this study has no larger size; leave it out")
-    seeds = settings.pop("seeds", study.seeds)
+    own = {name: settings.pop(name) for name in ("seeds", "ladder") if name in settings}
     set_options(base, settings, f"study.{arg}")
-    return dataclasses.replace(study, base=base, seeds=seeds)
+    return dataclasses.replace(study, base=base, **own)
 
 
 def read(spec: str) -> Study:

@@ -5,10 +5,15 @@ import dataclasses
 import io
 import math
 
-from gptjax.studies import facts, statistics
+from gptjax.studies import facts, ladder, statistics
 from gptjax.studies.cells import Plan
 from gptjax.studies.noise import Noise
 from gptjax.studies.statistics import Summary
+
+LADDER_NOTE = (
+    "Intervals say what other seeds would have given, if the law holds; they do not say that it holds, which the "
+    "predictions do. A speed-up is beyond where the baseline would need more compute than its largest rung took."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Table:
 def results(plan: Plan) -> Table:
     """The score of each arm, and its difference from the baseline beside what a seed does by itself."""
     metric, noise = plan.study.metric, plan.noise()
-    heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {plan.study.baseline}#", "95 % interval#")
+    heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {plan.families[0]}#", "95 % interval#")
     heads += ("noise sigma#",) * bool(noise) + ("seeds#", "diverged#")
     return Table("Results", heads, [_result(plan, arm, noise) for arm in plan.arms], facts.notes(plan))
 
@@ -42,7 +47,7 @@ def results(plan: Plan) -> Table:
 def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:
     scores = plan.scores(arm)
     own = statistics.summary(scores)
-    difference = statistics.summary(facts.paired(plan, arm) if arm != plan.study.baseline else [])
+    difference = statistics.summary(facts.paired(plan, arm) if arm != plan.opponent(arm) else [])
     failed = sum(cell.outcome() not in ("", "done") for cell in plan.cells if cell.arm == arm)
     return (
         arm,
@@ -55,6 +60,33 @@ def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:
         str(len(scores)),
         str(failed),
     )
+
+
+def scaling(plan: Plan) -> Table:
+    """The rungs of a ladder beside the law of their arm, what was predicted, and the speed-up over the baseline."""
+    heads = ("arm", "rung", "parameters#", "tokens#", "tokens a parameter#", "training FLOPs#")
+    heads += (f"{plan.study.metric}#", "the law#", "predicted#", "speed-up#")
+    predicted, rows = ladder.predictions(plan), []
+    base = ladder.fitted(plan, plan.families[0]) if plan.rungs else None
+    for family in plan.families if plan.rungs else ():
+        law = ladder.fitted(plan, family)
+        faster = {one.rung: one for one in ladder.speed_ups(base, law)} if base and law and law is not base else {}
+        for rung in plan.rungs:
+            arm = plan.arms[plan.at(family, rung)]
+            size = f"{arm.parameters:,}", f"{arm.tokens:,}", f"{arm.tokens / arm.parameters:.3g}"
+            mean = number(statistics.summary(plan.scores(arm.name)).mean, ".4f")
+            fitted = f"{law.law.loss(arm.training_flops):.4f}" if law else ""
+            told = predicted.get((family, rung))
+            before = f"{told.loss:.4f}{_ends(told.low, told.high, '.4f')}" if told else ""
+            gain = faster.get(rung) if family != plan.families[0] else None
+            speed = f"{gain.value:.3g}{_ends(*gain.interval, '.3g')}{' beyond' * gain.beyond}" if gain else ""
+            rows.append((family, rung, *size, f"{arm.training_flops:.3g}", mean, fitted, before, speed))
+    notes = (*ladder.sentences(plan), LADDER_NOTE) if plan.rungs else ()
+    return Table("Scaling", heads, rows, notes)
+
+
+def _ends(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
 
 
 def tuning(plan: Plan) -> Table:
@@ -83,8 +115,10 @@ def sensitivity(plan: Plan) -> Table:
 
 def differences(plan: Plan) -> Table:
     """What the arms differ in."""
-    heads = ("arm", "group", "option", plan.study.baseline, "the arm")
+    heads = ("arm", "group", "option", plan.families[0], "the arm")
     note = "All else is equal: the resolved options were compared."
+    if plan.rungs:
+        note += f" An arm is beside {plan.families[0]} at its rung, and that is beside its first rung."
     return Table("What differs", heads, facts.grouped(plan), (note,))
 
 
