@@ -40,12 +40,13 @@ def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
     """
     claims = plan.study.parsed_claims()
     compared: dict[str, Comparison] = {}
+    tests = sum(len(_directions(claim)) for claim in claims)
     for claim in claims:
         for key, ours, theirs in _directions(claim):
             one, other = plan.scores(ours), plan.scores(theirs)
             if len(one) == len(other) == plan.study.seeds:
-                compared[key] = statistics.compare(one, other, margin=claim.margin)
-    words = statistics.verdicts(compared, sum(len(_directions(claim)) for claim in claims))
+                compared[key] = statistics.compare(one, other, margin=claim.margin, alpha=statistics.ALPHA / tests)
+    words = statistics.verdicts(compared, tests)
     found = []
     for claim in claims:
         keys = [key for key, *_ in _directions(claim)]
@@ -103,7 +104,15 @@ def notes(plan: Plan) -> tuple[str, ...]:
         f"{before.get('margin')}, {before.get('metric')}."
         for before in plan.changes
     ]
-    return (noise_in_words(plan), *changed)
+    return (noise_in_words(plan), *changed, *_mixed_versions(plan))
+
+
+def _mixed_versions(plan: Plan) -> list[str]:
+    """That cells were run with several versions of JAX, which is no part of their keys."""
+    stored = (differences.manifest(cell.workdir) for cell in (*plan.tuning, *plan.cells))
+    found = sorted({str(version) for m in stored if (version := _part(m, "packages").get("jax"))})
+    told = f"Cells were run with several versions of JAX, {' and '.join(found)}: losses may differ by rounding."
+    return [told] if len(found) > 1 else []
 
 
 def explained(plan: Plan, comparison: Comparison | None) -> str:
@@ -117,7 +126,10 @@ def explained(plan: Plan, comparison: Comparison | None) -> str:
         f"{comparison.p_refuted:.2g}."
     )
     if (claims := len(plan.study.claims)) > 1:
-        text += f" These numbers are of this claim alone; the verdict is corrected for {claims} claims."
+        text += (
+            f" These numbers are of this claim alone; the verdict, the power and the seeds needed are corrected for "
+            f"{claims} claims."
+        )
     if not math.isnan(comparison.effect_size):
         needed = comparison.seeds_needed or f"more than {statistics.MAX_SEEDS}"
         text += (

@@ -65,13 +65,16 @@ def summary(values: Scores) -> Summary:
     return Summary(mean, deviation, mean - half, mean + half, len(values))
 
 
-def compare(ours: Scores, theirs: Scores, *, margin: float = 0.0, effect: float | None = None) -> Comparison:
+def compare(
+    ours: Scores, theirs: Scores, *, margin: float = 0.0, effect: float | None = None, alpha: float = ALPHA
+) -> Comparison:
     """The claim that the true mean of `ours - theirs` is below the margin.
 
     Args:
       ours, theirs: scores of the same seeds, in the same order; at least two.
       margin: 0 for "better", above 0 for "no worse by more than this", below 0 for "better by more than this".
       effect: a difference beyond the margin whose power is asked for; default: the observed one.
+      alpha: of the one-sided test whose power is asked for: with several claims that of Holm's first step.
     """
     differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     difference = summary(differences)
@@ -81,7 +84,7 @@ def compare(ours: Scores, theirs: Scores, *, margin: float = 0.0, effect: float 
     effect = abs(difference.mean - margin) if effect is None else abs(effect)
     if deviation == 0:  # the same difference for every seed
         below, above = float(difference.mean >= margin), float(difference.mean <= margin)
-        certain = 1.0 if effect else ALPHA
+        certain = 1.0 if effect else alpha
         return Comparison(difference, margin, math.nan, below, above, effect, certain, 2 if effect else None)
     statistic = (difference.mean - margin) / (deviation / math.sqrt(n))
     below = float(special.stdtr(n - 1, statistic))
@@ -92,29 +95,29 @@ def compare(ours: Scores, theirs: Scores, *, margin: float = 0.0, effect: float 
         p_supported=below,
         p_refuted=1 - below,
         effect=effect,
-        power=power(effect, deviation, n),
-        seeds_needed=seeds_needed(effect, deviation),
+        power=power(effect, deviation, n, alpha),
+        seeds_needed=seeds_needed(effect, deviation, alpha),
     )
 
 
-def power(effect: float, deviation: float, seeds: int) -> float:
+def power(effect: float, deviation: float, seeds: int, alpha: float = ALPHA) -> float:
     """The probability that a one-sided paired test finds a true difference of this size with this many seeds."""
     if seeds < 2:
         return 0.0
-    critical = special.stdtrit(seeds - 1, 1 - ALPHA)
+    critical = special.stdtrit(seeds - 1, 1 - alpha)
     return float(1 - special.nctdtr(seeds - 1, effect / deviation * math.sqrt(seeds), critical))
 
 
-def seeds_needed(effect: float, deviation: float) -> int | None:
+def seeds_needed(effect: float, deviation: float, alpha: float = ALPHA) -> int | None:
     """The fewest seeds that find a true difference of this size with a probability of POWER."""
     low, high = 2, 2
-    while power(effect, deviation, high) < POWER:
+    while power(effect, deviation, high, alpha) < POWER:
         if high >= MAX_SEEDS:
             return None
         low, high = high, 2 * high
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, deviation, middle) >= POWER else (middle + 1, high)
+        low, high = (low, middle) if power(effect, deviation, middle, alpha) >= POWER else (middle + 1, high)
     return low if low <= MAX_SEEDS else None
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gptjax.studies import noise, report
 from gptjax.studies.cells import Plan
+from gptjax.studies.statistics import ALPHA, power
 from gptjax.studies.study import Grid, Study
 
 RATE = "optimizer.learning_rate"
@@ -136,3 +137,22 @@ def test_an_arm_that_diverged_has_no_score_in_another_unit(base, tmp_path):
     for cell in cells:
         cell.fail("failed: the training loss is nan at step 4")
     assert Plan(one, tmp_path).scores("adamw") == []
+
+
+def test_cells_of_several_versions_of_jax_are_told(base, tmp_path):
+    plan = ended(study(base), tmp_path)
+    for cell, version in zip(plan.cells, ("0.10.2", "0.12.0", "0.10.2"), strict=False):
+        (cell.workdir / "manifest.json").write_text(json.dumps({"packages": {"jax": version}}))
+    assert "Cells were run with several versions of JAX, 0.10.2 and 0.12.0: losses" in report.text(plan)
+    (plan.cells[1].workdir / "manifest.json").unlink()
+    assert "several versions of JAX" not in report.text(plan)
+
+
+def test_the_power_is_that_of_the_corrected_level(base, tmp_path):
+    alone = ended(study(base), tmp_path)
+    ((_, one, _),) = report.findings(alone)
+    both = dataclasses.replace(study(base), claims=("muon < adamw", "muon < adamw - 0.4"))
+    (_, first, _), _ = report.findings(Plan(both, tmp_path))
+    assert first.p_supported == one.p_supported
+    assert first.power == pytest.approx(power(first.effect, first.difference.deviation, 3, ALPHA / 2))
+    assert first.power < one.power
