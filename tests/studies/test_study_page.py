@@ -55,7 +55,7 @@ def test_the_page_and_the_text_have_the_same_facts(timed):
     for fact in (
         "a paper",
         "supported",
-        facts.scale(timed)[3:],
+        facts.scale(timed, facts.findings(timed)[0][0])[3:],
         "power 100%",
         "one run of quick deviates by 0.0123 in loss from seed to seed",
         "clipping",
