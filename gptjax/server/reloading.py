@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 from gptjax.artifacts import integrity
 from gptjax.artifacts import models as locations
@@ -21,22 +22,18 @@ class Reloader:
         """
         self._models, self._every, self._patience = models, every, patience
         self._seen: dict[str, list[int]] = {}  # at the last look; nothing, since a checkpoint may have come meanwhile
-        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
-
-    def stop(self) -> None:
-        """No look begins any more."""
-        self._ended.set()
 
     def look(self) -> list[str]:
         """Replaces models whose work directory has a better checkpoint now; returns their names."""
         return [name for name in self._models.workdirs if self._changed(name) and self._replace(name)]
 
     def _run(self) -> None:
-        while not self._ended.wait(self._every):
+        while True:
+            time.sleep(self._every)
             self.look()
 
     def _steps(self, name: str) -> list[int]:

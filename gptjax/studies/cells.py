@@ -25,6 +25,7 @@ from gptjax.model import gpt
 from gptjax.model.architecture import Architecture
 from gptjax.studies import noise
 from gptjax.studies.cell import Cell
+from gptjax.studies.code import code_hash
 from gptjax.studies.study import QUANTITIES, Claim, Study, ends
 from gptjax.training.run import settle
 
@@ -389,17 +390,6 @@ def _trained(config: Config) -> str:
         if path not in place and not path.startswith("logging.")
     }
     return json.dumps(kept, sort_keys=True)
-
-
-def code_hash() -> str:
-    """The hash of the modules that can change what a run measures: not of those that compare or plan."""
-    root, digest = Path(gptjax.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        room = path.relative_to(root).parts[0]
-        if room in ("reporting", "planning", "plan.py", "ablate.py") or (room == "studies" and path.stem != "packed"):
-            continue
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _commit(code: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.studies import differences, local
 from gptjax.studies.cell import Cell
-from gptjax.studies.cells import code_hash
+from gptjax.studies.code import code_hash
 from gptjax.studies.differences import Difference
 from gptjax.training import metrics
 

@@ -196,6 +196,7 @@ def test_a_rung_is_predicted_before_it_runs(base, ran, tmp_path, monkeypatch):
     assert not (tmp_path / ladder.FILE).exists()
 
 
+@pytest.mark.slow
 def test_the_speed_up_and_its_trend(base, ran, tmp_path):
     """What is planted is of another compute than the FLOPs of the study: the law of the baseline decides."""
     ablate.ablate(study(base), tmp_path, workers=1)
@@ -217,6 +218,7 @@ def test_the_speed_up_and_its_trend(base, ran, tmp_path):
     assert (tmp_path / "figures" / "scaling.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_pinned_floor_is_said_and_needs_one_rung_less(base, ran, tmp_path):
     one = study(base, loss_floor=1.0)
     one = dataclasses.replace(one, ladder=dict(list(one.ladder.items())[:3]))
@@ -235,6 +237,7 @@ def test_one_seed_has_no_interval(base, ran, tmp_path):
     assert "Whether it changes with compute cannot be told" in report.text(plan)
 
 
+@pytest.mark.slow
 def test_what_diverged_is_on_no_law(base, ran, tmp_path):
     ablate.ablate(study(base), tmp_path, workers=1)
     plan = Plan(study(base), tmp_path)
