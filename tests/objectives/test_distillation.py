@@ -75,6 +75,7 @@ def test_a_student_like_its_teacher_does_not_diverge(options, master, tmp_path):
     assert abs(first["teacher_divergence"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher_whatever_the_micro_batches(options, master, tmp_path):
     told = {"objective__name": "distillation", "objective__teacher": str(master), "objective__teacher_top_k": 16}
     told |= {"objective__distillation_temperature": 2.0, "objective__distillation_weight": 0.8}

@@ -57,8 +57,11 @@ def solo(program: Program, config: Config) -> tuple[np.ndarray, list[np.ndarray]
 
 @pytest.mark.parametrize(
     ("optimizer", "parts", "mesh"),
-    [("adamw", 1, {}), ("muon", 2, {"fsdp": 2}), ("adamw", 4, {"data": 1, "tensor": 2})],
-    ids=["one device", "members over 2, fsdp 2", "members over 4, tensor 2"],
+    [
+        pytest.param("adamw", 1, {}, id="one device"),
+        pytest.param("muon", 2, {"fsdp": 2}, id="members over 2, fsdp 2"),
+        pytest.param("adamw", 4, {"data": 1, "tensor": 2}, id="members over 4, tensor 2", marks=pytest.mark.slow),
+    ],
 )
 def test_packed_members_equal_their_solo_runs(base, optimizer, parts, mesh):
     base.optimizer.name = optimizer

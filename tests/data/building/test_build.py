@@ -140,7 +140,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("stage", ["clean", "tokenize"])
+@pytest.mark.parametrize("stage", ["clean", pytest.param("tokenize", marks=pytest.mark.slow)])
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path, corpus, small_pieces, stage):
     (tmp_path / "program.py").write_text(PROGRAM)
     killed = subprocess.run(
