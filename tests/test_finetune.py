@@ -170,7 +170,9 @@ def test_greedy_tokens_are_those_of_transformers(layout, tmp_path):
     assert ours[0].tokens.tolist() == theirs[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS if name != "gpt2")]
+)
 def test_a_run_takes_model_and_tokenizer_from_a_directory(layout, config_file, tmp_path, tokens):
     directory = write_model(tmp_path / "hf", layout)
     options = [f"--config.init_from=hf:{directory}", "--config.optimizer.learning_rate=0.0"]
@@ -191,7 +193,7 @@ def test_a_run_takes_model_and_tokenizer_from_a_workdir(config_file, tmp_path):
     assert config.tokenizer == f"hf:{tmp_path / 'first'}" and config.model.dropout == 0.1
 
 
-@pytest.mark.parametrize("kind", ["hf", "workdir"])
+@pytest.mark.parametrize("kind", ["hf", pytest.param("workdir", marks=pytest.mark.slow)])
 def test_a_run_continues_without_the_model_that_it_started_from(kind, config_file, tmp_path):
     """The origin is needed for step 0 only: everything else is in the work directory."""
     origin = tmp_path / "origin"

@@ -75,7 +75,8 @@ def test_a_checkpoint_of_any_kernel_is_evaluated_and_writes(attention, questions
     assert completion(named, capsys) == completion(auto, capsys)
 
 
-@pytest.mark.parametrize("attention", ["xla", pytest.param("splash", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["xla", "splash"])
 def test_a_run_with_any_kernel_evaluates_and_samples(attention, questions, tiny_corpus, tmp_path, capsys):
     (tmp_path / "config.py").write_text(CONFIG.format(corpus=tiny_corpus))
     workdir = tmp_path / "run"

@@ -42,6 +42,7 @@ def test_the_devices_of_this_machine(config_file, tmp_path, capsys):
     assert content["flops_convention"].startswith("6N")
 
 
+@pytest.mark.slow
 def test_a_suggestion_for_this_machine(config_file, tmp_path, capsys):
     output = tmp_path / "plan.json"
     command = ["gptjax plan", f"--config={config_file}", "--topology=local", "--suggest", f"--output={output}"]

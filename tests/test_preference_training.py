@@ -133,6 +133,7 @@ def test_with_adapters_the_reference_is_the_model_without_them(config_file, plai
     assert alone[0]["chosen_log_probability"] == pytest.approx(found[0]["chosen_log_probability"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_table_is_of_one_model_and_of_one_data(config_file, plain, tmp_path):
     cache = str(tmp_path / "cache")
     folder = tmp_path / "cache" / "references"

@@ -177,6 +177,7 @@ def test_killed_at_any_moment_it_continues_as_if_nothing_happened(config_file, u
     assert_same_story(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_it_says_where_it_saved_and_continues(config_file, undisturbed, tmp_path):
     for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 25)):
         process = start(config_file, tmp_path)
@@ -192,6 +193,7 @@ def test_stopped_by_a_signal_it_says_where_it_saved_and_continues(config_file, u
     assert_same_story(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_continued_on_another_number_of_devices(config_file, undisturbed, tmp_path):
     process = start(config_file, tmp_path)
     wait_for_step(process, tmp_path, 25)

@@ -36,6 +36,7 @@ def test_state_falls_with_tensor(alone):
     assert memory(tensor=4).arguments == pytest.approx(alone.arguments / 4, rel=0.05)
 
 
+@pytest.mark.slow
 def test_state_of_experts_falls_with_expert():
     """A device has neither the experts of others, nor their moments; all else it has as before."""
     whole, split, all_axes = (

@@ -59,6 +59,7 @@ def test_candidates_are_valid_and_use_every_device(config):
         config_lib.validate(candidate.apply(config))
 
 
+@pytest.mark.slow
 def test_experts_are_split_over_what_divides_them(config):
     config.unlock().model.num_experts = 4
     found = list(suggestion.candidates(config, CHIPS))
