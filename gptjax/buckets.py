@@ -220,8 +220,8 @@ class Bucket:
                     raise refusal from None
                 if time.monotonic() - begin >= self._patience:
                     raise RunError(
-                        f"{self.url} has not answered for {self._patience:.0f} s: {_line(error)}. Nothing that is there is "
-                        "lost; the same command continues"
+                        f"{self.url} has not answered for {self._patience:.0f} s: {_line(error)}. Nothing that is "
+                        "there is lost; the same command continues"
                     ) from error
                 if not told:
                     told = True

@@ -255,7 +255,8 @@ def reading(checkpoint: Path) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise UserError(
-            f"the checkpoint {shown(checkpoint)} is damaged: {_first_line(error)}. Move it away to use the one before it"
+            f"the checkpoint {shown(checkpoint)} is damaged: {_first_line(error)}. Move it away to use the one before "
+            "it"
         ) from error
 
 

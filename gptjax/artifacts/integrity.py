@@ -60,7 +60,7 @@ class _Checksums(foreign.Schema):
     """Of a step that was saved on a disk, sha256; of one in a bucket what the bucket itself keeps, md5."""
 
     sha256: dict[str, str]
-    md5: dict[str, str] = {}
+    md5: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
 class _Manifest(foreign.Schema):
@@ -243,8 +243,8 @@ def newest_whole(directory: Path, *, tell: bool = True) -> int:
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(
-            f"no checkpoint in {shown(directory)} is whole: {'; '.join(faults[:3])}{more}. Restore one from a copy, or use "
-            "another --workdir"
+            f"no checkpoint in {shown(directory)} is whole: {'; '.join(faults[:3])}{more}. Restore one from a copy, or "
+            "use another --workdir"
         )
     return 0
 
