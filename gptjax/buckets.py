@@ -62,7 +62,8 @@ class Bucket:
     def __init__(self, url: str, *, patience: float = PATIENCE):
         """`patience`: seconds for which a store that does not answer is asked again."""
         self.url, self._patience = url.rstrip("/"), patience
-        self.scheme, _, self._root = self.url.partition("://")
+        self.scheme, _, self._root = url.partition("://")
+        self._root = self._root.rstrip("/")
         if not self._root:
             raise UserError(f"{url!r} names no bucket; write {self.scheme}://BUCKET/PATH")
         if "\0" in url or any(part in (".", "..", "") for part in self._root.split("/")):
