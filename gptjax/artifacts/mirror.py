@@ -41,8 +41,8 @@ def place(text: str | Path, *, part: str = "read") -> Path:
     """
     if not is_url(text):
         return files.expand(text)
-    url = os.fspath(text).rstrip("/")
-    checkpoint = re.fullmatch(r"(.*)/(checkpoints/\d+)", url)
+    url = os.fspath(text)
+    checkpoint = re.fullmatch(r"(.*)/(checkpoints/\d+)/*", url)
     bucket = Bucket(checkpoint[1] if checkpoint else url)
     name = re.sub(r"[^\w.-]+", "-", bucket.url)[-80:]
     digest = hashlib.sha256(bucket.url.encode()).hexdigest()[:8]
