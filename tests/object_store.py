@@ -1,7 +1,7 @@
 """A small Google Cloud Storage in memory, with the conditions on writes and reads that locks and TensorStore rely on.
 
-It knows the requests that gcsfs and TensorStore make (the JSON API), and how a store fails: `status` makes every request
-fail with that status of HTTP, `read_only` every write, and `pause` lets requests wait.
+It knows the requests that gcsfs and TensorStore make (the JSON API), and how a store fails: `status` makes every
+request fail with that status of HTTP, `read_only` every write; `running` lets requests wait while it is not set.
 
 As a program, `python object_store.py PORT BUCKET`, it serves until it is stopped.
 """
