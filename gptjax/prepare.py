@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -25,7 +24,6 @@ from gptjax.config.values import read
 from gptjax.data.building.options import BUILD_OPTIONS, Options
 from gptjax.data.sources.base import READING
 from gptjax.errors import RunError, UserError
-from gptjax.files import expand
 
 _OPTIONS = {
     "tokenizer": OPTIONS["tokenizer"],

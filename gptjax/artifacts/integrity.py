@@ -215,7 +215,7 @@ def _content_of(checkpoint: Path, there: dict[str, Object]) -> str | None:
 @functools.lru_cache(maxsize=64)
 def _read_sums(checkpoint: Path, sums: tuple[tuple[str, str], ...], stamps: tuple[Object, ...]) -> str | None:
     with ThreadPoolExecutor(_WORKERS) as pool:
-        found = pool.map(lambda entry: mirror.sha256(checkpoint / entry[0]), sums)
+        found = pool.map(lambda entry: mirror.sha256(checkpoint, entry[0]), sums)
         return next((_DIFFERS.format(name) for (name, sha), now in zip(sums, found, strict=True) if sha != now), None)
 
 

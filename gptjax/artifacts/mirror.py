@@ -184,10 +184,10 @@ def write(path: Path, text: str) -> None:
     files.write_whole(path, text)
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a file that is in a bucket, read from there."""
-    bucket, name = _owner(path)
-    return bucket.sha256(name)
+def sha256(checkpoint: Path, file: str) -> str:
+    """sha256 of a file of a checkpoint that is in a bucket, read from there."""
+    bucket, name = _owner(checkpoint)
+    return bucket.sha256(f"{name}/{file}")
 
 
 def _files(workdir: Path, below: str = "") -> dict[str, tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -42,23 +41,21 @@ def get_config():
     return config
 """
 
-# Put into the training process as sitecustomize: kills it before the batch of a step is taken.
-KILLER = """
+# Trains, and is killed before it takes the batch of a step.
+KILLED = """
 import os, signal, sys
+from gptjax import cli
+from gptjax.training.run import Run
 
-class Killing:
-    def find_spec(self, name, path, target=None):
-        if name == "gptjax.data.pipeline.batches":
-            sys.meta_path.remove(self)
-            import gptjax.training.run as run
-            batch = run.Run.batch
-            def killed(self, step, state):
-                if step == int(os.environ["KILL_AT"]):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return batch(self, step, state)
-            run.Run.batch = killed
+batch = Run.batch
 
-sys.meta_path.insert(0, Killing())
+def killed(self, step, state):
+    if step == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, step, state)
+
+Run.batch = killed
+raise SystemExit(cli.main())
 """
 
 
@@ -113,22 +110,12 @@ def assert_equal_runs(url: str, disk: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def start(config_file: Path, url: str, *options: str, **environment: str) -> subprocess.Popen:
-    flags = " ".join(re.findall(r"--xla_cpu_max_isa=\S+", os.environ["XLA_FLAGS"]))
-    command = [sys.executable, "-m", "gptjax.train", f"--config={config_file}", f"--workdir={url}", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"XLA_FLAGS": flags} | environment, **pipes)
-
-
 @pytest.mark.slow
-def test_a_run_that_is_killed_continues_from_the_bucket_on_another_machine(
-    store, config_file, undisturbed, tmp_path, monkeypatch
-):
-    (tmp_path / "sitecustomize.py").write_text(KILLER)
+def test_a_run_that_is_killed_continues_from_the_bucket_on_another_machine(store, config_file, undisturbed):
     url = "gs://gptjax-test/killed"
-    process = start(config_file, url, KILL_AT="9", PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, errors
+    command = [sys.executable, "-c", KILLED, "train", f"--config={config_file}", f"--workdir={url}"]
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     bucket = Bucket(url)
     assert bucket.read(".lock") is not None
     assert bucket.read("checkpoints/4/commit_success.txt") is not None
@@ -178,14 +165,14 @@ def test_a_store_that_does_not_answer_for_a_while_is_waited_for(store, config_fi
 @pytest.mark.slow
 def test_what_is_damaged_in_a_bucket_is_set_aside(store, config_file, undisturbed, capsys):
     url, bucket = "gs://gptjax-test/damaged", Bucket("gs://gptjax-test/damaged")
-    train.train(read_config(config_file, num_steps=8), url)
-    name = next(name for name in bucket.list("checkpoints/8/state") if "/d/" in name)
+    train.train(read_config(config_file), url)
+    name = next(name for name in bucket.list("checkpoints/12/state") if "/d/" in name)
     bucket.write(name, b"damage")
-    with pytest.raises(UserError, match=r"gs://gptjax-test/damaged/checkpoints/8 is .*checksum differs"):
-        loading.find(f"{url}/checkpoints/8")
-    train.train(read_config(config_file), url, allow_changes=True)
-    assert "gs://gptjax-test/damaged/checkpoints/8.damaged; nothing reads it" in capsys.readouterr().err
-    assert bucket.list("checkpoints/8.damaged/state")
+    with pytest.raises(UserError, match=r"gs://gptjax-test/damaged/checkpoints/12 is .*checksum differs"):
+        loading.find(f"{url}/checkpoints/12")
+    train.train(read_config(config_file), url)
+    assert "gs://gptjax-test/damaged/checkpoints/12.damaged; nothing reads it" in capsys.readouterr().err
+    assert bucket.list("checkpoints/12.damaged/state")
     assert_equal_runs(url, undisturbed)
 
 
