@@ -30,6 +30,7 @@ from typing import Any
 from absl import flags
 
 from gptjax import cli, files
+from gptjax.buckets import is_url
 from gptjax.errors import RunError, UserError
 from gptjax.generation.flags import define_beams, define_model, define_number
 from gptjax.processes import cluster, distributed
@@ -288,7 +289,9 @@ def compare(options: flags.FlagValues) -> None:
 
     if len(options.compare) != 2:
         raise UserError(f"--compare takes two work directories or results, not {len(options.compare)}: --compare A B")
-    a, b = map(Path, options.compare)
+    from gptjax.artifacts import mirror
+
+    a, b = (mirror.opened(place) if is_url(place) else Path(place) for place in options.compare)
     comparison = compare_lib.compare(a, b)
     differences, problems = comparison.differences, comparison.problems
     sides = [f"{side} = {' '.join(map(str, files))}" for side, files in zip("AB", comparison.files, strict=True)]
