@@ -238,7 +238,7 @@ class Bucket:
         name, status = type(error).__name__, _status(error)
         if isinstance(error, FileNotFoundError):
             status = 404
-        elif isinstance(error, PermissionError):
+        elif isinstance(error, PermissionError) or str(error).startswith("Forbidden: "):  # an OSError of gcsfs
             status = 403
         elif "Credential" in name or name in ("RefreshError", "TokenRetrievalError"):
             status = 401

@@ -65,7 +65,6 @@ def store(monkeypatch):
     server = ObjectStore("gptjax-test")
     for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
         monkeypatch.setenv(name, server.url)
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import gcsfs
 
     gcsfs.GCSFileSystem.clear_instance_cache()
