@@ -30,6 +30,7 @@ from typing import Any
 from absl import flags
 
 from gptjax import cli, files
+from gptjax.buckets import is_url
 from gptjax.errors import RunError, UserError
 from gptjax.generation.flags import define_beams, define_model, define_number
 from gptjax.processes import cluster, distributed
@@ -116,7 +117,7 @@ def evaluate(options: flags.FlagValues) -> None:
     import jax
 
     from gptjax import config as config_lib
-    from gptjax.artifacts import models
+    from gptjax.artifacts import mirror, models
     from gptjax.evaluation import answers, results, tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
@@ -168,13 +169,13 @@ def evaluate(options: flags.FlagValues) -> None:
         return
     answer = {
         "checkpoint": {
-            "path": str(place.path),
+            "path": mirror.shown(place.path),
             "step": trained.step,
             "config_sha256": config_lib.sha256(trained.config),
         },
         "results": results.to_json(outcomes),
     }
-    results.show(outcomes, f"{place.path}, {options.data or f'{options.split} split'}")
+    results.show(outcomes, f"{mirror.shown(place.path)}, {options.data or f'{options.split} split'}")
     if options.output:
         results.write(Path(options.output), answer, outcomes)
     if place.is_published:  # the directory is another's: of the hub's cache, for instance
@@ -189,12 +190,13 @@ def evaluate(options: flags.FlagValues) -> None:
         # The report reads the files just written, so it comes last; a bare checkpoint has no run to report on.
         if (workdir / "metrics.jsonl").exists():
             write_report(workdir)
-    except (RunError, OSError) as error:
+        mirror.push(workdir)
+    except (RunError, UserError, OSError) as error:
         if not options.output:
             raise
-        results.warn(str(error) if isinstance(error, RunError) else f"no report: {files.explain(error)}")
+        results.warn(f"no report: {files.explain(error)}" if isinstance(error, OSError) else str(error))
         file = None
-    print(f"written: {', '.join(str(path) for path in (file, options.output) if path)}")
+    print(f"written: {', '.join(str(path) for path in (file and mirror.shown(file), options.output) if path)}")
 
 
 def _generator(trained, mesh):
@@ -287,7 +289,9 @@ def compare(options: flags.FlagValues) -> None:
 
     if len(options.compare) != 2:
         raise UserError(f"--compare takes two work directories or results, not {len(options.compare)}: --compare A B")
-    a, b = map(Path, options.compare)
+    from gptjax.artifacts import mirror
+
+    a, b = (mirror.opened(place) if is_url(place) else Path(place) for place in options.compare)
     comparison = compare_lib.compare(a, b)
     differences, problems = comparison.differences, comparison.problems
     sides = [f"{side} = {' '.join(map(str, files))}" for side, files in zip("AB", comparison.files, strict=True)]

@@ -29,6 +29,8 @@ _ABANDONED = 24 * 3600  # seconds without a change after which what another mach
 def expand(text: str | Path) -> Path:
     """The path that a person wrote: ~ and ~name are home directories. Raises UserError for what no disk has."""
     text = os.fspath(text)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise UserError(f"{text[:200]!r} is in an object store; a path on this machine is needed here")
     if "\0" in text:
         raise UserError(f"{text[:60]!r} is no path: it has a character NUL")
     long = next((part for part in text.split("/") if len(os.fsencode(part)) > 255), None)

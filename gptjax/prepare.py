@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -25,7 +24,6 @@ from gptjax.config.values import read
 from gptjax.data.building.options import BUILD_OPTIONS, Options
 from gptjax.data.sources.base import READING
 from gptjax.errors import RunError, UserError
-from gptjax.files import expand
 
 _OPTIONS = {
     "tokenizer": OPTIONS["tokenizer"],
@@ -63,7 +61,7 @@ def main(argv: list[str]) -> None:
         if flag_values.source:
             prepare(flag_values.source, flag_values, values)
         if values["show"]:
-            show(expand(flag_values.output), values["show"], values["show_tokens"])
+            show(flag_values.output, values["show"], values["show_tokens"])
     except UserError as error:
         raise UserError(_of_this_verb(str(error))) from None
 
@@ -141,12 +139,13 @@ def _define(name: str, option: Option, text: str, values: flags.FlagValues) -> N
 
 def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) -> None:
     """Builds the store and prints what is in it."""
-    from gptjax.data.building.build import build_store, work_directory
+    from gptjax.buckets import Bucket, is_url
+    from gptjax.data.building.build import build_store, place_of, work_directory
     from gptjax.data.opening import parse_globs, parse_options
     from gptjax.data.sources.opening import open_source
 
     _refuse_mixture(spec)
-    output = expand(flag_values.output).absolute()
+    output = place_of(flag_values.output).absolute()
     source = open_source(
         spec,
         data_dir=values["data_dir"],
@@ -157,7 +156,8 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
     build["cleaning_options"] = parse_options(values["cleaning_options"])
     build["decontaminate"] = parse_globs(values["decontaminate"])
     built = Options(**build)
-    there = (output / "manifest.json").exists()
+    url = flag_values.output if is_url(flag_values.output) else ""
+    there = Bucket(url).read("manifest.json") is not None if url else (output / "manifest.json").exists()
     try:
         with _progress() as progress:
             store = build_store(
@@ -177,7 +177,7 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
             f"interrupted; what is done is kept in {work_directory(output)}: the same command continues"
         ) from None
     if there:
-        print(f"{output} was there already, of the same source and the same options")
+        print(f"{url or output} was there already, of the same source and the same options")
     for name in store.splits:
         about = store.manifest["splits"][name]
         size = f"{about['documents']:,} documents, {about['tokens']:,} tokens, {about['bytes']:,} bytes"
@@ -191,7 +191,7 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
         if store.manifest[name]:
             print(f"left out: {store.manifest[name]:,} {meaning}")
     print(f"vocabulary {store.tokenizer().vocab_size}, fingerprint {store.fingerprint[:12]}")
-    print(f"data card: {Path(flag_values.output) / 'card.md'}")
+    print(f"data card: {flag_values.output.rstrip('/')}/card.md")
     print(f"train on it: --config.data.source=store:{flag_values.output}")
 
 
@@ -242,7 +242,7 @@ def _progress() -> Iterator:
         yield progress
 
 
-def show(directory: Path, rows: int, row_tokens: int) -> None:
+def show(directory: str, rows: int, row_tokens: int) -> None:
     """Prints the first rows of the training split with the borders of documents and, in colour, the loss mask."""
     from rich.console import Console
 

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         return
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
-    config, workdir = cli.read_config(flag_values), files.expand(flag_values.workdir)
+    config, workdir = cli.read_config(flag_values), flag_values.workdir
     with distributed.join(flag_values, cli.describe):
         asked = {"allow_changes": flag_values.allow_changes, "profile": flag_values.profile}
         train(config, workdir, chosen=cli.chosen_options(flag_values), **asked)
@@ -78,7 +78,7 @@ def describe(config: config_lib.Config, *, chosen: Collection[str] = ()) -> None
 
 def train(
     config: config_lib.Config,
-    workdir: Path,
+    workdir: str | Path,
     *,
     chosen: Collection[str] = (),
     allow_changes: bool = False,
@@ -89,19 +89,23 @@ def train(
     The set-up is `training.run.Run.open`, the update `training/step.py`, what is told `training/recorder.py`, what is
     measured `evaluation/validation.py`.
 
+    `workdir`: a directory, or gs://BUCKET/PATH, which is then kept in a mirror as well (`artifacts/mirror.py`).
     `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
     `allow_changes`: whether a run may go on with other values of options that affect the rest of its training.
     `profile`: STEP:COUNT, steps of which a trace is made.
     """
+    from gptjax.artifacts import mirror
     from gptjax.training.run import Ending
 
+    group = distributed.current()
+    place = mirror.writable(workdir, process=group.index)
     with Ending() as ending:
-        summary = _train(config, workdir, ending, chosen, allow_changes, profile)
-    if distributed.current().index == 0:
+        summary = _train(config, place, ending, chosen, allow_changes, profile)
+    if group.index == 0:
         print(summary)
-        print(f"curves:   {workdir / 'report.html'}")
-        print(f"evaluate: python -m gptjax.evaluate --workdir={workdir}")
-        print(f"generate: python -m gptjax.generate --workdir={workdir} --prompt='...'")
+        print(f"curves:   {mirror.shown(place / 'report.html')}")
+        print(f"evaluate: python -m gptjax.evaluate --workdir={mirror.shown(place)}")
+        print(f"generate: python -m gptjax.generate --workdir={mirror.shown(place)} --prompt='...'")
 
 
 def _train(
@@ -115,6 +119,7 @@ def _train(
     """The run itself, what it opens being closed by `ending`. Returns how it ended, in a line."""
     import jax
 
+    from gptjax.artifacts import mirror
     from gptjax.artifacts.lock import Lock
     from gptjax.evaluation import tasks
     from gptjax.evaluation.validation import Validator
@@ -135,6 +140,9 @@ def _train(
     lock = Lock.take(workdir) if chief else None
     if lock:
         ending.add(lock.release)
+    mirror.pull(workdir)
+    if chief:
+        ending.add(lambda: mirror.push(workdir))
     run = Run.open(config, workdir, chosen=chosen, allow_changes=allow_changes, progress=progress)
     run.lock = lock
     if chief:
@@ -172,6 +180,9 @@ def _train(
                     with record.timed("eval"):
                         line = validator.line(step, state)  # 2
                     saves |= (bool(line) and record.validation(step, line)) or record.exhausted
+                if evaluates or saves:
+                    with record.timed("checkpoint"):
+                        run.publish()  # before a checkpoint that may be there at once: logs are never behind it
                 if saves:
                     with record.timed("checkpoint"):
                         run.save(step, state, line)  # 3
@@ -217,7 +228,7 @@ class _Callable(types.ModuleType):
 
         Raises UserError for what is wrong with the config, RunError after saving what there is.
         """
-        train(config, files.expand(str(workdir)), allow_changes=allow_changes)
+        train(config, workdir, allow_changes=allow_changes)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -45,6 +45,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what the process 
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read once; it asks for the kind of a bucket by gRPC
 
 from jaxtyping import install_import_hook  # noqa: E402
 

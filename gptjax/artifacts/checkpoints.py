@@ -25,8 +25,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from gptjax import config as config_lib
 from gptjax import files
-from gptjax.artifacts import integrity
+from gptjax.artifacts import integrity, mirror
 from gptjax.artifacts.integrity import FORMAT, finished_steps, read_metadata
+from gptjax.artifacts.mirror import shown
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import RunError, UserError
@@ -114,7 +115,7 @@ class Checkpoints:
             ]
         )
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            mirror.orbax_path(self.directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=self._score,  # Orbax then stores the metrics: the best outlives a restart
@@ -132,7 +133,11 @@ class Checkpoints:
     def advice(self) -> str:
         """How a run that ended goes on, from what is on disk."""
         good = finished_steps(self.directory)
-        where = f"step {good[-1]} ({self.directory / str(good[-1])})" if good else "the beginning: nothing is saved yet"
+        where = (
+            f"step {good[-1]} ({shown(self.directory / str(good[-1]))})"
+            if good
+            else "the beginning: nothing is saved yet"
+        )
         return f"the same command continues from {where}"
 
     def stopped_by(self, error: OSError) -> RunError:
@@ -183,10 +188,12 @@ class Checkpoints:
             time.sleep(0.05)
         directory = self.directory / str(step)
         try:
+            mirror.pull(self.directory.parent, "checkpoints")
             if directory.is_dir():
                 integrity.seal(directory)
-        except OSError as error:
-            print(f"warning: {files.explain(error)}; {directory} has no checksums", file=sys.stderr)
+        except (OSError, UserError, RunError) as error:
+            reason = files.explain(error) if isinstance(error, OSError) else error
+            print(f"warning: {reason}; {shown(directory)} has no checksums", file=sys.stderr)
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises RunError if it could not be written."""
@@ -215,7 +222,7 @@ class Checkpoints:
             known = [f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here" for name in names]
             more = f" and {len(known) - 3} more" if len(known) > 3 else ""
             raise UserError(
-                f"the checkpoint {self.directory / str(step)} is of another model or optimizer ("
+                f"the checkpoint {shown(self.directory / str(step))} is of another model or optimizer ("
                 f"{', '.join(known[:3])}{more}); use its own config or another --workdir"
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
@@ -248,7 +255,8 @@ def reading(checkpoint: Path) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise UserError(
-            f"the checkpoint {checkpoint} is damaged: {_first_line(error)}. Move it away to use the one before it"
+            f"the checkpoint {shown(checkpoint)} is damaged: {_first_line(error)}. Move it away to use the one before "
+            "it"
         ) from error
 
 
@@ -266,7 +274,7 @@ class _disk_errors:
             return False
         reason = _reason(error, self._checkpoints.directory)
         if reason is None:
-            what = f"a checkpoint could not be written to {self._checkpoints.directory}: {_first_line(error)}"
+            what = f"a checkpoint could not be written to {shown(self._checkpoints.directory)}: {_first_line(error)}"
             raise RunError(f"{what}; {self._checkpoints.advice()}") from error
         raise self._checkpoints.stopped_by(reason) from error
 

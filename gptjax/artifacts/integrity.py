@@ -19,10 +19,14 @@ import pydantic
 
 from gptjax import config as config_lib
 from gptjax import files, foreign, json_text
+from gptjax.artifacts import mirror
+from gptjax.artifacts.mirror import shown
+from gptjax.buckets import Object
 from gptjax.errors import UserError
 
 FORMAT = 2  # of checkpoints that are written; those of a lower one are read
 CHECKSUMS = "checksums.json"
+_DIFFERS = "{} is not as it was written (its checksum differs)"
 _WORKERS = 4  # files that are read at once; hashing lets other threads run
 
 
@@ -53,7 +57,10 @@ class _Config(foreign.Schema):
 
 
 class _Checksums(foreign.Schema):
+    """Of a step that was saved on a disk, sha256; of one in a bucket what the bucket itself keeps, md5."""
+
     sha256: dict[str, str]
+    md5: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
 class _Manifest(foreign.Schema):
@@ -104,21 +111,30 @@ class _Newer(UserError):
 
 def seal(checkpoint: Path) -> None:
     """Writes the checksums of all files of a step that is complete. Raises OSError."""
-    names = [path.relative_to(checkpoint).as_posix() for path in _files(checkpoint)]
-    digests = dict(zip(names, _digests(checkpoint, names), strict=True))
-    files.write_whole(checkpoint / CHECKSUMS, json.dumps({"sha256": digests}, indent=1) + "\n")
+    sums: dict[str, dict[str, str]] = {"sha256": {}}
+    if (there := mirror.objects(checkpoint)) is not None:
+        sums["md5"] = {name: found.md5 for name, found in there.items() if found.md5 and _counts(name)}
+    else:
+        names = [path.relative_to(checkpoint).as_posix() for path in _files(checkpoint)]
+        sums["sha256"] = dict(zip(names, _digests(checkpoint, names), strict=True))
+    mirror.write(checkpoint / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
     for parent, directories, names in os.walk(checkpoint):
         directories.sort()
-        yield from (Path(parent, name) for name in sorted(names) if name != CHECKSUMS and not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names) if _counts(name))
 
 
-def _digests(checkpoint: Path, names: list[str]) -> list[str]:
+def _counts(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last != CHECKSUMS and not last.startswith(".")
+
+
+def _digests(checkpoint: Path, names: list[str], kind: str = "sha256") -> list[str]:
     def digest(name: str) -> str:
         with (checkpoint / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, kind).hexdigest()
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         return list(pool.map(digest, names))
@@ -132,6 +148,8 @@ def fault(checkpoint: Path) -> str | None:
     if reason := _form(checkpoint):
         return reason
     try:
+        if (there := mirror.objects(checkpoint)) is not None:
+            return _content_of(checkpoint, there)
         sums = checkpoint / CHECKSUMS
         paths = [*_files(checkpoint), *([sums] if sums.exists() else [])]
         return _content(checkpoint, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths))
@@ -165,16 +183,40 @@ def _content(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> str 
     if not (checkpoint / CHECKSUMS).exists():
         return None
     try:
-        known = foreign.read(_Checksums, checkpoint / CHECKSUMS).sha256
+        known = foreign.read(_Checksums, checkpoint / CHECKSUMS)
     except UserError as error:
         return str(error)
-    for name in known:
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-    for name, digest in zip(known, _digests(checkpoint, list(known)), strict=True):
-        if digest != known[name]:
-            return f"{name} is not as it was written (its checksum differs)"
+    for kind, sums in (("sha256", known.sha256), ("md5", known.md5)):
+        for name in sums:
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+        for name, digest in zip(sums, _digests(checkpoint, list(sums), kind), strict=True):
+            if digest != sums[name]:
+                return _DIFFERS.format(name)
     return None
+
+
+def _content_of(checkpoint: Path, there: dict[str, Object]) -> str | None:
+    """`_content` of a step in a bucket: the bucket's own sums are compared, and what came from a disk is read."""
+    if CHECKSUMS not in there:
+        return None
+    try:
+        known = foreign.read(_Checksums, checkpoint / CHECKSUMS)
+    except UserError as error:
+        return str(error)
+    if missing := [name for name in (*known.sha256, *known.md5) if name not in there]:
+        return f"{missing[0]} is missing"
+    for name, digest in known.md5.items():
+        if there[name].md5 and there[name].md5 != digest:
+            return _DIFFERS.format(name)
+    return _read_sums(checkpoint, tuple(known.sha256.items()), tuple(there[name] for name in known.sha256))
+
+
+@functools.lru_cache(maxsize=64)
+def _read_sums(checkpoint: Path, sums: tuple[tuple[str, str], ...], stamps: tuple[Object, ...]) -> str | None:
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        found = pool.map(lambda entry: mirror.sha256(checkpoint, entry[0]), sums)
+        return next((_DIFFERS.format(name) for (name, sha), now in zip(sums, found, strict=True) if sha != now), None)
 
 
 def read_config(metadata: dict[str, Any], where: Path) -> config_lib.Config:
@@ -197,12 +239,12 @@ def newest_whole(directory: Path, *, tell: bool = True) -> int:
             if tell and faults:
                 print(f"warning: {'; '.join(faults)}. Step {step} is the newest that is whole", file=sys.stderr)
             return step
-        faults.append(f"the checkpoint {directory / str(step)} is damaged: {reason}")
+        faults.append(f"the checkpoint {shown(directory / str(step))} is damaged: {reason}")
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(
-            f"no checkpoint in {directory} is whole: {'; '.join(faults[:3])}{more}. Restore one from a copy, or use "
-            "another --workdir"
+            f"no checkpoint in {shown(directory)} is whole: {'; '.join(faults[:3])}{more}. Restore one from a copy, or "
+            "use another --workdir"
         )
     return 0
 
@@ -218,8 +260,11 @@ def set_aside(directory: Path, newest: int) -> None:
                 number += 1
                 place = path.with_name(f"{step}.damaged-{number}")
             with files.about(path):
-                path.rename(place)
-            print(f"warning: the damaged checkpoint {path} is now {place}; nothing reads it", file=sys.stderr)
+                mirror.set_aside(path, place)
+            print(
+                f"warning: the damaged checkpoint {shown(path)} is now {shown(place)}; nothing reads it",
+                file=sys.stderr,
+            )
 
 
 def mend(workdir: Path, step: int) -> None:

@@ -10,9 +10,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptjax import config as config_lib
-from gptjax import files
-from gptjax.artifacts import integrity
+from gptjax.artifacts import integrity, mirror
 from gptjax.artifacts.checkpoints import quiet_orbax, read_metadata, reading
+from gptjax.artifacts.mirror import shown
 from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -41,19 +41,21 @@ class Trained:
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def find(workdir: Path, which: str = "best") -> Path:
+def find(workdir: str | Path, which: str = "best") -> Path:
     """The directory of a checkpoint that is whole: `best` (by validation), `last` or a step, of a work directory.
 
     The directory of a checkpoint is given back as it is. Tells where the last or the best one is damaged, and another
     is taken. Raises UserError, also for a damaged one that is asked for by its step.
     """
-    workdir = files.expand(workdir)
+    workdir = mirror.opened(workdir)
     if (workdir / "metadata").exists() or workdir.absolute().parent.name == "checkpoints":
         return _whole(workdir.absolute())
     directory = workdir.absolute() / "checkpoints"
     steps = integrity.step_directories(directory)
     if not steps:
-        raise UserError(f"no checkpoint in {directory}; train one with `python -m gptjax.train --workdir={workdir}`")
+        raise UserError(
+            f"no checkpoint in {shown(directory)}; train one with `gptjax train --workdir={shown(workdir)}`"
+        )
     if which == "last":
         return directory / str(integrity.newest_whole(directory))
     if which == "best":
@@ -65,9 +67,9 @@ def find(workdir: Path, which: str = "best") -> Path:
 
 def _whole(checkpoint: Path) -> Path:
     if not checkpoint.is_dir():
-        raise UserError(f"no checkpoint in {checkpoint}")
+        raise UserError(f"no checkpoint in {shown(checkpoint)}")
     if reason := integrity.fault(checkpoint):
-        raise UserError(f"{checkpoint} is not a readable gptjax checkpoint: it is damaged: {reason}")
+        raise UserError(f"{shown(checkpoint)} is not a readable gptjax checkpoint: it is damaged: {reason}")
     return checkpoint
 
 
@@ -91,7 +93,7 @@ def _best(directory: Path) -> Path:
             if faults:
                 print(f"warning: {'; '.join(faults[:3])}; step {best} is taken", file=sys.stderr)
             return directory / str(best)
-        faults.append(f"the checkpoint {directory / str(best)} is damaged: {reason}")
+        faults.append(f"the checkpoint {shown(directory / str(best))} is damaged: {reason}")
         del known[best]
     integrity.newest_whole(directory)  # says that none is whole
     raise UserError(f"no checkpoint in {directory} is whole")
@@ -114,7 +116,7 @@ def read_template(metadata: dict[str, Any]) -> ChatTemplate | None:
     return ChatTemplate.from_json(description) if description else None
 
 
-def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bool = True) -> Trained:
+def load(workdir: str | Path, which: str = "best", *, shardings: Any = None, merge: bool = True) -> Trained:
     """Reads the evaluation parameters (averaged ones if kept) of a checkpoint, without the optimizer state.
 
     Args:
@@ -137,7 +139,7 @@ def load(workdir: Path, which: str = "best", *, shardings: Any = None, merge: bo
     item = "ema_params" if config_lib.averages(config) else "params"
     with quiet_orbax(), reading(path), ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(
-            path / "state",
+            mirror.arrays(path),
             args=ocp.args.PyTreeRestore(
                 item={item: target},
                 restore_args={item: ocp.checkpoint_utils.construct_restore_args(target)},

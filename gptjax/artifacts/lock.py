@@ -9,6 +9,7 @@ does not keep other machines out. It names the host, the process, and since when
   touched for STALE seconds is left. The clock is that of the disk.
 * A lock that is left is taken over by exactly one process: the one that links its own claim to a name with the token
   of the lock in it, and still finds the lock as it was. A claim of a process that then died is taken over likewise.
+* A run in a bucket has the lock of its mirror, which is of this machine, and one in the bucket (`bucket_lock`).
 """
 
 import contextlib
@@ -16,51 +17,18 @@ import dataclasses
 import errno
 import json
 import os
-import socket
 import threading
-import time
-import uuid
 from pathlib import Path
-from typing import Any
 
 from gptjax import files, interrupts
+from gptjax.artifacts import mirror
+from gptjax.artifacts import owner as owners
+from gptjax.artifacts.bucket_lock import BucketLock
+from gptjax.artifacts.owner import BEAT, STALE, Owner
 from gptjax.errors import RunError, UserError
 
 NAME = ".lock"
-BEAT = 15.0  # seconds
-STALE = 120.0  # seconds
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """Who writes in a work directory, as its lock says.
-
-    Attributes:
-      machine: what processes that see each other have in common: a boot and a namespace of processes.
-      started: when the process started, in the ticks of its machine; "" where that is not known.
-      token: of this lock alone.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    started: str
-    since: str
-    token: str
-
-    @classmethod
-    def new(cls) -> "Owner":
-        pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S %z")
-        return cls(socket.gethostname(), _machine(), pid, _started(pid), since, uuid.uuid4().hex)
-
-    def is_there(self, path: Path, now: float) -> bool:
-        """Whether the process that wrote the file `path` is at work; `now`: by the clock of the disk."""
-        if self.machine and self.machine == _machine():
-            return files.alive(self.pid) and _started(self.pid) == self.started
-        with contextlib.suppress(FileNotFoundError):
-            return now - path.stat().st_mtime < STALE
-        return False
 
 
 class Lock:
@@ -70,6 +38,7 @@ class Lock:
         self._path, self._made = Path(workdir).absolute() / NAME, []
         self._owner = Owner.new()
         self._ended = threading.Event()
+        self._bucket: BucketLock | None = None
 
     @classmethod
     def take(cls, workdir: Path) -> "Lock":
@@ -77,6 +46,12 @@ class Lock:
         lock = cls(workdir)
         lock._make_directory()
         lock._acquire()
+        try:
+            if (bucket := mirror.bucket_of(workdir)) is not None:
+                lock._bucket = BucketLock.take(bucket, lock._owner)
+        except BaseException:
+            lock.release()
+            raise
         interrupts.on_leaving(lock.release)
         threading.Thread(target=lock._beat, name="lock", daemon=True).start()
         return lock
@@ -85,10 +60,9 @@ class Lock:
         """Raises RunError where another process has taken the directory over, since this one gave no sign of life."""
         holder = _read(self._path)
         if holder is not None and holder.token != self._owner.token:
-            raise RunError(
-                f"{self._path.parent} was taken over by process {holder.pid} on {holder.host} since {holder.since}: "
-                f"this process gave no sign of life for {STALE:.0f} s. It writes nothing any more"
-            )
+            raise RunError(owners.taken_over(mirror.shown(self._path.parent), holder))
+        if self._bucket:
+            self._bucket.check()
 
     def release(self) -> None:
         """Removes the lock, and the directory if it was made for nothing."""
@@ -96,6 +70,8 @@ class Lock:
             return
         self._ended.set()
         interrupts.forget(self.release)
+        if self._bucket:
+            self._bucket.release()
         holder = _read(self._path)
         if holder is not None and holder.token == self._owner.token:
             with contextlib.suppress(OSError):
@@ -157,8 +133,11 @@ class Lock:
             return False
         last, owner = chain[-1]
         os.utime(mine)
-        if owner.is_there(last, mine.stat().st_mtime):
-            raise UserError(self._refusal(owner))
+        silence = STALE
+        with contextlib.suppress(FileNotFoundError):
+            silence = mine.stat().st_mtime - last.stat().st_mtime
+        if owner.is_there(silence):
+            raise UserError(owners.refusal(mirror.shown(self._path.parent), owner))
         if not self._link(mine, place):
             return False
         head = _read(self._path)
@@ -178,21 +157,14 @@ class Lock:
                 if old or (path.suffix == ".claim" and self._owner.token not in path.name):
                     path.unlink()
 
-    def _refusal(self, owner: Owner) -> str:
-        text = (
-            f"--workdir={self._path.parent}: process {owner.pid} on {owner.host} writes there since {owner.since}; "
-            "wait for its end, stop it, or use another --workdir"
-        )
-        if owner.machine != _machine():
-            text += f". If it is gone, the directory is free {STALE:.0f} s after its last sign of life"
-        return text
-
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
             holder = _read(self._path)
             if holder is not None and holder.token == self._owner.token:
                 with contextlib.suppress(OSError):
                     os.utime(self._path)
+            if self._bucket:
+                self._bucket.beat()
 
 
 def _read(path: Path) -> Owner | None:
@@ -202,28 +174,8 @@ def _read(path: Path) -> Owner | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Owner("an unknown host", "", 0, "", f"an unknown time ({files.words(error)})", "unreadable")
-    with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
-        value: dict[str, Any] = json.loads(text)
-        owner = Owner(**{field.name: value[field.name] for field in dataclasses.fields(Owner)}) if value else None
-        if owner and isinstance(owner.pid, int) and str(owner.token).isalnum():
-            return owner
-    return Owner("an unknown host", "", 0, "", "an unknown time (its lock cannot be read)", "unreadable")
-
-
-def _machine() -> str:
-    """The same for processes that see each other's numbers: of one boot, in one namespace (container)."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    return socket.gethostname()
-
-
-def _started(pid: int) -> str:
-    """When a process started, in ticks since the boot; "" where the system does not say."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
-    return ""
+        return owners.unreadable(files.words(error))
+    return owners.read(text)
 
 
 def _refused(what: str, error: OSError | ValueError) -> Exception:

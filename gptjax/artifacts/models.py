@@ -6,7 +6,7 @@ from typing import Any
 
 from gptjax import config as config_lib
 from gptjax import files
-from gptjax.artifacts import loading, published
+from gptjax.artifacts import loading, mirror, published
 from gptjax.errors import UserError
 from gptjax.model.huggingface import adapter_config
 from gptjax.model.huggingface import files as huggingface_files
@@ -56,7 +56,7 @@ def find(name: str, which: str = "best", *, adapter: str = "") -> Location:
         return _published(name.removeprefix(HUGGING_FACE), adapter)
     if adapter:
         raise UserError(f"--adapter={adapter} belongs to a published model, hf:DIR, not to {name}")
-    directory = files.expand(name)
+    directory = mirror.opened(name)
     if directory.is_dir() and not (directory / "checkpoints").exists() and _looks_published(directory):
         raise UserError(f"{name} is a directory of Hugging Face; write {HUGGING_FACE}{name}")
     path = loading.find(directory, which)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptjax import config as config_lib
 from gptjax import json_text
-from gptjax.artifacts import integrity
+from gptjax.artifacts import integrity, mirror
 from gptjax.errors import UserError
 from gptjax.files import words
 
@@ -53,16 +53,16 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
     fixed = [name for name in changes if step and (name not in free | on_request or name in switched)]
     if fixed:
         raise UserError(
-            f"{workdir} holds a run of another config: {_listed(changes, fixed)}. What a run has learned depends on "
-            f"that: use the old values, or start a run from this one with a new --workdir and "
-            f"--config.init_from={workdir}"
+            f"{mirror.shown(workdir)} holds a run of another config: {_listed(changes, fixed)}. What a run has learned "
+            f"depends on that: use the old values, or start a run from this one with a new --workdir and "
+            f"--config.init_from={mirror.shown(workdir)}"
         )
     asked = [name for name in changes if name not in free]
     if asked and not allow_changes:
         place = f"goes on from step {step}" if step else "begins anew"
         raise UserError(
-            f"{workdir} holds a run of another config: {_listed(changes, asked)}. With --allow_changes it {place} with "
-            "the new values; otherwise use the old ones or a new --workdir"
+            f"{mirror.shown(workdir)} holds a run of another config: {_listed(changes, asked)}. With --allow_changes "
+            f"it {place} with the new values; otherwise use the old ones or a new --workdir"
         )
     return changes
 

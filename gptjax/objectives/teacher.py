@@ -6,7 +6,6 @@ step, and the teacher works while the step before is computed. It has to fit on 
 """
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ def load(config: Config, tokenizer: Tokenizer) -> tuple[Architecture, gpt.Params
         if tokenizer_files.has_tokenizer(directory):
             theirs = tokenizer_files.read_tokenizer(directory)
     else:
-        trained = loading.load(Path(name))
+        trained = loading.load(name)
         architecture, params, theirs = trained.architecture, trained.params, trained.tokenizer
     same = theirs.sha256 == tokenizer.sha256 if theirs else architecture.vocab_size == tokenizer.vocab_size
     if not same:

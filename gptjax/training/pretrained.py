@@ -69,7 +69,7 @@ def find(init_from: str) -> Origin | None:
         tokenizer = init_from if tokenizer_files.has_tokenizer(directory) else ""
         generation = huggingface_files.read_generation_config(directory)
     else:
-        directory = loading.find(Path(init_from))
+        directory = loading.find(init_from)
         model.update(loading.read_config(directory).model)
         model.lora_rank = 0  # `load` reads the adapters as a part of the kernels
         workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]

@@ -18,7 +18,7 @@ import optax
 from gptjax import config as config_lib
 from gptjax import files
 from gptjax.artifacts import checkpoints as checkpoints_lib
-from gptjax.artifacts import integrity, manifest
+from gptjax.artifacts import integrity, manifest, mirror
 from gptjax.artifacts import workdir as workdir_lib
 from gptjax.artifacts.lock import Lock
 from gptjax.data.building.build import Progress
@@ -155,7 +155,8 @@ class Run:
         start = group.first(lambda: max(checkpoints.steps(), default=0))
         if start > (num_steps := config.train.num_steps):
             raise UserError(
-                f"train.num_steps is {num_steps}, and the run in {workdir} is at step {start}; use at least that"
+                f"train.num_steps is {num_steps}, and the run in {mirror.shown(workdir)} is at step {start}; use at "
+                "least that"
             )
         saved = checkpoints.directory / str(start) if start else None
         footprint.check_fits(program.target, mesh, checkpoint=saved)
@@ -187,6 +188,7 @@ class Run:
         self.data.tokenizer.save(self.workdir / "tokenizer.json")
         if card := self.data.card:
             write_whole(self.workdir / "data_card.md", card)
+        self.publish()
 
     def notes(self) -> Iterator[str]:
         """What a person should know before the first step."""
@@ -204,7 +206,7 @@ class Run:
         processes = f"; {group.size} processes" if group.size > 1 else ""
         yield footprint.describe(program.target, program.mesh) + processes
         if self.start:
-            yield f"continuing at step {self.start} from {self.checkpoints.directory / str(self.start)}"
+            yield f"continuing at step {self.start} from {mirror.shown(self.checkpoints.directory / str(self.start))}"
             for name, (before, now) in self.changes.items():
                 yield f"changed from here on: {name} is {now!r}, it was {before!r}"
             yield from self._rates_laid_anew()
@@ -283,6 +285,11 @@ class Run:
     def _parameter_norm(self) -> Any:
         return jax.jit(optax.tree.norm)
 
+    def publish(self) -> None:
+        """Writes to the bucket, if the run is in one, the files that have changed."""
+        if distributed.current().index == 0:
+            mirror.push(self.workdir)
+
     def save(self, step: int, state: TrainState, line: dict[str, Any]) -> None:
         """Begins to save a state and its validation line. Raises RunError where it is not worth it."""
         if self.lock:
@@ -314,15 +321,17 @@ class Run:
             return
         before()
         if step not in self.checkpoints.steps():
+            self.publish()
             self.save(step, state, {})
         self.checkpoints.wait()
-        where = self.checkpoints.directory / str(step)
+        where = mirror.shown(self.checkpoints.directory / str(step))
         raise RunError(f"stopped by {signal} at step {step}; saved in {where}. The same command continues")
 
     def advice(self) -> str:
         """What to do after a divergence."""
         saved = self.checkpoints.steps() or "none"
-        return f"Try a lower --config.optimizer.learning_rate. Checkpoints: {saved} in {self.checkpoints.directory}"
+        where = mirror.shown(self.checkpoints.directory)
+        return f"Try a lower --config.optimizer.learning_rate. Checkpoints: {saved} in {where}"
 
     def close(self) -> None:
         """Stops reading ahead; waits for the last save."""

@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import gptjax
+from gptjax.buckets import Bucket, cache, is_url
 from gptjax.data.building import card, remains
 from gptjax.data.building.assemble import assemble
 from gptjax.data.building.clean import CLEAN_SUMMARY, CleanItem, CleanStage
@@ -33,6 +34,7 @@ from gptjax.data.building.tokenize import TokenizeItem, TokenizeStage
 from gptjax.data.cleaning.cleaner import Cleaner
 from gptjax.data.sources.base import Piece, Source
 from gptjax.data.sources.files import find_files
+from gptjax.data.store import remote
 from gptjax.data.store.shards import file_sha256
 from gptjax.data.store.store import FORMAT_VERSION, MANIFEST, TOKENIZER, Store, open_store
 from gptjax.data.tokenization.templates import ChatTemplate
@@ -60,8 +62,8 @@ def build_store(
     """Makes a token store of `source` at `directory`, which appears complete or not at all.
 
     Args:
-      directory: must not exist, or be empty. What is done is kept in a hidden directory beside it until it is
-        complete; called again, the build continues from there.
+      directory: a directory, or a URL (it is then built in the cache); must not exist, or be empty. What is done is
+        kept in a hidden directory beside it until it is complete; called again, the build continues from there.
       tokenizer: a spec for `build_tokenizer`, or a tokenizer.
       runner: "local" or "beam"; see `gptjax.data.building.runners`.
       workers: processes of the local runner; 0 for one per core.
@@ -75,13 +77,18 @@ def build_store(
         train or validation split is empty, a document cannot be read, or an option is wrong.
       RunError: a worker process died.
     """
-    directory = Path(os.path.abspath(expand(directory)))  # noqa: PTH100 (without its ..)
     identity = build_identity(source, tokenizer, options)
+    url = str(directory).rstrip("/") if is_url(directory) else ""
+    if url and (there := _published(url, identity)):
+        return there
+    if url:
+        cache().mkdir(parents=True, exist_ok=True)
+    directory = Path(os.path.abspath(place_of(directory)))  # noqa: PTH100 (without its ..)
     work = work_directory(directory)
     if directory.is_dir() and _is_of(directory / INPUTS, identity):
         with contextlib.suppress(Timeout, OSError), FileLock(work / LOCK).acquire(timeout=0):
             shutil.rmtree(work)  # of a build that was killed when all was done
-        return open_store(directory)
+        return _finished(directory, url)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(
             f"cannot build a token store at {directory}: it exists, and is not of this source and these "
@@ -99,7 +106,35 @@ def build_store(
             raise
         write_json(build.store / INPUTS, {"sha256": identity})
         build.store.replace(directory)
-    return open_store(directory)
+    return _finished(directory, url)
+
+
+def place_of(directory: str | Path) -> Path:
+    """Where a store is built: at its directory, or for that of a URL in the cache."""
+    if not is_url(directory):
+        return expand(directory)
+    return cache() / f"built-{_digest(str(directory).rstrip('/'))}"
+
+
+def _published(url: str, identity: str) -> Store | None:
+    """The store at a URL, if it is of the same source and options; None where there is nothing."""
+    bucket = Bucket(url)
+    if not bucket.list():
+        return None
+    inputs = bucket.read(INPUTS)
+    if inputs is not None and json.loads(inputs) == {"sha256": identity}:  # without a manifest, its upload was ended
+        return open_store(url) if bucket.read(MANIFEST) is not None else None
+    raise UserError(
+        f"cannot build a token store at {url}: something is there, and not of this source and these options; remove "
+        "it or choose another place"
+    )
+
+
+def _finished(directory: Path, url: str) -> Store:
+    """The store that was built at a directory; of a URL, it is written there first."""
+    if url:
+        remote.publish(directory, url, first=INPUTS, last=MANIFEST)
+    return open_store(url or directory)
 
 
 def work_directory(directory: Path) -> Path:

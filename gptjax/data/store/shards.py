@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from gptjax.data.documents import WORSE
+from gptjax.data.store import remote
 from gptjax.files import save_array
 
 DOCUMENTS = "documents.npy"
@@ -30,11 +31,17 @@ _READ_BYTES = 1 << 20
 
 
 class ShardFile(NamedTuple):
-    """A file of `tokens` tokens, or of as many mask bytes, after a header of `header` bytes."""
+    """A file of `tokens` tokens, or of as many mask bytes, after a header of `header` bytes.
+
+    Attributes:
+      url: from where it is copied when it is first read, if it is in an object store; `sha256` is then checked.
+    """
 
     path: Path
     tokens: int
     header: int = 0
+    url: str = ""
+    sha256: str = ""
 
 
 class TokenSplit:
@@ -54,8 +61,8 @@ class TokenSplit:
 
     has_preferences = False
 
-    def __init__(self, directory: Path, name: str, dtype: str, description: dict[str, Any]):
-        """`description` is what `SplitWriter.finish` returned."""
+    def __init__(self, directory: Path, name: str, dtype: str, description: dict[str, Any], url: str = ""):
+        """`description` is what `SplitWriter.finish` returned; `url`: of what the directory is a copy, if it is one."""
         self.name = name
         self.directory = directory
         self.fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -66,8 +73,12 @@ class TokenSplit:
         shards = description["shards"]
         self.has_preferences = "kinds_sha256" in description
         self.has_mask: bool = any("mask" in shard for shard in shards)
-        self._tokens = ShardReader([ShardFile(directory / s["file"], s["tokens"]) for s in shards], dtype)
-        masks = [ShardFile(directory / s["mask"], s["tokens"]) for s in shards if "mask" in s]
+
+        def file(name: str, tokens: int, sha256: str) -> ShardFile:
+            return ShardFile(directory / name, tokens, url=f"{url}/{name}" if url else "", sha256=sha256)
+
+        self._tokens = ShardReader([file(s["file"], s["tokens"], s["sha256"]) for s in shards], dtype)
+        masks = [file(s["mask"], s["tokens"], s["mask_sha256"]) for s in shards if "mask" in s]
         self._mask = ShardReader(masks, "uint8") if masks else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,18 +144,20 @@ class ShardReader:
     def __init__(self, files: Sequence[ShardFile], dtype: str):
         self.files = list(files)
         self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._mapped: dict[int, np.ndarray] = {}
         self.starts = np.concatenate([[0], np.cumsum([file.tokens for file in self.files])]).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "arrays"}
+        return self.__dict__ | {"_mapped": {}}
 
-    @cached_property
-    def arrays(self) -> list[np.ndarray]:
-        """The content of each file, mapped into memory."""
-        return [_map_file(file, self.dtype) for file in self.files]
+    def array(self, shard: int) -> np.ndarray:
+        """The content of a file, mapped into memory when it is first read."""
+        if shard not in self._mapped:
+            self._mapped[shard] = _map_file(self.files[shard], self.dtype)
+        return self._mapped[shard]
 
     def read_into(self, windows: np.ndarray, starts: Int64[np.ndarray, " windows"]) -> None:
         """Fills each of `windows` from its start. Raises IndexError beyond the ends."""
@@ -174,7 +187,7 @@ class ShardReader:
     def _fill(self, values: np.ndarray, shard: int, offset: int) -> None:
         filled = 0
         while filled < len(values):
-            found = self.arrays[shard][offset : offset + len(values) - filled]
+            found = self.array(shard)[offset : offset + len(values) - filled]
             values[filled : filled + len(found)] = found
             filled += len(found)
             shard, offset = shard + 1, 0
@@ -293,6 +306,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _map_file(file: ShardFile, dtype: np.dtype) -> np.ndarray:
+    if file.url and not file.path.is_file():
+        remote.fetch(file.url, file.path, file.sha256)
     with file.path.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype=dtype, count=file.tokens, offset=file.header)

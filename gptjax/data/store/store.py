@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.buckets import is_url
+from gptjax.data.store import remote
 from gptjax.data.store.shards import DOCUMENTS, KINDS, TokenSplit, file_sha256
 from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
@@ -31,11 +33,15 @@ class Store:
     Attributes:
       directory: where it is.
       manifest: the content of manifest.json.
+      url: where it is, if `directory` has only copies of what was read; else "".
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]):
+    url = ""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], url: str = ""):
         self.directory = directory
         self.manifest = manifest
+        self.url = url
 
     @property
     def fingerprint(self) -> str:
@@ -53,12 +59,13 @@ class Store:
     def split(self, name: str) -> TokenSplit:
         """The split `name`. Raises UserError where the store has none."""
         self._check_split(name)
-        return TokenSplit(self.directory / name, name, self.manifest["dtype"], self.manifest["splits"][name])
+        url = self.url and f"{self.url}/{name}"
+        return TokenSplit(self.directory / name, name, self.manifest["dtype"], self.manifest["splits"][name], url)
 
     def _check_split(self, name: str) -> None:
         if name not in self.manifest["splits"]:
             raise UserError(
-                f"the token store {self.directory} has no split {name!r}; it has {', '.join(self.splits)}. "
+                f"the token store {self.url or self.directory} has no split {name!r}; it has {', '.join(self.splits)}. "
                 f"Build it with a {name} fraction above 0"
             )
 
@@ -71,6 +78,8 @@ class Store:
             expected |= {KINDS: split["kinds_sha256"]} if "kinds_sha256" in split else {}
             for file, sha256 in expected.items():
                 path = self.directory / name / file
+                if self.url and not path.is_file():
+                    remote.fetch(f"{self.url}/{name}/{file}", path, sha256)
                 if (found := file_sha256(path)) != sha256:
                     raise _damaged(path, f"its sha256 is {found}, the manifest says {sha256}")
         if (found := self.tokenizer().sha256) != self.manifest["tokenizer"]["sha256"]:
@@ -78,12 +87,17 @@ class Store:
 
 
 def open_store(directory: str | Path) -> Store:
-    """Opens a store, by its directory or as `store:DIR`, and checks that its files are there, whole.
+    """Opens a store, by its directory or URL or as `store:DIR`, and checks that its files are there, whole.
 
     Raises:
       UserError: it is not a token store, of another format version, or a file is missing or has another size.
     """
-    directory = Path(str(directory).removeprefix("store:")).expanduser().absolute()
+    place, url, sizes = str(directory).removeprefix("store:"), "", None
+    if is_url(place):
+        url = place.rstrip("/")
+        directory, sizes = remote.mirrored(url, MANIFEST)
+    else:
+        directory = Path(place).expanduser().absolute()
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -98,22 +112,25 @@ def open_store(directory: str | Path) -> Store:
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise UserError(f"{directory} has format version {version}, expected {FORMAT_VERSION}; build it again")
     try:
-        _check_splits(directory, manifest)
+        _check_splits(directory, manifest, sizes)
     except (KeyError, TypeError, AttributeError):
         raise _damaged(path, "an entry is missing or of another kind") from None
     if not (directory / TOKENIZER).is_file():
         raise _damaged(directory / TOKENIZER, "it is missing")
-    return Store(directory, manifest)
+    return Store(directory, manifest, url)
 
 
-def _check_splits(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raises UserError where the file of a split is missing or has another size."""
+def _check_splits(directory: Path, manifest: dict[str, Any], sizes: dict[str, int] | None) -> None:
+    """Raises UserError where the file of a split is missing or has another size.
+
+    `sizes`: of the files, by their names below the directory, where they are not there yet.
+    """
     itemsize = np.dtype(manifest["dtype"]).itemsize
     for name, split in manifest["splits"].items():
         for shard in split["shards"]:
-            _check_size(directory / name / shard["file"], shard["tokens"] * itemsize)
+            _check_size(directory, f"{name}/{shard['file']}", shard["tokens"] * itemsize, sizes)
             if "mask" in shard:
-                _check_size(directory / name / shard["mask"], shard["tokens"])
+                _check_size(directory, f"{name}/{shard['mask']}", shard["tokens"], sizes)
         for file in (DOCUMENTS, *([KINDS] if "kinds_sha256" in split else [])):
             _check_array(directory / name / file, split["documents"])
 
@@ -129,10 +146,11 @@ def _check_array(path: Path, rows: int) -> None:
         raise _damaged(path, f"it has {found} rows, the manifest says {rows} documents")
 
 
-def _check_size(path: Path, num_bytes: int) -> None:
-    if not path.is_file():
+def _check_size(directory: Path, name: str, num_bytes: int, sizes: dict[str, int] | None) -> None:
+    path = directory / name
+    if not (path.is_file() if sizes is None else name in sizes):
         raise _damaged(path, "it is missing")
-    if (size := path.stat().st_size) != num_bytes:
+    if (size := path.stat().st_size if sizes is None else sizes[name]) != num_bytes:
         raise _damaged(path, f"it has {size} bytes, the manifest says {num_bytes}")
 
 

@@ -171,7 +171,8 @@ class ForeignSplit(TokenSplit):
         """The table of documents. Raises UserError at an id that the vocabulary does not have."""
         starts, bytes_before = [], []
         tokens = num_bytes = 0
-        for file, array in zip(self._tokens.files, self._tokens.arrays, strict=True):
+        for number, file in enumerate(self._tokens.files):
+            array = self._tokens.array(number)
             for begin in range(0, len(array), _CHUNK_TOKENS):
                 chunk = array[begin : begin + _CHUNK_TOKENS]
                 if chunk.max() >= len(self._token_bytes):

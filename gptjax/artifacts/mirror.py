@@ -1,0 +1,215 @@
+"""A work directory in an object store, and its mirror on this machine.
+
+Everything of a run but the arrays of its checkpoints is written and read in the mirror, a directory in the cache that
+names its bucket in the file `POINTER`; `push` writes to the bucket whole what has changed. Orbax writes checkpoints to
+the bucket itself, from each of several machines. What is in the bucket counts: `pull` makes the mirror like it. All
+functions take the path of any work directory, and do nothing for one that is on a disk.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from gptjax import files
+from gptjax.buckets import Bucket, Object, cache, file_md5, is_url
+from gptjax.errors import UserError
+
+POINTER = ".bucket.json"
+COMMITTED = "commit_success.txt"  # Orbax's word in a bucket that a step is whole
+CHECKPOINTS = "checkpoints"
+_STATE = re.compile(r"checkpoints/[^/]+/state/.*")  # the arrays: Orbax reads them where they are
+_LOCAL = re.compile(r"(.*/)?\.[^/]*|checkpoints/.*")  # what `push` leaves alone: locks, the pointer, what is not whole
+_pushed: dict[Path, dict[str, tuple[int, int]]] = {}  # size and time of the files of a mirror when it was last equal
+
+
+def place(text: str | Path, *, part: str = "read") -> Path:
+    """The directory that a command names: itself, or the mirror of a URL, which is not yet brought up to date.
+
+    Args:
+      part: of a mirror, what tells those apart that would disturb each other: a run, and each of its processes, has
+        one of its own; what only reads shares one.
+
+    Raises UserError for a URL that cannot be opened.
+    """
+    if not is_url(text):
+        return files.expand(text)
+    url = os.fspath(text)
+    checkpoint = re.fullmatch(r"(.*)/(checkpoints/\d+)/*", url)
+    bucket = Bucket(checkpoint[1] if checkpoint else url)
+    name = re.sub(r"[^\w.-]+", "-", bucket.url)[-80:]
+    digest = hashlib.sha256(bucket.url.encode()).hexdigest()[:8]
+    directory = cache() / f"{name}-{digest}" / part
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_whole(directory / POINTER, json.dumps({"url": bucket.url}) + "\n")
+    return directory / checkpoint[2] if checkpoint else directory
+
+
+def opened(text: str | Path) -> Path:
+    """`place`, up to date, for what reads a run. Raises UserError where the bucket cannot be read."""
+    path = place(text)
+    pull(path.parents[1] if path.parent.name == CHECKPOINTS else path)
+    return path
+
+
+def writable(text: str | Path, *, process: int = 0) -> Path:
+    """`place` for a run that writes. Raises UserError where Orbax cannot write checkpoints there."""
+    if is_url(text) and not os.fspath(text).startswith("gs://"):
+        scheme = os.fspath(text).partition("://")[0]
+        raise UserError(
+            f"--workdir={text}: checkpoints cannot be written to {scheme}://, since Orbax cannot; use gs:// or a "
+            f"directory, and copy the run to {scheme}:// when it is done"
+        )
+    return place(text, part=f"run-{process}")
+
+
+@functools.lru_cache(maxsize=64)
+def _bucket_of(directory: Path) -> Bucket | None:
+    try:
+        return Bucket(files.read_json(directory / POINTER)["url"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def bucket_of(workdir: Path) -> Bucket | None:
+    """The bucket whose mirror a work directory is; None for one on a disk."""
+    return _bucket_of(Path(workdir).absolute())
+
+
+def _owner(path: Path) -> tuple[Bucket, str] | None:
+    """The bucket, and the name in it, of a path in a mirror."""
+    path = Path(path).absolute()
+    for directory in (path, *path.parents[:4]):
+        if (bucket := _bucket_of(directory)) is not None:
+            return bucket, path.relative_to(directory).as_posix()
+    return None
+
+
+def shown(path: Path) -> str:
+    """What a person knows a path as: that of a mirror by its URL."""
+    owner = _owner(path)
+    if owner is None:
+        return str(path)
+    bucket, name = owner
+    return bucket.url if name == "." else f"{bucket.url}/{name}"
+
+
+def orbax_path(path: Path) -> Any:
+    """The path that Orbax reads and writes."""
+    if _owner(path) is None:
+        return path
+    from etils import epath
+
+    return epath.Path(shown(path))
+
+
+def arrays(checkpoint: Path) -> Any:
+    """The directory of a checkpoint's arrays as Orbax can read it: where it cannot read the store, a copy."""
+    owner = _owner(checkpoint)
+    if owner is None or owner[0].scheme == "gs":
+        return orbax_path(checkpoint / "state")
+    bucket, name = owner
+    workdir = Path(checkpoint).absolute().parents[name.count("/")]
+    found = bucket.list(f"{name}/state")
+    bucket.get([key for key, there in found.items() if not _equal(workdir / key, there)], workdir)
+    return checkpoint / "state"
+
+
+def objects(checkpoint: Path) -> dict[str, Object] | None:
+    """What the bucket has of a checkpoint, by names relative to it; None on a disk."""
+    owner = _owner(checkpoint)
+    if owner is None:
+        return None
+    bucket, name = owner
+    return {key.removeprefix(f"{name}/"): value for key, value in bucket.list(name).items()}
+
+
+def pull(workdir: Path, below: str = "") -> None:
+    """Makes a mirror like its bucket, or what is below a name; arrays and steps that are not whole are left out."""
+    if (bucket := bucket_of(workdir)) is None:
+        return
+    with FileLock(workdir / ".pull.lock"):
+        found = bucket.list(below)
+        whole = {name.rpartition("/")[0] for name in found if name.count("/") == 2 and name.endswith(f"/{COMMITTED}")}
+        wanted = {
+            name: there
+            for name, there in found.items()
+            if not _STATE.fullmatch(name) and not _hidden(name) and (_step(name) is None or _step(name) in whole)
+        }
+        here = _files(workdir, below)
+        for name in here.keys() - wanted.keys():
+            if not (_STATE.fullmatch(name) and _step(name) in whole):
+                (workdir / name).unlink(missing_ok=True)
+        bucket.get([name for name, there in wanted.items() if not _equal(workdir / name, there)], workdir)
+        for step in whole:  # an empty directory: where the arrays would be
+            (workdir / step / "state").mkdir(parents=True, exist_ok=True)
+        for directory in (workdir / CHECKPOINTS).glob("*/"):
+            if f"{CHECKPOINTS}/{directory.name}" not in whole and re.fullmatch(r"\d+", directory.name):
+                shutil.rmtree(directory)
+    if not below:
+        _pushed[Path(workdir).absolute()] = _files(workdir)
+
+
+def push(workdir: Path, names: Collection[str] | None = None) -> None:
+    """Writes the files of a mirror that have changed since it was last equal to the bucket; `names`: of these."""
+    if (bucket := bucket_of(workdir)) is None:
+        return
+    known = _pushed.setdefault(Path(workdir).absolute(), {})
+    found = {name: stamp for name, stamp in _files(workdir).items() if not _LOCAL.fullmatch(name)}
+    changed = [name for name, stamp in found.items() if known.get(name) != stamp and (names is None or name in names)]
+    bucket.put(changed, workdir)
+    known.update({name: found[name] for name in changed})
+
+
+def set_aside(path: Path, after: Path) -> None:
+    """Renames a checkpoint, in the bucket too."""
+    if (owner := _owner(path)) is not None:
+        bucket, name = owner
+        bucket.move(name, f"{name.rpartition('/')[0]}/{after.name}")
+    path.rename(after)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file of a checkpoint, in the bucket too."""
+    if (owner := _owner(path)) is not None:
+        bucket, name = owner
+        bucket.write(name, text.encode())
+    files.write_whole(path, text)
+
+
+def sha256(checkpoint: Path, file: str) -> str:
+    """sha256 of a file of a checkpoint that is in a bucket, read from there."""
+    bucket, name = _owner(checkpoint)
+    return bucket.sha256(f"{name}/{file}")
+
+
+def _files(workdir: Path, below: str = "") -> dict[str, tuple[int, int]]:
+    found = {}
+    for parent, _, names in os.walk(workdir / below):
+        for name in names:
+            path = Path(parent, name)
+            key = path.relative_to(workdir).as_posix()
+            if not _hidden(key):
+                stat = path.stat()
+                found[key] = stat.st_size, stat.st_mtime_ns
+    return found
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _step(name: str) -> str | None:
+    match = re.match(r"(checkpoints/\d+)/", name)
+    return match and match[1]
+
+
+def _equal(path: Path, there: Object) -> bool:
+    return bool(there.md5) and path.is_file() and path.stat().st_size == there.size and file_md5(path) == there.md5

@@ -1,0 +1,283 @@
+"""Files in an object store, by URL: gs://, s3:// or another protocol of fsspec.
+
+An object appears whole or not at all, and cannot be appended to. A request that fails since the store does not answer
+is made again for `PATIENCE` seconds, which is told; what is refused (no such bucket, no permission) is a UserError.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax import files
+from gptjax.errors import RunError, UserError
+
+PATIENCE = 600.0  # seconds for which a store that does not answer is asked again
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between requests, the last again and again
+_PARALLEL = 8  # files that are read or written at once
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+_PACKAGES = {"gs": "gptjax[gcs]", "gcs": "gptjax[gcs]", "s3": "gptjax[s3]"}
+_REFUSED = {
+    401: "there are no credentials that it accepts",
+    403: "there is no permission",
+    404: "there is no such bucket or object",
+}
+_SIGN_IN = {
+    "gs": "`gcloud auth application-default login`, or name a key file in GOOGLE_APPLICATION_CREDENTIALS",
+    "s3": "`aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
+
+
+def cache() -> Path:
+    """Where what object stores hold is mirrored: in $GPTJAX_CACHE or ~/.cache/gptjax."""
+    return Path(os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser().absolute() / "buckets"
+
+
+def is_url(text: str | Path) -> bool:
+    return bool(_URL.fullmatch(os.fspath(text)))
+
+
+class Object(NamedTuple):
+    """What a listing says of an object.
+
+    Attributes:
+      md5: hexadecimal; "" where the store does not say it.
+      modified: seconds since 1970 by the clock of the store, None where it does not say it.
+    """
+
+    size: int
+    md5: str
+    modified: float | None
+
+
+class Bucket:
+    """The objects under one URL; names are relative to it. Methods raise UserError and RunError that name the URL."""
+
+    def __init__(self, url: str, *, patience: float = PATIENCE):
+        """`patience`: seconds for which a store that does not answer is asked again."""
+        self.url, self._patience = url.rstrip("/"), patience
+        self.scheme, _, self._root = url.partition("://")
+        self._root = self._root.rstrip("/")
+        if not self._root:
+            raise UserError(f"{url!r} names no bucket; write {self.scheme}://BUCKET/PATH")
+        if "\0" in url or any(part in (".", "..", "") for part in self._root.split("/")):
+            raise UserError(f"{url!r} is no URL of objects: it has an empty name, '.', '..' or a character NUL")
+        self._system = self._open()
+
+    def _open(self) -> Any:
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self.scheme in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
+            options["token"] = "anon"
+        try:
+            import fsspec
+
+            return fsspec.filesystem(self.scheme, **options)
+        except (ImportError, ValueError) as error:
+            package = _PACKAGES.get(self.scheme)
+            hint = f"; pip install '{package}'" if package else ""
+            raise UserError(f"{self.url} cannot be opened: {_line(error)}{hint}") from None
+        except Exception as error:  # each store raises its own
+            raise self._refusal(error) or UserError(f"{self.url} cannot be opened: {_line(error)}") from None
+
+    def __truediv__(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def list(self, below: str = "") -> dict[str, Object]:
+        """The objects below a name, all at once. Raises UserError where there is no such bucket."""
+        place = f"{self._root}/{below}".rstrip("/")
+
+        def listed() -> dict[str, Any]:
+            try:
+                return self._system.find(place, detail=True)
+            except FileNotFoundError:
+                if self._system.exists(self._root.partition("/")[0]):
+                    return {}
+                raise
+
+        found = self._ask(listed)
+        prefix = f"{self._root}/"
+        names = {name.removeprefix("/"): info for name, info in found.items()}
+        return {
+            name.removeprefix(prefix): _object(info)
+            for name, info in sorted(names.items())
+            if name.startswith(prefix) and not name.endswith("/")
+        }
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object; None where there is none."""
+
+        def content() -> bytes | None:
+            try:
+                return self._system.cat_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return None
+
+        return self._ask(content)
+
+    def modified(self, name: str) -> float | None:
+        """When an object was last written, by the clock of the store; None where there is none, or it does not say."""
+
+        def time() -> float | None:
+            try:
+                return _object(self._system.info(f"{self._root}/{name}")).modified
+            except FileNotFoundError:
+                return None
+
+        return self._ask(time)
+
+    def sha256(self, name: str) -> str:
+        """sha256 of an object, which is read for that."""
+
+        def digest() -> str:
+            with self._system.open(f"{self._root}/{name}", "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self._ask(digest)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._ask(lambda: self._system.pipe_file(f"{self._root}/{name}", data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes an object that is not there yet. Whether it is now this one: of several at once, one is.
+
+        An emulator may know no condition on a write; then the last one is.
+        """
+        place = f"{self._root}/{name}"
+
+        def made() -> bool:
+            try:
+                if self._system.exists(place):
+                    return False
+                self._system.pipe_file(place, data, mode="create")
+            except FileExistsError:
+                pass
+            except Exception as error:
+                if getattr(error, "code", None) not in (409, 412) and _status(error) not in (409, 412):
+                    raise
+            return self._system.cat_file(place) == data
+
+        return self._ask(made)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(lambda name=name: self._system.rm_file(f"{self._root}/{name}"), missing=FileNotFoundError)
+
+    def move(self, before: str, after: str) -> None:
+        """Renames all objects below a name: they are copied, then removed."""
+        names = list(self.list(before))
+        for name in names:
+            there = f"{self._root}/{after}{name.removeprefix(before)}"
+            self._ask(lambda name=name, there=there: self._system.cp_file(f"{self._root}/{name}", there))
+        self.remove(names)
+
+    def get(self, names: Iterable[str], directory: Path) -> None:
+        """Reads objects into files of the same names under a directory; each appears whole."""
+
+        def one(name: str) -> None:
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.about(path):
+                partial = files.beside(path)
+                try:
+                    self._ask(lambda: self._system.get_file(f"{self._root}/{name}", str(partial)))
+                    partial.replace(path)
+                finally:
+                    partial.unlink(missing_ok=True)
+
+        self._each(one, names)
+
+    def put(self, names: Iterable[str], directory: Path) -> None:
+        """Writes files under a directory to objects of the same names."""
+        self._each(
+            lambda name: self._ask(lambda: self._system.put_file(str(directory / name), f"{self._root}/{name}")), names
+        )
+
+    def _each(self, act: Callable[[str], None], names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(act, names))
+
+    def _ask(self, request: Callable[[], Any], *, missing: type[BaseException] | tuple = ()) -> Any:
+        """The answer to a request, which is made again while the store does not answer."""
+        begin, tries, told = time.monotonic(), 0, False
+        while True:
+            try:
+                answer = request()
+                if told:
+                    print(f"{self.url} answers again after {time.monotonic() - begin:.0f} s", file=sys.stderr)
+                return answer
+            except missing:
+                raise
+            except Exception as error:  # each store raises its own
+                if isinstance(error, OSError) and error.filename and not is_url(str(error.filename)):
+                    raise  # of this machine's disk
+                if refusal := self._refusal(error):
+                    raise refusal from None
+                if time.monotonic() - begin >= self._patience:
+                    raise RunError(
+                        f"{self.url} has not answered for {self._patience:.0f} s: {_line(error)}. Nothing that is "
+                        "there is lost; the same command continues"
+                    ) from error
+                if not told:
+                    told = True
+                    print(
+                        f"warning: {self.url} does not answer: {_line(error)}; waiting, {self._patience:.0f} s at most",
+                        file=sys.stderr,
+                    )
+                time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+                tries += 1
+
+    def _refusal(self, error: BaseException) -> UserError | None:
+        """The error to raise for what asking again does not change; None for a store that does not answer."""
+        name, status = type(error).__name__, _status(error)
+        if isinstance(error, FileNotFoundError):
+            status = 404
+        elif isinstance(error, PermissionError) or str(error).startswith("Forbidden: "):  # an OSError of gcsfs
+            status = 403
+        elif "Credential" in name or name in ("RefreshError", "TokenRetrievalError"):
+            status = 401
+        if status not in _REFUSED:
+            return None
+        bucket = f"{self.scheme}://{self._root.partition('/')[0]}"
+        advice = {404: f"make the bucket {bucket}, or correct its name"}.get(status)
+        sign_in = _SIGN_IN.get(self.scheme, "sign in")
+        return UserError(f"{self.url}: {_REFUSED[status]}: {_line(error)}; {advice or sign_in}")
+
+
+def file_md5(path: Path) -> str:
+    """md5 of a file, hexadecimal: the sum that object stores keep of an object."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _object(info: dict[str, Any]) -> Object:
+    import base64
+
+    md5 = ""
+    if encoded := info.get("md5Hash"):  # Google's
+        md5 = base64.b64decode(encoded).hex()
+    elif re.fullmatch(r'"?[0-9a-f]{32}"?', tag := str(info.get("ETag", ""))):  # Amazon's, of an object of one part
+        md5 = tag.strip('"')
+    modified = next((info[name] for name in ("mtime", "LastModified", "updated", "created") if info.get(name)), None)
+    seconds = modified.timestamp() if hasattr(modified, "timestamp") else None
+    return Object(int(info.get("size") or 0), md5, seconds)
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of HTTP in an error, where it has one."""
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", code)
+    return int(code) if str(code).isdigit() else None
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]
