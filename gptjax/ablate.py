@@ -113,7 +113,7 @@ def _define(flag_values: flags.FlagValues) -> None:
         "reproduce", None, "run this work directory anew and compare, e.g. --reproduce=runs/a", flag_values=flag_values
     )
     for name, meaning, most in (
-        ("workers", "cells at once; 0 = one a core, or one a GPU", 4096),
+        ("workers", "cells at once; 0 = one per core, or one per GPU", 4096),
         ("steps", "of --reproduce: steps after which it stops, 0 = all; of --coordinates: steps, 0 = 10", 10**9),
         ("seeds", "of --coordinates: seeds whose mean counts; 0 = 3", 1000),
     ):
@@ -338,7 +338,7 @@ def describe(plan: Any) -> str:
         told = ", ".join(f"{name} {a!r} -> {b!r}" for name, (a, b) in changes.items() if name not in open_grids)
         told = ", ".join([told] * bool(told) + [f"{name} one of {list(grid)}" for name, grid in open_grids.items()])
         told = told or "the baseline"
-        lines.append(f"  {arm.name}: {arm.parameters:,} parameters, {arm.flops_per_token:.3g} FLOPs a token; {told}")
+        lines.append(f"  {arm.name}: {arm.parameters:,} parameters, {arm.flops_per_token:.3g} FLOPs per token; {told}")
     first, study = plan.arms[plan.study.baseline], plan.study
     flops = sum(plan.arms[cell.arm].training_flops for cell in plan.missing())
     later = sum(study.seeds for name in plan.points if plan.chosen(name) is None)

@@ -15,7 +15,7 @@ questions get the same answers. From a pipe each line is a turn, and only answer
   /set NAME VALUE       a sampling flag, e.g. /set temperature 0.7
   /save FILE.jsonl      the conversation, as data.source=messages:FILE.jsonl reads it
   /load FILE.jsonl      a conversation to go on with
-  /stats                tokens, tokens a second, how full the context is
+  /stats                tokens, tokens per second, how full the context is
   /help, /quit
 
 A message that begins with a slash is written with two. At the terminal a \\ at the end of a line continues it, Ctrl-C
@@ -180,7 +180,7 @@ class Session:
     def _statistics(self) -> str:
         answers, conversation = self.conversation.answers, self.conversation
         tokens, seconds = sum(a.tokens for a in answers), sum(a.seconds for a in answers)
-        speed = f"{tokens / seconds:.1f} tokens a second" if seconds else "no answer yet"
+        speed = f"{tokens / seconds:.1f} tokens per second" if seconds else "no answer yet"
         return (
             f"{len(answers)} answers, {tokens:,} tokens, {speed}; the context holds "
             f"{conversation.context_used:,} of {conversation.context_length:,} tokens"

@@ -213,7 +213,7 @@ def _load(text: str) -> config_lib.Config:
     if not isinstance(config, config_lib.Config):
         raise UserError(f"get_config() of --config={path} returns no config; begin with gptjax.config.get_default()")
     if not _named(config):
-        raise UserError(f"get_config() of --config={path} returns a config in which the name of an option is no text")
+        raise UserError(f"get_config() of --config={path} returns a config in which the name of an option is not text")
     return config.unlock()
 
 

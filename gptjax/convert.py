@@ -90,7 +90,7 @@ def _path(flag: str, text: str) -> Path:
             return path.resolve()
     except (RuntimeError, ValueError, OSError):  # ~nobody, a NUL, links in a circle
         pass
-    raise UserError(f"--{flag}={text[:200]!r} is no path of a directory")
+    raise UserError(f"--{flag}={text[:200]!r} is not a path of a directory")
 
 
 # ---- A result is whole ---------------------------------------------------------------------------------------------
@@ -132,14 +132,14 @@ def _is_done(place: Path, request: dict[str, Any]) -> bool:
     if not os.path.lexists(place):
         return False
     if not place.is_dir():
-        raise UserError(f"--to={place} exists and is no directory; name a new one")
+        raise UserError(f"--to={place} exists and is not a directory; name a new one")
     if not any(place.iterdir()):
         return False
     record = None
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((place / RECORD).read_text(encoding="utf-8"))
     if not isinstance(record, dict) or not isinstance(record.get("outputs"), dict):
-        raise UserError(f"--to={place} exists and is no result of convert; remove it or name a new directory")
+        raise UserError(f"--to={place} exists and is not a result of convert; remove it or name a new directory")
     if {name: record.get(name) for name in request} != request:
         changed = sorted(name for name in request if record.get(name) != request[name])
         raise UserError(

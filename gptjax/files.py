@@ -32,7 +32,7 @@ def expand(text: str | Path) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise UserError(f"{text[:200]!r} is in an object store; a path on this machine is needed here")
     if "\0" in text:
-        raise UserError(f"{text[:60]!r} is no path: it has a character NUL")
+        raise UserError(f"{text[:60]!r} is not a path: it has a character NUL")
     long = next((part for part in text.split("/") if len(os.fsencode(part)) > 255), None)
     if long is not None or len(os.fsencode(text)) > 4095:
         raise UserError(f"the path {text[:60] + '...'!r} is too long: a name has at most 255 bytes, a path 4,095")
@@ -53,7 +53,7 @@ def regular(path: Path) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {words(error)}") from None
     except ValueError:  # a NUL in it
-        raise UserError(f"{str(path)!r} is no path") from None
+        raise UserError(f"{str(path)!r} is not a path") from None
     if _handed_over(path) and not stat.S_ISDIR(mode):
         return path
     kinds = {
@@ -81,7 +81,7 @@ def _handed_over(path: Path) -> bool:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` when the context ends without an exception.
 
-    A symbolic link is followed; the owner and the mode of a file that is replaced are kept. What is no regular file
+    A symbolic link is followed; the owner and the mode of a file that is replaced are kept. What is not a regular file
     (/dev/null, a pipe) is written into, since a rename would destroy it. Raises OSError with the path in it.
     """
     with about(path):
@@ -272,7 +272,7 @@ def save_array(path: str | Path, array: Any) -> None:
 
 
 class _Write(NamedTuple):
-    """What has a method `write` and is no file of the system, which NumPy would write past Python."""
+    """What has a method `write` and is not a file of the system, which NumPy would write past Python."""
 
     write: Callable[[Any], Any]
 

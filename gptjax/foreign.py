@@ -17,7 +17,7 @@ S = TypeVar("S", bound="Schema")
 
 
 class Schema(pydantic.BaseModel):
-    """The fields of a foreign file, with their types and limits: "12", true and NaN are no numbers.
+    """The fields of a foreign file, with their types and limits: "12", true and NaN are not numbers.
 
     Attributes:
       IGNORED: keys that are known and read by nobody here, since they change neither numbers nor text.

@@ -117,7 +117,7 @@ def map_rows(function: Callable[[Parameter, Any], Any], params: Any) -> Any:
 def multiplier(text: str, path: str, option: str) -> float:
     """The factor of one parameter in "PATTERN=FACTOR PATTERN=FACTOR": that of the first pattern that matches, or 1.
 
-    Raises UserError for what is no such list; `option` names it.
+    Raises UserError for what is not such a list; `option` names it.
     """
     return next((factor for pattern, factor in _factors(text, option) if re.fullmatch(pattern, path)), 1.0)
 

@@ -190,7 +190,7 @@ def _check(options: flags.FlagValues) -> None:
     if not options.model:
         raise UserError("--model is missing; e.g. --model=mine=runs/quickstart")
     if options.chunk & (options.chunk - 1):
-        raise UserError(f"--chunk={options.chunk} is no power of 2; e.g. --chunk=256")
+        raise UserError(f"--chunk={options.chunk} is not a power of 2; e.g. --chunk=256")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'gptjax[serve]'")
 

@@ -161,7 +161,7 @@ def test_a_table_is_of_one_model_and_of_one_data(config_file, plain, tmp_path):
     assert len(tables()) == 10
     opened("g", objective__preference_loss="simpo")
     assert len(tables()) == 10 and not (tmp_path / "g" / "reference.json").exists()
-    for path in folder.iterdir():  # what is cut off is no table
+    for path in folder.iterdir():  # what is cut off is not a table
         path.write_bytes(path.read_bytes()[:-4])
     again = opened("h")
     assert any("computed, and kept" in note for note in again.told)

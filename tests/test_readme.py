@@ -50,7 +50,7 @@ def test_every_command_is_understood(path, monkeypatch):
         with pytest.raises((Understood, UserError)) as ended:
             module.main([f"gptjax {verb}", *options])
         # Some forms read their work directories, which are not here, before anything else.
-        assert ended.type is Understood or "is no work directory" in str(ended.value), command
+        assert ended.type is Understood or "is not a work directory" in str(ended.value), command
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))

@@ -170,8 +170,8 @@ def test_failed_rewards_are_skipped_and_counted_or_end_the_run(config_file, tmp_
         ({"data__word_swap": 0.1}, r"data\.word_swap is 0\.1 with"),
         ({"objective__max_new_tokens": 40}, r"no question of \w+ has at most 8 tokens.*raise model\.context_length"),
         ({"data__source": "toy:quicksort"}, "unknown toy task 'toy:quicksort'"),
-        ({"objective__reward": "exact"}, "'exact' is no reward; choose from"),
-        ({"objective__reward": "none.py:f"}, "none.py is no file"),
+        ({"objective__reward": "exact"}, "'exact' is not a reward; choose from"),
+        ({"objective__reward": "none.py:f"}, "none.py is not a file"),
     ],
     ids=str,
 )

@@ -274,11 +274,11 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
     [
         (["--best_of=4"], "--best_of=4 needs to know what is best"),
         (["--reward=format"], "--reward chooses among --best_of completions; add --best_of=8"),
-        (["--best_of=4", "--reward=nothing"], "--reward='nothing': 'nothing' is no reward; choose from exact_match"),
+        (["--best_of=4", "--reward=nothing"], "--reward='nothing': 'nothing' is not a reward; choose from exact_match"),
         (["--best_of=4", "--reward=format", "--temperature=0"], "--temperature=0 draws --best_of=4 equal"),
         (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 searches and draws nothing; leave out --best_of"),
         (["--best_of=4", "--reward=exact_match", "--prompt=a"], "exact_match compares with a reference, and 'a' has"),
-        (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is no reward model; train one with"),
+        (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is not a reward model; train one with"),
         (["--best_of=4", "--reward=model:/nowhere", "--prompt=a"], "no checkpoint in /nowhere/checkpoints"),
     ],
 )

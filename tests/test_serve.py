@@ -133,7 +133,7 @@ def test_mistakes_are_told(refused, workdir, tmp_path):
     assert "no checkpoint in" in refused(f"--model=a={tmp_path}", "--port=0")
     assert "expected NAME=DIR" in refused("--model=a=", "--port=0")
     assert "two models are called a" in refused(f"--model=a={workdir}", f"--model=a={workdir}", "--port=0")
-    assert "--chunk=48 is no power of 2" in refused(f"--model={workdir}", "--chunk=48")
+    assert "--chunk=48 is not a power of 2" in refused(f"--model={workdir}", "--chunk=48")
     assert "need 0.0" in refused(f"--model={workdir}", "--port=0", "--memory_limit=0.001")
     step = next((workdir / "checkpoints").iterdir())
     assert "get no newer checkpoints" in refused(f"--model={step}", "--port=0", "--reload=60")

@@ -3,7 +3,7 @@
   python tools/abuse_serve.py --url=http://127.0.0.1:8000 --clients=64 --seconds=120
 
 Before, polite requests are asked one after another; their answers are what the same requests must get among those who
-read slowly, go away, send what is no JSON or no UTF-8, bodies of 10 MB, and absurd values. Printed are outcomes by
+read slowly, go away, send what is not JSON or no UTF-8, bodies of 10 MB, and absurd values. Printed are outcomes by
 kind, the time to the first token, what the server has of memory and open files before and after, and the slots that
 are in use when nobody asks any more. The exit status is 1 where an answer was wrong or 5xx, or a slot was lost.
 """

@@ -4,7 +4,7 @@
   python tools/bench_serve.py --url=http://127.0.0.1:8000 --mix=chat,completion,long,broken
 
 Clients ask one after another until the time is over, each kind of request with its share of the mix. Printed are the
-time to the first token, tokens a second, and errors by kind; then what so many streams at once gain over one after
+time to the first token, tokens per second, and errors by kind; then what so many streams at once gain over one after
 another. The prompts are letters by chance, so that no two requests share one.
 """
 
@@ -38,7 +38,7 @@ class Load:
         self.max_tokens = max_tokens
         self.lock = threading.Lock()
         self.first: list[float] = []  # seconds to the first token
-        self.rates: list[float] = []  # tokens a second of each stream, from its first token on
+        self.rates: list[float] = []  # tokens per second of each stream, from its first token on
         self.tokens = 0
         self.outcomes: collections.Counter[str] = collections.Counter()
 

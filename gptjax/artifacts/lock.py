@@ -181,5 +181,5 @@ def _read(path: Path) -> Owner | None:
 def _refused(what: str, error: OSError | ValueError) -> Exception:
     """The error to raise: a mistake in the request, or, of a full or broken disk, the error itself."""
     if isinstance(error, ValueError):
-        return UserError(f"{what}: it is no path")
+        return UserError(f"{what}: it is not a path")
     return UserError(f"{what}: {files.words(error)}") if error.errno in _REFUSED else error

@@ -35,7 +35,7 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
         workdir.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         if not isinstance(error, OSError):  # a NUL in it
-            raise UserError(f"--workdir={str(workdir)!r} is no path") from None
+            raise UserError(f"--workdir={str(workdir)!r} is not a path") from None
         raise UserError(f"--workdir={workdir} cannot be made: {words(error)}") from None
     path = workdir / "config.json"
     if not os.access(workdir, os.W_OK):

@@ -151,7 +151,7 @@ def to_json(config: Config) -> str:
 def from_json(text: str, where: object = "the config") -> Config:
     """A config from the text of `to_json`. Options that are newer than the text take their defaults.
 
-    Raises UserError, with `where` in it, for what is no config.
+    Raises UserError, with `where` in it, for what is not a config.
     """
     config, stored = get_default(), json_text.parse_json(text, where)
     if not isinstance(stored, dict):
@@ -159,7 +159,7 @@ def from_json(text: str, where: object = "the config") -> Config:
     for name, entry in stored.items():
         section = config.get(name)
         if isinstance(section, Config) != isinstance(entry, dict):
-            raise UserError(f"{where}: {name} is {json_text.show(entry)}, which is no value for it")
+            raise UserError(f"{where}: {name} is {json_text.show(entry)}, which is not a value for it")
         try:
             if isinstance(entry, dict):
                 section.update(entry)

@@ -412,7 +412,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "reward_errors": Option(
             "raise",
-            "a reward that raises, hangs or is no number ends the run; skip = answers to that question bear no loss",
+            "a reward that raises, hangs or is not a number ends the run; skip = answers to that question bear no loss",
             affects="training",
             choices=("raise", "skip"),
         ),

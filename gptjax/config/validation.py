@@ -209,7 +209,7 @@ def _lora_problem(model: Config) -> str | None:
 
 
 def _matrix_of_zeros(multipliers: str) -> str | None:
-    """The first matrix in blocks that starts at zero, or None. What is no list of factors is refused elsewhere."""
+    """The first matrix in blocks that starts at zero, or None. What is not a list of factors is refused elsewhere."""
     paths = [f"blocks/{path}/kernel" for path in (*LORA_PATHS, *(f"mlp/expert_{n}" for n in ("up", "gate", "down")))]
     entries = [entry.rpartition("=") for entry in multipliers.split()]
     with contextlib.suppress(ValueError, re.error, OverflowError, RecursionError):

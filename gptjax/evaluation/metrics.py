@@ -59,7 +59,7 @@ class Outcome:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-# What is no ratio: name -> the function from one row of sums to the score. Modules of metrics add theirs.
+# What is not a ratio: name -> the function from one row of sums to the score. Modules of metrics add theirs.
 FORMULAS: dict[str, Callable[[Float[np.ndarray, " sums"]], float]] = {}
 
 

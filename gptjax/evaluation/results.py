@@ -41,7 +41,7 @@ def claim(path: Path) -> None:
     except OSError as error:
         raise UserError(f"--output={path} cannot be written: {files.words(error)}") from None
     except ValueError:
-        raise UserError(f"--output={str(path)!r} is no path") from None
+        raise UserError(f"--output={str(path)!r} is not a path") from None
 
 
 def to_json(outcomes: Outcomes) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ from gptjax.parallel import partition
 
 ROWS = 32  # of the cache: prompts that are searched together times beams
 MIN_LENGTH = 16
-NOTHING = -1e9  # the score of what is no completion
+NOTHING = -1e9  # the score of what is not a completion
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Grammar:
 
     @classmethod
     def of_schema(cls, tokenizer: Tokenizer, schema: Mapping[str, Any] | bool) -> "Grammar":
-        """A JSON value that a JSON schema admits. Raises UserError for what is no schema, or one not supported.
+        """A JSON value that a JSON schema admits. Raises UserError for what is not a schema, or one not supported.
 
         White space is that of `json.dumps`: where more may come, a weak model writes nothing else until it is cut off.
         """

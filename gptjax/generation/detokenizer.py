@@ -74,7 +74,7 @@ class Detokenizer:
         counts: Sequence[int] = ()
         if len(self._open) >= CONTEXT_TOKENS and not text.endswith(HALF_CHARACTER):
             counts = (len(self._open),)
-        elif len(self._open) >= MAX_OPEN_TOKENS:  # the bytes are no text: a character has at most four
+        elif len(self._open) >= MAX_OPEN_TOKENS:  # the bytes are not text: a character has at most four
             last = len(self._open) - CONTEXT_TOKENS
             counts = range(last, last - 4, -1)
         for count in counts:

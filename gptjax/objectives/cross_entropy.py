@@ -57,8 +57,8 @@ def token_losses(
 def _log_partition(
     logits: Float[Array, "batch length vocab"], top: Float[Array, "batch length"]
 ) -> Float[Array, "batch length"]:
-    """log sum exp of the scores, the highest of which are known. Its gradient, the softmax, is computed from the
-    scores; that of `jax.nn.logsumexp` from exponentials that the forward pass has to keep."""
+    """logsumexp of the scores, given the highest score of each row. The backward pass computes the softmax from the
+    scores again, so that the forward pass keeps no exponentials, as that of `jax.nn.logsumexp` does."""
     return top + jnp.log(jnp.exp(logits - top[..., None]).sum(-1))
 
 

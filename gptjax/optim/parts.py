@@ -14,7 +14,7 @@ class Parts:
     """The parts that all algorithms share.
 
     Attributes:
-      options: `config.optimizer`, of which an algorithm reads what is no number.
+      options: `config.optimizer`, of which an algorithm reads what is not a number.
       hyper: this step's hyper-parameters, which may be traced.
       decay: adds weight decay to a direction, which comes first.
       rate: `rate("learning_rate")` multiplies by minus that learning rate, and by the multiplier of each path.

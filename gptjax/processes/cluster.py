@@ -208,7 +208,7 @@ def _share_of_devices(environment: Mapping[str, str], tasks: int, local_id: int)
 def expand_nodes(text: str) -> list[str]:
     """["n01", "n02", "gpu7"] from Slurm's "n[01-02],gpu7"; of several brackets in a name the last runs first.
 
-    Raises UserError where it is no such list.
+    Raises UserError where it is not such a list.
     """
     nodes: list[str] = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
@@ -226,7 +226,7 @@ def _expand_numbers(text: str, whole: str) -> list[str]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
         if not match or int(match[2] or match[1]) - int(match[1]) not in range(_MOST_NODES):
-            raise UserError(f"SLURM_STEP_NODELIST={whole[:100]}: {part!r} is no range of nodes such as 01-16")
+            raise UserError(f"SLURM_STEP_NODELIST={whole[:100]}: {part!r} is not a range of nodes such as 01-16")
         first, last = match[1], match[2] or match[1]
         numbers += [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
     return numbers

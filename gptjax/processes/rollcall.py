@@ -35,7 +35,7 @@ class Connection:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message; None where the connection has ended or the line is no message."""
+        """The next message; None where the connection has ended or the line is not a message."""
         self.socket.settimeout(timeout)
         try:
             return _parse(self._reader.readline())

@@ -97,7 +97,9 @@ def missing_platform(error: BaseException) -> str | None:
         "tpu": ("tpu", "a TPU", importlib.util.find_spec("libtpu") is not None),
     }
     if name not in kinds:
-        return f"JAX_PLATFORMS={chosen}: {name} is no platform that JAX knows here; use cpu, cuda or tpu, or unset it"
+        return (
+            f"JAX_PLATFORMS={chosen}: {name} is not a platform that JAX knows here; use cpu, cuda or tpu, or unset it"
+        )
     extra, device, installed = kinds[name]
     if not installed:
         what = f"JAX for {device} is not installed; pip install 'gptjax[{extra}]', or unset it"

@@ -24,7 +24,7 @@ def value(text: str) -> Fraction | None:
     """The exact value of an expression of numbers, + - * / // % **, and parentheses, as Python reads it.
 
     None for everything else: other syntax, a division by zero, an expression of more than MAX_CHARACTERS or deeper than
-    MAX_DEPTH, a value of more than MAX_BITS bits, an exponent that is no whole number or beyond MAX_EXPONENT.
+    MAX_DEPTH, a value of more than MAX_BITS bits, an exponent that is not a whole number or beyond MAX_EXPONENT.
     """
     text = text.strip()
     if len(text) > MAX_CHARACTERS:

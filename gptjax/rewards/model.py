@@ -28,7 +28,7 @@ class ModelReward:
         place = models.find(spec.removeprefix(PREFIX))
         if place.is_published or place.config.objective.name != "reward_model":
             raise UserError(
-                f"objective.reward={spec!r}: {place.path} is no reward model; train one with "
+                f"objective.reward={spec!r}: {place.path} is not a reward model; train one with "
                 "--config.objective.name=reward_model on pairs of answers"
             )
         trained = place.load()

@@ -56,7 +56,7 @@ class UserFunction:
         self.spec, self._seconds = spec, seconds
         self._path, self._name = expand(path).absolute(), name
         if not self._path.is_file():
-            raise UserError(f"objective.reward={spec!r}: {self._path} is no file")
+            raise UserError(f"objective.reward={spec!r}: {self._path} is not a file")
         self._processes: list[_Process | None] = [None] * workers
         self._processes[0] = self._start()
 

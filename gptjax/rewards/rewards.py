@@ -90,7 +90,7 @@ class Reward:
 def parse(text: str, option: str = "objective.reward") -> list[tuple[float, str]]:
     """(weight, name) of each term of "exact_match + 0.2*format".
 
-    Raises UserError for what is no sum of rewards; `option` names it.
+    Raises UserError for what is not a sum of rewards; `option` names it.
     """
     terms = []
     # A sign between spaces separates; within a path it is a part of the name.
@@ -101,7 +101,7 @@ def parse(text: str, option: str = "objective.reward") -> list[tuple[float, str]
         is_other = re.fullmatch(rf".+\.py:[A-Za-z_]\w*|{model.PREFIX}.+", name)
         if name not in BUILT_IN and not is_other:
             raise UserError(
-                f"{option}={text[:100]!r}: {piece[:60]!r} is no reward; choose from {', '.join(BUILT_IN)}, "
+                f"{option}={text[:100]!r}: {piece[:60]!r} is not a reward; choose from {', '.join(BUILT_IN)}, "
                 "FILE.py:function and model:WORKDIR, or a sum such as 'exact_match + 0.2*format'"
             )
         weight = float(match["weight"] or 1)
@@ -139,7 +139,7 @@ def _format(config: Config):
         pattern = regex.compile(config.objective.reward_pattern, regex.DOTALL)
     except (regex.error, RecursionError, OverflowError) as error:
         raise UserError(
-            f"objective.reward_pattern={config.objective.reward_pattern[:100]!r} is no regular expression: {error}"
+            f"objective.reward_pattern={config.objective.reward_pattern[:100]!r} is not a regular expression: {error}"
         ) from None
     seconds = config.objective.reward_seconds
 

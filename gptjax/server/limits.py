@@ -45,7 +45,7 @@ class Limits:
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """The keys in a file, one a line; # begins a comment. Raises UserError, also where others can read it."""
+    """The keys in a file, one per line; # begins a comment. Raises UserError, also where others can read it."""
     path = files.regular(files.expand(path))
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(f"--api_keys={path} can be read by others; chmod 600 {path}")
@@ -55,7 +55,9 @@ def read_keys(path: Path) -> tuple[str, ...]:
         raise UserError(f"--api_keys={path} cannot be read: {error}") from None
     keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
     if not keys:
-        raise UserError(f"--api_keys={path} has no key; write one a line, such as the output of `openssl rand -hex 32`")
+        raise UserError(
+            f"--api_keys={path} has no key; write one per line, such as the output of `openssl rand -hex 32`"
+        )
     return keys
 
 

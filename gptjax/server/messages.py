@@ -47,7 +47,7 @@ def normal(messages: Sequence[schemas.Message]) -> list[Message]:
 
 
 def text_of(content: str | list[dict[str, Any]] | None, where: str) -> str:
-    """Content as text: null is none, parts are joined. Raises ApiError for parts that are no text."""
+    """Content as text: null is none, parts are joined. Raises ApiError for parts that are not text."""
     if not isinstance(content, list):
         return content or ""
     texts = []
@@ -119,7 +119,7 @@ def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
-            raise ApiError(f"{where}.tool_calls has arguments that are no JSON", param="messages") from None
+            raise ApiError(f"{where}.tool_calls has arguments that are not JSON", param="messages") from None
     return {
         "type": "function",
         "id": str(call.get("id", "")),

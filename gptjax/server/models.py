@@ -84,7 +84,7 @@ def load(texts: Sequence[str], options: EngineOptions, memory_limit: float = 0, 
     merged = len(found) == 1
     workdirs = {name: files.expand(text) for name, text in pairs if (files.expand(text) / "checkpoints").is_dir()}
     if reload and not workdirs:
-        raise UserError(f"--reload: {', '.join(names)} are no work directories of runs, and get no newer checkpoints")
+        raise UserError(f"--reload: {', '.join(names)} are not work directories of runs, and get no newer checkpoints")
     served: list[Served] = []
     for name, location in found:
         served.append(Served(name, location.load(merge=merged), options, others=served))

@@ -132,7 +132,7 @@ class ApplyTemplate(Schema):
 
 
 def read(schema: type[S], body: bytes) -> S:
-    """A body as its schema. Raises ApiError with the parameter that is wrong, UserError for what is no JSON."""
+    """A body as its schema. Raises ApiError with the parameter that is wrong, UserError for what is not JSON."""
     value = parse_json(body, "the body")
     try:
         return foreign.check(schema, value, "the request")

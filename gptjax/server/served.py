@@ -162,7 +162,7 @@ class Served:
         return ids if len(ids) else np.array([self.tokenizer.eot_id], np.int32)
 
     def token_text(self, token: int) -> str:
-        """A token by itself; one that is no UTF-8 as bytes:\\xNN, so that no two have the same name."""
+        """A token by itself; one that is not UTF-8 as bytes:\\xNN, so that no two have the same name."""
         if token in self._names:
             return self._names[token]
         raw = self.token_bytes(token)

@@ -8,7 +8,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 class ToolCalls:
-    """Parts an answer, as it comes, into text and calls. What is no whole call stays text.
+    """Parts an answer, as it comes, into text and calls. What is not a whole call stays text.
 
     Attributes:
       calls: those found so far, in OpenAI's form.
@@ -44,7 +44,7 @@ class ToolCalls:
         return shown, found
 
     def finish(self) -> str:
-        """What was held and is no call."""
+        """What was held and is not a call."""
         held, self._held = self._held, ""
         return held
 

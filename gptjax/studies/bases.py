@@ -4,7 +4,7 @@ from gptjax.config import Config, get_default
 
 
 def small(num_steps: int = 300) -> Config:
-    """A GPT of 0.23M parameters on the documentation of Python: 1,024 tokens a step, half a minute on one core.
+    """A GPT of 0.23M parameters on the documentation of Python: 1,024 tokens per step, half a minute on one core.
 
     300 steps are a fifth of an epoch. What a study compares is on top of it.
     """

@@ -126,7 +126,7 @@ def expected(step: int) -> float:
 
 
 def relative(ours: float | None, theirs: float | None) -> float:
-    """The difference of two values in units of the larger one; infinity where one of them is no number."""
+    """The difference of two values in units of the larger one; infinity where one of them is not a number."""
     if ours is None or theirs is None:
         return math.inf
     return abs(ours - theirs) / max(abs(ours), abs(theirs))
@@ -135,7 +135,7 @@ def relative(ours: float | None, theirs: float | None) -> float:
 def _losses(workdir: Path) -> dict[int, float | None]:
     path = workdir / "metrics.jsonl"
     if not path.exists():
-        raise UserError(f"{workdir} is no work directory: it has no metrics.jsonl")
+        raise UserError(f"{workdir} is not a work directory: it has no metrics.jsonl")
     return {line["step"]: line.get("loss") for line in metrics.read(path) if line.get("split") == "train"}
 
 
@@ -143,9 +143,9 @@ def _config(workdir: Path) -> config_lib.Config:
     try:
         return config_lib.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{workdir} is no work directory: it has no config.json") from None
+        raise UserError(f"{workdir} is not a work directory: it has no config.json") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, UserError):
-        raise UserError(f"{workdir / 'config.json'} is damaged: it is no config of a run") from None
+        raise UserError(f"{workdir / 'config.json'} is damaged: it is not a config of a run") from None
 
 
 def manifest(workdir: Path) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def notes(plan: Plan) -> tuple[str, ...]:
 
 
 def _mixed_versions(plan: Plan) -> list[str]:
-    """That cells were run with several versions of JAX, which is no part of their keys."""
+    """That cells were run with several versions of JAX, which is not part of their keys."""
     stored = (differences.manifest(cell.workdir) for cell in (*plan.tuning, *plan.cells))
     found = sorted({str(version) for m in stored if (version := _part(m, "packages").get("jax"))})
     told = f"Cells were run with several versions of JAX, {' and '.join(found)}: losses may differ by rounding."

@@ -1,4 +1,4 @@
-"""Runs the cells of a study on this machine: one process a core on a CPU, one a GPU where there are any.
+"""Runs the cells of a study on this machine: one process per core on a CPU, one per GPU where there are any.
 
 A small model does not gain from a second core what a second run does: on two cores, two runs side by side are done
 sooner than one after the other.
@@ -90,7 +90,7 @@ def run(
 
     Args:
       jobs: cells, each alone or packed with others; the next is asked for when there is a place for it.
-      workers: jobs at once; 0: one a core, or one a GPU.
+      workers: jobs at once; 0: one per core, or one per GPU.
       show: told what the cells that run or have just ended are doing, {name: words}.
       halt: asked at each look whether a cell that runs is to stop; it saves.
       ended: told of each cell whose process has ended.

@@ -102,7 +102,7 @@ def rerun(run: Path, workdir: Path, *, steps: int = 0, show: Callable[[dict[str,
 
     With the flags of its compiler and, on a CPU, as many devices. A command that was stopped goes on.
 
-    Raises UserError for what is no run and for a directory that is not free, RunError where the training fails.
+    Raises UserError for what is not a run and for a directory that is not free, RunError where the training fails.
     """
     cell, last = _cell(run, workdir), _last(run)
     wanted = min(steps or last, last)
@@ -125,7 +125,7 @@ def rerun(run: Path, workdir: Path, *, steps: int = 0, show: Callable[[dict[str,
 def _cell(run: Path, workdir: Path) -> Cell:
     path = run / "config.json"
     if not path.is_file():
-        raise UserError(f"--reproduce={run} is no work directory: it has no config.json")
+        raise UserError(f"--reproduce={run} is not a work directory: it has no config.json")
     config = config_lib.from_json(path.read_text(encoding="utf-8", errors="replace"), path)
     config_lib.validate(config)
     return Cell(run.resolve().name, config.seed, config, config, "", workdir, config.train.num_steps, "again")

@@ -132,10 +132,10 @@ def _axis(flag: str, path: str, text: str) -> Axis:
     number = isinstance(option.default, int | float) and not isinstance(option.default, bool)
     if not (number or option.duration) or option.affects in ("place", "record", "computation", "score"):
         raise UserError(
-            f"{flag}: {path} is no number that the training depends on; arms of a study compare such options"
+            f"{flag}: {path} is not a number that the training depends on; arms of a study compare such options"
         )
     if "seed" in path:
-        raise UserError(f"{flag}: a seed is no hyper-parameter; --search.seeds=3 averages over seeds")
+        raise UserError(f"{flag}: a seed is not a hyper-parameter; --search.seeds=3 averages over seeds")
     between = ".." in text
     parts = text.split("..") if between else text.split(",")
     if len(parts) < 2 or (between and len(parts) > 2):

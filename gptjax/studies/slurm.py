@@ -62,7 +62,7 @@ def read_options(chosen: Sequence[str]) -> dict[str, str]:
         if name in RESERVED:
             raise UserError(f"--slurm.{name}: gptjax sets --{name} itself; leave it out")
         if len(value) > 1000 or not value.isprintable():
-            raise UserError(f"--slurm.{name} is no value of one line")
+            raise UserError(f"--slurm.{name} is not a value of one line")
         found[name] = value
     return found
 
@@ -157,7 +157,7 @@ def _entry(cell: Cell) -> dict[str, str | int]:
 
 def _slurm(command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
     """Runs a command of Slurm. One that hangs has failed."""
-    # A command inside a job is no part of that job.
+    # A command inside a job is not part of that job.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_J", "SBATCH_"))}
     try:
         return subprocess.run(

@@ -70,7 +70,7 @@ class Study:
       first_seed: the first of them.
       tuning_seeds: on how many seeds grids are tried, or which: (0, 1). A number means seeds of their own, from
         1,000,000 on: the score of a point on the seeds that it was chosen by is too good (the best of several noisy
-        scores), so these are no part of the comparison. Seeds that are named may be among the study's: such a cell
+        scores), so these are not part of the comparison. Seeds that are named may be among the study's: such a cell
         counts and does not run twice, and the arm's score is that much too good.
       vary: what a seed changes: "both", the "seed" of initial values and dropout, or the "data_seed" of the order; the
         other one is first_seed.
@@ -293,8 +293,8 @@ def _at_rung(claim: str, rung: str) -> str:
 def ends(path: str, tried: Sequence[Any]) -> dict[Any, str]:
     """{value: "smallest" or "largest"} of the values of an option beyond which an optimum may lie.
 
-    The limit of an option is no end, since nothing lies beyond it: of a dropout, 0. Texts have no order, and no ends;
-    durations in one unit have.
+    The limit of an option is not an end, since nothing lies beyond it: of a dropout, 0. Texts have no order and no
+    ends; durations in one unit have both.
     """
     option = config_lib.flat_options()[path]
     numbers = {value: _number(option, value) for value in tried}
@@ -321,7 +321,7 @@ def set_options(config: Config, overrides: Mapping[str, Any], where: str) -> Non
     known = config_lib.flat_options()
     for path, value in overrides.items():
         if path not in known:
-            raise UserError(f"{where}: {path} is no option{config_lib.suggestion(path, known)}")
+            raise UserError(f"{where}: {path} is not an option{config_lib.suggestion(path, known)}")
         section, _, name = path.rpartition(".")
         (config[section] if section else config)[name] = value  # `validate` says what is wrong with it
 

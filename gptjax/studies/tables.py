@@ -136,7 +136,7 @@ def cost(plan: Plan) -> Table:
     ]
     told = plan.study.unmatched.items()
     notes = tuple(f"Arms may differ in {quantity.replace('_', ' ')}: {reason}" for quantity, reason in told)
-    return Table("Cost", ("arm", "parameters#", "FLOPs a token#", "tokens#", "training FLOPs#"), rows, notes)
+    return Table("Cost", ("arm", "parameters#", "FLOPs per token#", "tokens#", "training FLOPs#"), rows, notes)
 
 
 def setting(plan: Plan) -> Table:

@@ -1,7 +1,7 @@
 """How long the cells of a study took, and what their arms had reached when the fastest of them was done.
 
 Seconds are those of training (waiting for data, steps, the loop between them), without start-up, compilation and
-validation, and go on over restarts. They depend on the machine and on what ran beside: they are no part of report.md
+validation, and go on over restarts. They depend on the machine and on what ran beside: they are not part of report.md
 and results.csv, which two runs of a study write alike. Cells that are packed share their seconds.
 """
 

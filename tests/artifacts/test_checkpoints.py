@@ -135,7 +135,7 @@ def test_the_checkpoint_of_another_optimizer_is_refused(ema_run):
         ({1: 3.0, 2: 2.0, 3: 1.0}, 2, [2, 3], 3),  # the best is among the newest
         ({1: 1.0, 2: None, 3: None, 4: None}, 1, [1, 4], 1),  # without a loss a checkpoint is never the best
         ({1: None, 2: None, 3: None}, 2, [2, 3], 3),  # no losses at all: the last stands for the best
-        ({1: math.nan, 2: 2.0, 3: math.inf, 4: 3.0}, 1, [2, 4], 2),  # what is no number is never the best
+        ({1: math.nan, 2: 2.0, 3: math.inf, 4: 3.0}, 1, [2, 4], 2),  # what is not a number is never the best
     ],
 )
 def test_the_newest_and_the_best_are_kept(tiny_config, tmp_path, losses, keep, kept, best):

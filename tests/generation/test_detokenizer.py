@@ -93,7 +93,7 @@ def test_result_does_not_depend_on_how_many_tokens_come_at_once(text, stop, size
 
 
 def byte_fallback() -> Tokenizer:
-    """Writes bytes as the vocabularies of Llama do: a run of them that is no text is given up as a whole."""
+    """Writes bytes as the vocabularies of Llama do: a run of them that is not text is given up as a whole."""
     words = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="</s>"))
     model.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])

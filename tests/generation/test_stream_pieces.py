@@ -60,7 +60,7 @@ def test_a_text_comes_in_whole_characters(kind, words, size):
 @given(data=st.data(), size=st.integers(1, 5))
 def test_any_tokens_are_those_of_all_decoded_at_once(kind, data, size):
     tokenizer = vocabulary(kind)
-    # Of a run of bytes that is no text, a decoder of this kind gives up also what was text and is shown.
+    # Of a run of bytes that is not text, a decoder of this kind gives up also what was text and is shown.
     first = tokenizer.encode("the").min() if kind == "SentencePiece" else 0
     tokens = data.draw(st.lists(st.integers(int(first), tokenizer.vocab_size - 1), max_size=80))
     assert "".join(stream(tokenizer, tokens, size)) == tokenizer.decode(tokens)

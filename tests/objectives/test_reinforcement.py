@@ -197,7 +197,7 @@ def test_micro_batches_meshes_and_pieces_change_nothing(config, alone, changes, 
     found, moved = Trainer(config)(made)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
-    # Adam's first update has the size of the rate, whatever the gradient: compared where that is no rounding error.
+    # Adam's first update has the size of the rate, whatever the gradient: compared where that is not a rounding error.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), moved, params)
 
 

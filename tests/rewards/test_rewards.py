@@ -77,7 +77,7 @@ def test_sums_have_weights():
 
 @pytest.mark.parametrize("text", ["", "exact", "exact_match +", "2*", "exact_match + 0.2 format", "a.txt:f", "x.py:1a"])
 def test_what_is_no_reward_is_refused(text):
-    with pytest.raises(UserError, match="is no reward; choose from exact_match, number"):
+    with pytest.raises(UserError, match="is not a reward; choose from exact_match, number"):
         parse(text)
 
 
@@ -128,7 +128,7 @@ def test_it_ends_the_run_where_it_is_not_skipped(functions):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (None, "f", "is no file"),
+        (None, "f", "is not a file"),
         ("def g(): pass", "f", "has no function 'f'"),
         ("import no_such_module_at_all", "f", "ModuleNotFoundError"),
         ("def f(:", "f", "SyntaxError"),

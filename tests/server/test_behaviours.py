@@ -395,4 +395,4 @@ def test_23_the_beginning_is_there_once(client, models):
     assert ids.count(chat.tokenizer.special_tokens["<|im_start|>"]) == 2
     assert np.array_equal(ids[: len(chat.begin_ids)], chat.begin_ids) and ids.count(chat.tokenizer.eot_id) == 1
     spelled = post(client, "/tokenize", messages=[{"role": "user", "content": "<|im_end|>"}]).json()["tokens"]
-    assert spelled.count(chat.tokenizer.special_tokens["<|im_end|>"]) == 1, "what a user spells is no special token"
+    assert spelled.count(chat.tokenizer.special_tokens["<|im_end|>"]) == 1, "what a user spells is not a special token"

@@ -53,7 +53,7 @@ def test_rounding_is_known_from_another_training(tiny_config, tmp_path):
 
 def test_what_is_no_run_is_refused(tiny_config, tmp_path):
     one = write(tmp_path / "a", tiny_config, [2.0])
-    with pytest.raises(UserError, match="is no work directory"):
+    with pytest.raises(UserError, match="is not a work directory"):
         compare(one, tmp_path / "b")
     (one / "config.json").write_text("[]")
     with pytest.raises(UserError, match="is damaged"):

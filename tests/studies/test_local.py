@@ -1,4 +1,4 @@
-"""What ends a cell without saying anything of its arm is no result; what diverged is one."""
+"""What ends a cell without saying anything of its arm is not a result; what diverged is one."""
 
 import json
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_reproduced(run_of, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="other is there already"):
         reproduction.rerun(run, tmp_path / "other", show=print)
-    with pytest.raises(UserError, match=r"is no work directory: it has no config.json"):
+    with pytest.raises(UserError, match=r"is not a work directory: it has no config.json"):
         reproduction.rerun(tmp_path / "other", tmp_path / "new", show=print)
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="has no step to compare with"):

@@ -146,7 +146,7 @@ def ran(monkeypatch):
         ({"ladder": {"a.b": {}, "c": {}, "d": {}}}, "no name of a rung"),
         ({"ladder": {"a": {RATE: Grid(1, 2)}, "c": {}, "d": {}}}, "has a grid"),
         ({"ladder": {"a": {"optimizer.name": "lion"}, "c": {}, "d": {}}}, "both set optimizer.name"),
-        ({"ladder": {"a": {"train.step": 1}, "c": {}, "d": {}}}, "train.step is no option"),
+        ({"ladder": {"a": {"train.step": 1}, "c": {}, "d": {}}}, "train.step is not an option"),
         ({"loss_floor": -1.0}, "loss_floor must be"),
     ],
 )

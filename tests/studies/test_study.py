@@ -62,7 +62,7 @@ def study_file(tiny_corpus, tmp_path_factory) -> Path:
         ({"arms": {}, "claims": ()}, "at least one arm"),
         ({"arms": {"a": {}, "b": {}}, "claims": ()}, "the arms 'a' and 'b' are the same"),
         ({"arms": {"a": {"seed": 1}}, "claims": ()}, "arm 'a' sets seed; all arms have the seeds of the study"),
-        ({"arms": {"a": {"model.layers": 1}}, "claims": ()}, "arm 'a': model.layers is no option; did you mean"),
+        ({"arms": {"a": {"model.layers": 1}}, "claims": ()}, "arm 'a': model.layers is not an option; did you mean"),
         ({"arms": {"a": {"model.num_layers": -1}}, "claims": ()}, "(?s)arm 'a': .*model.num_layers is -1"),
         ({"arms": {"a/b": {}}, "claims": ()}, "'a/b' is no name of an arm"),
         ({"claims": "norm < none"}, "study.claims must be texts"),

@@ -35,7 +35,7 @@ def ended(command: Command, status: int, allowed: Collection[int]) -> None:
         raise Wrong(f"{_verb(command)} ends with status {status}, not {_or(allowed)}: {command.last_line()}")
     line = command.last_line()
     if status in (1, 2) and (not line.startswith(("failed: ", "error: ")) or _PYTHONS_WORDS.search(line)):
-        raise Wrong(f"{_verb(command)} ends with status {status}, and its last line is no sentence: {line}")
+        raise Wrong(f"{_verb(command)} ends with status {status}, and its last line is not a sentence: {line}")
     if len(line) > _LONGEST:
         raise Wrong(f"the last line of {_verb(command)} has {len(line)} characters")
 

@@ -49,7 +49,7 @@ class PackedBatches(BatchSource):
         """
         if not split.has_mask:
             raise UserError(
-                f"the {split.name} split has no loss mask, so its documents are no dialogues; "
+                f"the {split.name} split has no loss mask, so its documents are not dialogues; "
                 "read it in windows, or prepare it from a source of dialogues"
             )
         self.split = split

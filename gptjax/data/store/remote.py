@@ -60,7 +60,7 @@ def publish(directory: Path, url: str, *, first: str, last: str) -> None:
 
     Args:
       first: the file that says of what it is, so that an upload that is ended is known again.
-      last: the manifest, without which it is no store.
+      last: the manifest, without which it is not a store.
     """
     bucket = Bucket(url)
     names = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]

@@ -106,7 +106,7 @@ class TokenSplit:
 
     @property
     def document_is_worse(self) -> Bool[np.ndarray, " documents"]:
-        """Which documents are answers to be unlearnt: they are no examples of language."""
+        """Which documents are answers to be unlearnt: they are not examples of language."""
         return np.isin(self.document_kinds, WORSE)
 
     def read(self, start: int, length: int) -> Int32[np.ndarray, " length"]:

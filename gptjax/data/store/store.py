@@ -108,7 +108,7 @@ def open_store(directory: str | Path) -> Store:
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(manifest, dict):
-        raise _damaged(path, "it is no object")
+        raise _damaged(path, "it is not an object")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise UserError(f"{directory} has format version {version}, expected {FORMAT_VERSION}; build it again")
     try:
@@ -141,7 +141,7 @@ def _check_array(path: Path, rows: int) -> None:
     try:
         found = len(np.load(path, mmap_mode="r"))
     except (OSError, ValueError, EOFError, TypeError):
-        raise _damaged(path, "it is no whole array") from None
+        raise _damaged(path, "it is not a whole array") from None
     if found != rows:
         raise _damaged(path, f"it has {found} rows, the manifest says {rows} documents")
 

@@ -205,7 +205,7 @@ def _shard(path: Path, size: int, dtype: str, large: bool) -> tuple[ShardFile, s
     with path.open("rb") as opened:
         head = opened.read(_LOOK_BYTES)
     if kind := next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), None):
-        raise UserError(f"{path} is no token file: it is {kind}")
+        raise UserError(f"{path} is not a token file: it is {kind}")
     numbers = np.frombuffer(head[:_HEADER_BYTES].ljust(_HEADER_BYTES, b"\0"), "<i4")
     if numbers[0] in _HEADERS:
         return _shard_with_header(path, size, *map(int, numbers[:3]))

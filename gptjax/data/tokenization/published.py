@@ -211,7 +211,7 @@ def _wordpiece(directory: Path, config: TokenizerConfig, unknown: str) -> Any:
     ids = published_files.read_lines(path)
     if unknown not in ids:
         raise UserError(
-            f"{path} has no {unknown}, which stands for what is in no vocabulary; it is no vocab.txt of BERT"
+            f"{path} has no {unknown}, which stands for what is in no vocabulary; it is not a vocab.txt of BERT"
         )
     tokenizer = Tokenizer(guarded(lambda: models.WordPiece(ids, unk_token=unknown), path))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -326,7 +326,7 @@ def guarded(make: Callable[[], Any], where: object) -> Any:
         return make()
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # pyo3's PanicException is no Exception
+    except BaseException as error:  # pyo3's PanicException is not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = str(error).strip().partition("\n")[0][:200]

@@ -88,7 +88,7 @@ class TokenizerConfig(SpecialTokensMap):
                 "model_max_length max_length max_len padding padding_side padding_strategy truncation",
                 "truncation_side truncation_strategy stride pad_to_multiple_of pad_token_type_id",
                 "model_input_names return_token_type_ids",
-                # Of text that spells a special token, which is never one here; of decoding bytes that are no text.
+                # Of text that spells a special token, which is never one here; of decoding bytes that are not text.
                 "split_special_tokens spaces_between_special_tokens errors",
                 # Of SentencePiece's own library, and of a dialogue's words (the chat template has its own).
                 "sp_model_kwargs legacy use_default_system_prompt response_template",
@@ -204,7 +204,7 @@ def read_ids(path: Path) -> dict[str, int]:
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
-    """merges.txt: two tokens a line, in the order in which they are joined."""
+    """merges.txt: two tokens per line, in the order in which they are joined."""
     merges = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.removesuffix("\r")

@@ -108,7 +108,7 @@ def _parse(path: Path) -> Any:
     except OSError as error:
         wrong = files.words(error)
     if wrong:
-        raise UserError(f"{path} is no SentencePiece model: {wrong}")
+        raise UserError(f"{path} is not a SentencePiece model: {wrong}")
     return proto
 
 

@@ -72,7 +72,7 @@ class AdapterConfig(foreign.Schema):
 
 
 def read(directory: Path) -> AdapterConfig:
-    """Raises UserError for what is no LoRA, and for every field that is not followed."""
+    """Raises UserError for what is not a LoRA adapter, and for every field that is not followed."""
     path = directory / CONFIG
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{path} is missing; expected a directory of adapters of PEFT")

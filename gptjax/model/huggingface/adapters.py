@@ -94,7 +94,7 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
                 continue
             down, up = (matrix.read().T for matrix in pair)
             if down.ndim != 2 or up.ndim != 2 or not all(matrix.dtype in files.FLOATS for matrix in pair):
-                problems.append(f"{module} has adapters that are no matrices of floats")
+                problems.append(f"{module} has adapters that are not matrices of floats")
                 continue
             if (down.shape[0], up.shape[1]) != (shapes[0][-2], borders[-1]) or down.shape[1] != up.shape[0]:
                 problems.append(

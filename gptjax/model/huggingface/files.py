@@ -67,7 +67,7 @@ Weights = Mapping[str, Tensor]
 def locate(name: str, *, allow_pickle: bool = False) -> Path:
     """The directory of a model. A name on the hub is looked up in the hub's cache, or downloaded.
 
-    Raises UserError where `name` is no directory and the hub's cache and the hub do not give it.
+    Raises UserError where `name` is not a directory and the hub's cache and the hub do not give it.
     """
     try:
         path = Path(name).expanduser()
@@ -200,7 +200,7 @@ def _open_pickle(file: Path) -> Weights:
     try:
         state = torch.load(regular(file), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ValueError("it is no table of names and tensors")
+            raise ValueError("it is not a table of names and tensors")
     except UserError:
         raise
     except Exception as error:  # the file may hold anything

@@ -401,7 +401,7 @@ def test_only_answers_and_their_ends_bear_loss(chat):
         assert tokens[0] == tokenizer.eot_id and not mask[0]
         assert tokens[mask][-1] == end
         assert tokenizer.decode(tokens[mask]).startswith("Answer ")
-        assert (tokens == end).sum() == 3, "the text <|im_end|> of a message is no token"
+        assert (tokens == end).sum() == 3, "the text <|im_end|> of a message is not a token"
     chat.verify()
 
 

@@ -217,5 +217,5 @@ def test_a_sentencepiece_model_alone(model_type, tmp_path):
 def test_a_damaged_sentencepiece_model(content, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(content)
     write_json(tmp_path / "config.json", {"model_type": "llama"})
-    with pytest.raises(UserError, match=r"tokenizer\.model is no SentencePiece model"):
+    with pytest.raises(UserError, match=r"tokenizer\.model is not a SentencePiece model"):
         build_tokenizer(f"hf:{tmp_path}")
