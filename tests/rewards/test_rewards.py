@@ -82,7 +82,7 @@ def test_what_is_no_reward_is_refused(text):
 
 
 def test_a_pattern_that_is_none_or_takes_for_ever():
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         reward("format", reward_pattern="(")
     (value,) = values("format", ["a" * 60 + "b"], reward_pattern="(a|aa)+", reward_seconds=0.05, reward_errors="skip")
     assert value == 0 or math.isnan(value)
