@@ -55,7 +55,7 @@ def test_each_file_is_read_once_whatever_links_lead_to_it(tmp_path):
         ("{}/pipe", "is a named pipe"),
         ("{}/p*", "is a named pipe"),
         ("~no-such-user-here/x", "there is no user"),
-        ("a\0b", "no path: it has a character NUL"),
+        ("a\0b", "not a path: it has a character NUL"),
         ("x" * 300, "is too long"),
     ],
 )
