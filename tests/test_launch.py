@@ -1,35 +1,27 @@
-"""tools/launch.py: what it would do."""
+"""`gptjax launch`: what it would do."""
 
-import importlib.util
 import shlex
-from pathlib import Path
+import subprocess
 
 import pytest
 import yaml
 
-TOOL = Path(__file__).parent.parent / "tools" / "launch.py"
-
-
-@pytest.fixture(scope="module")
-def launch():
-    spec = importlib.util.spec_from_file_location("launch", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from gptjax import cli, launch
+from gptjax.launchers import tpu_slice
 
 
 @pytest.fixture
-def dry_run(launch, capsys, monkeypatch):
-    """Runs the tool with --dry_run: (status, output, errors). Nothing may be started."""
+def dry_run(capsys, monkeypatch):
+    """Runs the verb with --dry_run: (status, output, errors). Nothing may be started."""
 
     def forbidden(*arguments, **options):
         raise AssertionError(f"started {arguments}")
 
-    monkeypatch.setattr(launch.subprocess, "run", forbidden)
-    monkeypatch.setattr(launch.subprocess, "Popen", forbidden)
+    monkeypatch.setattr(subprocess, "run", forbidden)
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
 
     def run(text: str):
-        status = launch.main([*shlex.split(text)])
+        status = cli.run(launch.main, ["gptjax launch", *shlex.split(text)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -52,8 +44,8 @@ SLICES = [
 
 
 @pytest.mark.parametrize(("text", "chips", "hosts", "chips_per_host", "accelerator_type"), SLICES)
-def test_slices(launch, text, chips, hosts, chips_per_host, accelerator_type):
-    found = launch.Slice.parse(text)
+def test_slices(text, chips, hosts, chips_per_host, accelerator_type):
+    found = tpu_slice.Slice.parse(text)
     assert (found.chips, found.hosts, found.chips_per_host) == (chips, hosts, chips_per_host)
     assert found.generation.accelerator_type(chips) == accelerator_type
 
@@ -117,7 +109,7 @@ def test_tpu_training_runs_on_all_workers_of_all_slices(dry_run):
 
 
 @pytest.mark.parametrize(("topology", "chips", "hosts", "chips_per_host", "_"), SLICES)
-def test_jobset(dry_run, launch, topology, chips, hosts, chips_per_host, _):
+def test_jobset(dry_run, topology, chips, hosts, chips_per_host, _):
     where = f"--name=a --topology={topology} --slices=3 --image=i --bucket=b --config=c.py --workdir=runs/a --dry_run"
     status, text, _ = dry_run(f"""gke {where} -- "--config.logging.sample_prompt=it's" """)
     assert status == 0
@@ -129,7 +121,7 @@ def test_jobset(dry_run, launch, topology, chips, hosts, chips_per_host, _):
     assert spec["completions"] == spec["parallelism"] == hosts
     pod = spec["template"]["spec"]
     assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": launch.GENERATIONS[topology.partition(":")[0]].gke_accelerator,
+        "cloud.google.com/gke-tpu-accelerator": tpu_slice.GENERATIONS[topology.partition(":")[0]].gke_accelerator,
         "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
     }
     (container,) = pod["containers"]
@@ -163,13 +155,9 @@ TPU = "tpu train --zone=z --bucket=bucket --config=c.py --workdir=runs/a"
         ),
     ],
 )
-def test_what_cannot_be_started_is_refused_in_the_last_line(launch, capsys, arguments, words):
-    status = None
-    try:
-        status = launch.main([*shlex.split(arguments), "--dry_run"])
-    except SystemExit as end:
-        status = end.code
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+def test_what_cannot_be_started_is_refused_in_the_last_line(dry_run, arguments, words):
+    status, _, errors = dry_run(f"{arguments} --dry_run")
+    last = errors.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and words in last, last
 
 

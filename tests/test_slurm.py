@@ -152,7 +152,7 @@ def test_a_process_that_never_shows_up_is_named(cluster, config_file, tmp_path):
 def test_a_batch_job_of_the_launcher(cluster, config_file, alone, tmp_path):
     log = tmp_path / "job.log"
     workdir = tmp_path / "run"
-    launch = [sys.executable, "tools/launch.py", "slurm", "--nodes=2", f"--config={config_file}", f"--log={log}"]
+    launch = [sys.executable, "-m", "gptjax.launch", "slurm", "--nodes=2", f"--config={config_file}", f"--log={log}"]
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
     subprocess.run(
         [*launch, f"--workdir={workdir}", "--time=10"],
