@@ -1,9 +1,11 @@
-"""Start a training run on other machines: Slurm, Cloud TPU VMs or GKE.
+"""Start a training run on other machines: Slurm, Cloud TPU VMs, GKE or SkyPilot.
 
   python -m gptjax.launch slurm --nodes=2 --gpus_per_node=8 --config=configs/gpt2_124m.py --workdir=/shared/runs/a
   python -m gptjax.launch tpu create --name=a --zone=us-west4-a --topology=v5e:4x4      (setup, describe, delete)
   python -m gptjax.launch tpu train --name=a --zone=us-west4-a --topology=v5e:4x4 --config=C --workdir=gs://B/runs/a
   python -m gptjax.launch gke --name=a --topology=v5e:4x4 --image=IMAGE --config=C --workdir=gs://B/runs/a
+  python -m gptjax.launch sky --nodes=2 --accelerators=H100:8 --spot --config=C --workdir=gs://B/runs/a
+  python -m gptjax.launch managed --config=C      in a container of Vertex AI, SageMaker or ModelArts
 
 Arguments after `--` are passed to `gptjax train` unchanged, e.g. -- --config.train.num_steps=500. With --dry_run the
 script, the commands or the manifest are only printed. All processes of a run share one work directory: on a file system
@@ -14,10 +16,10 @@ bucket instead (with hierarchical namespace, whose renames are atomic). The same
 import argparse
 
 from gptjax import cli
-from gptjax.launchers import gke, slurm, tpu
+from gptjax.launchers import gke, managed, sky, slurm, tpu
 from gptjax.launchers.arguments import Parser
 
-ENGINES = {"slurm": slurm, "tpu": tpu, "gke": gke}
+ENGINES = {"slurm": slurm, "tpu": tpu, "gke": gke, "sky": sky, "managed": managed}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

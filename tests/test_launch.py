@@ -1,7 +1,9 @@
 """`gptjax launch`: what it would do."""
 
+import os
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -164,3 +166,53 @@ def test_what_cannot_be_started_is_refused_in_the_last_line(dry_run, arguments, 
 def test_a_whole_number_may_be_written_in_another_way(dry_run):
     status, script, _ = dry_run("slurm --config=c --workdir=w --nodes=2.0 --gpus_per_node=8 --dry_run")
     assert status == 0 and "--nodes=2\n" in script
+
+
+BUCKET = "--config=configs/gpt2_124m.py --workdir=gs://bucket/runs/a"
+GOLDEN = {
+    "slurm": "slurm --nodes=4 --gpus_per_node=8 --config=c.py --workdir=/shared/a --python=python",
+    "slurm_requeue": "slurm --requeue --time=24:00:00 --config=c.py --workdir=/shared/a --python=python",
+    "tpu_bucket": f"tpu train --name=a --zone=z --topology=v6e:4x4 {BUCKET}",
+    "gke_mounted": "gke --name=a --topology=v5e:4x4 --image=i --bucket=b --config=c.py --workdir=runs/a",
+    "gke_bucket": f"gke --name=a --topology=v5p:4x4x4 --slices=2 --image=i {BUCKET}",
+    "sky": f"sky --nodes=2 --accelerators=H100:8 --spot --infra=gcp/us-central1 {BUCKET}",
+    "sky_tpu": f"sky --name=b --accelerators=tpu-v5litepod-16 {BUCKET}",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_an_engine_is_given_is_the_golden_text(dry_run, name, update_golden):
+    status, text, errors = dry_run(f"{GOLDEN[name]} --dry_run -- --config.train.num_steps=5")
+    file = Path(__file__).parent / "golden" / "launch" / f"{name}.txt"
+    if update_golden:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert status == 0, errors
+    assert text == file.read_text(), "if that is meant: pytest tests/test_launch.py --update-golden"
+
+
+@pytest.mark.parametrize("name", ["sky", "sky_tpu"])
+def test_skypilot_reads_its_task(dry_run, name, tmp_path):
+    sky = pytest.importorskip("sky")
+    file = tmp_path / "task.yaml"
+    file.write_text(dry_run(f"{GOLDEN[name]} --dry_run")[1])
+    task = sky.Task.from_yaml(str(file))
+    (machine,) = task.resources
+    wanted = {"sky": ({"H100": 8}, True, 2), "sky_tpu": ({"tpu-v5litepod-16": 1}, False, 1)}[name]
+    assert (machine.accelerators, machine.use_spot, task.num_nodes) == wanted
+    assert machine.job_recovery["max_restarts_on_errors"] == 3
+    assert task.run.splitlines()[0] == "set -eu" and ("SKYPILOT_NODE_RANK" in task.run) == (name == "sky")
+
+
+def test_the_script_of_a_skypilot_task_joins_its_machines(capsys):
+    assert cli.run(launch.main, ["gptjax launch", *shlex.split(GOLDEN["sky"]), "--dry_run"]) == 0
+    script = yaml.safe_load(capsys.readouterr().out)["run"]
+    script = script.replace("exec ~/gptjax-venv/bin/python", "printf '%s\\n'")
+    machines = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    told = subprocess.run(["bash", "-c", script], env=os.environ | machines, capture_output=True, text=True, check=True)
+    assert told.stdout.split()[-3:] == ["--coordinator=10.0.0.1:9800", "--num_processes=2", "--process_id=1"]
+
+
+def test_machines_of_skypilot_need_a_bucket(dry_run):
+    status, _, errors = dry_run("sky --accelerators=H100 --config=c --workdir=runs/a --dry_run")
+    assert status == 2 and "expected gs://BUCKET/PATH" in errors
