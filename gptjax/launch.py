@@ -1,8 +1,9 @@
 """Start a training run on other machines: Slurm, Cloud TPU VMs, GKE or SkyPilot.
 
   python -m gptjax.launch slurm --nodes=2 --gpus_per_node=8 --config=configs/gpt2_124m.py --workdir=/shared/runs/a
-  python -m gptjax.launch tpu create --name=a --zone=us-west4-a --topology=v5e:4x4      (setup, describe, delete)
+  python -m gptjax.launch tpu create --name=a --zone=us-west4-a --topology=v5e:4x4 (setup, describe, delete)
   python -m gptjax.launch tpu train --name=a --zone=us-west4-a --topology=v5e:4x4 --config=C --workdir=gs://B/runs/a
+  python -m gptjax.launch tpu keep --name=a --zone=us-west4-a --topology=v5e:4x4 --spot --config=C --workdir=gs://B/runs/a
   python -m gptjax.launch gke --name=a --topology=v5e:4x4 --image=IMAGE --config=C --workdir=gs://B/runs/a
   python -m gptjax.launch sky --nodes=2 --accelerators=H100:8 --spot --config=C --workdir=gs://B/runs/a
   python -m gptjax.launch managed --config=C      in a container of Vertex AI, SageMaker or ModelArts

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gptjax import cli, launch
-from gptjax.launchers import tpu_slice
+from gptjax.launchers import tpu, tpu_slice
 
 
 @pytest.fixture
@@ -216,3 +216,48 @@ def test_the_script_of_a_skypilot_task_joins_its_machines(capsys):
 def test_machines_of_skypilot_need_a_bucket(dry_run):
     status, _, errors = dry_run("sky --accelerators=H100 --config=c --workdir=runs/a --dry_run")
     assert status == 2 and "expected gs://BUCKET/PATH" in errors
+
+
+GCLOUD = """#!/bin/bash
+# A queued resource whose machines are taken away in the first training: its state is a file.
+cd "$(dirname "$0")"
+echo "$*" | cut -c1-60 >> calls
+case "$*" in
+*describe*) [ -f state ] && cat state || { echo "NOT_FOUND: no such resource" >&2; exit 1; } ;;
+*create*) echo ACTIVE > state ;;
+*delete*) rm state ;;
+*gptjax.train*) [ -f taken ] || { touch taken; echo "${LEFT:-SUSPENDED}" > state; exit 1; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def gcloud(tmp_path, monkeypatch):
+    """The calls of a gcloud that is not Google's."""
+    file = tmp_path / "gcloud"
+    file.write_text(GCLOUD)
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(tpu, "POLL", 0.01)
+
+    def told() -> list[str]:
+        known = ("describe", "create", "delete", "scp", "ssh")
+        lines = (tmp_path / "calls").read_text().splitlines()
+        return [next(word for word in line.split() if word in known) for line in lines]
+
+    return told
+
+
+def test_a_run_goes_on_where_its_machines_are_taken_away(gcloud):
+    arguments = f"tpu keep --name=a --zone=z --topology=v5e:4x4 --spot {BUCKET}"
+    assert cli.run(launch.main, ["gptjax launch", *shlex.split(arguments)]) == 0
+    once = ["describe", "create", "describe", "scp", "ssh", "ssh"]
+    assert gcloud() == [*once, "describe", "describe", "delete", *once]
+
+
+def test_a_run_that_fails_on_machines_that_stay_has_failed(gcloud, monkeypatch, capsys):
+    monkeypatch.setenv("LEFT", "ACTIVE")
+    arguments = f"tpu keep --name=a --zone=z --topology=v5e:4x4 {BUCKET}"
+    assert cli.run(launch.main, ["gptjax launch", *shlex.split(arguments)]) == 1
+    assert "failed: a slice failed" in capsys.readouterr().err
+    assert "delete" not in gcloud()
