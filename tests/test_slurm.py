@@ -173,7 +173,7 @@ def test_a_job_goes_on_after_its_time(cluster, config_file, tmp_path):
     log, workdir = tmp_path / "job.log", tmp_path / "run"
     launch = [sys.executable, "-m", "gptjax.launch", "slurm", "--nodes=2", "--requeue", "--time=10", f"--log={log}"]
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
-    longer = ["--config.train.num_steps=2000", "--config.train.checkpoint_every=1000", "--config.evaluation.every=2000"]
+    longer = ["--config.train.num_steps=600", "--config.train.checkpoint_every=300", "--config.evaluation.every=600"]
     name = f"requeue-{os.getpid()}"
     subprocess.run(
         [*launch, f"--name={name}", f"--config={config_file}", f"--workdir={workdir}", "--", *longer],
@@ -198,4 +198,4 @@ def test_a_job_goes_on_after_its_time(cluster, config_file, tmp_path):
     assert text.count("continuing at step ") == 1
     with (workdir / "metrics.jsonl").open() as file:
         lines = [line["step"] for line in map(json.loads, file) if line["split"] == "train"]
-    assert lines == list(range(1, 2001))
+    assert lines == list(range(1, 601))
