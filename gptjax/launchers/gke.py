@@ -33,7 +33,8 @@ spec:
   failurePolicy:
     maxRestarts: {restarts}
     rules:
-    - action: RestartJobSetAndIgnoreMaxRestarts
+    - name: preempted
+      action: RestartJobSetAndIgnoreMaxRestarts
       onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
