@@ -34,6 +34,7 @@ VERBS = {
     "ablate": "study -> cells, a table, a verdict",
     "plan": "config, hardware that is not here -> does it fit, what does it cost",
     "convert": "Hugging Face <-> gptjax",
+    "launch": "a run -> Slurm, Cloud TPU, GKE, SkyPilot, managed training",
 }
 
 

@@ -6,7 +6,7 @@
 
 The same command on the same work directory continues where it stopped; with --allow_changes it may be longer, or have
 another schedule. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save first. On several machines, start it once on each:
-`srun` and Cloud TPU need no flags (tools/launch.py writes the job).
+`srun` and Cloud TPU need no flags (`gptjax launch` writes the job).
 """
 
 import sys

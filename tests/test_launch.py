@@ -1,35 +1,29 @@
-"""tools/launch.py: what it would do."""
+"""`gptjax launch`: what it would do."""
 
-import importlib.util
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-TOOL = Path(__file__).parent.parent / "tools" / "launch.py"
-
-
-@pytest.fixture(scope="module")
-def launch():
-    spec = importlib.util.spec_from_file_location("launch", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from gptjax import cli, launch
+from gptjax.launchers import tpu, tpu_slice
 
 
 @pytest.fixture
-def dry_run(launch, capsys, monkeypatch):
-    """Runs the tool with --dry_run: (status, output, errors). Nothing may be started."""
+def dry_run(capsys, monkeypatch):
+    """Runs the verb with --dry_run: (status, output, errors). Nothing may be started."""
 
     def forbidden(*arguments, **options):
         raise AssertionError(f"started {arguments}")
 
-    monkeypatch.setattr(launch.subprocess, "run", forbidden)
-    monkeypatch.setattr(launch.subprocess, "Popen", forbidden)
+    monkeypatch.setattr(subprocess, "run", forbidden)
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
 
     def run(text: str):
-        status = launch.main([*shlex.split(text)])
+        status = cli.run(launch.main, ["gptjax launch", *shlex.split(text)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -52,8 +46,8 @@ SLICES = [
 
 
 @pytest.mark.parametrize(("text", "chips", "hosts", "chips_per_host", "accelerator_type"), SLICES)
-def test_slices(launch, text, chips, hosts, chips_per_host, accelerator_type):
-    found = launch.Slice.parse(text)
+def test_slices(text, chips, hosts, chips_per_host, accelerator_type):
+    found = tpu_slice.Slice.parse(text)
     assert (found.chips, found.hosts, found.chips_per_host) == (chips, hosts, chips_per_host)
     assert found.generation.accelerator_type(chips) == accelerator_type
 
@@ -117,7 +111,7 @@ def test_tpu_training_runs_on_all_workers_of_all_slices(dry_run):
 
 
 @pytest.mark.parametrize(("topology", "chips", "hosts", "chips_per_host", "_"), SLICES)
-def test_jobset(dry_run, launch, topology, chips, hosts, chips_per_host, _):
+def test_jobset(dry_run, topology, chips, hosts, chips_per_host, _):
     where = f"--name=a --topology={topology} --slices=3 --image=i --bucket=b --config=c.py --workdir=runs/a --dry_run"
     status, text, _ = dry_run(f"""gke {where} -- "--config.logging.sample_prompt=it's" """)
     assert status == 0
@@ -129,7 +123,7 @@ def test_jobset(dry_run, launch, topology, chips, hosts, chips_per_host, _):
     assert spec["completions"] == spec["parallelism"] == hosts
     pod = spec["template"]["spec"]
     assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": launch.GENERATIONS[topology.partition(":")[0]].gke_accelerator,
+        "cloud.google.com/gke-tpu-accelerator": tpu_slice.GENERATIONS[topology.partition(":")[0]].gke_accelerator,
         "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
     }
     (container,) = pod["containers"]
@@ -163,16 +157,107 @@ TPU = "tpu train --zone=z --bucket=bucket --config=c.py --workdir=runs/a"
         ),
     ],
 )
-def test_what_cannot_be_started_is_refused_in_the_last_line(launch, capsys, arguments, words):
-    status = None
-    try:
-        status = launch.main([*shlex.split(arguments), "--dry_run"])
-    except SystemExit as end:
-        status = end.code
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+def test_what_cannot_be_started_is_refused_in_the_last_line(dry_run, arguments, words):
+    status, _, errors = dry_run(f"{arguments} --dry_run")
+    last = errors.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and words in last, last
 
 
 def test_a_whole_number_may_be_written_in_another_way(dry_run):
     status, script, _ = dry_run("slurm --config=c --workdir=w --nodes=2.0 --gpus_per_node=8 --dry_run")
     assert status == 0 and "--nodes=2\n" in script
+
+
+BUCKET = "--config=configs/gpt2_124m.py --workdir=gs://bucket/runs/a"
+GOLDEN = {
+    "slurm": "slurm --nodes=4 --gpus_per_node=8 --config=c.py --workdir=/shared/a --python=python",
+    "slurm_requeue": "slurm --requeue --time=24:00:00 --config=c.py --workdir=/shared/a --python=python",
+    "tpu_bucket": f"tpu train --name=a --zone=z --topology=v6e:4x4 {BUCKET}",
+    "gke_mounted": "gke --name=a --topology=v5e:4x4 --image=i --bucket=b --config=c.py --workdir=runs/a",
+    "gke_bucket": f"gke --name=a --topology=v5p:4x4x4 --slices=2 --image=i {BUCKET}",
+    "sky": f"sky --nodes=2 --accelerators=H100:8 --spot --infra=gcp/us-central1 {BUCKET}",
+    "sky_tpu": f"sky --name=b --accelerators=tpu-v5litepod-16 {BUCKET}",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_an_engine_is_given_is_the_golden_text(dry_run, name, update_golden):
+    status, text, errors = dry_run(f"{GOLDEN[name]} --dry_run -- --config.train.num_steps=5")
+    file = Path(__file__).parent / "golden" / "launch" / f"{name}.txt"
+    if update_golden:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert status == 0, errors
+    assert text == file.read_text(), "if that is meant: pytest tests/test_launch.py --update-golden"
+
+
+@pytest.mark.parametrize("name", ["sky", "sky_tpu"])
+def test_skypilot_reads_its_task(dry_run, name, tmp_path):
+    sky = pytest.importorskip("sky")
+    file = tmp_path / "task.yaml"
+    file.write_text(dry_run(f"{GOLDEN[name]} --dry_run")[1])
+    task = sky.Task.from_yaml(str(file))
+    (machine,) = task.resources
+    wanted = {"sky": ({"H100": 8}, True, 2), "sky_tpu": ({"tpu-v5litepod-16": 1}, False, 1)}[name]
+    assert (machine.accelerators, machine.use_spot, task.num_nodes) == wanted
+    assert machine.job_recovery["max_restarts_on_errors"] == 3
+    assert task.run.splitlines()[0] == "set -eu" and ("SKYPILOT_NODE_RANK" in task.run) == (name == "sky")
+
+
+def test_the_script_of_a_skypilot_task_joins_its_machines(capsys):
+    assert cli.run(launch.main, ["gptjax launch", *shlex.split(GOLDEN["sky"]), "--dry_run"]) == 0
+    script = yaml.safe_load(capsys.readouterr().out)["run"]
+    script = script.replace("exec ~/gptjax-venv/bin/python", "printf '%s\\n'")
+    machines = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    told = subprocess.run(["bash", "-c", script], env=os.environ | machines, capture_output=True, text=True, check=True)
+    assert told.stdout.split()[-3:] == ["--coordinator=10.0.0.1:9800", "--num_processes=2", "--process_id=1"]
+
+
+def test_machines_of_skypilot_need_a_bucket(dry_run):
+    status, _, errors = dry_run("sky --accelerators=H100 --config=c --workdir=runs/a --dry_run")
+    assert status == 2 and "expected gs://BUCKET/PATH" in errors
+
+
+GCLOUD = """#!/bin/bash
+# A queued resource whose machines are taken away in the first training: its state is a file.
+cd "$(dirname "$0")"
+echo "$*" | cut -c1-60 >> calls
+case "$*" in
+*describe*) [ -f state ] && cat state || { echo "NOT_FOUND: no such resource" >&2; exit 1; } ;;
+*create*) echo ACTIVE > state ;;
+*delete*) rm state ;;
+*gptjax.train*) [ -f taken ] || { touch taken; echo "${LEFT:-SUSPENDED}" > state; exit 1; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def gcloud(tmp_path, monkeypatch):
+    """The calls of a gcloud that is not Google's."""
+    file = tmp_path / "gcloud"
+    file.write_text(GCLOUD)
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(tpu, "POLL", 0.01)
+
+    def told() -> list[str]:
+        known = ("describe", "create", "delete", "scp", "ssh")
+        lines = (tmp_path / "calls").read_text().splitlines()
+        return [next(word for word in line.split() if word in known) for line in lines]
+
+    return told
+
+
+def test_a_run_goes_on_where_its_machines_are_taken_away(gcloud):
+    arguments = f"tpu keep --name=a --zone=z --topology=v5e:4x4 --spot {BUCKET}"
+    assert cli.run(launch.main, ["gptjax launch", *shlex.split(arguments)]) == 0
+    once = ["describe", "create", "describe", "scp", "ssh", "ssh"]
+    assert gcloud() == [*once, "describe", "describe", "delete", *once]
+
+
+def test_a_run_that_fails_on_machines_that_stay_has_failed(gcloud, monkeypatch, capsys):
+    monkeypatch.setenv("LEFT", "ACTIVE")
+    arguments = f"tpu keep --name=a --zone=z --topology=v5e:4x4 {BUCKET}"
+    assert cli.run(launch.main, ["gptjax launch", *shlex.split(arguments)]) == 1
+    assert "failed: a slice failed" in capsys.readouterr().err
+    assert "delete" not in gcloud()

@@ -152,7 +152,7 @@ def test_a_process_that_never_shows_up_is_named(cluster, config_file, tmp_path):
 def test_a_batch_job_of_the_launcher(cluster, config_file, alone, tmp_path):
     log = tmp_path / "job.log"
     workdir = tmp_path / "run"
-    launch = [sys.executable, "tools/launch.py", "slurm", "--nodes=2", f"--config={config_file}", f"--log={log}"]
+    launch = [sys.executable, "-m", "gptjax.launch", "slurm", "--nodes=2", f"--config={config_file}", f"--log={log}"]
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
     subprocess.run(
         [*launch, f"--workdir={workdir}", "--time=10"],
@@ -166,3 +166,36 @@ def test_a_batch_job_of_the_launcher(cluster, config_file, alone, tmp_path):
         assert time.monotonic() < deadline and "failed:" not in text, text
         time.sleep(0.5)
     assert_same_losses(workdir, alone)
+
+
+def test_a_job_goes_on_after_its_time(cluster, config_file, tmp_path):
+    """What Slurm does before the limit of a job, which is a minute at least, is done by hand."""
+    log, workdir = tmp_path / "job.log", tmp_path / "run"
+    launch = [sys.executable, "-m", "gptjax.launch", "slurm", "--nodes=2", "--requeue", "--time=10", f"--log={log}"]
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    longer = ["--config.train.num_steps=600", "--config.train.checkpoint_every=300", "--config.evaluation.every=600"]
+    name = f"requeue-{os.getpid()}"
+    subprocess.run(
+        [*launch, f"--name={name}", f"--config={config_file}", f"--workdir={workdir}", "--", *longer],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    listed = ["squeue", "--noheader", f"--name={name}", "--format=%i"]
+    job = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.strip()
+    signalled = False
+    deadline = time.monotonic() + 240
+    while "generate: " not in (text := log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline, text
+        with contextlib.suppress(OSError, ValueError):
+            if not signalled and ("train", 20) in losses(workdir):
+                signalled = True
+                subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+        if "stopped by SIGUSR1" in text:  # Slurm lets a job wait for two minutes before it starts it anew
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+        time.sleep(0.5)
+    assert text.count("continuing at step ") == 1
+    with (workdir / "metrics.jsonl").open() as file:
+        lines = [line["step"] for line in map(json.loads, file) if line["split"] == "train"]
+    assert lines == list(range(1, 601))

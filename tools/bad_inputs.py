@@ -90,7 +90,9 @@ BESIDE = {
     "plan": ("--config=tiny.py", "--topology=v5e:3x3"),
     "convert": (),
     "ablate": ("--study=missing.py", "--workdir=random.bin/run"),
+    "launch": ("slurm", "--config=tiny.py", "--workdir=random.bin/run", "--dry_run"),
 }
+SUBJECT = {"launch": ("slurm",)}  # whose flags are those of the verb
 # Options of places are also looked at by a run that begins; it ends at a work directory below a file.
 OPENED = ("--config=tiny.py", "--workdir=random.bin/run")
 # What would reach the network, wait for other processes, or write where the case is not at home.
@@ -131,8 +133,8 @@ def flags_of(verb: str) -> list[str]:
     """The names of a verb's flags, as its --help prints them."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        importlib.import_module(f"gptjax.{verb}").main([verb, "--help"])
-    return re.findall(r"^  --(\w+)$", out.getvalue(), re.MULTILINE)
+        importlib.import_module(f"gptjax.{verb}").main([verb, *SUBJECT.get(verb, ()), "--help"])
+    return re.findall(r"^  --(\w+)", out.getvalue(), re.MULTILINE)
 
 
 def cases(seed: int, number: int, *, first: int = 0, verbs: Sequence[str] = tuple(cli.VERBS)) -> Iterator[Case]:

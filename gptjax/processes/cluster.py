@@ -1,4 +1,7 @@
-"""Which processes make up a run: from flags, torchrun, MPI, Slurm or Cloud TPU. Nothing here imports JAX."""
+"""Which processes make up a run: from flags, torchrun, MPI, Slurm, managed training or Cloud TPU.
+
+Nothing here imports JAX.
+"""
 
 import dataclasses
 import importlib.util
@@ -14,6 +17,7 @@ from typing import NamedTuple
 from absl import flags
 
 from gptjax.errors import UserError
+from gptjax.processes import managed
 
 TPU_PORT = 8490  # beside those that libtpu uses, 8471 to 8482
 FLAGS = ("coordinator", "num_processes", "process_id")
@@ -66,6 +70,8 @@ def find(options: flags.FlagValues, environment: Mapping[str, str] = os.environ)
         return launched
     if "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it: a batch script or salloc's shell is one process
         return _from_slurm(environment)
+    if job := managed.find(environment):
+        return Cluster(f"{job.hosts[0]}:{job.port}", job.rank, job.hosts) if len(job.hosts) > 1 else None
     return _from_tpu(environment)
 
 
