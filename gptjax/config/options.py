@@ -244,7 +244,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
     },
     "tokenizer": Option(
-        "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME", "training"
+        "bpe:4096",
+        "char | byte | bpe:VOCAB_SIZE[:digits=N] | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME",
+        "training",
     ),
     "data": {
         "source": Option(
