@@ -271,6 +271,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "cleaning_options": Option(
             "", "options of the steps, e.g. 'min_characters=200 languages=en,zh'; empty = those of the profile"
         ),
+        "cleaned_splits": Option(
+            "all",
+            "train = held-out text stays as it was, so that models of text cleaned otherwise are scored on the same; "
+            "needs split_by=document",
+            choices=("all", "train"),
+        ),
         "deduplicate": Option(
             "none",
             "exact = leave out documents that are equal to an earlier one; near = also those that nearly are",
