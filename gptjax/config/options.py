@@ -244,7 +244,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
     },
     "tokenizer": Option(
-        "bpe:4096", "char | byte | bpe:VOCAB_SIZE | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME", "training"
+        "bpe:4096",
+        "char | byte | bpe:VOCAB_SIZE[:digits=N] | word:VOCAB_SIZE | jieba:VOCAB_SIZE | hf:DIR_OR_NAME",
+        "training",
     ),
     "data": {
         "source": Option(
@@ -268,6 +270,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "cleaning_options": Option(
             "", "options of the steps, e.g. 'min_characters=200 languages=en,zh'; empty = those of the profile"
+        ),
+        "cleaned_splits": Option(
+            "all",
+            "train = held-out text stays as it was, so that models of text cleaned otherwise are scored on the same; "
+            "needs split_by=document",
+            choices=("all", "train"),
         ),
         "deduplicate": Option(
             "none",

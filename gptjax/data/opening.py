@@ -248,6 +248,7 @@ def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progres
         tokenizer=tokenizer or config.tokenizer,
         cleaning=data.cleaning,
         cleaning_options=parse_options(data.cleaning_options),
+        cleaned_splits=data.cleaned_splits,
         deduplicate=data.deduplicate,
         near_threshold=data.near_threshold,
         decontaminate=parse_globs(data.decontaminate),

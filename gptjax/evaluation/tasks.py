@@ -218,7 +218,7 @@ def _open_data(context: Context) -> tuple[dict[str, Store], str]:
         return stores, options.split
     stores = {}
     for name, spec, _ in parse_mixture(options.data):
-        config.data.update(source=spec, cleaning="none", deduplicate="none", decontaminate="")
+        config.data.update(source=spec, cleaning="none", cleaned_splits="all", deduplicate="none", decontaminate="")
         config.data.update(validation_fraction=0.0, test_fraction=0.0)
         stores[name] = opening.open_store_of(config, tokenizer=trained.tokenizer)
         if stores[name].tokenizer().sha256 != trained.tokenizer.sha256:

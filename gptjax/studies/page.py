@@ -34,6 +34,7 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn], command: Sequence[str] = ()
         "<h2>Loss</h2>" + shown["loss"] if "loss" in shown else "",
         "<h2>Scaling law</h2>" + shown["scaling"] if "scaling" in shown else "",
         _table(tables.scaling(plan)),
+        _table(tables.optima(plan)),
         _table(tables.tuning(plan)),
         "<h2>Sensitivity</h2>" + shown["sensitivity"] if "sensitivity" in shown else "",
         _table(tables.sensitivity(plan), folded="the score of every point"),

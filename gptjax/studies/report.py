@@ -44,6 +44,7 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str]
         lines += [f"Figures are drawn by matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
     for table in (
         tables.scaling(plan),
+        tables.optima(plan),
         tables.tuning(plan),
         tables.sensitivity(plan),
         tables.differences(plan),

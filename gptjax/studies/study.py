@@ -80,6 +80,8 @@ class Study:
         compared there with the baseline; the report has the law of loss against compute. A rung that more rungs than
         a law has numbers came before is predicted before it runs.
       loss_floor: what the law is pinned at where compute has no end; None: it is fitted.
+      isoflop: arms are models of several sizes, each trained with one of a few budgets of FLOPs; the report has the
+        tokens a parameter at the lowest loss of each budget.
       smoke, full: {"section.option", "seeds" or "ladder": value}: what `:smoke` and `:full` set.
     """
 
@@ -98,6 +100,7 @@ class Study:
     unmatched: dict[str, str] = dataclasses.field(default_factory=dict)
     ladder: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     loss_floor: float | None = None
+    isoflop: bool = False
     smoke: dict[str, Any] = dataclasses.field(default_factory=dict)
     full: dict[str, Any] = dataclasses.field(default_factory=dict)
     name: str = ""

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import math
 
-from gptjax.studies import facts, ladder, statistics
+from gptjax.studies import facts, isoflop, ladder, statistics
 from gptjax.studies.cells import Plan
 from gptjax.studies.noise import Noise
 from gptjax.studies.statistics import Summary
@@ -83,6 +83,17 @@ def scaling(plan: Plan) -> Table:
             rows.append((family, rung, *size, f"{arm.training_flops:.3g}", mean, fitted, before, speed))
     notes = (*ladder.sentences(plan), LADDER_NOTE) if plan.rungs else ()
     return Table("Scaling", heads, rows, notes)
+
+
+def optima(plan: Plan) -> Table:
+    """Tokens a parameter at the lowest loss of each budget of FLOPs."""
+    heads = ("training FLOPs#", "counted", "sizes#", "tokens a parameter at the optimum#", "95 % interval#")
+    rows = []
+    for one in isoflop.optima(plan) if plan.study.isoflop else ():
+        told = number(one.mean, ".3g") or "not between the sizes"
+        rows.append((f"{one.flops:.3g}", one.counted, str(one.sizes), told, _ends(one.low, one.high, ".3g").strip()))
+    note = "Lowest point of a parabola through loss over log tokens a parameter, by seed; the interval is over seeds."
+    return Table("Optimum by compute", heads, rows, (note,))
 
 
 def _ends(low: float | None, high: float | None, form: str) -> str:

@@ -226,6 +226,7 @@ class _Build:
             self.cleaner,
             self.options.deduplicate,
             tuple(file.path for file in self.evaluation_sets),
+            self.fractions if self.options.cleaned_splits == "train" else None,
         )
         identity = {
             "version": gptjax.__version__,
@@ -235,6 +236,7 @@ class _Build:
             "cleaning": [self.cleaner.steps, self.cleaner.options],
             "deduplicate": self.options.deduplicate,
             "decontaminate": self.evaluation_sets,
+            **({"kept_raw": stage.kept_raw} if stage.kept_raw else {}),
         }
         items = [
             CleanItem(piece, self.work / "cleaned" / f"{number:05d}-{_digest([identity, piece])}")
@@ -352,6 +354,7 @@ class _Build:
             "cleaning": self.options.cleaning,
             "cleaning_steps": list(self.cleaner.steps),
             "cleaning_options": self.options.cleaning_options or {},
+            "cleaned_splits": self.options.cleaned_splits,
             "invertible": self.cleaner.invertible,
             "deduplicate": self.options.deduplicate,
             "near_threshold": self.options.near_threshold,

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from gptjax.data.building.decontamination import Decontaminator
 from gptjax.data.building.deduplication import MinHasher, exact_key
-from gptjax.data.building.splits import hashed_share
+from gptjax.data.building.splits import Fractions, hashed_share, split_of_share
 from gptjax.data.cleaning.cleaner import Cleaner, CleaningCounts
 from gptjax.data.documents import Document, content
 from gptjax.data.sources.base import Piece, Source
@@ -49,12 +49,15 @@ class CleanStage:
       deduplicate: "none", "exact" or "near"; decides which keys of each document are computed.
       decontaminate: files of evaluation sets; a document that shares a piece with one of them is
         dropped.
+      kept_raw: shares of the documents that are held out, by a hash of their text as it was, and not cleaned; None: all
+        are cleaned.
     """
 
     source: Source
     cleaner: Cleaner
     deduplicate: str = "none"
     decontaminate: tuple[str, ...] = ()
+    kept_raw: Fractions | None = None
 
     @cached_property
     def decontaminator(self) -> Decontaminator | None:
@@ -66,6 +69,7 @@ class CleanStage:
     def __call__(self, item: CleanItem) -> None:
         if item.directory.is_dir():
             return
+        split = _SplitBefore(self.kept_raw) if self.kept_raw else None
         faults, counts = self.source.faults, CleaningCounts(self.cleaner.steps)
         faults.clear()
         documents = num_bytes = empty = 0
@@ -78,7 +82,7 @@ class CleanStage:
                     num_bytes += len(text.encode("utf-8", "surrogatepass"))
                     if not text:
                         empty += 1
-                    elif cleaned := self._clean(document, counts, contaminated):
+                    elif cleaned := self._clean(document, counts, contaminated, split):
                         writer.add(cleaned)
             summary = {
                 "documents": documents,
@@ -93,9 +97,18 @@ class CleanStage:
             }
             write_json(directory / CLEAN_SUMMARY, summary)
 
-    def _clean(self, document: Document, counts: CleaningCounts, contaminated: list[dict[str, Any]]) -> Document | None:
+    def _clean(
+        self,
+        document: Document,
+        counts: CleaningCounts,
+        contaminated: list[dict[str, Any]],
+        split: "_SplitBefore | None",
+    ) -> Document | None:
         try:
-            cleaned = self.cleaner.clean(document, counts)
+            if split:
+                document = split.keyed(document)
+            held_out = split is not None and split.holds_out(document)
+            cleaned = document if held_out else self.cleaner.clean(document, counts)
         except UserError as error:
             self.source.faults.skip(UserError(f"{document['id']}: {error}"))
             return None
@@ -105,6 +118,30 @@ class CleanStage:
                 contaminated.append({"id": document["id"], **found._asdict()})
                 return None
         return cleaned
+
+
+class _SplitBefore:
+    """Which documents are held out, by a hash of their text before it is cleaned."""
+
+    def __init__(self, fractions: Fractions):
+        self._fractions = fractions
+        self._last: tuple[str, bool] = "", False  # the document, and whether it is held out
+
+    def keyed(self, document: Document) -> Document:
+        """The document with the text as it was as what decides its split, whatever is done to it."""
+        return cast(Document, {"split_key": content(document), **document})
+
+    def holds_out(self, document: Document) -> bool:
+        """Called with the parts of a document in order. Raises UserError where the first one is not in the piece."""
+        if document.get("part", 0) == 0:
+            split = split_of_share(hashed_share(document["split_key"]), self._fractions)
+            self._last = document["id"], split != "train"
+        if document["id"] != self._last[0]:
+            raise UserError(
+                f"{document['id']} is so long that it begins in an earlier piece of the source, and whether it is held "
+                "out is not known; use data.cleaned_splits=all"
+            )
+        return self._last[1]
 
 
 class _Writer:

@@ -11,6 +11,7 @@ from gptjax.errors import UserError
 _OF_A_CONFIG = (
     "cleaning",
     "cleaning_options",
+    "cleaned_splits",
     "deduplicate",
     "near_threshold",
     "decontaminate",
@@ -41,6 +42,7 @@ class Options:
 
     cleaning: str = _default("cleaning")
     cleaning_options: dict[str, Any] | None = None  # by name
+    cleaned_splits: str = _default("cleaned_splits")
     deduplicate: str = _default("deduplicate")
     near_threshold: float = _default("near_threshold")
     decontaminate: tuple[str, ...] = ()  # globs
@@ -55,6 +57,11 @@ class Options:
             parsed = name in ("cleaning_options", "decontaminate")
             if not parsed and (problem := option_problem(name, option, getattr(self, name))):
                 raise UserError(problem)
+        if self.cleaned_splits == "train" and self.split_by != "document":
+            raise UserError(
+                f"data.cleaned_splits=train needs data.split_by=document, and it is {self.split_by}: what is held out "
+                "must be known before a text is cleaned"
+            )
 
     @property
     def fractions(self) -> Fractions:

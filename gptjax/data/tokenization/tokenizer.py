@@ -4,6 +4,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gptjax.errors import UserError
 from gptjax.files import write_whole
 
 END_OF_TEXT = "<|endoftext|>"
-SPECS = ("char", "byte", "bpe:VOCAB_SIZE", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
+SPECS = ("char", "byte", "bpe:VOCAB_SIZE[:digits=N]", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
 
 MAX_VOCAB_SIZE = 1_000_000
 # Of the kinds that are trained: the smallest vocabulary, and what it has.
@@ -200,7 +201,8 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
     Args:
       spec: `char` has the characters of the texts, in their order, then eot. `byte` has the 256 bytes, whose
         ids are their values, then eot. `bpe:N` is a byte-level BPE with GPT-2's pre-tokenisation, in which
-        Han characters never merge with others, trained on the texts, of at most N ids with eot the last.
+        Han characters never merge with others, trained on the texts, of at most N ids with eot the last;
+        `bpe:N:digits=3` cuts numbers into groups of at most three digits, as GPT-4's does.
         `word:N` and `jieba:N` have the N - 2 most frequent words of the texts, as white space and punctuation
         or as jieba separates them; every other word is <|unknown|>, and `word` does not keep white space: for
         ablations, not for models that write. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or on the
@@ -217,7 +219,8 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
         return Tokenizer(vocabularies.all_bytes(END_OF_TEXT))
     check_spec(spec)
     if scheme == "bpe":
-        return Tokenizer(vocabularies.train_bpe(texts, int(rest), END_OF_TEXT))
+        size, digits = _size_and_digits(rest)
+        return Tokenizer(vocabularies.train_bpe(texts, size, END_OF_TEXT, digits=digits))
     if scheme in ("word", "jieba"):
         return Tokenizer(vocabularies.words(scheme, texts, int(rest), END_OF_TEXT))
     if scheme == "hf" and rest:
@@ -232,6 +235,14 @@ def check_spec(spec: "str | Tokenizer") -> None:
     scheme, _, rest = spec.partition(":")
     if scheme in _SMALLEST:
         smallest, what = _SMALLEST[scheme]
+        size, colon, digits = rest.partition(":")
+        if scheme == "bpe" and colon:
+            if not re.fullmatch(r"digits=[1-9]", digits):
+                raise UserError(
+                    f"tokenizer {spec[:60]!r}: after bpe:N: is digits=D, the most digits of a number in a token, from "
+                    "1 to 9, such as bpe:8192:digits=3"
+                )
+            rest = size
         whole = rest.isascii() and rest.isdecimal() and len(rest) < 20
         if not whole or not smallest <= int(rest) <= MAX_VOCAB_SIZE:
             raise UserError(
@@ -242,6 +253,12 @@ def check_spec(spec: "str | Tokenizer") -> None:
         near = difflib.get_close_matches(scheme, ("char", "byte", *_SMALLEST, "hf"), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown tokenizer {spec[:60]!r}: expected one of {', '.join(SPECS)}{hint}")
+
+
+def _size_and_digits(rest: str) -> tuple[int, int]:
+    """Of what follows "bpe:" and the like: the vocabulary, and the most digits in a token, 0 where it does not say."""
+    size, _, digits = rest.partition(":digits=")
+    return int(size), int(digits or 0)
 
 
 def _unpickle(text: str, eot_token: str) -> Tokenizer:
@@ -306,5 +323,5 @@ def known_vocab_size(spec: str) -> int:
     check_spec(spec)
     scheme, _, rest = spec.partition(":")
     if scheme in _SMALLEST:
-        return int(rest)
+        return _size_and_digits(rest)[0]
     return build_tokenizer(spec).vocab_size if scheme in ("byte", "hf") else 0

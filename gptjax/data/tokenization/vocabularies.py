@@ -51,10 +51,12 @@ def all_bytes(end_of_text: str) -> Any:
     return _byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=[])), end_of_text, use_regex=False)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
+def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str, *, digits: int = 0) -> Any:
     """A byte-level BPE of `vocab_size` ids, or of fewer where the texts have no more pairs to merge.
 
-    A run of Han characters is a word of its own, so no token has both Han and other characters.
+    A run of Han characters is a word of its own, so no token has both Han and other characters. With `digits` a number
+    is cut from the left into groups of so many, without the space before it, and a token has at most one of them;
+    0: a number is a word.
 
     Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly. A word of more than `MAX_WORD_CHARACTERS`
     (a line of letters without a space) is trained on in pieces of that length, since training takes a time that grows
@@ -67,7 +69,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Any:
         raise UserError(f"the tokenizer bpe:{vocab_size} is trained on the corpus, and the corpus has no text")
     tokenizer = _byte_level(Tokenizer(models.BPE()), None)
     han = pre_tokenizers.Split(Regex(HAN_SCRIPT_RUN), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([han, tokenizer.pre_tokenizer])
+    groups = [pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{digits}}}"), "isolated")] if digits else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*groups, han, tokenizer.pre_tokenizer])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -370,6 +370,28 @@ def test_text_that_cannot_be_written_back_is_stamped(tmp_path):
     assert plain.manifest["invertible"] is True
 
 
+def test_held_out_text_can_stay_as_it_was(tmp_path, small_pieces):
+    texts = [f"The {sentence(i, 8).title()}, and. " for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    options = {"tokenizer": "byte", "split_by": "document", "cleaned_splits": "train", "test_fraction": 0.1}
+    source = open_source(f"jsonl:{tmp_path}/a.jsonl")
+    plain = build_store(source, tmp_path / "plain", cleaning="none", **options)
+    lower = build_store(source, tmp_path / "lower", cleaning="lowercase", **options)
+    for name in ("validation", "test"):
+        assert decoded(plain, name) == decoded(lower, name)
+        assert set(decoded(plain, name)) < set(texts)
+    assert decoded(lower, "train") == [text.lower() for text in decoded(plain, "train")]
+    assert lower.manifest["cleaned_splits"] == "train"
+
+
+def test_whether_a_text_in_several_pieces_is_held_out_is_not_guessed(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 2000)
+    (tmp_path / "a.txt").write_text("".join(f"{sentence(i, 8)}\n" for i in range(400)))
+    options = {"tokenizer": "byte", "split_by": "document", "cleaned_splits": "train", "validation_fraction": 0.0}
+    with pytest.raises(UserError, match=r"begins in an earlier piece.*cleaned_splits=all"):
+        build_store(open_source(f"text:{tmp_path}/a.txt"), tmp_path / "s", **options)
+
+
 # Dialogues
 
 
@@ -456,6 +478,7 @@ def test_text_alone_has_no_mask(tmp_path, corpus):
         ({"workers": -1}, "workers=-1"),
         ({"dtype": "int8"}, "dtype is 'int8'; choose from auto"),
         ({"deduplicate": "fuzzy"}, "'fuzzy'"),
+        ({"cleaned_splits": "train", "split_by": "auto"}, "cleaned_splits=train needs data.split_by=document"),
         ({"cleaning": "plian"}, "plian.*did you mean plain"),
         ({"cleaning_options": {"min_character": 3}}, "min_character"),
         ({"decontaminate": ("/nowhere/*.jsonl",)}, "no file matches"),

@@ -22,7 +22,7 @@ CORPUS = [
     "<|endoftext|>",
 ]
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
-KINDS = ("char", "byte", "bpe:340")
+KINDS = ("char", "byte", "bpe:340", "bpe:340:digits=2")
 
 
 @functools.cache
@@ -59,6 +59,22 @@ def test_any_text_comes_back(spec, text):
     tokenizer = tokenizer_of(spec)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode(text).tolist() == plain(tokenizer).encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("digits", "pieces"),
+    [
+        ("", ["in", " 1234567", ",", " 89", " x", "10"]),
+        (":digits=3", ["in", " ", "123", "456", "7", ",", " ", "89", " x", "10"]),
+        (":digits=2", ["in", " ", "12", "34", "56", "7", ",", " ", "89", " x", "10"]),
+        (":digits=1", ["in", " ", *"1234567", ",", " ", *"89", " x", *"10"]),
+    ],
+)
+def test_a_number_is_cut_from_the_left_into_groups_of_digits(digits, pieces):
+    text = "in 1234567, 89 x10"
+    tokenizer = build_tokenizer(f"bpe:400{digits}", [text] * 5)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode(text)] == pieces
+    assert tokenizer.kind == "bpe"
 
 
 @given(st.text(sorted(set("".join(CORPUS))), max_size=60))
@@ -102,7 +118,7 @@ def test_saved_and_loaded_it_is_the_same(spec, tmp_path):
 
 
 def test_kinds_are_recognised():
-    assert [tokenizer_of(spec).kind for spec in KINDS] == ["char", "byte", "bpe"]
+    assert [tokenizer_of(spec).kind for spec in KINDS] == ["char", "byte", "bpe", "bpe"]
 
 
 def test_char_ids_follow_code_points():
@@ -158,6 +174,10 @@ def test_a_large_corpus_is_sampled_evenly():
         ("word", "'word': expected word:N with a whole number N from 3"),
         ("wrd", "unknown tokenizer 'wrd': expected one of char, byte.*did you mean word"),
         ("bpe:many", "expected bpe:N with a whole number"),
+        ("bpe:many:digits=3", "expected bpe:N with a whole number"),
+        ("bpe:512:digits=0", "after bpe:N: is digits=D"),
+        ("bpe:512:3", "after bpe:N: is digits=D"),
+        ("word:512:digits=3", "expected word:N with a whole number"),
         ("bpe:200", "from 257"),
         ("bpe:-1", "from 257"),
         ("bpe:99999999999", "to 1,000,000"),
