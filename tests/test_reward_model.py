@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gptjax import config as config_lib
-from gptjax import evaluate, generate
+from gptjax import chat, cli, evaluate, generate, serve
 from gptjax.errors import RunError, UserError
 from gptjax.files import read_json
 from gptjax.model import gpt, reward
@@ -287,6 +287,21 @@ def test_what_cannot_be_chosen_by_is_refused(writer, options, words):
     with pytest.raises(UserError) as error:
         generate.main(["generate", f"--workdir={writer}", "--prompt=a", *options])
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        (chat, ["--workdir={plain}", "--prompt=a"]),
+        (generate, ["--workdir={plain}", "--prompt=a"]),
+        (generate, ["--workdir={writer}", "--draft={plain}", "--prompt=a"]),
+        (serve, ["--model=mine={plain}", "--port=0"]),
+    ],
+)
+def test_it_writes_nothing(plain, writer, verb, options, capsys):
+    options = [option.format(plain=plain, writer=writer) for option in options]
+    assert cli.run(verb.main, ["verb", *options]) == 2
+    assert f"{plain}/checkpoints/12 is a reward model: it judges answers and writes none" in capsys.readouterr().err
 
 
 def test_a_reward_that_fails_is_named(writer, tmp_path):
