@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax import config as config_lib
 from gptjax import chat, cli, evaluate, generate, serve
+from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
 from gptjax.files import read_json
 from gptjax.model import gpt, reward
@@ -244,6 +244,22 @@ def test_the_best_of_several_completions_is_kept(plain, writer, tmp_path):
         assert line["completion"] in own and worst["completion"] in own
         assert line["reward"] >= -worst["reward"]
     assert any(line["completion"] != worst["completion"] for line, worst in zip(best, alone, strict=True))
+
+
+def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
+    """The same draws as those of `generate`, chosen alike."""
+    (tmp_path / "mine.py").write_text("def mine(prompt, completion, reference):\n    return len(completion)\n")
+    best = ["--best_of=4", f"--reward={tmp_path}/mine.py:mine"]
+    expected = completions(writer, tmp_path, *best)
+    options = [f"--prompts={tmp_path}/prompts.jsonl", "--max_new_tokens=6", f"--output={tmp_path}/e.json"]
+    evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best])
+    signature = read_json(tmp_path / "e.json")["results"]["chrf"]["chrf"]["signature"]
+    assert f"|decoding:best-of-4|reward:{tmp_path}/mine.py:mine|" in signature
+    lines = map(json.loads, (tmp_path / "e.items.jsonl").read_text().splitlines())
+    shown = [line["hypothesis"] for line in lines if "hypothesis" in line]
+    assert shown == [line["completion"].strip() for line in expected]
+    with pytest.raises(UserError, match="--beams=2 searches and draws nothing"):
+        evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best, "--beams=2"])
 
 
 def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
