@@ -121,7 +121,8 @@ class Context:
     def complete(self, prompts: Sequence[dict[str, Any]]) -> tuple[list[str], list[int], str]:
         """Completions, the places of the prompts that have one, and a note of those that were too long.
 
-        They are greedy, with evaluation.beams the best that a search finds, or the best of those drawn. Tasks on the same prompts share them.
+        They are greedy, with evaluation.beams the best that a search finds, or the best of those drawn. Tasks on the
+        same prompts share them.
         """
         texts = tuple(prompt["prompt"] for prompt in prompts)
         if texts not in self.completions:
