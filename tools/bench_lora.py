@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256, help="tokens of a row (default: 256)")
     parser.add_argument("--steps", type=int, default=6, help="steps in a round, the first not timed (default: 6)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default: 3)")
+    parser.add_argument("--logits_chunk", type=int, default=0, help="objective.logits_chunk of ours (default: 0)")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
 def run(worker: str, options: argparse.Namespace, folder: str) -> dict:
     """What a worker printed last, in a process of its own."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--folder={folder}"]
-    command += [f"--{name}={getattr(options, name)}" for name in ("batch", "context", "steps")]
+    command += [f"--{name}={getattr(options, name)}" for name in ("batch", "context", "steps", "logits_chunk")]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"the process of {worker} ended with status {result.returncode}")
@@ -95,6 +96,7 @@ def program(options: argparse.Namespace):
     config.schedule.update(name="constant", warmup=0)
     config.optimizer.update(name="adamw", learning_rate=RATE, weight_decay=0.0, clip_norm=CLIP)
     config.optimizer.update(beta1=BETAS[0], beta2=BETAS[1], epsilon=EPSILON)
+    config.objective.logits_chunk = options.logits_chunk
     config.data.isolate_documents = False
     config.mesh.data = 1
     runtime.start(config.mesh, rows=1, cache_dir=options.folder / "cache")
