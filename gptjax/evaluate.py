@@ -6,6 +6,7 @@
   python -m gptjax.evaluate --workdir=hf:models/gpt2 --data='text:wikitext/*.txt' --tasks=perplexity
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=bleu,rouge --prompts=questions.jsonl --output=bleu.json
   python -m gptjax.evaluate --workdir=runs/e2e --prompts=test.csv#mr,ref --beams=4 --length_penalty=0.8
+  python -m gptjax.evaluate --workdir=runs/chat --prompts=test.jsonl --tasks=f1 --best_of=8 --reward=model:runs/reward
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=multiple_choice:copa.jsonl,hellaswag:hellaswag_val.jsonl
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=lm_eval:arc_easy
   python -m gptjax.evaluate --compare runs/a runs/b
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
     number("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", (0, 2**31))
     number("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", (1, 2**24))
     define_beams(flag_values, default=None)
+    number("best_of", 1, "completions drawn, of which the best is scored, e.g. --best_of=8", (1, 1000))
+    flags.DEFINE_string("reward", "", "what the best of --best_of is, e.g. --reward=model:runs/reward", **define)
     flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
     flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
@@ -118,7 +121,7 @@ def evaluate(options: flags.FlagValues) -> None:
 
     from gptjax import config as config_lib
     from gptjax.artifacts import mirror, models
-    from gptjax.evaluation import answers, results, tasks
+    from gptjax.evaluation import answers, best_of, results, tasks
     from gptjax.model import gpt
     from gptjax.model.architecture import Architecture
     from gptjax.parallel import mesh as mesh_lib
@@ -136,6 +139,7 @@ def evaluate(options: flags.FlagValues) -> None:
             evaluation[name] = options[name].value
     evaluation.batch_size = options.batch_size or evaluation.batch_size or 2 * config.train.batch_size
     config_lib.validate(config)
+    best_of.check(options.best_of, options.reward, beams=evaluation.beams)
     requests = tasks.parse(evaluation.tasks)
     if options.tasks is None and not evaluation.prompts and not config.data.source.startswith("python_docs"):
         requests = [request for request in requests if not tasks.need_prompts(request)] or tasks.parse("perplexity")
@@ -148,6 +152,8 @@ def evaluate(options: flags.FlagValues) -> None:
         rules=options.rules,
         begin=options.begin,
         too_long=options.too_long,
+        best_of=options.best_of,
+        reward=options.reward,
     )
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
@@ -183,6 +189,7 @@ def evaluate(options: flags.FlagValues) -> None:
         return
     workdir = place.path.parent.parent if place.path.parent.name == "checkpoints" else place.path
     search = f"-beam-{evaluation.beams}-{evaluation.length_penalty:g}" if evaluation.beams > 1 else ""
+    search += f"-best-of-{options.best_of}" if options.best_of > 1 else ""
     name = results.file_name(list(outcomes), (options.data or options.split) + search, trained.step)
     file = workdir / "evaluation" / f"{name}.json"
     try:
@@ -203,7 +210,7 @@ def _generator(trained, mesh):
     """What completes texts, or token ids; made when it is first called."""
     import jax
 
-    from gptjax.evaluation import results
+    from gptjax.evaluation import best_of, results, tasks
     from gptjax.evaluation.room import fit
     from gptjax.generation import beam
     from gptjax.generation.beam_params import BeamParams
@@ -216,14 +223,23 @@ def _generator(trained, mesh):
         mesh = None
     generator = functools.cache(lambda: Generator.from_trained(trained, mesh=mesh))
 
-    def generate(prompts: Sequence, too_long: str = "fail", **sampling) -> tuple[list[str], list[int], str]:
+    def generate(
+        prompts: Sequence, too_long: str = "fail", best: tasks.BestOf | None = None, **sampling
+    ) -> tuple[list[str], list[int], str]:
         if all(isinstance(prompt, str) for prompt in prompts):
             prompts = generator().encode(prompts)
         limit, new_tokens = trained.architecture.context_length, sampling["max_new_tokens"]
         fitted = fit(prompts, limit, new_tokens, too_long, generator().begin_ids)
         if "beams" in sampling:
             found = beam.search(generator(), fitted.prompts, BeamParams(**sampling), mesh=mesh)
-            completions = [best for best, *_ in found]
+            completions = [first for first, *_ in found]
+        elif best:
+            requests = [best.requests[place] for place in fitted.places]
+            reward = best_of.open_reward(best.reward, trained, requests)
+            drawn = [prompt for prompt in fitted.prompts for _ in range(best.count)]
+            drawn = generator().complete_tokens(drawn, SamplingParams(**sampling))
+            chosen = best_of.choose(reward, trained, fitted.prompts, requests, drawn)
+            completions = [drawn[one.place] for one in chosen]
         else:
             completions = generator().complete_tokens(fitted.prompts, SamplingParams(**sampling))
         if count := sum(not completion.text.strip() for completion in completions):

@@ -70,7 +70,15 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give either --prompt=TEXT or --prompts=FILE.jsonl")
     params = sampling_flags.read(flag_values)
     beams = sampling_flags.read_search(flag_values)
-    _check_best_of(flag_values)
+    if flag_values.best_of > 1 or flag_values.reward:
+        from gptjax.evaluation import best_of
+
+        best_of.check(
+            flag_values.best_of,
+            flag_values.reward,
+            beams=flag_values.beams,
+            temperature=flag_values.temperature,
+        )
     if flag_values.prompt is not None:
         requests = [{"prompt": flag_values.prompt}]
     else:
@@ -88,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples * flag_values.best_of)]
     trained, generator, mesh = _load(flag_values, many=len(requests) > 1)
-    reward = _reward(flag_values, trained, requests) if flag_values.best_of > 1 else None
+    reward = best_of.open_reward(flag_values.reward, trained, requests) if flag_values.best_of > 1 else None
     if beams:
         from gptjax.generation.beam import search
 
@@ -106,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         [request["prompt"] for request in requests], params, on_text=_show if streaming else None
     )
     if reward:
-        requests, completions = _best(flag_values.best_of, reward, generator, requests, completions)
+        requests, completions = _best(flag_values, trained, generator, requests, completions, reward)
     if streaming:
         print()
     elif output:
@@ -128,73 +136,22 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def _check_best_of(options: flags.FlagValues) -> None:
-    """Raises UserError for flags that do not go together."""
-    if options.best_of == 1:
-        if options.reward:
-            raise UserError("--reward chooses among --best_of completions; add --best_of=8")
-        return
-    from gptjax.rewards import rewards
-
-    if not options.reward:
-        raise UserError(
-            f"--best_of={options.best_of} needs to know what is best: --reward=model:WORKDIR, FILE.py:function or "
-            f"one of {', '.join(rewards.BUILT_IN)}"
-        )
-    if options.beams > 1:
-        raise UserError(f"--beams={options.beams} searches and draws nothing; leave out --best_of")
-    if options.temperature == 0:
-        raise UserError(f"--temperature=0 draws --best_of={options.best_of} equal completions; use a higher one")
-    rewards.parse(options.reward, "--reward")
-
-
-def _reward(options: flags.FlagValues, trained: "Trained", requests: Sequence[dict[str, Any]]) -> "Reward":
-    """What --reward names. Raises UserError where it needs references that are not there."""
-    from gptjax.rewards import rewards
-
-    needed = [name for _, name in rewards.parse(options.reward, "--reward") if name in rewards.REFERRING]
-    lacking = next((number for number, request in enumerate(requests) if _reference(request) is None), None)
-    if needed and lacking is not None:
-        prompt = requests[lacking]["prompt"]
-        raise UserError(f'--reward={needed[0]} compares with a reference, and {prompt[:60]!r} has no "reference"')
-    config = trained.config.copy_and_resolve_references().unlock()
-    config.objective.update(reward=options.reward, reward_errors="skip")  # `_best` says what fails
-    return rewards.Reward(config, trained.tokenizer)
-
-
-def _reference(request: dict[str, Any]) -> str | None:
-    found = request.get("references") or [request.get("reference")]
-    return found[0]
-
-
 def _best(
-    count: int,
-    reward: "Reward",
+    options: flags.FlagValues,
+    trained: "Trained",
     generator: "Generator",
     requests: Sequence[dict[str, Any]],
     completions: "Sequence[Completion]",
+    reward: "Reward",
 ) -> "tuple[list[dict[str, Any]], list[Completion]]":
-    """Of every `count` completions that with the highest reward (the first of equal ones), told in its request."""
-    import numpy as np
+    """Of every --best_of completions the best, whose reward is told in its request."""
+    from gptjax.evaluation import best_of
 
-    from gptjax.data.pipeline.prompts import spell
-    from gptjax.rewards.processes import Item
-
-    asked = generator.encode([request["prompt"] for request in requests[::count]])
-    prompts = [(tokens, spell(tokens, generator.tokenizer)) for tokens in asked for _ in range(count)]
-    items = [
-        Item(text, completion.text, _reference(request) or "", np.concatenate([tokens, completion.tokens]))
-        for (tokens, text), request, completion in zip(prompts, requests, completions, strict=True)
-    ]
-    try:
-        scores = reward(items, [repr(request["prompt"][:60]) for request in requests])
-    finally:
-        reward.close()
-    if scores.failures:
-        raise RunError(f"{scores.failures[0].what}; correct it, or give another --reward")
-    chosen = scores.values.reshape(-1, count).argmax(1) + count * np.arange(len(asked))
-    kept = [requests[place] | {"reward": round(float(scores.values[place]), 6)} for place in chosen]
-    return kept, [completions[place] for place in chosen]
+    each = requests[:: options.best_of]
+    asked = generator.encode([request["prompt"] for request in each])
+    chosen = best_of.choose(reward, trained, asked, each, completions)
+    kept = [request | {"reward": round(one.reward, 6)} for request, one in zip(each, chosen, strict=True)]
+    return kept, [completions[one.place] for one in chosen]
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax import chat, cli, evaluate, generate, serve
 from gptjax import config as config_lib
-from gptjax import evaluate, generate
 from gptjax.errors import RunError, UserError
 from gptjax.files import read_json
 from gptjax.model import gpt, reward
@@ -246,6 +246,22 @@ def test_the_best_of_several_completions_is_kept(plain, writer, tmp_path):
     assert any(line["completion"] != worst["completion"] for line, worst in zip(best, alone, strict=True))
 
 
+def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
+    """The same draws as those of `generate`, chosen alike."""
+    (tmp_path / "mine.py").write_text("def mine(prompt, completion, reference):\n    return len(completion)\n")
+    best = ["--best_of=4", f"--reward={tmp_path}/mine.py:mine"]
+    expected = completions(writer, tmp_path, *best)
+    options = [f"--prompts={tmp_path}/prompts.jsonl", "--max_new_tokens=6", f"--output={tmp_path}/e.json"]
+    evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best])
+    signature = read_json(tmp_path / "e.json")["results"]["chrf"]["chrf"]["signature"]
+    assert f"|decoding:best-of-4|reward:{tmp_path}/mine.py:mine|" in signature
+    lines = map(json.loads, (tmp_path / "e.items.jsonl").read_text().splitlines())
+    shown = [line["hypothesis"] for line in lines if "hypothesis" in line]
+    assert shown == [line["completion"].strip() for line in expected]
+    with pytest.raises(UserError, match="--beams=2 searches and draws nothing"):
+        evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best, "--beams=2"])
+
+
 def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
     """The rewards of held-out pairs are those of the validation, whatever the lengths beside them."""
     from gptjax.artifacts import loading
@@ -287,6 +303,21 @@ def test_what_cannot_be_chosen_by_is_refused(writer, options, words):
     with pytest.raises(UserError) as error:
         generate.main(["generate", f"--workdir={writer}", "--prompt=a", *options])
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        (chat, ["--workdir={plain}", "--prompt=a"]),
+        (generate, ["--workdir={plain}", "--prompt=a"]),
+        (generate, ["--workdir={writer}", "--draft={plain}", "--prompt=a"]),
+        (serve, ["--model=mine={plain}", "--port=0"]),
+    ],
+)
+def test_it_writes_nothing(plain, writer, verb, options, capsys):
+    options = [option.format(plain=plain, writer=writer) for option in options]
+    assert cli.run(verb.main, ["verb", *options]) == 2
+    assert f"{plain}/checkpoints/12 is a reward model: it judges answers and writes none" in capsys.readouterr().err
 
 
 def test_a_reward_that_fails_is_named(writer, tmp_path):

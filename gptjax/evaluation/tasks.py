@@ -48,6 +48,8 @@ class Options:
       begin: what comes before a question: "tokenizer", what the tokenizer puts before every text, as lm-eval does;
         "document", what begins a document in training; or "none".
       too_long: what is done with a question or prompt that does not fit in the context.
+      best_of: completions of a prompt that are drawn; 1: one, and the most probable.
+      reward: what the best of them is.
     """
 
     split: str = "validation"
@@ -57,6 +59,8 @@ class Options:
     rules: str = ""
     begin: str = "tokenizer"
     too_long: TooLong = "cut"
+    best_of: int = 1
+    reward: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,14 @@ class Request:
     @property
     def name(self) -> str:
         return f"{self.kind}:{Path(self.file).name.partition('.')[0]}" if self.file else self.kind
+
+
+class BestOf(NamedTuple):
+    """That `count` completions of each of `requests`, prompts with references, are drawn and the best is kept."""
+
+    count: int
+    reward: str
+    requests: Sequence[dict[str, Any]]
 
 
 @dataclasses.dataclass
@@ -109,15 +121,18 @@ class Context:
     def complete(self, prompts: Sequence[dict[str, Any]]) -> tuple[list[str], list[int], str]:
         """Completions, the places of the prompts that have one, and a note of those that were too long.
 
-        They are greedy, or with evaluation.beams the best that a search finds. Tasks on the same prompts share them.
+        They are greedy, with evaluation.beams the best that a search finds, or the best of those drawn. Tasks on the
+        same prompts share them.
         """
         texts = tuple(prompt["prompt"] for prompt in prompts)
         if texts not in self.completions:
-            evaluation = self.config.evaluation
-            sampling = {"max_new_tokens": evaluation.max_new_tokens, "temperature": 0.0}
+            evaluation, options = self.config.evaluation, self.options
+            sampling: dict[str, Any] = {"max_new_tokens": evaluation.max_new_tokens, "temperature": 0.0}
             if evaluation.beams > 1:
                 sampling = {name: evaluation[name] for name in ("max_new_tokens", "beams", "length_penalty")}
-            completed, places, note = self.generate(texts, too_long=self.options.too_long, **sampling)
+            elif options.best_of > 1:
+                sampling |= {"temperature": 1.0, "best": BestOf(options.best_of, options.reward, prompts)}
+            completed, places, note = self.generate(texts, too_long=options.too_long, **sampling)
             self.completions[texts] = [text.strip() for text in completed], places, note
         return self.completions[texts]
 
@@ -282,9 +297,12 @@ def _held_out_questions(config: Config, split_name: str) -> list[dict[str, Any]]
 def _generated(context: Context, request: Request, prompts: list[dict[str, Any]]) -> Outcome:
     texts = [prompt["prompt"] for prompt in prompts]
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
-    evaluation = context.config.evaluation
-    search = f"beam-{evaluation.beams}|length_penalty:{evaluation.length_penalty:g}"
-    decoding = "greedy" if evaluation.beams == 1 else search
+    evaluation, options = context.config.evaluation, context.options
+    decoding = "greedy"
+    if evaluation.beams > 1:
+        decoding = f"beam-{evaluation.beams}|length_penalty:{evaluation.length_penalty:g}"
+    elif options.best_of > 1:
+        decoding = f"best-of-{options.best_of}|reward:{options.reward}"
     completions, places, note = context.complete(prompts)
     expected = [prompts[place]["references"] for place in places]
     return text_tasks.score_texts(

@@ -55,8 +55,14 @@ class Generator:
         """A generator for a checkpoint; another checkpoint may be its draft.
 
         Raises:
-          UserError: the draft has another tokenizer.
+          UserError: the draft has another tokenizer, or one of both is a reward model.
         """
+        for model in filter(None, (trained, draft)):
+            if model.config.objective.name == "reward_model":
+                raise UserError(
+                    f"{model.path} is a reward model: it judges answers and writes none; name it where a model writes: "
+                    "`gptjax generate --workdir=WRITER --best_of=8 --reward=model:WORKDIR`"
+                )
         if draft is not None:
             if draft.tokenizer.to_str() != trained.tokenizer.to_str():
                 raise UserError(
