@@ -14,6 +14,7 @@ from gptjax.errors import UserError
 from gptjax.files import write_whole
 from gptjax.training import metrics
 
+PACKED = "packed.txt"  # in the work directory of a cell that was packed: how many cells were one program
 TAIL = 65_536  # bytes at the end of a metrics.jsonl in which its last line is looked for first
 FREE = ("place", "record")  # options that have no part in a program
 RUNNER = '''\
@@ -91,6 +92,11 @@ class Cell:
             if tail >= size:
                 return {}
             tail *= 4
+
+    def together(self) -> int:
+        """How many cells were one program with it; 1: it ran alone."""
+        path = self.workdir / PACKED
+        return int(path.read_text(encoding="utf-8")) if path.exists() else 1
 
     def step(self) -> int:
         """The last step that its metrics tell of."""

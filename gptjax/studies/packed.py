@@ -24,9 +24,10 @@ from gptjax.artifacts.lock import Lock
 from gptjax.config import Config
 from gptjax.errors import RunError
 from gptjax.evaluation.validation import Validator
+from gptjax.files import write_whole
 from gptjax.parallel import mesh as mesh_lib
 from gptjax.reporting.page import write_report
-from gptjax.studies.cell import note_failure
+from gptjax.studies.cell import PACKED, note_failure
 from gptjax.training import metrics, stopping
 from gptjax.training.program import Program
 from gptjax.training.recorder import Recorder
@@ -63,6 +64,8 @@ def train(cells: Sequence[tuple[Config, Path]]) -> dict[Path, str]:
     """
     with Ending() as ending:
         members = [Member(config, workdir, ending) for config, workdir in cells]
+        for _, workdir in cells:
+            write_whole(workdir / PACKED, f"{len(cells)}\n")
         stop = stopping.StopSignals()
         ending.add(stop.restore)
         _loop(members, stop)

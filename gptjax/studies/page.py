@@ -86,6 +86,8 @@ def wall_clock(plan: Plan) -> Table:
             (
                 one.arm,
                 f"{one.seconds:,.1f}",
+                str(one.together) if one.together > 1 else "no",
+                f"{one.seconds / one.together:,.1f}",
                 tables.number(one.tokens_per_second, ",.0f"),
                 f"{sum(steps) / len(steps):.4f}",
                 tables.number(one.reached, ".4f") or "none yet",
@@ -94,14 +96,22 @@ def wall_clock(plan: Plan) -> Table:
             )
         )
     heads = (
-        *("arm", "seconds of training#", "tokens / second#", f"{metric} at matched steps#"),
+        *(
+            "arm",
+            "seconds of training#",
+            "packed#",
+            "seconds a cell#",
+            "tokens / second#",
+            f"{metric} at matched steps#",
+        ),
         *(f"{metric} at {limit:,.1f} s#", "of its training by then#", "cells#"),
     )
     notes = (
         f"Medians over the cells that are done. {fastest} is the fastest; the others are compared at its "
         f"{limit:,.1f} seconds, in proportion between two validations. An arm that is cut short has not come to the "
         "end of its schedule. The clock is that of training: without start-up, compilation and validation, but with "
-        "whatever ran beside. Cells that are packed share it.",
+        "whatever ran beside. Cells that are packed share it: seconds a cell are those of the program by the "
+        "cells in it, and their ratio to those of the same study with --pack=off is what packing gains.",
     )
     return Table("Wall-clock time", heads, rows, notes)
 

@@ -45,6 +45,7 @@ class Timed:
 class ArmTime:
     """Of an arm: the median seconds and speed of its cells, and the mean of their scores at the matched seconds.
 
+    `together`: how many cells were packed into one program, which share its seconds; 1: each ran alone.
     `reached` is NaN where a cell had no validation by then. `share`: of the steps that the arm had done by then.
     """
 
@@ -54,6 +55,7 @@ class ArmTime:
     reached: float
     share: float
     cells: int
+    together: int = 1
 
 
 def cells(plan: Plan) -> list[Timed]:
@@ -99,7 +101,8 @@ def matched(plan: Plan) -> tuple[float, str, list[ArmTime]]:
             reached = statistics.fmean(one.score_at(at) for one in timed)
             share = 1.0 if arm == fastest else min(limit / medians[arm], 1.0)
             speed = statistics.median(one.tokens_per_second for one in timed)
-            found.append(ArmTime(arm, medians[arm], speed, reached, share, len(timed)))
+            together = round(statistics.median(one.cell.together() for one in timed))
+            found.append(ArmTime(arm, medians[arm], speed, reached, share, len(timed), together))
     return limit, fastest, found
 
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from gptjax.studies import facts, noise, report, timing
+from gptjax.studies import facts, noise, page, report, timing
 from gptjax.studies.study import Grid
 
 RATE = "optimizer.learning_rate"
@@ -38,6 +38,16 @@ def test_arms_are_compared_at_the_seconds_of_the_fastest(timed):
         ("quick", "8", "8"),
         ("slow", "16", "8"),
     ]
+
+
+def test_the_page_says_what_was_packed(timed):
+    for cell in timed.cells:
+        if cell.arm == "slow":
+            (cell.workdir / "packed.txt").write_text("4\n")
+    assert [arm.together for arm in timing.matched(timed)[2]] == [1, 4]
+    rows = {row[0]: row for row in page.wall_clock(timed).rows}
+    assert rows["quick"][1:4] == ("8.0", "no", "8.0")
+    assert rows["slow"][1:4] == ("16.0", "4", "4.0")
 
 
 def test_the_page_and_the_text_have_the_same_facts(timed):
