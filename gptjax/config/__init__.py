@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import json_text
-from gptjax.config import values
+from gptjax.config import stages, values
 from gptjax.config.durations import UNITS, resolve_duration
 from gptjax.config.options import (
     AVERAGING,
@@ -134,6 +134,9 @@ def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
         if resolved["objective"]["name"] == "reinforcement":  # nothing is saved between updates with the same answers
             each = resolved["objective"]["num_iterations"]
             resolved[section][name] = -(-resolved[section][name] // each) * each
+    resolved["schedule"]["batch_stages"] = stages.resolve(
+        config.schedule.batch_stages, total=num_steps, tokens_per_step=tokens_per_step, steps_per_epoch=steps_per_epoch
+    )
     if resolved["data_seed"] < 0:
         resolved["data_seed"] = resolved["seed"]
     resolved["model"]["vocab_size"] = resolved["model"]["vocab_size"] or vocab_size

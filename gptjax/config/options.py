@@ -544,6 +544,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=100),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
+        "batch_stages": Option(
+            "",
+            "batches that grow: '50%:2,80%:4' = from half of the run on, two batches for each update, from 80% on "
+            "four; the gradients of so many steps are averaged",
+            affects="training",
+        ),
     },
     "mesh": {
         "data": Option(

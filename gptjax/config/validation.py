@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gptjax.config import values
+from gptjax.config import stages, values
 from gptjax.config.durations import in_epochs, is_zero, resolve_duration
 from gptjax.config.options import AVERAGING, LORA_PATHS, MOST_STEPS, ROW_AXES, Config, Option, flat_options
 from gptjax.errors import UserError
@@ -162,7 +162,18 @@ def steps_problems(config: Config, steps_per_epoch: float | None = None) -> Iter
             section[name], total=total, tokens_per_step=tokens_per_step, steps_per_epoch=steps_per_epoch or 0
         )
 
+    try:
+        begins = [begin for begin, _ in stages.read(config.schedule.batch_stages)]
+    except ValueError as error:
+        yield f"schedule.batch_stages {error}"
+        begins = []
     num_steps = steps("train.num_steps", None)
+    if num_steps is not None and begins and (steps_per_epoch is not None or not any(map(in_epochs, begins))):
+        units = {"tokens_per_step": tokens_per_step, "steps_per_epoch": steps_per_epoch or 0}
+        try:
+            stages.resolve(config.schedule.batch_stages, total=num_steps, **units)
+        except ValueError as error:
+            yield f"schedule.batch_stages {error}"
     if num_steps is None:
         shares = [str(config.schedule[name]) for name in ("warmup", "decay") if config.schedule.name == "wsd"]
         parts = [resolve_duration(s, total=10**6, tokens_per_step=1, steps_per_epoch=0) for s in shares if "%" in s]
@@ -306,6 +317,8 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
     if adapted and model.lora_rank and (problem := _lora_problem(model)):
         yield problem
     if right("optimizer.name") and (name := config.optimizer.name) in AVERAGING:
+        if config.schedule.batch_stages:
+            yield f"schedule.batch_stages is set, and optimizer.name {name} averages what every step changes; use one"
         if right("optimizer.beta1") and not config.optimizer.beta1:
             yield f"optimizer.beta1 is 0; optimizer.name {name} needs more than 0: its average is found from beta1"
         if right("train.ema_decay") and config.train.ema_decay:

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gptjax.config import Config, affecting
+from gptjax.config import Config, affecting, stages
 from gptjax.errors import UserError
+from gptjax.optim.gathering import update_steps
 from gptjax.optim.schedules import make_schedule
 
-# {name of option: float32 scalar}, and `dropout_key`: uint32 [2]; on devices, on the host, or traced.
+# {name of option: float32 scalar}, UPDATES, and `dropout_key`: uint32 [2]; on devices, on the host, or traced.
 Hyper = dict[str, ArrayLike]
+UPDATES = "updates"  # in Hyper: whether a step ends with an update; only where config.schedule.batch_stages is set
 SECTIONS = ("optimizer", "objective", "train")
 
 
@@ -57,11 +59,13 @@ class Hyperparameters:
             return {name: jax.vmap(schedule)(steps).astype(jnp.float32) for name, schedule in schedules.items()}
 
         self._rates = jax.device_get(rates(jnp.arange(max(num_steps, 1))))
+        if found := [(int(begin), batches) for begin, batches in stages.read(config.schedule.batch_stages)]:
+            self._rates[UPDATES] = np.float32(update_steps(found, num_steps))
 
     def at(self, step: int) -> Hyper:
         """This step's values."""
         return self.constant | self.rates(step)
 
     def rates(self, step: int) -> Hyper:
-        """This step's learning rates."""
+        """This step's learning rates, and whether it ends with an update where not every step does."""
         return {name: rates[min(step, len(rates) - 1)] for name, rates in self._rates.items()}

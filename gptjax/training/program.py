@@ -22,7 +22,8 @@ from gptjax.model.architecture import Architecture
 from gptjax.objectives import objective as objectives
 from gptjax.objectives.objective import Batch, Metrics, Objective
 from gptjax.optim import optimizers
-from gptjax.optim.hyper import Hyper, Hyperparameters, names
+from gptjax.optim.gathering import gathered
+from gptjax.optim.hyper import UPDATES, Hyper, Hyperparameters, names
 from gptjax.parallel import partition
 from gptjax.training.state import TrainState, create_state
 from gptjax.training.step import Step
@@ -77,9 +78,10 @@ class Program:
 
     def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
         """The optimizer with the values of one step."""
-        return optimizers.make_optimizer(
+        optimizer = optimizers.make_optimizer(
             self.config.optimizer, lora.split(self.abstract_params)[0], hyper, widening=self.architecture.widening
         )
+        return gathered(optimizer, hyper.get(UPDATES, 1.0)) if self.config.schedule.batch_stages else optimizer
 
     @cached_property
     def target(self) -> TrainState:

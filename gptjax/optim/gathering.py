@@ -1,0 +1,62 @@
+"""Batches that grow in a run: from a step on, the gradients of several batches make one update.
+
+A step takes one batch all the same, so that the data, the tokens and the learning rate of a step are what they are
+without stages (McCandlish et al. 2018, arXiv:1812.06162, on when larger batches pay).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+
+class Gathered(NamedTuple):
+    """The optimizer's own state, the sum of the gradients since its last update, and how many they are."""
+
+    inner: Any
+    total: Any
+    count: Any
+
+
+def gathered(optimizer: optax.GradientTransformation, updates: ArrayLike) -> optax.GradientTransformation:
+    """The optimizer on the mean of the gradients since its last update.
+
+    Args:
+      updates: whether this step ends with an update (more than 0) or only adds its gradients; it may be traced.
+    """
+
+    def init(params: Any) -> Gathered:
+        return Gathered(optimizer.init(params), optax.tree.zeros_like(params), jnp.zeros((), jnp.int32))
+
+    def update(gradients: Any, state: Gathered, params: Any = None) -> tuple[Any, Gathered]:
+        total, count = jax.tree.map(jnp.add, state.total, gradients), state.count + 1
+        nothing = optax.tree.zeros_like(gradients)
+
+        def change() -> tuple[Any, Gathered]:
+            changes, inner = optimizer.update(jax.tree.map(lambda sum_: sum_ / count, total), state.inner, params)
+            return changes, Gathered(inner, nothing, jnp.zeros_like(count))
+
+        return jax.lax.cond(jnp.asarray(updates) > 0, change, lambda: (nothing, Gathered(state.inner, total, count)))
+
+    return optax.GradientTransformation(init, update)
+
+
+def update_steps(stages: Sequence[tuple[int, int]], num_steps: int) -> np.ndarray:
+    """Whether each step ends with an update: bool [num_steps].
+
+    Args:
+      stages: (first step, batches for an update), with rising steps; before the first, an update has one batch.
+
+    Batches that are being gathered when a stage begins are gathered to their end, and the last step is an update.
+    """
+    ends = np.zeros(num_steps, bool)
+    step = 0
+    while step < num_steps:
+        batches = next((batches for begin, batches in reversed(stages) if begin <= step), 1)
+        step = min(step + batches, num_steps)
+        ends[step - 1] = True
+    return ends
