@@ -43,7 +43,7 @@ def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> list
     """The command of this machine. Raises UserError where there is no job, no place to write or no such input."""
     job = managed.find(environment)
     if job is None:
-        raise UserError("this is no job of Vertex AI, SageMaker or ModelArts: none of their variables is set")
+        raise UserError("this is not a job of Vertex AI, SageMaker or ModelArts: none of their variables is set")
     given, inputs, outputs = {}, {}, {}
     if job.service == managed.SAGEMAKER:
         given, inputs, outputs = _sagemaker(environment)

@@ -57,7 +57,7 @@ class Slice:
         if found.chips > MOST_CHIPS:
             raise UserError(f"--topology={text}: {found.chips} chips; the largest slice has {MOST_CHIPS}")
         if found.chips > found.generation.largest_host and found.chips % 4:
-            raise UserError(f"--topology={text}: {found.chips} chips are no whole number of machines with 4 each")
+            raise UserError(f"--topology={text}: {found.chips} chips are not a whole number of machines with 4 each")
         return found
 
     @property

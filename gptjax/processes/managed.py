@@ -90,7 +90,7 @@ def read(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise UserError(f"{name} is no JSON: {text[:200]!r}") from None
+        raise UserError(f"{name} is not JSON: {text[:200]!r}") from None
 
 
 def _port(name: str, hosts: list[str]) -> int:

@@ -84,7 +84,7 @@ def test_sagemaker_without_its_toolkit_writes_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"CLUSTER_SPEC": "{"}, "CLUSTER_SPEC is no JSON"),
+        ({"CLUSTER_SPEC": "{"}, "CLUSTER_SPEC is not JSON"),
         ({"CLUSTER_SPEC": "[]"}, "no cluster of worker pools"),
         ({"CLUSTER_SPEC": vertex(1)["CLUSTER_SPEC"].replace('"type": "workerpool1"', '"type": "workerpool2"')}, "only"),
         (sagemaker(0) | {"SM_CURRENT_HOST": "algo-3"}, "'algo-3', is not one of"),
