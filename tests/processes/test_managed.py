@@ -145,7 +145,7 @@ def test_modelarts_puts_its_folders_behind_the_command():
 
 def test_outside_of_managed_training(capsys):
     assert cli.run(launch.main, ["gptjax launch", "managed", "--config=c"]) == 2
-    assert "this is no job of Vertex AI, SageMaker or ModelArts" in capsys.readouterr().err
+    assert "this is not a job of Vertex AI, SageMaker or ModelArts" in capsys.readouterr().err
 
 
 @pytest.mark.slow
