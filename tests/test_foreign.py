@@ -91,7 +91,7 @@ def test_a_hundred_levels_and_many_entries_are_read():
 def test_what_does_not_end_is_not_opened(tmp_path, path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"regular file|no such file|no path"):
+    with pytest.raises(UserError, match=r"regular file|no such file|not a path"):
         files.regular(tmp_path / path)
 
 
