@@ -127,9 +127,7 @@ def test_a_run_that_is_killed_continues_from_the_bucket_on_another_machine(store
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="once an object copied into the emulator had another checksum", strict=False
-)
+@pytest.mark.xfail(reason="once an object copied into the emulator had another checksum", strict=False)
 def test_a_run_moves_between_a_disk_and_a_bucket_by_copying(store, config_file, undisturbed, tmp_path):
     url, bucket = "gs://gptjax-test/moved", Bucket("gs://gptjax-test/moved")
     first = tmp_path / "first"
