@@ -126,9 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(308, Range=f"bytes=0-{len(body) - 1}")
         elif query["uploadType"] == "multipart":
             border = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
-            _, about, content = body.replace(b"\r\n--" + border, b"\n--" + border).split(b"--" + border)[:3]
-            name = json.loads(re.split(rb"\r?\n\r?\n", about, maxsplit=1)[1])["name"]
-            body = re.split(rb"\r?\n\r?\n", content, maxsplit=1)[1][:-1]  # less the end of the line
+            end = b"\r\n" if body.startswith(b"--" + border + b"\r\n") else b"\n"  # content may end with either
+            _, about, content = (end + body).split(end + b"--" + border)[:3]
+            name = json.loads(about.partition(2 * end)[2])["name"]
+            body = content.partition(2 * end)[2]
         there = self.server.buckets[bucket].get(name)
         if "ifGenerationMatch" in query and query["ifGenerationMatch"] != str(there[1] if there else 0):
             return self._answer(412, {"error": {"code": 412, "message": "another generation"}})
