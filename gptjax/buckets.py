@@ -67,7 +67,7 @@ class Bucket:
         if not self._root:
             raise UserError(f"{url!r} names no bucket; write {self.scheme}://BUCKET/PATH")
         if "\0" in url or any(part in (".", "..", "") for part in self._root.split("/")):
-            raise UserError(f"{url!r} is no URL of objects: it has an empty name, '.', '..' or a character NUL")
+            raise UserError(f"{url!r} is not a URL of objects: it has an empty name, '.', '..' or a character NUL")
         self._system = self._open()
 
     def _open(self) -> Any:

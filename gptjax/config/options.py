@@ -547,7 +547,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "batch_stages": Option(
             "",
             "batches that grow: '50%:2,80%:4' = from half of the run on, two batches for each update, from 80% on "
-            "four; the gradients of so many steps are averaged",
+            "four; the gradients of so many steps are averaged, by the tokens that count",
             affects="training",
         ),
     },

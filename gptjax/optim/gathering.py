@@ -13,34 +13,40 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+WEIGHT = "batch_weight"  # in what the optimizer of a step is made from: what the loss of its batch was divided by
+
 
 class Gathered(NamedTuple):
-    """The optimizer's own state, the sum of the gradients since its last update, and how many they are."""
+    """The optimizer's own state, the sum of the gradients since its last update, and that of their weights."""
 
     inner: Any
     total: Any
-    count: Any
+    weight: Any
 
 
-def gathered(optimizer: optax.GradientTransformation, updates: ArrayLike) -> optax.GradientTransformation:
-    """The optimizer on the mean of the gradients since its last update.
+def gathered(
+    optimizer: optax.GradientTransformation, updates: ArrayLike, weight: ArrayLike
+) -> optax.GradientTransformation:
+    """The optimizer on the mean of the gradients since its last update: that of one batch of all their rows.
 
     Args:
       updates: whether this step ends with an update (more than 0) or only adds its gradients; it may be traced.
+      weight: what the loss of this step's batch was divided by; it may be traced.
     """
 
     def init(params: Any) -> Gathered:
-        return Gathered(optimizer.init(params), optax.tree.zeros_like(params), jnp.zeros((), jnp.int32))
+        return Gathered(optimizer.init(params), optax.tree.zeros_like(params), jnp.zeros((), jnp.float32))
 
     def update(gradients: Any, state: Gathered, params: Any = None) -> tuple[Any, Gathered]:
-        total, count = jax.tree.map(jnp.add, state.total, gradients), state.count + 1
+        total = jax.tree.map(lambda before, gradient: before + weight * gradient, state.total, gradients)
+        whole = state.weight + weight
         nothing = optax.tree.zeros_like(gradients)
 
         def change() -> tuple[Any, Gathered]:
-            changes, inner = optimizer.update(jax.tree.map(lambda sum_: sum_ / count, total), state.inner, params)
-            return changes, Gathered(inner, nothing, jnp.zeros_like(count))
+            changes, inner = optimizer.update(jax.tree.map(lambda sum_: sum_ / whole, total), state.inner, params)
+            return changes, Gathered(inner, nothing, jnp.zeros_like(whole))
 
-        return jax.lax.cond(jnp.asarray(updates) > 0, change, lambda: (nothing, Gathered(state.inner, total, count)))
+        return jax.lax.cond(jnp.asarray(updates) > 0, change, lambda: (nothing, Gathered(state.inner, total, whole)))
 
     return optax.GradientTransformation(init, update)
 

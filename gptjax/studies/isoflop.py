@@ -1,8 +1,8 @@
-"""Runs of equal training compute: how many tokens a parameter had where the loss is lowest, by what is counted.
+"""Runs of equal training compute: how many tokens per parameter had where the loss is lowest, by what is counted.
 
 Hoffmann et al. 2022, arXiv:2203.15556, section 3.2: a parabola through the losses of models of several sizes that were
-trained with the same FLOPs. Here it is one of loss over the logarithm of tokens a parameter, for each seed; its lowest
-point has to lie between the smallest and the largest model.
+trained with the same FLOPs. Here it is one of loss over the logarithm of tokens per parameter, for each seed; its
+lowest point has to lie between the smallest and the largest model.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ FEWEST = 3  # sizes that determine a parabola
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """Tokens a parameter at the lowest loss of a budget: geometric mean over seeds, with its interval.
+    """Tokens per parameter at the lowest loss of a budget: geometric mean over seeds, with its interval.
 
     NaN: for some seed the loss is lowest at the smallest or the largest model, or beyond.
     """

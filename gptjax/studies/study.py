@@ -81,7 +81,7 @@ class Study:
         a law has numbers came before is predicted before it runs.
       loss_floor: what the law is pinned at where compute has no end; None: it is fitted.
       isoflop: arms are models of several sizes, each trained with one of a few budgets of FLOPs; the report has the
-        tokens a parameter at the lowest loss of each budget.
+        tokens per parameter at the lowest loss of each budget.
       smoke, full: {"section.option", "seeds" or "ladder": value}: what `:smoke` and `:full` set.
     """
 

@@ -64,7 +64,7 @@ def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:
 
 def scaling(plan: Plan) -> Table:
     """The rungs of a ladder beside the law of their arm, what was predicted, and the speed-up over the baseline."""
-    heads = ("arm", "rung", "parameters#", "tokens#", "tokens a parameter#", "training FLOPs#")
+    heads = ("arm", "rung", "parameters#", "tokens#", "tokens per parameter#", "training FLOPs#")
     heads += (f"{plan.study.metric}#", "the law#", "predicted#", "speed-up#")
     predicted, rows = ladder.predictions(plan), []
     base = ladder.fitted(plan, plan.families[0]) if plan.rungs else None
@@ -86,13 +86,13 @@ def scaling(plan: Plan) -> Table:
 
 
 def optima(plan: Plan) -> Table:
-    """Tokens a parameter at the lowest loss of each budget of FLOPs."""
-    heads = ("training FLOPs#", "counted", "sizes#", "tokens a parameter at the optimum#", "95 % interval#")
+    """Tokens per parameter at the lowest loss of each budget of FLOPs."""
+    heads = ("training FLOPs#", "counted", "sizes#", "tokens per parameter at the optimum#", "95 % interval#")
     rows = []
     for one in isoflop.optima(plan) if plan.study.isoflop else ():
         told = number(one.mean, ".3g") or "not between the sizes"
         rows.append((f"{one.flops:.3g}", one.counted, str(one.sizes), told, _ends(one.low, one.high, ".3g").strip()))
-    note = "Lowest point of a parabola through loss over log tokens a parameter, by seed; the interval is over seeds."
+    note = "Lowest point of a parabola through loss over log tokens per parameter, by seed; the interval is over seeds."
     return Table("Optimum by compute", heads, rows, (note,))
 
 

@@ -22,7 +22,7 @@ from gptjax.model.architecture import Architecture
 from gptjax.objectives import objective as objectives
 from gptjax.objectives.objective import Batch, Metrics, Objective
 from gptjax.optim import optimizers
-from gptjax.optim.gathering import gathered
+from gptjax.optim.gathering import WEIGHT, gathered
 from gptjax.optim.hyper import UPDATES, Hyper, Hyperparameters, names
 from gptjax.parallel import partition
 from gptjax.training.state import TrainState, create_state
@@ -77,11 +77,13 @@ class Program:
         return gpt.abstract_params(self.architecture)
 
     def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
-        """The optimizer with the values of one step."""
+        """The optimizer with the values of one step; where batches are gathered, also with the weight of its batch."""
         optimizer = optimizers.make_optimizer(
             self.config.optimizer, lora.split(self.abstract_params)[0], hyper, widening=self.architecture.widening
         )
-        return gathered(optimizer, hyper.get(UPDATES, 1.0)) if self.config.schedule.batch_stages else optimizer
+        if not self.config.schedule.batch_stages:
+            return optimizer
+        return gathered(optimizer, hyper.get(UPDATES, 1.0), hyper.get(WEIGHT, 1.0))
 
     @cached_property
     def target(self) -> TrainState:

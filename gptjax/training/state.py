@@ -12,7 +12,7 @@ from gptjax.model import gpt, lora
 
 @struct.dataclass
 class TrainState:
-    """Parameters, optimizer state, the parameters' average if there is one; `step` counts the updates made.
+    """Parameters, optimizer state, the parameters' average if there is one; `step` counts the batches taken.
 
     `reference_params` are those of the beginning, for objectives that compare with them. `Any`, because JAX also builds
     this tree of shapes, of shardings and of its own markers.

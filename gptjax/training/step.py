@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gptjax.model import gpt, lora
 from gptjax.model.architecture import Architecture
 from gptjax.objectives.objective import Batch, Field, Metrics, Models, Objective, OfWholeBatch
+from gptjax.optim.gathering import WEIGHT
 from gptjax.optim.hyper import Hyper
 from gptjax.parallel import partition
 from gptjax.parameters import map_rows, path_string
@@ -51,9 +52,10 @@ class Step:
     def _update(self, state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
         # 1. Gradients of what is trained: everything, or adapters alone.
         trained, frozen = lora.split(state.params)
-        grads, metrics = self._gradients(trained, frozen, state, batch, hyper)
+        weight = self.objective.weight(batch)
+        grads, metrics = self._gradients(trained, frozen, state, batch, hyper, weight)
         # 2. The update, with the values of this step.
-        updates, opt_state = self.optimizer(hyper).update(grads, state.opt_state, trained)
+        updates, opt_state = self.optimizer(hyper | {WEIGHT: weight}).update(grads, state.opt_state, trained)
         changed = optax.apply_updates(trained, updates)
         # 3. The average follows the new parameters.
         ema_params = state.ema_params
@@ -78,10 +80,15 @@ class Step:
         return new, metrics
 
     def _gradients(
-        self, trained: gpt.Params, frozen: gpt.Params, state: TrainState, batch: Batch, hyper: Hyper
+        self,
+        trained: gpt.Params,
+        frozen: gpt.Params,
+        state: TrainState,
+        batch: Batch,
+        hyper: Hyper,
+        total_weight: jax.Array,
     ) -> tuple[gpt.Params, Metrics]:
         """The gradients and the metrics of a global batch, summed over its micro-batches."""
-        total_weight = self.objective.weight(batch)
         cast, fixed = (_cast(part, self.compute_dtype) for part in (trained, frozen))
         first = fixed if frozen else _cast(state.reference_params or {}, self.compute_dtype)
         reference = reference_model(self.objective, self.architecture, first)

@@ -241,7 +241,7 @@ def test_of_many_that_create_an_object_at_once_one_does(store):
         ("gs://", r"'gs://' names no bucket"),
         ("s3://bucket/run", r"checkpoints cannot be written to s3://, since Orbax cannot; use gs://"),
         ("nothing://bucket/run", r"checkpoints cannot be written to nothing://"),
-        ("gs://gptjax-test/a/../b", r"is no URL of objects"),
+        ("gs://gptjax-test/a/../b", r"is not a URL of objects"),
     ],
 )
 def test_what_is_no_place_for_a_run_is_refused_by_name(store, config_file, url, message):

@@ -34,14 +34,16 @@ def test_which_steps_end_with_an_update(stages, ends):
 
 def test_an_update_is_that_of_the_mean_gradient():
     gradients = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    weights, ends = np.float32([1, 3, 2, 2, 5]), (0.0, 1.0, 0.0, 0.0, 1.0)
     params = jnp.ones(3)
     plain = optax.adam(0.1)
-    state = gathered(plain, 0.0).init(params)
-    for gradient, updates in zip(gradients, (0.0, 1.0, 0.0, 0.0, 1.0), strict=True):
-        changes, state = gathered(plain, updates).update(jnp.asarray(gradient), state, params)
+    state = gathered(plain, 0.0, 1.0).init(params)
+    for gradient, weight, updates in zip(gradients, weights, ends, strict=True):
+        changes, state = gathered(plain, updates, weight).update(jnp.asarray(gradient), state, params)
         assert bool(jnp.any(changes)) == (updates > 0)
     expected = plain.init(params)
-    for mean in (gradients[:2].mean(0), gradients[2:].mean(0)):
+    for part in (slice(0, 2), slice(2, 5)):
+        mean = np.average(gradients[part], axis=0, weights=weights[part])
         last, expected = plain.update(jnp.asarray(mean), expected, params)
     np.testing.assert_allclose(changes, last, rtol=1e-6)
     assert state.inner[0].count == 2
@@ -59,13 +61,14 @@ def program(*, rows: int, num_steps: int, stages: str, **mesh: int) -> Program:
 
 
 def trained(run: Program, tokens: np.ndarray) -> dict:
-    """The parameters after steps on the rows of `tokens` [rows, length + 1], in their order."""
+    """The parameters after steps on the rows of `tokens` [rows, length + 1], in their order; not all tokens count."""
+    count = np.random.default_rng(1).random((len(tokens), LENGTH)) < np.linspace(0.1, 1, len(tokens))[:, None]
     state, rows = run.initial_state(), run.config.train.batch_size
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (rows, LENGTH))
     for step in range(run.config.train.num_steps):
         part = tokens[step * rows : (step + 1) * rows]
         batch = {"tokens": part[:, :-1], "targets": part[:, 1:], "positions": positions}
-        batch["weights"] = np.ones((rows, LENGTH), np.float32)
+        batch["weights"] = count[step * rows : (step + 1) * rows].astype(np.float32)
         state, _ = run.step(state, run.to_device(batch), run.hyper(step))
     return jax.device_get(state.params)
 
