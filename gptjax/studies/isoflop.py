@@ -1,4 +1,4 @@
-"""Runs of equal training compute: how many tokens per parameter had where the loss is lowest, by what is counted.
+"""Runs of equal training compute: the tokens per parameter at which the loss is lowest, by what is counted.
 
 Hoffmann et al. 2022, arXiv:2203.15556, section 3.2: a parabola through the losses of models of several sizes that were
 trained with the same FLOPs. Here it is one of loss over the logarithm of tokens per parameter, for each seed; its
