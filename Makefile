@@ -52,7 +52,7 @@ quickstart: $(VENV)/.base  ## train, evaluate and sample a small GPT on the docu
 	@echo "  $(BIN)/gptjax train --config=configs/quickstart.py --workdir=runs/mine --config.data.source='text:my/*.txt'"
 	@echo '  open $(WORKDIR)/report.html'
 
-chat-quickstart: $(VENV)/.base  ## a chat model from nothing: text, dialogues, preferences, rewards (a quarter of an hour)
+chat-quickstart: $(VENV)/.base  ## a chat model from nothing: text, dialogues, preferences, rewards (7 minutes)
 	$(BIN)/python tools/chat_quickstart.py --workdir=$(CHAT_WORKDIR)
 
 test: $(VENV)/.dev lint  ## the test suite (without the slow tests)

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config.model.update(num_layers=4, num_heads=4, embed_dim=192, context_length=128)
     config.logging.update(every=10, tensorboard=False, samples=0)
     config.schedule.update(name="wsd", warmup="2%", decay="50%", final_fraction=0.02)
-    config.evaluation.update(every="50%", tasks="perplexity", max_prompts=100)
+    config.evaluation.update(every="20%", tasks="perplexity", max_prompts=100)
     if arg in ("", "runlocal", "text"):
         config.optimizer.update(name="muon", learning_rate=3e-3, muon_learning_rate=0.02)
         config.train.update(num_steps=250, batch_size=16)
