@@ -57,7 +57,7 @@ CHOICES = {
     "model.lora_targets": ("attention/(query|value)", ".*", "mlp/(up|down)", "attention/out"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.matmul": ("compute_dtype", "float8"),
-    "model.attention": ("auto", "reference", "xla", "splash"),
+    "model.attention": ("auto", "reference", "xla", "ring", "splash"),
     "model.scan_unroll": (0, 1, 2, 5),
     "model.remat": ("none", "dots", "full", "offload"),
     "data.isolate_documents": (True, False),

@@ -224,9 +224,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "attention": Option(
             "auto",
-            "reference, xla (blocks), cudnn (GPU, bfloat16) or splash (TPU); auto = the best for the device",
+            "reference, xla (blocks), ring (mesh.context), cudnn (GPU, bfloat16) or splash (TPU); auto = the best",
             affects="computation",
-            choices=("auto", "reference", "xla", "cudnn", "splash"),
+            choices=("auto", "reference", "xla", "ring", "cudnn", "splash"),
         ),
         "scan_unroll": Option(
             0,

@@ -1,35 +1,30 @@
-"""One attention interface, four implementations. All return what `attention.reference` returns.
+"""One attention interface, five implementations. All return what `attention.reference` returns.
 
 | name | what it is | where it pays | what it cannot do |
 |---|---|---|---|
 | reference | the whole matrix of scores at once | CPU and short rows | long rows: memory grows with their square |
 | xla | blocks of keys, scores never held whole (forward and backward) | everywhere; on a GPU for packed documents | |
+| ring | those blocks, passed from device to device along a context axis | very long rows | |
 | cudnn | cuDNN's flash attention | GPU | float32, packed documents, ALiBi, a context axis |
 | splash | Pallas kernel for TPU; interpreted, and slow, elsewhere | TPU | ALiBi, lengths that 128 does not divide |
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
 
 from gptjax.errors import UserError
 from gptjax.model import sharding
 from gptjax.model.architecture import Architecture
-from gptjax.model.attention import Visibility, masked_scores, reference
-from gptjax.model.precision import products_in
+from gptjax.model.attention import Visibility, reference
+from gptjax.model.blocked import Keys, Queries, blocked, ring
 
-Queries = Float[Array, "batch length heads head_dim"]
-Keys = Float[Array, "batch keys kv_heads head_dim"]
-
-BLOCK = 512  # tokens in a block of keys (and of queries, on a TPU)
+BLOCK = 512  # tokens in a block of keys, and of queries, of splash
 SHORT = 1024  # rows up to this long: their matrix of scores is small, and one product is faster than blocks
+LONG = 32768  # split rows longer than this: all keys and values of a layer would fill a device's memory
 
 
 class Task(NamedTuple):
@@ -53,7 +48,7 @@ def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementati
     """Attention of whole rows by the named implementation; "auto" takes the best possible one.
 
     On a mesh with a context axis, each device has its part of the queries and all keys. Memory for scores and
-    activations falls with the axis, at the price of gathering keys and values once per layer.
+    activations falls with the axis, at the price of gathering keys and values once per layer. "ring" gathers nothing.
 
     Raises UserError where the named implementation cannot compute this task.
     """
@@ -67,7 +62,8 @@ def attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, implementati
     )
     implementation = resolve(implementation, task, sharding.platform())
     q = sharding.constrain(q, sharding.BATCH, "context", "tensor", None)
-    k, v = (sharding.constrain(x, sharding.BATCH, None, "tensor", None) for x in (k, v))
+    rows = "context" if implementation == "ring" else None
+    k, v = (sharding.constrain(x, sharding.BATCH, rows, "tensor", None) for x in (k, v))
     return IMPLEMENTATIONS[implementation](q, k, v, visibility)
 
 
@@ -100,103 +96,12 @@ def resolve(implementation: str, task: Task, platform: str) -> str:
 
 def choose(task: Task, platform: str) -> str:
     """The implementation that "auto" takes on cpu, gpu or tpu."""
+    if task.context > 1 and task.length > LONG:
+        return "ring"
     best = {"gpu": "cudnn", "tpu": "splash"}.get(platform)
     if best and limits(best, task) is None:
         return best
     return "reference" if task.length <= SHORT else "xla"
-
-
-# ---- xla: blocks of keys ---------------------------------------------------------------------------------------------
-
-
-def blocked(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
-    """Attention by blocks of keys with a running softmax (Dao et al. 2022; Rabe and Staats 2021), in plain XLA.
-
-    The backward pass computes the scores of each block again (Dao 2023, algorithm 2), so that neither pass
-    holds more than [batch, heads, length, block] scores.
-    """
-    batch, length, heads, head_dim = q.shape
-    kv_heads, block = k.shape[2], min(BLOCK, k.shape[1])
-    padding = -k.shape[1] % block
-    if padding:  # keys that no query sees
-        k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (k, v))
-        never = jnp.iinfo(jnp.int32).max
-        keys = jnp.pad(visibility.keys, ((0, 0), (0, padding)), constant_values=never)
-        segments = visibility.segments
-        if segments is not None:
-            segments = (segments[0], jnp.pad(segments[1], ((0, 0), (0, padding))))
-        visibility = visibility._replace(keys=keys, segments=segments)
-    q = (q * head_dim**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    out = _blocked(q, k, v, visibility._replace(window=0), visibility.window, block)
-    return out.reshape(batch, length, heads, head_dim)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _blocked(q, k, v, visibility, window, block):
-    return _blocked_forward(q, k, v, visibility, window, block)[0]
-
-
-def _blocked_forward(q, k, v, visibility, window, block):
-    batch, length, kv_heads, groups, head_dim = q.shape
-    visibility = visibility._replace(window=window)
-
-    def add_block(carry, start):
-        top, total, mixed = carry
-        scores = masked_scores(q, _slice(k, start, block), _keys(visibility, start, block))
-        new_top = jnp.maximum(top, scores.max(-1))
-        weights, old = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
-        values = jnp.einsum("bkgqs,bskd->bkgqd", weights.astype(v.dtype), _slice(v, start, block))
-        return (new_top, total * old + weights.sum(-1), mixed * old[..., None] + values), None
-
-    rows = (batch, kv_heads, groups, length)
-    zero = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((*rows, head_dim)))
-    (top, total, mixed), _ = lax.scan(add_block, zero, jnp.arange(0, k.shape[1], block))
-    out = jnp.moveaxis(mixed / total[..., None], 3, 1).astype(q.dtype)
-    return out, (q, k, v, visibility._replace(window=0), out, top + jnp.log(total))
-
-
-def _blocked_backward(window, block, residuals, gradient):
-    with products_in(gradient.dtype):
-        return _blocked_gradients(window, block, residuals, gradient)
-
-
-def _blocked_gradients(window, block, residuals, gradient):
-    q, k, v, visibility, out, log_total = residuals
-    windowed = visibility._replace(window=window)
-    mean = jnp.einsum("bqkgd,bqkgd->bkgq", gradient, out, preferred_element_type=jnp.float32)
-
-    def add_block(dq, start):
-        keys, values = _slice(k, start, block), _slice(v, start, block)
-        weights = jnp.exp(masked_scores(q, keys, _keys(windowed, start, block)) - log_total[..., None])
-        dv = jnp.einsum("bkgqs,bqkgd->bskd", weights.astype(v.dtype), gradient)
-        dweights = jnp.einsum("bqkgd,bskd->bkgqs", gradient, values, preferred_element_type=jnp.float32)
-        dscores = (weights * (dweights - mean[..., None])).astype(q.dtype)
-        dq = dq + jnp.einsum("bkgqs,bskd->bqkgd", dscores, keys, preferred_element_type=jnp.float32)
-        return dq, (jnp.einsum("bkgqs,bqkgd->bskd", dscores, q), dv)
-
-    dq, (dk, dv) = lax.scan(add_block, jnp.zeros(q.shape, jnp.float32), jnp.arange(0, k.shape[1], block))
-    dk, dv = (jnp.moveaxis(x, 0, 1).reshape(k.shape) for x in (dk, dv))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), jax.tree.map(_no_gradient, visibility)
-
-
-_blocked.defvjp(_blocked_forward, _blocked_backward)
-
-
-def _slice(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    return lax.dynamic_slice_in_dim(x, start, size, axis=1)
-
-
-def _keys(visibility: Visibility, start: jax.Array, size: int) -> Visibility:
-    segments = visibility.segments
-    if segments is not None:
-        segments = (segments[0], _slice(segments[1], start, size))
-    return visibility._replace(keys=_slice(visibility.keys, start, size), segments=segments)
-
-
-def _no_gradient(x: jax.typing.ArrayLike) -> np.ndarray:
-    x = jnp.asarray(x)
-    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jax.dtypes.float0
-    return np.zeros(x.shape, dtype)
 
 
 # ---- The kernels of vendors ------------------------------------------------------------------------------------------
@@ -258,6 +163,7 @@ def splash(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
 IMPLEMENTATIONS: dict[str, Callable[[Queries, Keys, Keys, Visibility], Queries]] = {
     "reference": reference,
     "xla": blocked,
+    "ring": ring,
     "cudnn": cudnn,
     "splash": splash,
 }

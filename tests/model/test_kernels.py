@@ -7,7 +7,7 @@ import pytest
 
 from gptjax.config import MESH_AXES
 from gptjax.errors import UserError
-from gptjax.model import kernels
+from gptjax.model import blocked, kernels
 from gptjax.model.attention import Visibility, alibi_slopes, reference
 
 BATCH, LENGTH, HEADS, HEAD_DIM = 2, 256, 4, 16
@@ -39,6 +39,11 @@ def sight(packed: bool = False, length: int = LENGTH, **options) -> Visibility:
     return Visibility.causal(length, documents(length) if packed else None, **options)
 
 
+def few_keys_a_block(monkeypatch, tokens: int) -> None:
+    for module in (blocked, kernels):
+        monkeypatch.setattr(module, "BLOCK", tokens)
+
+
 def assert_equal(name: str, visibility: Visibility, tensors: list[jax.Array], **tolerance):
     q, k, v, cotangent = tensors
 
@@ -56,30 +61,30 @@ def assert_equal(name: str, visibility: Visibility, tensors: list[jax.Array], **
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["xla", "splash"])
 def test_equals_the_reference(name, case, kv_heads, monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK", 128)  # several blocks
+    few_keys_a_block(monkeypatch, 128)
     assert_equal(name, sight(**CASES[case]), inputs(kv_heads), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("length", [1, 100, 129, 250])
 def test_blocks_need_not_divide_the_row(length, monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK", 64)
+    few_keys_a_block(monkeypatch, 64)
     segments = jnp.asarray(np.arange(length) // 60, jnp.int32)[None].repeat(BATCH, 0)
     for visibility in (Visibility.causal(length), Visibility.causal(length, segments, window=7)):
         assert_equal("xla", visibility, inputs(2, length), rtol=1e-4, atol=2e-5)
 
 
 def test_blocks_know_alibi(monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK", 64)
+    few_keys_a_block(monkeypatch, 64)
     assert_equal("xla", sight(packed=True, slopes=alibi_slopes(HEADS)), inputs(2), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"context": 2, "tensor": 2}, {"context": 4}], ids=str)
-@pytest.mark.parametrize("name", ["reference", "xla", "splash"])
+@pytest.mark.parametrize("name", ["reference", "xla", "ring", "splash"])
 def test_on_a_mesh(name, axes, monkeypatch):
     """Rows, heads and queries split over devices."""
     if name == "splash" and axes == {"context": 4}:
         pytest.skip("a block of splash is 128 tokens, a part of the row 64")
-    monkeypatch.setattr(kernels, "BLOCK", 128)
+    few_keys_a_block(monkeypatch, 128)
     sizes = tuple(axes.get(axis, 1) for axis in MESH_AXES)
     mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
     tensors = inputs(2)
@@ -89,6 +94,39 @@ def test_on_a_mesh(name, axes, monkeypatch):
             placed = jax.device_put(tensors[:3], jax.NamedSharding(mesh, jax.P(("data", "fsdp"), "context", "tensor")))
             found = jax.jit(lambda *xs: kernels.attend(*xs, visibility, implementation=name))(*placed)  # noqa: B023
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", [{"context": 8}, {"data": 2, "context": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("case", [*CASES, "alibi"])
+def test_gradients_go_around_the_ring(case, axes, monkeypatch):
+    """A part of 32 or 128 keys, which blocks of 20 do not divide."""
+    few_keys_a_block(monkeypatch, 20)
+    visibility = sight(**CASES[case]) if case != "alibi" else sight(packed=True, slopes=alibi_slopes(HEADS))
+    sizes = tuple(axes.get(axis, 1) for axis in MESH_AXES)
+    with jax.set_mesh(jax.make_mesh(sizes, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))):
+        assert_equal("ring", visibility, inputs(2), rtol=1e-4, atol=2e-5)
+
+
+def test_no_device_of_a_ring_holds_a_row():
+    """Neither pass gathers, and a long row on eight devices takes the memory of an eighth of it on one."""
+
+    def bytes_of(devices: int, length: int, name: str) -> int:
+        sizes = tuple(devices if axis == "context" else 1 for axis in MESH_AXES)
+        mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
+        rows = jax.ShapeDtypeStruct(
+            (1, length, 2, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, "context"))
+        )
+
+        def loss(q, k, v):
+            return kernels.attend(q, k, v, Visibility.causal(length), implementation=name).sum()
+
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(rows, rows, rows).compile()
+        assert devices == 1 or name != "ring" or "all-gather" not in compiled.as_text()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one, ring = bytes_of(1, 2048, "xla"), bytes_of(8, 16384, "ring")
+    assert ring < 1.3 * one
 
 
 def test_a_part_of_the_row_that_no_block_divides_is_refused():
@@ -127,3 +165,5 @@ def test_automatic_choice():
     assert kernels.choose(task._replace(packed=True, length=2048), "gpu") == "xla"
     assert kernels.choose(task, "cpu") == "reference"
     assert kernels.choose(task._replace(length=4096), "cpu") == "xla"
+    assert kernels.choose(task._replace(length=131072, context=16), "tpu") == "ring"
+    assert kernels.choose(task._replace(length=8192, context=16), "tpu") == "splash"
