@@ -96,8 +96,11 @@ def test_on_a_mesh(name, axes, monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("axes", [{"context": 8}, {"data": 2, "context": 2, "tensor": 2}], ids=str)
-@pytest.mark.parametrize("case", [*CASES, "alibi"])
+@pytest.mark.parametrize(
+    ("case", "axes"),
+    [*((case, {"context": 8}) for case in CASES), ("alibi", {"data": 2, "context": 2, "tensor": 2})],
+    ids=str,
+)
 def test_gradients_go_around_the_ring(case, axes, monkeypatch):
     """A part of 32 or 128 keys, which blocks of 20 do not divide."""
     few_keys_a_block(monkeypatch, 20)

@@ -138,6 +138,7 @@ VARIANTS = {
     "remat full, unrolled": {"remat": "full", "scan_unroll": 0},
     "remat offload": {"remat": "offload"},
     "context 4, attention by blocks": {"data": 2, "context": 4, "attention": "xla"},
+    "attention around a ring of 4": {"data": 2, "context": 4, "attention": "ring", "remat": "full"},
     "logits by chunks": {"logits_chunk": 4},
     "logits by chunks on a mesh": {"fsdp": 2, "context": 2, "tensor": 2, "logits_chunk": 8},
     "experts over 2": {"data": 1, "expert": 2},
@@ -150,7 +151,7 @@ VARIANTS = {
 }  # fmt: skip
 QUICK = {
     "2x4", "tensor and context", "all axes, accumulation", "accumulation 4", "remat full, unrolled",
-    "context 4, attention by blocks", "logits by chunks on a mesh", "experts over expert and tensor",
+    "attention around a ring of 4", "logits by chunks on a mesh", "experts over expert and tensor",
     "experts over expert, context, accumulation, remat",
 }  # fmt: skip
 
