@@ -27,7 +27,7 @@ class Target:
     topology: str
     model: dict
     mesh: dict
-    rows_a_chip: int
+    rows_a_chip: float
     peer: str
     must: float
     stretch: float
@@ -39,6 +39,7 @@ def gpt(layers: int, width: int, heads: int, length: int) -> dict:
     return dict(num_layers=layers, embed_dim=width, num_heads=heads, context_length=length)
 
 
+ROTARY = {"model.positions": "rope"}
 SMALL, LARGE = gpt(12, 768, 12, 1024), gpt(32, 4096, 32, 2048)
 TARGETS = (
     Target("T1a", "v5e:2x4", SMALL, dict(fsdp=8), 32, "6.97 + 0.19 plain, 13.12 + 0.19 flash", 7.16, 3.58),
@@ -64,6 +65,12 @@ TARGETS = (
            options={"model.attention": "splash"}),
     Target("T2c", "v5p:4x4x4", LARGE, dict(fsdp=64), 8, "fits, below T1c plain", 95.73, 9.52, packed=True,
            options={"model.attention": "splash"}),
+    # Rows 16 times as long on 16 times the chips: at most 1.3 times the memory of the first.
+    Target("8,192 tokens", "v5p:2x2x1", gpt(32, 4096, 32, 8192), dict(fsdp=4), 1, "", 95.73, 95.73, options=ROTARY),
+    Target("131,072 tokens", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "", 41.6, 32.0,
+           options=ROTARY | {"objective.logits_chunk": 2048}),
+    Target("131,072 tokens, gathered", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "",
+           41.6, 32.0, options=ROTARY | {"objective.logits_chunk": 2048, "model.attention": "splash"}),
 )  # fmt: skip
 
 
@@ -85,7 +92,7 @@ def config_of(target: Target, extra: list[str]) -> config_lib.Config:
     config.objective.logits_chunk = 128
     config.data.isolate_documents = target.packed
     config.mesh.update(data=1, **target.mesh)
-    config.train.batch_size = target.rows_a_chip * chips.parse_topology(target.topology).num_chips
+    config.train.batch_size = round(target.rows_a_chip * chips.parse_topology(target.topology).num_chips)
     options = {**target.options, **dict(o.split("=") for o in extra)}
     for path, value in options.items():
         section, name = path.split(".")
