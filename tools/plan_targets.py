@@ -65,11 +65,11 @@ TARGETS = (
            options={"model.attention": "splash"}),
     Target("T2c", "v5p:4x4x4", LARGE, dict(fsdp=64), 8, "fits, below T1c plain", 95.73, 9.52, packed=True,
            options={"model.attention": "splash"}),
-    # Rows 16 times as long on 16 times the chips: at most 1.3 times the memory of the first.
-    Target("8,192 tokens", "v5p:2x2x1", gpt(32, 4096, 32, 8192), dict(fsdp=4), 1, "", 95.73, 95.73, options=ROTARY),
-    Target("131,072 tokens", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "", 41.6, 32.0,
+    # T5b has rows 16 times as long on 16 times the chips: at most 1.3 times the memory of T5a. T5c gathers keys.
+    Target("T5a", "v5p:2x2x1", gpt(32, 4096, 32, 8192), dict(fsdp=4), 1, "", 95.73, 95.73, options=ROTARY),
+    Target("T5b", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "", 41.6, 32.0,
            options=ROTARY | {"objective.logits_chunk": 2048}),
-    Target("131,072 tokens, gathered", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "",
+    Target("T5c", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "",
            41.6, 32.0, options=ROTARY | {"objective.logits_chunk": 2048, "model.attention": "splash"}),
 )  # fmt: skip
 
