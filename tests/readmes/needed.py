@@ -74,6 +74,10 @@ def _questions(directory: Path, rng: random.Random, chinese: Sequence[str]) -> N
         directory / "questions.jsonl",
         ({"prompt": q, "references": [a, a.split()[-1]]} for q, a in asked[:60]),
     )
+    _lines(
+        directory / "gsm8k_train.jsonl",
+        ({"question": f"{a} apples and {b} more?", "answer": f"{a} + {b}\n#### {a + b}"} for a, b in sums),
+    )
     _lines(directory / "prompts.jsonl", ({"prompt": text} for text in ("Once upon a time", "The with statement")))
     _lines(
         directory / "copa.jsonl",
@@ -104,11 +108,13 @@ def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Se
     _write(data / "chat/chatterbot/chinese/talk.yml", f"categories:\n- talk\nconversations:\n{turns}- - alone\n")
     _write(data / "text/wiki_demo.txt", "\n\n".join(english[:10]))
     (data / "eval").mkdir()
-    with gzip.open(data / "eval/gsm8k_train.jsonl.gz", "wt") as file:
-        for _ in range(200):
-            a, b = rng.randrange(99), rng.randrange(99)
-            file.write(json.dumps({"question": f"{a} and {b} apples?", "answer": f"{a} + {b}\n#### {a + b}"}) + "\n")
+    (data / "eval/gsm8k_train.jsonl.gz").write_bytes(gzip.compress((data.parent / "gsm8k_train.jsonl").read_bytes()))
     (data / "e2e/metrics_example").mkdir(parents=True)
+    _write(data / "e2e/metrics_example/baseline-output.txt", "The Mill is nice.\nThe Vaults is cheap.\n")
+    _write(
+        data / "e2e/metrics_example/devel-conc.txt",
+        "The Mill is very nice.\nThe Mill is good.\n\nThe Vaults is not expensive.\nThe Vaults is cheap.\n\n",
+    )
     names = [f"name[The {name}], area[{area}]" for name in ("Mill", "Wrestlers", "Vaults") for area in ("city", "river")]
     rows = [(mr, f"{mr[5:].partition(']')[0]} is {rng.choice(('nice', 'cheap', 'good'))}.") for mr in names * 40]
     with gzip.open(data / "e2e/trainset.csv.gz", "wt", newline="") as file:

@@ -50,7 +50,8 @@ def main() -> None:
 def run(item: dict[str, Any], names: dict[str, Any], output: Path) -> int:
     try:
         if item["kind"] == "gptjax":
-            return command(item["words"])
+            with variables(item["environment"]):
+                return command(item["words"])
         if item["kind"] == "serve":
             return serve(item, names, output)
         if item["kind"] == "shell":
@@ -62,6 +63,15 @@ def run(item: dict[str, Any], names: dict[str, Any], output: Path) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+@contextlib.contextmanager
+def variables(of_item: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, for one command."""
+    os.environ.update(of_item)
+    yield
+    for name in of_item:
+        del os.environ[name]
 
 
 def command(words: list[str]) -> int:
