@@ -4,11 +4,13 @@ Exit status: 0 done; 1 the run failed; 2 the request was wrong; 130 Ctrl-C. The 
 """
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import math
 import os
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -18,12 +20,14 @@ from typing import Any
 
 from absl import flags
 
+import gptjax
 from gptjax import config as config_lib
 from gptjax import files, interrupts
 from gptjax.config.values import shown
 from gptjax.errors import RunError, UserError
 
 _LONGEST_LINE = 1800  # characters of an error
+_MOST_LACKING = 20  # options that a config may lack before it is no config of ours
 VERBS = {
     "train": "config -> trained checkpoint",
     "evaluate": "checkpoint -> metrics with confidence intervals",
@@ -35,6 +39,16 @@ VERBS = {
     "plan": "config, hardware that is not here -> does it fit, what does it cost",
     "convert": "Hugging Face <-> gptjax",
     "launch": "a run -> Slurm, Cloud TPU, GKE, SkyPilot, managed training",
+}
+_VERBS_ELSEWHERE = {  # what other programs call ours, where the nearest name would be another
+    **dict.fromkeys(("finetune", "fine-tune", "sft", "dpo", "fit"), "train"),
+    **dict.fromkeys(("test", "score", "benchmark"), "evaluate"),
+    **dict.fromkeys(("tokenize", "preprocess", "clean"), "prepare"),
+    **dict.fromkeys(("sample", "complete", "infer", "inference", "predict"), "generate"),
+    **dict.fromkeys(("talk", "run"), "chat"),
+    **dict.fromkeys(("api", "deploy"), "serve"),
+    **dict.fromkeys(("search", "sweep", "study"), "ablate"),
+    **dict.fromkeys(("export", "import", "merge"), "convert"),
 }
 
 
@@ -88,19 +102,30 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         rest = flag_values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         name = str(error.flagname)
-        raise UserError(f"unknown option --{name[:100]}{config_lib.suggestion(name, known)}") from None
+        hint = config_lib.suggestion(name, known).replace("mean ", "mean --")
+        raise UserError(f"unknown option --{name[:100]}{hint}") from None
     except (flags.Error, ValueError) as error:
         raise UserError(_in_words(error, flag_values, argv)) from None
     for name in flag_values:
         _check_flag(name, flag_values[name].value)
     if rest:
-        raise UserError(f"unexpected argument {shown(rest[0])}; options are written --name=value")
+        raise UserError(f"unexpected argument {shown(rest[0])}; {_as_option(rest[0], flag_values)}")
     if "config" in flag_values and flag_values.config is not None:
         _apply(flag_values["config"], overrides)
     elif overrides:
         raise UserError(
             f"--config is missing beside --config.{next(iter(overrides))}; e.g. --config=configs/quickstart.py"
         )
+
+
+def _as_option(argument: str, flag_values: flags.FlagValues) -> str:
+    """How an argument without a name is to be written."""
+    path = Path(argument[:200].split(":")[0])
+    kinds = {"config": path.suffix == ".py", "workdir": path.is_dir() or len(path.parts) > 1, "prompt": " " in argument}
+    for name, likely in kinds.items():
+        if likely and name in flag_values:
+            return f"did you mean --{name}={shlex.quote(argument[:200])}?"
+    return "options are written --name=value"
 
 
 def _check_flag(name: str, value: Any) -> None:
@@ -160,7 +185,8 @@ def _overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             found[name] = value
     if wrong:
         known = [f"config.{path}" for path in options]
-        hints = (f"--{n[:100]}{config_lib.suggestion(n, known).replace('; did', ': did')}" for n in wrong[:10])
+        nearest = [config_lib.suggestion(name, known).replace("; did you mean ", ": did you mean --") for name in wrong]
+        hints = (f"--{name[:100]}{near}" for name, near in zip(wrong[:10], nearest, strict=False))
         raise UserError(f"unknown option {'; '.join(hints)}")
     return rest, found
 
@@ -180,7 +206,10 @@ def _load(text: str) -> config_lib.Config:
         name = str(Path(name).expanduser()) if name.startswith("~") else name
     path = Path(name)
     if "\0" in name or len(os.fsencode(name)) > 4000 or not os.access(path, os.F_OK):
-        raise UserError(f"--config={shown(name)[1:-1]}: there is no such file")
+        near = [each for each in (f"configs/{name}", f"configs/{name}.py", f"{name}.py") if len(each) < 255]
+        near = [each for each in near if "\0" not in each and Path(each).is_file()]
+        hint = f"; did you mean --config={near[0]}?" if near else ""
+        raise UserError(f"--config={shown(name)[1:-1]}: there is no such file{hint}")
     files.regular(path)
     try:
         module = types.ModuleType("gptjax_config")
@@ -215,7 +244,21 @@ def _load(text: str) -> config_lib.Config:
         raise UserError(f"get_config() of --config={path} returns no config; begin with gptjax.config.get_default()")
     if not _named(config):
         raise UserError(f"get_config() of --config={path} returns a config in which the name of an option is not text")
+    lacking = [path for path in config_lib.flat_options() if not _has(config, path)]
+    if len(lacking) > _MOST_LACKING:
+        raise UserError(
+            f"get_config() of --config={path} returns a config without {len(lacking)} options, such as {lacking[0]}; "
+            "begin with gptjax.config.get_default(), as configs/quickstart.py does"
+        )
     return config.unlock()
+
+
+def _has(config: config_lib.Config, path: str) -> bool:
+    section, _, name = path.rpartition(".")
+    if section and section not in config:
+        return False
+    held = config[section] if section else config
+    return not isinstance(held, config_lib.Config) or name in held
 
 
 def _takes(function: Callable[..., Any], arguments: Sequence[str]) -> bool:
@@ -294,6 +337,16 @@ def describe(error: BaseException) -> tuple[int, str]:
     return 1, f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above"
 
 
+def _unknown_verb(verb: str, rest: Sequence[str]) -> str:
+    """What is wrong, with the command that was probably meant."""
+    if verb.startswith("-"):
+        return f"the verb comes first: gptjax VERB {shlex.join([verb, *rest])}; VERB is one of {', '.join(VERBS)}"
+    name = verb.lower().removesuffix(".py")
+    near = _VERBS_ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)), None)
+    meant = f"did you mean: {shlex.join(['gptjax', near, *rest])}" if near else f"the verbs are {', '.join(VERBS)}"
+    return f"unknown verb {shown(verb)}; {meant}"
+
+
 def main() -> int:
     """Entry point of `gptjax VERB ...`."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
@@ -303,7 +356,10 @@ def main() -> int:
         print("\n`gptjax VERB --help` shows the flags of a verb.")
         return 0 if len(sys.argv) > 1 else 2
     verb = sys.argv[1]
+    if verb == "--version":
+        print(f"gptjax {gptjax.__version__}")
+        return 0
     if verb not in VERBS:
-        print(f"error: unknown verb {verb!r}{config_lib.suggestion(verb, VERBS)}", file=sys.stderr)
+        print(f"error: {_one_line(_unknown_verb(verb, sys.argv[2:]))}", file=sys.stderr)
         return 2
     return run(importlib.import_module(f"gptjax.{verb}").main, [f"gptjax {verb}", *sys.argv[2:]])

@@ -72,8 +72,8 @@ def refuses_to_train(refuses, config_file, tmp_path):
 @pytest.mark.parametrize(
     ("option", "parts"),
     [
-        ("--config.train.batch_sise=3", ["config.train.batch_sise", "did you mean config.train.batch_size?"]),
-        ("--wrkdir=x", ["unknown option --wrkdir", "did you mean workdir?"]),
+        ("--config.train.batch_sise=3", ["config.train.batch_sise", "did you mean --config.train.batch_size?"]),
+        ("--wrkdir=x", ["unknown option --wrkdir", "did you mean --workdir?"]),
         ("--config.train.batch_size=many", ["train.batch_size is 'many'; it must be a whole number"]),
         ("--config.train.batch_size=0", ["train.batch_size is 0; it must be at least 1"]),
         ("--config.train.num_steps=soon", ["train.num_steps is 'soon'", "'10M tokens'"]),

@@ -120,7 +120,7 @@ def test_flags_have_the_defaults_of_a_config_and_an_example_each():
         ),
         (
             ("--source=python_docs", "--output=store", "--runer=beam"),
-            "unknown option --runer; did you mean runner?",
+            "unknown option --runer; did you mean --runner?",
         ),
         (("--source=python_docs", "--output=store", "--near_threshold=2"), "--near_threshold is 2.0; it must be at"),
         (("--source=python_docs", "--output=store", "--split_by=positon"), "choose from auto, document, position; did"),

@@ -54,7 +54,8 @@ def find(workdir: str | Path, which: str = "best") -> Path:
     steps = integrity.step_directories(directory)
     if not steps:
         raise UserError(
-            f"no checkpoint in {shown(directory)}; train one with `gptjax train --workdir={shown(workdir)}`"
+            f"no checkpoint in {shown(directory)}; train one with "
+            f"`gptjax train --config=FILE --workdir={shown(workdir)}`"
         )
     if which == "last":
         return directory / str(integrity.newest_whole(directory))

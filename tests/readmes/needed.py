@@ -19,12 +19,28 @@ def get_config(arg: str = ""):
     config.tokenizer = "byte"
     return apply_arg(config, arg)
 """
-PAGE = "<html><head><title>{title}</title></head><body><nav>Home</nav><article><h1>{title}</h1>{text}</article></body></html>"
+PAGE = "<html><head><title>{title}</title></head><body><article><h1>{title}</h1>{text}</article></body></html>"
 WHEN = ["今天", "昨天晚上", "上个星期", "每天早上", "去年夏天", "刚才", "周末", "放学以后", "下雨的时候", "过年那几天"]
 WHO = ["我", "妈妈", "我的同学", "小明", "老师", "楼下的邻居", "他们一家", "那只猫", "我们几个朋友", "公司的同事"]
 WHERE = ["在家里", "在学校", "在公园", "去图书馆", "到北京", "在火车上", "在海边", "在办公室", "去超市", "在山上"]
-WHAT = ["看了一本很长的书", "做了一顿好吃的饭", "跑了五公里", "拍了很多照片", "听了一场音乐会", "学会了弹吉他", "丢了一把雨伞"]
-FEELING = ["，心情特别好", "，有点累", "，笑死我了", "，真的没想到", "，以后还想再来", "，大家都很开心", "，可惜天气太冷"]
+WHAT = [
+    "看了一本很长的书",
+    "做了一顿好吃的饭",
+    "跑了五公里",
+    "拍了很多照片",
+    "听了一场音乐会",
+    "学会了弹吉他",
+    "丢了一把雨伞",
+]
+FEELING = [
+    "，心情特别好",
+    "，有点累",
+    "，笑死我了",
+    "，真的没想到",
+    "，以后还想再来",
+    "，大家都很开心",
+    "，可惜天气太冷",
+]
 TAIL = ["！！！", "。", "呵呵", " [doge]", " https://t.cn/abc", "…", "～", " @小红"]
 
 
@@ -54,7 +70,9 @@ def _texts(directory: Path, english: Sequence[str], chinese: Sequence[str]) -> N
         _write(directory / f"books/{number:02}.txt", text)
         _write(directory / f"wikitext/{number:02}.txt", text[:500])
         paragraphs = "".join(f"<p>{' '.join(part.split())}</p>" for part in text.split("\n\n") if len(part) > 80)
-        _write(directory / f"pages/part{number % 3}/{number}.html", PAGE.format(title=text.split("\n")[0], text=paragraphs))
+        _write(
+            directory / f"pages/part{number % 3}/{number}.html", PAGE.format(title=text.split("\n")[0], text=paragraphs)
+        )
     posts = [{"user": "小明", "time": f"2023-05-01 10:{i % 60:02}", "text": text} for i, text in enumerate(chinese)]
     _json(directory / "weibo.json", posts)
 
@@ -90,7 +108,9 @@ def _questions(directory: Path, rng: random.Random, chinese: Sequence[str]) -> N
             for q, a in asked[:8]
         ),
     )
-    _json(directory / "chat.json", [{"instruction": f"说说{text[:6]}", "input": "", "output": text} for text in chinese])
+    _json(
+        directory / "chat.json", [{"instruction": f"说说{text[:6]}", "input": "", "output": text} for text in chinese]
+    )
 
 
 def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Sequence[str]) -> None:
@@ -98,7 +118,9 @@ def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Se
     for part in range(2):
         poems = [{"author": "佚名", "title": "诗", "paragraphs": text.split("。")} for text in chinese[part::2]]
         _json(data / f"chinese/poetry/poet.tang.{part}.json", poems)
-    dialogues = [{"name": "电影", "messages": [{"message": part} for part in chinese[i : i + 4]]} for i in range(0, 400, 4)]
+    dialogues = [
+        {"name": "电影", "messages": [{"message": part} for part in chinese[i : i + 4]]} for i in range(0, 400, 4)
+    ]
     _json(data / "chat/kdconv/film_dev.json", dialogues)
     _json(
         data / "chat/oaast_sft_zh.json",
@@ -115,7 +137,7 @@ def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Se
         data / "e2e/metrics_example/devel-conc.txt",
         "The Mill is very nice.\nThe Mill is good.\n\nThe Vaults is not expensive.\nThe Vaults is cheap.\n\n",
     )
-    names = [f"name[The {name}], area[{area}]" for name in ("Mill", "Wrestlers", "Vaults") for area in ("city", "river")]
+    names = [f"name[The {name}], area[{area}]" for name in ("Mill", "Vaults", "Plough") for area in ("city", "river")]
     rows = [(mr, f"{mr[5:].partition(']')[0]} is {rng.choice(('nice', 'cheap', 'good'))}.") for mr in names * 40]
     with gzip.open(data / "e2e/trainset.csv.gz", "wt", newline="") as file:
         csv.writer(file).writerows([("mr", "ref"), *rows])
@@ -137,7 +159,9 @@ def _catalogue(directory: Path, text: str) -> None:
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
 
         def _split_generators(self, _):
             return {split: [(0, {"text": text})] for split in ("train", "validation", "test")}

@@ -22,7 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import needed
 
 REPOSITORY = Path(__file__).parents[2]
-READMES = ("README.md", "README.zh.md", "configs/README.md", "experiments/README.md", "tools/README.md", "tests/README.md")
+READMES = (
+    "README.md",
+    "README.zh.md",
+    "configs/README.md",
+    "experiments/README.md",
+    "tools/README.md",
+    "tests/README.md",
+)
 PROGRAMS = ("gptjax", "python", "make", "srun", "cat", "curl")
 
 SHARED = os.environ.get("GPTJAX_SHARED_DATA")  # with the example of E2E, whose scores are compared to the digit
@@ -50,7 +57,9 @@ NO_COMMAND = {
 }
 # What a reader has made before, or has another way: copies of what `ready` makes.
 THERE = {
-    "README.md": {"runs/a": "text", "runs/b": "other", "models/mine": "hf", "models/large": "hf_chat", "models/gpt2": "gpt2"},
+    "README.md": {
+        "runs/a": "text", "runs/b": "other", "models/mine": "hf", "models/large": "hf_chat", "models/gpt2": "gpt2",
+    },
     "README.zh.md": {"models/gpt2-chinese": "chinese"},
     "configs/README.md": {"runs/quickstart": "quickstart", "models/gpt2": "gpt2", "models/mine": "hf"},
     "experiments/README.md": {
@@ -63,14 +72,13 @@ THERE = {
     "tests/README.md": {},
 }  # fmt: skip
 # gpt2 stands for the name on the hub.
-READ = (
-    *("FILE", "DATA", "configs", "experiments", "tools", "books", "wikitext", "pages", "outputs", "input.txt", "keys.txt"),
-    *("references.txt", "weibo.json", "chat.json", "dialogues.jsonl", "pairs.jsonl", "questions.jsonl", "prompts.jsonl"),
-    *("gsm8k_train.jsonl", "copa.jsonl", "hellaswag_val.jsonl"),
-)
+READ = """
+FILE DATA configs experiments tools books wikitext pages outputs input.txt keys.txt references.txt weibo.json chat.json
+dialogues.jsonl pairs.jsonl questions.jsonl prompts.jsonl gsm8k_train.jsonl copa.jsonl hellaswag_val.jsonl
+"""
 SERVICE = {"SM_HOSTS": '["algo-1"]', "SM_CURRENT_HOST": "algo-1", "SM_CHANNEL_TRAINING": "books", "SM_MODEL_DIR": "job"}
-TINY = "num_layers=1 num_heads=2 num_kv_heads=0 head_dim=0 embed_dim=16 mlp_dim=0 context_length=64".split()
-BRIEF = "batch_size=4 accumulation=1".split()
+TINY = ["num_layers=1", "num_heads=2", "num_kv_heads=0", "head_dim=0", "embed_dim=16", "mlp_dim=0", "context_length=64"]
+BRIEF = ["batch_size=4", "accumulation=1"]
 
 
 def blocks(path: Path) -> list[list[str]]:
@@ -162,7 +170,10 @@ def item(text: str) -> dict[str, Any]:
     """What is done for a command of a README."""
     words = shlex.split(text, comments=True)
     if words[0] != "gptjax":
-        added = {"tools/abuse_serve.py": ["--clients=4", "--seconds=1"], "tools/bench_serve.py": ["--clients=2", "--seconds=1"]}
+        added = {
+            "tools/abuse_serve.py": ["--clients=4", "--seconds=1"],
+            "tools/bench_serve.py": ["--clients=2", "--seconds=1"],
+        }
         return {"kind": "shell", "text": text, "words": words + added.get(words[1], [])}
     verb, words = words[1], words[1:]
     if "..." in words:  # the reader's own
@@ -207,9 +218,18 @@ def ready(tmp_path_factory, environment) -> Path:
         shutil.copytree(Path(SHARED) / "e2e/metrics_example", directory / "DATA/e2e/metrics_example")
     letters = "".join(chr(code) for code in range(0x4E00, 0x4F00))
     (directory / "bert").mkdir()
-    (directory / "bert/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"。，的我是", *letters]))
+    (directory / "bert/vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"。，的我是", *letters])
+    )
     (directory / "bert/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    gpt2 = "positions=learned norm=layernorm activation=gelu_tanh use_bias=true qk_norm=false tie_embeddings=true".split()
+    gpt2 = [
+        "positions=learned",
+        "norm=layernorm",
+        "activation=gelu_tanh",
+        "use_bias=true",
+        "qk_norm=false",
+        "tie_embeddings=true",
+    ]
     gpt2 = " ".join(f"--config.model.{setting}" for setting in gpt2)
     qwen = "--config.model.activation=swiglu"
     text, train = "--config.data.source='text:books/*.txt'", "gptjax train --config=configs/quickstart.py"
@@ -252,11 +272,13 @@ def words_of(line: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
 def test_a_reader_gets_what_is_promised(readme, ready, environment, tmp_path):
-    for name in ("gpt2", *READ):
+    for name in ("gpt2", *READ.split()):
         (tmp_path / name).symlink_to(ready / name)
     for name, source in THERE[readme].items():
         shutil.copytree(ready / source, tmp_path / name)
-    items = [{**(each if "kind" in each else item(each["text"])), "promised": each["promised"]} for each in typed(readme)]
+    items = [
+        {**(each if "kind" in each else item(each["text"])), "promised": each["promised"]} for each in typed(readme)
+    ]
     results = run_by_reader(with_clients(items), tmp_path, environment) if items else []
     failed = [result for result in results if result["status"]]
     assert not failed, told(failed)

@@ -180,7 +180,7 @@ def test_a_search_that_is_wrong_is_refused(refused, tiny_corpus, tmp_path, monke
         (["--study=a.py", "--workdir=w", "--steps=5"], "--steps has no part in --study"),
         (["--study=a.py", "--workdir=w", "--config=b.py"], "--config has no part in --study"),
         (["--diff", "a"], "--diff compares two work directories, and there are 1"),
-        (["--nois"], "unknown option --nois; did you mean noise?"),
+        (["--nois"], "unknown option --nois; did you mean --noise?"),
     ],
 )
 def test_a_command_that_is_wrong_is_refused(refused, tmp_path, monkeypatch, flags, message):

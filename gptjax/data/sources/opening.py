@@ -68,7 +68,7 @@ def open_source(spec: str, *, data_dir: str = "", on_error: str = "raise", **rea
         return HuggingFaceDataset(spec, how, faults)
     if scheme in ("text", "html", "jsonl", "csv", "parquet", "preference", *DIALOGUE_FORMATS) and rest:
         return _open_files(spec, scheme, rest, how, faults)
-    raise UserError(f"unknown data source {spec[:200]!r}: expected one of {', '.join(SPECS)}.{_hint(spec, scheme)}")
+    raise UserError(f"unknown data source {spec[:200]!r}.{_hint(spec, scheme)} Expected one of {', '.join(SPECS)}")
 
 
 def _open_files(spec: str, scheme: str, rest: str, reading: Reading, faults: Faults) -> Source:
@@ -88,10 +88,16 @@ def _open_files(spec: str, scheme: str, rest: str, reading: Reading, faults: Fau
     return kind(spec, scheme, field, find_files(spec, pattern), reading, faults)
 
 
+_KINDS_BY_NAME = dict.fromkeys((".txt", ".md"), "text") | dict.fromkeys((".html", ".htm"), "html")
+_KINDS_BY_NAME |= dict.fromkeys((".json", ".jsonl"), "jsonl") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
 def _hint(spec: str, scheme: str) -> str:
     if scheme in ("store", "tokens"):
         return " A token store holds tokens, not documents: only training and evaluation read it."
-    if len(spec) < 255 and "\0" not in spec and os.path.exists(os.path.expanduser(spec)):  # noqa: PTH110, PTH111
-        return f" Did you mean 'text:{spec}'?"
+    kind = _KINDS_BY_NAME.get(os.path.splitext(spec.partition("#")[0])[1].lower())  # noqa: PTH122
+    there = len(spec) < 255 and "\0" not in spec and os.path.exists(os.path.expanduser(spec))  # noqa: PTH110, PTH111
+    if there or (kind and ":" not in spec):
+        return f" Did you mean '{kind or 'text'}:{spec}'?"
     near = difflib.get_close_matches(scheme, sorted({re.split("[:[]", known)[0] for known in SPECS}), n=1)
     return f" Did you mean {spec.replace(scheme, near[0], 1)!r}?" if near and near[0] != scheme else ""
