@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import absl.flags
@@ -83,6 +84,10 @@ def refuses_to_train(refuses, config_file, tmp_path):
         ("--config.model.attention=cudnn", ["cudnn computes in bfloat16, not float32", "use xla or auto"]),
         ("--config.model.attention=splash", ["needs rows that are a multiple of 128 tokens", "not 16"]),
         ("now", ["unexpected argument 'now'", "--name=value"]),
+        ("configs/quickstart.py", ["did you mean --config=configs/quickstart.py?"]),
+        ("runs/mine", ["did you mean --workdir=runs/mine?"]),
+        ("--config.train.num-steps=5", ["did you mean --config.train.num_steps?"]),
+        ("--config.data.source=books/*.txt", ["Did you mean 'text:books/*.txt'?"]),
     ],
 )
 def test_wrong_option(refuses_to_train, option, parts):
@@ -151,6 +156,22 @@ def test_options_of_a_config_may_stand_apart_and_without_a_value(config_file):
     assert cli.chosen_options(flag_values) == {"seed", "model.qk_norm", "mesh.data", "logging.tensorboard"}
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian", "--workdir=runs/a"], "unknown verb 'trian'; did you mean: gptjax train --workdir=runs/a"),
+        (["finetune"], "did you mean: gptjax train"),
+        (["Evaluate.py"], "did you mean: gptjax evaluate"),
+        (["xyz"], "the verbs are train, evaluate, prepare"),
+        (["--workdir=runs/a"], "the verb comes first: gptjax VERB --workdir=runs/a"),
+    ],
+)
+def test_wrong_verb(words, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gptjax", *words])
+    assert cli.main() == 2
+    assert told in capsys.readouterr().err
+
+
 def test_no_config_no_workdir(refuses, config_file):
     assert "--config is missing; e.g. --config=" in refuses(train, "--workdir=x")
     assert "--workdir is missing; e.g. --workdir=" in refuses(train, f"--config={config_file}")
@@ -171,6 +192,10 @@ def test_config_file_that_is_not_there(refuses, options):
         ("x = 1\n", "has no function get_config()"),
         ("\0\1", "is not a Python file"),
         ("def get_config():\n    return {}\n", "returns no config"),
+        (
+            "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'seed': 0})\n",
+            "returns a config without 161 options, such as model.num_layers",
+        ),
     ],
 )
 def test_config_file_that_fails(refuses, tmp_path, monkeypatch, text, reason):
