@@ -63,6 +63,7 @@ def _post(rng: random.Random) -> str:
 def _texts(directory: Path, english: Sequence[str], chinese: Sequence[str]) -> None:
     _write(directory / "FILE", CONFIG)
     _write(directory / "keys.txt", "a-key-of-the-reader\n")
+    (directory / "keys.txt").chmod(0o600)
     _write(directory / "input.txt", "\n".join(english[:10]))
     _write(directory / "outputs/answers.txt", "The cat sat on the mat.\nIt rained all day.\n")
     _write(directory / "references.txt", "The cat sat on a mat.\nIt rained the whole day.\n")
@@ -124,7 +125,7 @@ def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Se
     _json(data / "chat/kdconv/film_dev.json", dialogues)
     _json(
         data / "chat/oaast_sft_zh.json",
-        [{"instruction": a, "input": "", "output": b, "history": [["你好", "你好！"]]} for a, b in _pairs(chinese)],
+        [{"instruction": a, "input": "", "output": b, "history": [[f"{a[:9]}？", "你好！"]]} for a, b in _pairs(chinese)],
     )
     turns = "".join(f"- - {json.dumps(a)}\n  - {json.dumps(b)}\n" for a, b in _pairs(chinese))
     _write(data / "chat/chatterbot/chinese/talk.yml", f"categories:\n- talk\nconversations:\n{turns}- - alone\n")

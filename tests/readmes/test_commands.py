@@ -61,7 +61,7 @@ THERE = {
         "runs/a": "text", "runs/b": "other", "models/mine": "hf", "models/large": "hf_chat", "models/gpt2": "gpt2",
     },
     "README.zh.md": {"models/gpt2-chinese": "chinese"},
-    "configs/README.md": {"runs/quickstart": "quickstart", "models/gpt2": "gpt2", "models/mine": "hf"},
+    "configs/README.md": {"runs/quickstart": "quickstart", "models/gpt2": "gpt2"},
     "experiments/README.md": {
         "runs/a": "text", "runs/b": "other", "runs/mine": "text", "runs/other": "other", "runs/reward": "reward",
     },
