@@ -63,7 +63,8 @@ THERE = {
     "README.zh.md": {"models/gpt2-chinese": "chinese"},
     "configs/README.md": {"runs/quickstart": "quickstart", "models/gpt2": "gpt2"},
     "experiments/README.md": {
-        "runs/a": "text", "runs/b": "other", "runs/mine": "text", "runs/other": "other", "runs/reward": "reward",
+        "runs/a": "text", "runs/b": "other", "runs/mine": "text", "runs/other": "other", "runs/dialogue": "chat",
+        "runs/reward": "reward",
     },
     "tools/README.md": {
         "runs/mine": "text", "runs/large": "text", "runs/small": "other", "runs/dialogue": "chat", "runs/base": "text",
@@ -240,7 +241,7 @@ def ready(tmp_path_factory, environment) -> Path:
         f"{train} --workdir=lora --config.init_from=text --config.model.lora_rank=8 {text}",
         "gptjax prepare --source=messages:dialogues.jsonl --cleaning=dialogue --output=stores/dialogues",
         f"gptjax train --config=configs/dialogue.py --workdir=chat {qwen}",
-        f"{train} --workdir=reward --config.init_from=text --config.objective.name=reward_model "
+        f"{train} --workdir=reward --config.init_from=chat --config.objective.name=reward_model "
         "--config.data.source=preference:pairs.jsonl",
         f"{train} --workdir=gpt2_run {text} {gpt2}",
         f"{train} --workdir=chinese_run --config.data.source='jsonl:weibo.json#text' --config.tokenizer=hf:bert {gpt2}",
