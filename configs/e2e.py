@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     config.schedule.update(name="wsd", warmup="2%", decay="50%", final_fraction=0.02)
     config.train.update(num_steps="2.5 epochs", batch_size=16)
     config.evaluation.update(every="20%", tasks="perplexity,bleu,bleu_lowercase,rouge,ter,diversity")
-    config.evaluation.update(prompts="e2e/testset_w_refs.csv#mr,ref", max_prompts=0, max_new_tokens=90)
+    config.evaluation.update(max_prompts=0, max_new_tokens=90)
     config.logging.sample_prompt = "name[The Vaults], eatType[pub], priceRange[more than £30], near[Café Adriatic]"
     config = apply_arg(config, arg)
     if arg == "runlocal":  # a pair of the data set does not fit in fewer tokens

@@ -125,7 +125,10 @@ def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Se
     _json(data / "chat/kdconv/film_dev.json", dialogues)
     _json(
         data / "chat/oaast_sft_zh.json",
-        [{"instruction": a, "input": "", "output": b, "history": [[f"{a[:9]}？", "你好！"]]} for a, b in _pairs(chinese)],
+        [
+            {"instruction": a, "input": "", "output": b, "history": [[f"{a[:9]}？", "你好！"]]}
+            for a, b in _pairs(chinese)
+        ],
     )
     turns = "".join(f"- - {json.dumps(a)}\n  - {json.dumps(b)}\n" for a, b in _pairs(chinese))
     _write(data / "chat/chatterbot/chinese/talk.yml", f"categories:\n- talk\nconversations:\n{turns}- - alone\n")

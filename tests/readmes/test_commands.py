@@ -127,7 +127,10 @@ def shortened(verb: str, words: list[str]) -> list[str]:
     """What is put behind the words of a command, so that it takes a second."""
     given = dict(word.lstrip("-").partition("=")[::2] for word in words)
     steps = max(2, int(given.get("config.train.num_steps", "400").split()[0].replace("5", "500")[:3]) // 100)
-    config = [f"--config.train.{setting}" for setting in BRIEF] + [f"--config.train.num_steps={steps}"]
+    config = [f"--config.train.{setting}" for setting in BRIEF] + [
+        f"--config.train.num_steps={steps}",
+        "--config.schedule.warmup=1",
+    ]
     begun = "config.init_from" in given or given.get("config") == "configs/finetune_gpt2.py"
     config += [f"--config.model.{setting}" for setting in (TINY[-1:] if begun else TINY)]
     config += ["--config.objective.max_new_tokens=8", "--config.objective.group_size=2"]
