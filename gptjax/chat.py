@@ -61,8 +61,8 @@ def main(argv: Sequence[str]) -> None:
     params = sampling_flags.read(flag_values)
 
     at_terminal = flag_values.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    # Half a character is never written, nor one that ends the program: a pipe gets UTF-8, a terminal what it can show.
-    with contextlib.suppress(AttributeError):  # a standard output that is none of a process
+    # A pipe gets UTF-8. A terminal gets what its encoding has, with ? for other characters, instead of an error.
+    with contextlib.suppress(AttributeError):  # standard output was replaced by an object that cannot do this
         sys.stdout.reconfigure(**({"errors": "replace"} if sys.stdout.isatty() else {"encoding": "utf-8"}))
     conversation, described, history = _open(flag_values, params)
     session = Session(conversation, flag_values)

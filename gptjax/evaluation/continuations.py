@@ -121,7 +121,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, begin: Se
     melted = len(whole) <= len(known) or not np.array_equal(whole[: len(known)], known)
     added = tokenizer.encode_batch([continuation])[0] if melted else whole[len(known) :]
     known = np.concatenate([first, known]).astype(np.int32)
-    # A context of white space and letters that the tokenizer does not know has no token.
+    # A context has no token if it is white space, or letters that the tokenizer does not know.
     return Encoded(known if len(known) else np.array(tokenizer.begin_ids[-1:], np.int32), added, melted)
 
 

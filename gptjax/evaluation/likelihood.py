@@ -131,10 +131,10 @@ class Likelihood:
             "accuracy": metric(correct, tokens, lower_is_better=False),
         }
         if words is not None:
-            # Words are known per document only; each window gets those of its document by its share of the tokens.
+            # Words are counted per document. A window gets the share of them that it has of the document's tokens.
             share = self.tokens / np.bincount(self.document, self.tokens)[self.document]
             counted = np.bincount(groups, words[self.document] * share)
-            # lm-eval's harness gives the words all nats but those of the end of a text.
+            # As in lm-eval, the end-of-text token does not count for the perplexity per word.
             of_words = nll - np.bincount(groups, self.end_nll)
             note = f"|words:{int(words.sum())}|nats:without-the-last-eot"
             metrics["word_perplexity"] = metric(of_words, counted, "exp", of="words", note=note)
@@ -165,10 +165,10 @@ class Scorer:
             raise UserError(f"stride {stride} must be between 1 and the context length {self.context_length}")
         end = min(split.num_tokens, max_tokens or split.num_tokens)
         windows = plan_windows(split.document_starts, end, self.context_length, stride)
-        if split.has_preferences:  # worse answers are no language to be likely
+        if split.has_preferences:  # worse answers are not scored
             windows = Windows(*(column[~split.document_is_worse[windows.document]] for column in windows.columns))
         batches = _batches(split, windows, self.context_length, self.batch_size, eot_id)
-        # Of each window two owners: its tokens, and the end-of-text token that closes its document.
+        # Two sums for each window: its tokens, and the end-of-text token that closes its document.
         sums = self._scorer.sums(params, batches, 2 * len(windows.start), progress)
         (nll, correct, tokens), end_nll = sums[:, ::2] + sums[:, 1::2], sums[0, 1::2]
         num_bytes = _bytes(split, windows, tokens)

@@ -59,7 +59,7 @@ class Outcome:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-# What is not a ratio: name -> the function from one row of sums to the score. Modules of metrics add theirs.
+# Metrics that are no ratio of two sums: name -> function from a row of sums to the score. Other modules add theirs.
 FORMULAS: dict[str, Callable[[Float[np.ndarray, " sums"]], float]] = {}
 
 

@@ -211,7 +211,7 @@ def _perplexity(context: Context, request: Request, _: None) -> Outcome:
             own = likelihood.estimates(f"{identity}|source:{name}", tokenizer=tokenizer, words=words[name])
             metrics |= {f"{metric}/{name}": estimate for metric, estimate in own.items()}
     elif not options.data and not (split := next(iter(splits.values()))).has_mask:
-        # Of dialogues, the frequencies would be those of all tokens, prompts too.
+        # Not for dialogues: there the frequencies would also count the prompts, which are not scored.
         train = next(iter(stores.values())).split("train")
         unigram = math.exp(unigram_nll(train, split, trained.tokenizer.vocab_size))
         signature = f"{tokenizer}|{identity}|model:unigram-add1"

@@ -45,10 +45,10 @@ def _variants(setting: Setting) -> dict[str, Counter]:
     return {**bleus, "chrf++": Counts.chrf(word_order=2), "{}_stemmed": RougeCounts(stemmer=True)}
 
 
-# Metrics that are sums over items: what counts them, by the name of the metric, {} standing for names of its own.
+# For each task, metrics by name with what counts them for an item. {} stands for the names that the counter gives.
 _COUNTED: dict[str, Callable[[Setting], dict[str, Counter]]] = {
     "bleu": lambda setting: {"bleu": Counts.bleu(setting.tokenize), "chrf": Counts.chrf()},
-    # What mteval-v13a.pl and the E2E challenge's script print, where words are those of 13a.
+    # The same as mteval-v13a.pl and the script of the E2E challenge print, if words are split as by 13a.
     "bleu_lowercase": lambda setting: {"bleu_lowercase": Counts.bleu(setting.tokenize, lowercase=True)},
     "chrf": lambda setting: {"chrf": Counts.chrf()},
     "ter": lambda setting: {"ter": Counts.ter(characters=setting.tokenize == "zh")},

@@ -176,7 +176,7 @@ class Conversation:
             left_out=max(left_out - self._left_out, 0),
         )
         self.messages, self._last, self._left_out = messages[:-1], question, left_out
-        if text.strip():  # an empty turn is none of a dialogue: neither of a template nor of training data
+        if text.strip():  # templates and training data have no empty turns
             self.messages = [*messages, {"role": "assistant", "content": text}]
         self.answers.append(answer)
         return answer

@@ -21,7 +21,7 @@ from gptjax.launchers.arguments import (
 from gptjax.launchers.tpu_slice import Slice
 
 MOUNT = "/mnt/gptjax"  # where the pods mount the bucket
-# If a pod fails, all pods restart and continue the run, so many times; what preempts a machine is not counted.
+# If a pod fails, all pods restart and continue the run, at most `restarts` times. Preemptions do not count.
 JOBSET = """\
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet

@@ -16,7 +16,7 @@ MOUNT = "/mnt/gptjax"  # where the machines mount the bucket
 QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 ACTIONS = ("create", "describe", "setup", "train", "keep", "delete")
 POLL = 30.0  # seconds between two looks at a queued resource
-LATE = 10  # looks after which machines that have lost a process are known to be there still
+LATE = 10  # looks after which a failure counts as the run's own, because the machines are still there
 
 
 def define(parser: argparse.ArgumentParser) -> None:

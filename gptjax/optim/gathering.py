@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-WEIGHT = "batch_weight"  # in what the optimizer of a step is made from: what the loss of its batch was divided by
+WEIGHT = "batch_weight"  # key of the weight by which the loss of the batch was divided
 
 
 class Gathered(NamedTuple):

@@ -19,7 +19,7 @@ from gptjax.config import flat_options
 DIRECTORY = Path(__file__).parent / "reference_bands"
 Point = tuple[float, float]  # step, validation loss
 
-# The kinds of options that decide the losses of a run. A seed changes them only by chance, which a band shows.
+# The kinds of options that decide the losses of a run. A band shows how much the seed changes them.
 DECISIVE = ("model", "training", "hyper", "course", "score")
 SEEDS = ("seed", "data_seed")
 ON_TEXT = ("objective.name", "language_modeling")  # what "auto" means there

@@ -100,7 +100,7 @@ class Choice:
 
     def __init__(self, model: Served, body: schemas.Completion, prompt: np.ndarray, index: int):
         self._model, self._body, self._index = model, body, index
-        self._prompt: list[int] | None = prompt.tolist() if body.echo else None  # until it is told
+        self._prompt: list[int] | None = prompt.tolist() if body.echo else None  # until the first part was sent
         self._offset = 0
 
     def part(self, events: Sequence[Event]) -> dict[str, Any]:

@@ -337,7 +337,7 @@ class Plan:
             return math.exp(nats)
         if metric == "loss":
             return nats
-        # The arm's own cells first; then those of arms whose tokens are the same.
+        # The ratio is taken from a cell of this arm, or else from an arm with the same tokenizer.
         alike = (cell for cell in cells if cell.resolved.tokenizer == arm.config.tokenizer)
         near = sorted(alike, key=lambda cell: cell.arm != arm.name)
         last = (cell.last_line("validation") for cell in near)

@@ -107,7 +107,7 @@ def _movement(config: Config, steps: int) -> dict[str, float]:
                 before = _activations(program.architecture, state.params, first)
             if step == steps:
                 break
-            # Waited for: programs of several devices of a CPU that are under way at once can wait for each other.
+            # One program at a time: two that run at once on several CPU devices can block each other.
             state, _ = jax.block_until_ready(program.step(state, program.to_device(host), program.hyper(step)))
         after = _activations(program.architecture, state.params, first)
     return {name: float(np.sqrt(np.mean((after[name] - before[name]) ** 2))) for name in before}

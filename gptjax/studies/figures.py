@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INSTALL = "pip install 'gptjax[studies]'"
-# Okabe and Ito (2008), told apart by the colour-blind, in an order that tells neighbours apart. The second of a pair is
-# for a dark page.
+# The colours of Okabe and Ito (2008), which colour-blind readers can tell apart; neighbours differ most. The second of
+# each pair is for a dark page.
 COLORS = (
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff8c42"),
@@ -62,7 +62,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "figure.constrained_layout.use": True,
 }
-# What a page needs beside its own style.
+# Style rules of figures, added to those of the page.
 CSS = (
     "\nsvg.figure { display: block; width: 100%; height: auto; }\n"
     + ":root { "

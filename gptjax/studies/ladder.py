@@ -103,7 +103,7 @@ def _prediction(plan: Plan, family: str, rung: str, below: tuple[str, ...]) -> P
     compute = plan.arms[plan.at(family, rung)].training_flops
     low = high = None
     if one.drawn is not None:
-        # The mean of new seeds has noise of its own: that of the last rung.
+        # The new rung is also a mean over seeds; its noise is taken to be that of the last rung.
         last = one.scores[:, -1]
         fresh = scaling.draws(last, stream=1) - last.mean()
         low, high = scaling.interval(one.drawn.loss(compute) + fresh)

@@ -17,7 +17,7 @@ from pathlib import Path
 from gptjax.errors import RunError
 from gptjax.studies.cell import Cell, signature
 
-# How a training says that it diverged (training/stopping.py, training/run.py).
+# The messages of a training that diverged (training/stopping.py, training/run.py).
 DIVERGED = re.compile("the training loss (is|diverged)|the parameters are not finite")
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 120  # seconds in which a stopped cell may save

@@ -24,9 +24,9 @@ from gptjax.studies.code import code_hash
 from gptjax.studies.differences import Difference
 from gptjax.training import metrics
 
-# What a line of metrics.jsonl tells of time; the rest is the training itself.
+# The entries of a line of metrics.jsonl that measure time. They are not compared.
 TIMES = ("tokens_per_second", "step_time_s", "data_wait_s", "wall_time_s", "mfu", "mfu_convention", "goodput")
-# Kinds of `Difference` by which results may round differently. Of others the training is another one.
+# Differences of these kinds only change rounding. Any other difference makes it another training.
 ROUNDING = (
     *("packages", "Python", "device", "number of devices", "processes", "mesh", "platform", "processor"),
     *("environment", "gptjax", "code", "uncommitted code"),

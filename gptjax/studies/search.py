@@ -257,7 +257,7 @@ class Search:
                     yield from self._cells(len(self._study.trials) - 1, point, None)
             return
         while (index := len(self._trials())) < self.request.trials:
-            # Made anew for each trial: what is proposed depends on the trials before it, not on kills.
+            # A new sampler for each trial: a search that was killed then proposes the same values as one that was not.
             self._study.sampler = self._sampler(self.plan.study.base.seed + index)
             trial = self._study.ask(space)
             yield from self._cells(trial.number, trial.params, trial)

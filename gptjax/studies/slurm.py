@@ -34,7 +34,7 @@ SAVE_SECONDS = 120  # before its time limit an element gets SIGTERM, and its cel
 MOST_ELEMENTS = 1000  # of an array; Slurm's MaxArraySize is 1001 unless it is set
 COMMAND_SECONDS = 60
 TIMED_OUT = "Slurm timed out"
-# What this module says itself.
+# Options of sbatch that this module sets.
 RESERVED = (
     "array",
     "dependency",
@@ -157,7 +157,7 @@ def _entry(cell: Cell) -> dict[str, str | int]:
 
 def _slurm(command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
     """Runs a command of Slurm. One that hangs has failed."""
-    # A command inside a job is not part of that job.
+    # Without these variables Slurm does not take the command for a step of the job in which gptjax runs.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_J", "SBATCH_"))}
     try:
         return subprocess.run(

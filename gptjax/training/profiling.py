@@ -98,7 +98,7 @@ def operations(trace: Path) -> list[Operation]:
     return [Operation(name, spent, calls[name], spent / total) for name, spent in seconds.most_common()]
 
 
-# Kernels of NVIDIA's libraries say what they are somewhere in their names.
+# The names of kernels from NVIDIA's libraries contain one of these words, at any place.
 LIBRARY_KERNELS = {"attention": r"sdpa|flash|fmha|cudnn::fusion", "matrix product": r"gemm|nvjet|cutlass|cublas"}
 
 

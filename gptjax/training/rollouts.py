@@ -78,7 +78,7 @@ class Rollouts:
         self._kept: tuple[int, Batch] | None = None  # (first step, batch) of the present answers
         longest = max(len(question.tokens) for question in questions.questions) + self._objective.max_new_tokens
         tile = _TILE * program.mesh.shape["context"]
-        # What no question and answer reach is not part of a batch.
+        # Rows are as long as the longest question and answer need, rounded up to whole tiles.
         self._length = min(-(-longest // tile) * tile, program.config.model.context_length)
         self.reward = Reward(program.config, data.tokenizer)
 

@@ -196,7 +196,7 @@ class TensorBoard:
     """Event files, through tensorboardX without its thread, which dies of a full disk and then blocks its caller."""
 
     def __init__(self, directory: Path, step: int):
-        # tensorboardX imports torch where it is installed (1 s), for tensors that are never given to it.
+        # tensorboardX would import torch where it is installed (1 s). No tensor of torch is written here.
         hidden = {} if "torch" in sys.modules else {"torch": None}
         sys.modules.update(hidden)
         try:

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import urllib.request
 from collections.abc import Iterator
@@ -38,12 +37,12 @@ def main() -> None:
     names: dict[str, Any] = {"config": config_lib.get_default(), "presets": presets}
     with Path(sys.argv[2]).open("w") as results:
         for item in typed:
-            began = time.process_time()
+            began = sum(os.times()[:4])  # of this process and of those that it waited for
             with printed() as output:
                 status = run(item, names, output)
             clients = item.pop("clients", [])
             for each in [*clients, {**item, "status": status, "output": output.read_text(errors="replace")}]:
-                results.write(json.dumps({**each, "seconds": time.process_time() - began}) + "\n")
+                results.write(json.dumps({**each, "seconds": sum(os.times()[:4]) - began}) + "\n")
             results.flush()
 
 
