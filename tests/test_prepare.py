@@ -47,6 +47,16 @@ def test_a_store_is_made_and_shown(chat, capsys):
     assert "<|im_start|>assistant\nanswer 0 of many<|im_end|>" in printed
 
 
+def test_what_the_cleaning_leaves_out_is_counted_by_step(tmp_path, capsys):
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(
+            "short" if number < 2 else f"the document with the number {number} " * 9
+        )
+    options = (f"--output={tmp_path}/store", "--tokenizer=byte", "--cleaning=spaces,length")
+    assert run(f"--source=text:{tmp_path}/*.txt", *options, "--cleaning_options=min_characters=50") == 0
+    assert "left out: 2 documents by the cleaning (length 2); the data card has examples" in capsys.readouterr().out
+
+
 def test_a_prepared_store_is_shown_with_the_mask_in_colour(chat, capsys):
     from rich.console import Console
 
