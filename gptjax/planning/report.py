@@ -81,8 +81,8 @@ def _time(facts: Facts, times: Roofline) -> list[str]:
     flops = facts.flops_per_token * facts.tokens_per_step
     lines = [
         "",
-        f"FLOPs per step: {flops / 1e12:,.1f} T, {facts.flops_per_token / 1e6:,.1f} M per token ({CONVENTION})",
-        f"  run by the program: {facts.executed_flops / 1e12:,.1f} T "
+        f"FLOPs per step: {_count(flops)}, {facts.flops_per_token / 1e6:,.1f} M per token ({CONVENTION})",
+        f"  run by the program: {_count(facts.executed_flops)} "
         f"({facts.executed_flops / flops:.2f} x: with full attention squares and recomputation)",
     ]
     if times.at_best_s is None or facts.memory_bytes is None:
@@ -104,10 +104,18 @@ def _cost(cost: Cost) -> list[str]:
     def span(pair: tuple[float, float], digits: int = 1) -> str:
         return f"{pair[0]:,.{digits}f} to {pair[1]:,.{digits}f}"
 
-    line = f"{cost.tokens / 1e9:,.2f}B tokens: {span(cost.hours)} hours, {span(cost.chip_hours)} chip-hours"
+    line = f"{_count(cost.tokens, 'B')} tokens: {span(cost.hours)} hours, {span(cost.chip_hours)} chip-hours"
     if cost.price is not None:
         line += f", {span(cost.price, 2)} at {cost.price_per_chip_hour:g} per chip-hour"
     return [f"{line} (only steps)"]
+
+
+def _count(number: float, billion: str = "G") -> str:
+    """A large number with its unit: 819,200 as 0.82 M."""
+    for size, unit in ((1e12, "T"), (1e9, billion), (1e6, "M")):
+        if number >= size / 10:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number:,.0f}"
 
 
 def _seconds(seconds: float) -> str:

@@ -107,6 +107,8 @@ def own_tokenizer(origin: Origin | None, config: config_lib.Config) -> Tokenizer
 def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[str] = ()) -> config_lib.Config:
     """The config of a run that starts from `origin`: with its model, and its tokenizer where there is one.
 
+    The context is that of the config, or that of the model where this is shorter.
+
     Args:
       config: of the run.
       origin: None leaves the config as it is.
@@ -122,17 +124,22 @@ def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[s
         for name in taken
         if f"model.{name}" in chosen and config.model[name] not in (taken[name], getattr(origin.architecture, name))
     ]
-    if config.model.context_length > origin.architecture.context_length:
-        problems.append(
-            f"  model.context_length: {origin.architecture.context_length} there, {config.model.context_length} here; "
-            "it may only be shorter"
-        )
+    given, longest = config.model.context_length, origin.architecture.context_length
+    if given > longest and "model.context_length" in chosen:
+        problems.append(f"  model.context_length: {longest} there, {given} here; it may only be shorter")
     if problems:
         raise UserError(
             f"init_from={origin.init_from} is another model; leave these options out:\n" + "\n".join(problems)
         )
     config = config.copy_and_resolve_references().unlock()
     config.model.update(taken)
+    if given > longest:
+        config.model.context_length = longest
+        if not origin.is_own:
+            print(
+                f"model.context_length is {longest}, as in init_from={origin.init_from}; the config has {given}",
+                file=sys.stderr,
+            )
     if origin.tokenizer and "tokenizer" not in chosen:
         config.tokenizer = origin.tokenizer
     config_lib.validate(config)

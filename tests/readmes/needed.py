@@ -141,8 +141,8 @@ def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Se
         data / "e2e/metrics_example/devel-conc.txt",
         "The Mill is very nice.\nThe Mill is good.\n\nThe Vaults is not expensive.\nThe Vaults is cheap.\n\n",
     )
-    names = [f"name[The {name}], area[{area}]" for name in ("Mill", "Vaults", "Plough") for area in ("city", "river")]
-    rows = [(mr, f"{mr[5:].partition(']')[0]} is {rng.choice(('nice', 'cheap', 'good'))}.") for mr in names * 40]
+    names = [f"name[The {name}], area[{area}]" for name in ("Mill", "Vaults", "Plough") for area in range(40)]
+    rows = [(mr, f"{mr[5:].partition(']')[0]} is {rng.choice(('nice', 'cheap', 'good'))}.") for mr in names * 2]
     with gzip.open(data / "e2e/trainset.csv.gz", "wt", newline="") as file:
         csv.writer(file).writerows([("mr", "ref"), *rows])
     with (data / "e2e/testset_w_refs.csv").open("w", newline="") as file:

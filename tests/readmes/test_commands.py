@@ -132,7 +132,7 @@ def shortened(verb: str, words: list[str]) -> list[str]:
         "--config.schedule.warmup=1",
     ]
     begun = "config.init_from" in given or given.get("config") == "configs/finetune_gpt2.py"
-    config += [f"--config.model.{setting}" for setting in (TINY[-1:] if begun else TINY)]
+    config += [] if begun else [f"--config.model.{setting}" for setting in TINY]
     config += ["--config.objective.max_new_tokens=8", "--config.objective.group_size=2"]
     config += ["--config.evaluation.max_tokens=2000", "--config.logging.samples=0", "--config.evaluation.every=50%"]
     if verb == "train":
@@ -155,6 +155,7 @@ def shortened(verb: str, words: list[str]) -> list[str]:
         return ["--steps=2"]
     if verb == "ablate" and "study" in given:
         tiny = [f"--study.base.model.{setting}" for setting in TINY] + ["--study.base.train.num_steps=2"]
+        tiny += ["--study.base.data.source=text:books/*.txt"]
         return ["--study.seeds=2", "--pack=on", *tiny] + (["--dry_run"] if "launcher" in given else [])
     return []
 
