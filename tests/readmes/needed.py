@@ -67,8 +67,11 @@ def _texts(directory: Path, english: Sequence[str], chinese: Sequence[str]) -> N
     _write(directory / "input.txt", "\n".join(english[:10]))
     _write(directory / "outputs/answers.txt", "The cat sat on the mat.\nIt rained all day.\n")
     _write(directory / "references.txt", "The cat sat on a mat.\nIt rained the whole day.\n")
+    # So many that a split has documents enough to draw them for an interval.
+    pieces = [text[i : i + 600] for text in sorted(pydoc_data.topics.topics.values()) for i in range(0, len(text), 600)]
+    for number, text in enumerate(pieces[:700]):
+        _write(directory / f"books/{number:03}.txt", text)
     for number, text in enumerate(english[:40]):
-        _write(directory / f"books/{number:02}.txt", text)
         _write(directory / f"wikitext/{number:02}.txt", text[:500])
         paragraphs = "".join(f"<p>{' '.join(part.split())}</p>" for part in text.split("\n\n") if len(part) > 80)
         _write(
