@@ -5,6 +5,7 @@ them here makes models tiny and runs short (`shortened`).
 """
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -47,6 +48,11 @@ NOT_RUN = {
     "python tools/bench_decode.py": "minutes on a model of 124M parameters",
     "python tools/bench_serve_peer.py": "minutes, beside the server of transformers",
     "python tools/bench_lora.py": "minutes on a model of 124M parameters",
+}
+# Beginnings of what needs a program that `make setup` does not install: whether it is there, and which it is.
+IF_INSTALLED = {
+    "from openai": (importlib.util.find_spec("openai") is not None, "openai, of the extra `oracles`"),
+    "curl ": (shutil.which("curl") is not None, "curl"),
 }
 # Beginnings of what is in a block and is no command, Python or output of the command before it.
 NO_COMMAND = {
@@ -120,7 +126,8 @@ def typed(readme: str) -> list[dict[str, Any]]:
             else:
                 assert len(items) > begun, f"{readme}: neither a command nor Python nor the output of one: {line}"
                 items[-1]["promised"].append(line)
-    return [item for item in items if not any(item["text"].startswith(beginning) for beginning in NOT_RUN)]
+    left_out = [*NOT_RUN, *(beginning for beginning, (there, _) in IF_INSTALLED.items() if not there)]
+    return [item for item in items if not item["text"].startswith(tuple(left_out))]
 
 
 def shortened(verb: str, words: list[str]) -> list[str]:
@@ -297,5 +304,5 @@ def test_a_reader_gets_what_is_promised(readme, ready, environment, tmp_path):
 
 def test_what_is_not_run_is_in_a_readme():
     lines = [line for readme in READMES for block in blocks(REPOSITORY / readme) for line in block]
-    gone = [text for text in (*NOT_RUN, *NO_COMMAND) if not any(line.startswith(text) for line in lines)]
+    gone = [text for text in (*NOT_RUN, *NO_COMMAND, *IF_INSTALLED) if not any(line.startswith(text) for line in lines)]
     assert not gone
