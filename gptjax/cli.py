@@ -246,6 +246,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     argv, status = sys.argv if argv is None else argv, 0
     try:
         interrupts.running()
+        interrupts.handle(*interrupts.STOPPING)
         main(argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
