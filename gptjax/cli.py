@@ -24,6 +24,7 @@ from gptjax.config.values import shown
 from gptjax.errors import RunError, UserError
 
 _LONGEST_LINE = 1800  # characters of an error
+_PATHS = ("output", "api_keys", "preferences", "compare", "hypotheses", "examples", "adapter")  # flags that name files
 VERBS = {
     "train": "config -> trained checkpoint",
     "evaluate": "checkpoint -> metrics with confidence intervals",
@@ -93,6 +94,8 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         raise UserError(_in_words(error, flag_values, argv)) from None
     for name in flag_values:
         _check_flag(name, flag_values[name].value)
+        if name in _PATHS:
+            flag_values[name].value = _expanded(flag_values[name].value)
     if rest:
         raise UserError(f"unexpected argument {shown(rest[0])}; options are written --name=value")
     if "config" in flag_values and flag_values.config is not None:
@@ -101,6 +104,13 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         raise UserError(
             f"--config is missing beside --config.{next(iter(overrides))}; e.g. --config=configs/quickstart.py"
         )
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or a list of some, in which ~ is the home directory: no shell expands --flag=~/file."""
+    if isinstance(value, list):
+        return [_expanded(entry) for entry in value]
+    return str(files.expand(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _check_flag(name: str, value: Any) -> None:

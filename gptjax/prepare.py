@@ -190,6 +190,8 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
     for name, meaning in left_out.items():
         if store.manifest[name]:
             print(f"left out: {store.manifest[name]:,} {meaning}")
+    for note in store.notes:
+        print(f"beware: {note}")
     print(f"vocabulary {store.tokenizer().vocab_size}, fingerprint {store.fingerprint[:12]}")
     print(f"data card: {flag_values.output.rstrip('/')}/card.md")
     print(f"train on it: --config.data.source=store:{flag_values.output}")

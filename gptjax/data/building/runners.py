@@ -134,7 +134,6 @@ def _noted_interrupts() -> Iterator[Callable[[], bool]]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if came:
-        before[came[0]](came[0], None)
         raise KeyboardInterrupt
 
 
