@@ -57,7 +57,7 @@ MODES = {
 
 def main(argv: list[str]) -> None:
     if "--diff" in argv[1:]:
-        difference([Path(argument) for argument in argv[1:] if argument != "--diff"])
+        difference([files.expand(argument) for argument in argv[1:] if argument != "--diff"])
         return
     given = [argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")]
     specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli, interrupts
+from gptjax import cli, files, interrupts
 from gptjax.config import suggestion
 from gptjax.errors import RunError, UserError
 from gptjax.generation import flags as sampling_flags
@@ -175,7 +175,7 @@ class Session:
     def _with_file(self, command: str, name: str, act: Callable[[Path], None]) -> None:
         if not name:
             raise UserError(f"{command} needs the name of a file: {command} FILE.jsonl")
-        act(Path(name))
+        act(files.expand(name))
 
     def _statistics(self) -> str:
         answers, conversation = self.conversation.answers, self.conversation

@@ -28,6 +28,7 @@ from gptjax.errors import RunError, UserError
 
 _LONGEST_LINE = 1800  # characters of an error
 _MOST_LACKING = 20  # options that a config may lack before it is no config of ours
+_PATHS = ("output", "api_keys", "preferences", "compare", "hypotheses", "examples", "adapter")  # flags that name files
 VERBS = {
     "train": "config -> trained checkpoint",
     "evaluate": "checkpoint -> metrics with confidence intervals",
@@ -108,6 +109,8 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         raise UserError(_in_words(error, flag_values, argv)) from None
     for name in flag_values:
         _check_flag(name, flag_values[name].value)
+        if name in _PATHS:
+            flag_values[name].value = _expanded(flag_values[name].value)
     if rest:
         raise UserError(f"unexpected argument {shown(rest[0])}; {_as_option(rest[0], flag_values)}")
     if "config" in flag_values and flag_values.config is not None:
@@ -126,6 +129,13 @@ def _as_option(argument: str, flag_values: flags.FlagValues) -> str:
         if likely and name in flag_values:
             return f"did you mean --{name}={shlex.quote(argument[:200])}?"
     return "options are written --name=value"
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or a list of some, in which ~ is the home directory: no shell expands --flag=~/file."""
+    if isinstance(value, list):
+        return [_expanded(entry) for entry in value]
+    return str(files.expand(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _check_flag(name: str, value: Any) -> None:
@@ -289,6 +299,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     argv, status = sys.argv if argv is None else argv, 0
     try:
         interrupts.running()
+        interrupts.handle(*interrupts.STOPPING)
         main(argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,6 +21,8 @@ from typing import Any
 
 DEAF = 0.5  # seconds after which the main thread, which has not heard of a signal, is in C for longer
 GRACE = 2.0  # seconds that what is open has to be closed
+# What ends a job beside Ctrl-C: kill and schedulers, a connection that closes, Slurm's --signal=USR1@120.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 SECOND_GRACE = 10.0  # where others handle signals (a loop that saves first): from the second Ctrl-C
 
 received = ""  # the name of the signal that was acted on here
@@ -115,7 +117,11 @@ def last_words() -> tuple[int, str]:
     """The exit status and the last line of a command that a signal has ended."""
     if received in ("", "SIGINT"):
         return 130, "failed: interrupted"
-    return 1, f"failed: stopped by {received} before there was anything to save. The same command continues"
+    return 1, f"failed: {stopped_by(received)}"
+
+
+def stopped_by(name: str) -> str:
+    return f"stopped by {name}. The same command goes on from what is saved, or begins again"
 
 
 def leave(with_status: int, line: str = "") -> None:

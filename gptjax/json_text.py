@@ -8,6 +8,7 @@ from gptjax import files
 from gptjax.errors import UserError
 
 MAX_BYTES = 1 << 30  # of one JSON file
+_POINTER = "version https://git-lfs"
 MAX_DEPTH = 100  # lists and objects inside each other
 
 
@@ -34,6 +35,8 @@ def parse_json(text: bytes | str, where: object) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
+        if text.startswith(_POINTER):
+            raise UserError(_pointer(where)) from None
         if not text.strip():
             raise UserError(f"{where} is empty, and not JSON") from None
         place = f"line {error.lineno}, column {error.colno}"
@@ -45,6 +48,21 @@ def parse_json(text: bytes | str, where: object) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise UserError(too_deep(where))
     return value
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError where a file holds the note that git leaves in the place of a large one."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_POINTER)) == _POINTER.encode()
+    except OSError:
+        return
+    if begins:
+        raise UserError(_pointer(path))
+
+
+def _pointer(where: object) -> str:
+    return f"{where} is a note of git in the place of the file, which was not fetched: `git lfs pull` there fetches it"
 
 
 def show(value: Any, width: int = 60) -> str:

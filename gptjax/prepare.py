@@ -195,6 +195,8 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
     if removed := _removed_by_cleaning(store.directory):
         steps = ", ".join(f"{name} {count:,}" for name, count in removed.items())
         print(f"left out: {sum(removed.values()):,} documents by the cleaning ({steps}); the data card has examples")
+    for note in store.notes:
+        print(f"beware: {note}")
     print(f"vocabulary {store.tokenizer().vocab_size}, fingerprint {store.fingerprint[:12]}")
     print(f"data card: {flag_values.output.rstrip('/')}/card.md")
     print(f"train on it: --config.data.source=store:{flag_values.output}")

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli
+from gptjax import cli, interrupts
 from gptjax.config.values import shown
 from gptjax.errors import UserError
 from gptjax.generation.flags import define_number
@@ -152,15 +152,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(application: Any, listening: socket.socket, models: "Models", shutdown_seconds: float) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what runs within `shutdown_seconds`."""
+    """Serves until Ctrl-C or a signal that ends jobs, then finishes what runs within `shutdown_seconds`."""
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.end)
+            for number in (signal.SIGINT, *interrupts.STOPPING):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    loop.add_signal_handler(number, self.end)
             yield
 
         def end(self) -> None:

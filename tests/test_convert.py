@@ -331,3 +331,39 @@ def test_a_tied_model_that_holds_only_its_head(directory, tmp_path, capsys):
     save_file(weights, directory / "model.safetensors")
     assert convert_to(f"hf:{directory}", tmp_path / "other") == 2
     assert "lm_head.weight differs from wte.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrapper", ["net.", "base_model.model.", "module._orig_mod."])
+def test_names_of_another_class_are_taken(wrapper, directory, tmp_path):
+    weights = load_file(directory / "model.safetensors")
+    save_file({wrapper + name: value for name, value in weights.items()}, directory / "model.safetensors")
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 0
+    table = loading.load(tmp_path / "run").params["embedding"]["embedding"]
+    np.testing.assert_array_equal(np.asarray(table)[:257], weights["transformer.wte.weight"])
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "consolidated.safetensors", "tf_model.h5"])
+def test_weights_under_another_name_are_named(name, directory, tmp_path, capsys):
+    (directory / "model.safetensors").rename(directory / name)
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 2
+    assert f"model.safetensors is missing; there is {name}, which is not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_git_left_in_the_place_of_a_large_file_is_named(name, directory, tmp_path, capsys):
+    (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 2
+    assert f"{name} is a note of git in the place of the file" in capsys.readouterr().err
+
+
+def test_a_file_is_no_directory_of_a_model(directory, tmp_path, capsys):
+    (directory / "ckpt.pt").write_bytes(b"x")
+    assert convert_to(f"hf:{directory}/ckpt.pt", tmp_path / "run") == 2
+    assert "ckpt.pt is a file; name the directory of a model; a checkpoint of nanoGPT" in capsys.readouterr().err
+
+
+def test_what_a_config_asks_for_is_shown_in_its_own_words(directory, tmp_path, capsys):
+    config_json = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config_json | {"scale_attn_weights": False}))
+    assert convert_to(f"hf:{directory}", tmp_path / "run") == 2
+    assert "scale_attn_weights is false, which is not supported; only true is" in capsys.readouterr().err

@@ -175,6 +175,19 @@ def test_outputs_of_systems(tmp_path, capsys):
     assert run("--compare", f"{tmp_path}/one.json", f"{tmp_path}/two.json") == 0
 
 
+def test_home_directories_and_what_is_not_scored(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "more").mkdir(parents=True)
+    for name in ("one.txt", ".hidden"):
+        (tmp_path / "outputs" / name).write_text("it rains\n")
+    (tmp_path / "references.txt").write_text("It rains.\n")
+    options = ["--references=references.txt", "--tasks=f1", "--output=~/scores.json"]
+    assert run("--hypotheses=~/outputs", *options) == 0
+    assert (tmp_path / "scores.json").exists() and not (tmp_path / "~").exists()
+    assert "not scored, since hidden or no plain file: .hidden, more" in capsys.readouterr().err
+
+
 def test_outputs_are_scored_against_the_rows_of_a_csv_file(tmp_path):
     (tmp_path / "test.csv").write_text("mr,ref\na,The cat sat.\nb,It rains.\na,A cat sat down.\n")
     (tmp_path / "out.txt").write_text("the cat sat\nit rains\n")

@@ -59,8 +59,8 @@ sys.exit(cli.run(main, []))
 """
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_it_is_acted_on_wherever_it_comes(place, tmp_path):
+def ended_by(number, place, tmp_path):
+    """The exit status of the program after a signal, and what it said."""
     (tmp_path / "slow_module.py").write_text("import time; time.sleep(60)")
     (tmp_path / "slow_module_in_c.py").write_text(
         "import time\ntry:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError('numpy failed') from None"
@@ -71,13 +71,37 @@ def test_it_is_acted_on_wherever_it_comes(place, tmp_path):
     try:
         assert process.stdout.readline() == "READY\n"
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=50)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130
-    assert said.splitlines() == ["failed: interrupted"]
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_is_acted_on_wherever_it_comes(place, tmp_path):
+    assert ended_by(signal.SIGINT, place, tmp_path) == (130, "failed: interrupted\n")
+
+
+@pytest.mark.parametrize(("name", "place"), [("SIGTERM", "python"), ("SIGUSR1", "a callback")])
+def test_signals_of_schedulers_end_any_verb_in_one_line(name, place, tmp_path):
+    status, said = ended_by(getattr(signal, name), place, tmp_path)
+    assert (status, said.splitlines()) == (1, [f"failed: {interrupts.stopped_by(name)}"])
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As SIGHUP is under nohup."""
+    program = PROGRAM.format(place="import os; os.kill(os.getpid(), 1); print('HERE')")
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + program
+    done = subprocess.run(
+        [sys.executable, "-c", ignoring],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout) == (0, "READY\nHERE\n")
 
 
 def test_a_failed_command_ends_before_a_thread_that_does_not():

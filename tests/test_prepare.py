@@ -145,7 +145,8 @@ def test_wrong_requests_end_with_status_2(arguments, message, capsys, tmp_path, 
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_interrupt_says_how_to_continue(tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_an_interrupt_says_how_to_continue(name, tmp_path):
     for i in range(40):
         (tmp_path / f"{i:02}.txt").write_text(f"text {i} of a corpus\n" * 40_000)
     command = [
@@ -159,7 +160,7 @@ def test_an_interrupt_says_how_to_continue(tmp_path):
     cleaned = work_directory(tmp_path / "store") / "cleaned"
     while process.poll() is None and not (cleaned.is_dir() and any(p.suffix != ".partial" for p in cleaned.iterdir())):
         pass
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "interrupted; what is done is kept in" in errors.splitlines()[-1]

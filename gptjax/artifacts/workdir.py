@@ -19,6 +19,13 @@ ON_REQUEST = ("hyper", "course")
 UNSAID = (("objective.name", "auto"), ("data_seed", -1))  # in the config of an older run, which did not resolve them
 SWITCHES = ("train.ema_decay",)  # on or off, they decide what a checkpoint holds
 
+_OF_DATA = {
+    "source_fingerprint": "the source fingerprint",
+    "splits": "what is trained on and what is held out (fractions, cleaning, what is left out)",
+    "tokenizer": "the tokenizer",
+    "weights": "the weights",
+}
+
 Changes = dict[str, list[Any]]  # {"section.option": [before, now]}
 
 
@@ -36,7 +43,8 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
     except (OSError, ValueError) as error:
         if not isinstance(error, OSError):  # a NUL in it
             raise UserError(f"--workdir={str(workdir)!r} is not a path") from None
-        raise UserError(f"--workdir={workdir} cannot be made: {words(error)}") from None
+        reason = "it is there, and is not a directory" if isinstance(error, FileExistsError) else words(error)
+        raise UserError(f"--workdir={workdir} cannot be made: {reason}") from None
     path = workdir / "config.json"
     if not os.access(workdir, os.W_OK):
         raise UserError(f"--workdir={workdir} is not writable")
@@ -78,10 +86,11 @@ def check_data(workdir: Path, identity: dict) -> None:
         print(f"warning: {reason}; whether the data are those of before is not checked", file=sys.stderr)
         return
     recorded = _read_manifest(workdir)["data"]
-    for key in ("source_fingerprint", "tokenizer", "weights"):
+    same = bool(recorded.get("tokens")) and recorded["tokens"] == identity["tokens"]  # whatever the files are called
+    for key in ("tokenizer", "weights") if same else ("source_fingerprint", "splits", "tokenizer", "weights"):
         if key in recorded and recorded[key] != identity.get(key):
             raise UserError(
-                f"the {key.replace('_', ' ')} of {identity['source']} is not the one {workdir} was trained on; restore "
+                f"{_OF_DATA[key]} of {identity['source']} is not the one that {workdir} was trained on; restore "
                 f"the data, or start a run from this one with a new --workdir and --config.init_from={workdir}"
             )
 

@@ -25,6 +25,8 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
 
+MOST_CHECKED_BYTES = 1 << 30  # of a store that is read for its checksums before it is used
+
 
 class WeightedStore(NamedTuple):
     """One source of a run; the only one unless data.source is a mixture."""
@@ -91,12 +93,18 @@ class RunData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run remembers of its data: the fingerprint of the text and what the manifest says of the tokenizer."""
-        fingerprints = [source.store.fingerprint for source in self.stores]
-        joined = hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+        """What a run remembers of its data: fingerprints, and what the manifest says of the tokenizer.
+
+        `source_fingerprint` is of the texts and their names, `splits` of what is made of them, `tokens` of both without
+        the names.
+        """
+        stores = [source.store for source in self.stores]
+        contents = [store.content for store in stores]
         identity = {
-            "source_fingerprint": fingerprints[0] if len(fingerprints) == 1 else joined,
-            "tokenizer": self.stores[0].store.manifest["tokenizer"],
+            "source_fingerprint": _joined([store.fingerprint for store in stores]),
+            "splits": _joined([store.layout for store in stores]),
+            "tokens": _joined(contents) if all(contents) else "",
+            "tokenizer": stores[0].manifest["tokenizer"],
         }
         if len(self.stores) > 1:
             identity["weights"] = [str(source.weight) for source in self.stores]
@@ -213,6 +221,10 @@ class RunData:
         )
 
 
+def _joined(fingerprints: list[str]) -> str:
+    return fingerprints[0] if len(fingerprints) == 1 else hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+
+
 def data_seed(config: Config) -> int:
     """The seed of everything that is random about data."""
     return config.seed if config.data_seed < 0 else config.data_seed
@@ -231,7 +243,7 @@ def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progres
     data = config.data
     cache = cache_directory(config)
     if data.source.startswith("store:"):
-        return open_store(data.source)
+        return _whole(open_store(data.source))
     if data.source.startswith("tokens:"):
         if tokenizer is None and not config.tokenizer.startswith("hf:") and config.tokenizer != "byte":
             raise UserError(
@@ -242,7 +254,7 @@ def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progres
         return open_token_files(data.source, tokenizer, cache / "tokens", dtype=data.token_dtype)
     reading = {name: data[name] for name in READING}
     source = open_source(data.source, data_dir=data.data_dir, on_error=data.on_error, **reading)
-    return cached_store(
+    built = cached_store(
         source,
         cache,
         tokenizer=tokenizer or config.tokenizer,
@@ -258,6 +270,14 @@ def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progres
         workers=data.workers,
         progress=progress,
     )
+    return _whole(built)
+
+
+def _whole(store: Store) -> Store:
+    """The store, whose checksums are compared where that takes no more than seconds. Raises UserError."""
+    if not store.url and store.num_bytes <= MOST_CHECKED_BYTES:
+        store.verify()
+    return store
 
 
 def parse_options(text: str) -> dict[str, Any]:

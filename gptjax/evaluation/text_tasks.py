@@ -1,6 +1,7 @@
 """Generated texts against references, by the name of a task; and files of system outputs by all of them."""
 
 import dataclasses
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -177,12 +178,13 @@ def read_outputs(path: Path, reference_specs: Sequence[str]) -> list[Outputs]:
     """The outputs of a file, or of every file of a directory, each with the references. Raises UserError."""
     if path.is_dir():
         taken = {Path(spec.rpartition("#")[0] or spec).resolve() for spec in reference_specs}
-        files = [
-            file for file in sorted(path.iterdir())
-            if file.is_file() and not file.name.startswith(".") and file.resolve() not in taken
-        ]  # fmt: skip
+        there = [file for file in sorted(path.iterdir()) if file.resolve() not in taken]
+        files = [file for file in there if file.is_file() and not file.name.startswith(".")]
         if not files:
             raise UserError(f"--hypotheses={path}: the directory has no files")
+        if len(files) < len(there):
+            names = ", ".join(file.name for file in there if file not in files)[:300]
+            print(f"warning: --hypotheses={path}: not scored, since hidden or no plain file: {names}", file=sys.stderr)
     else:
         files = [path]
     outputs = []

@@ -3,8 +3,8 @@
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
+from gptjax import files
 from gptjax.launchers.arguments import (
     SAVE_SECONDS,
     SLURM_NAME,
@@ -80,5 +80,5 @@ def run(options: argparse.Namespace) -> None:
         show(script(options))
         return
     if not options.log and not in_bucket(options.workdir):
-        Path(options.workdir).mkdir(parents=True, exist_ok=True)
+        files.expand(options.workdir).mkdir(parents=True, exist_ok=True)
     call(["sbatch"], script(options))

@@ -72,14 +72,22 @@ def compare(ours: Path, theirs: Path) -> tuple[list[Difference], Parting]:
 
 
 def _differences(ours: Path, theirs: Path) -> Iterator[Difference]:
+    for workdir in (ours, theirs):
+        if not workdir.is_dir():
+            raise UserError(f"{workdir} is not a work directory: it is {'a file' if workdir.exists() else 'not there'}")
     one, other = (dict(config_lib.flat_values(_config(path))) for path in (ours, theirs))
     kinds = {path: option.affects for path, option in config_lib.flat_options().items()}
     changed = [path for path in one if one[path] != other[path]]
     for path in sorted(changed, key=lambda path: list(KINDS).index(kinds[path])):
         yield Difference(path, one[path], other[path], KINDS[kinds[path]])
     produced = manifest(ours), manifest(theirs)
+    if not all(produced):
+        states = ["is there" if found else "is missing or damaged" for found in produced]
+        yield Difference("manifest.json", *states, "what produced the runs is not compared")
+        return
     for name, keys, effect in (
         ("data", ("data", "source_fingerprint"), "the data are others"),
+        ("splits of the data", ("data", "splits"), "the training text or the held-out text is another"),
         ("tokenizer", ("data", "tokenizer", "sha256"), "the tokens are others"),
         ("changes while it ran", ("changes",), "it was trained in another way from a step on"),
         ("gptjax", ("gptjax",), "another version of this package"),

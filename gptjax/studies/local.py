@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from gptjax import interrupts
 from gptjax.errors import RunError
 from gptjax.studies.cell import Cell, signature
 
@@ -95,12 +96,14 @@ def run(
       halt: asked at each look whether a cell that runs is to stop; it saves.
       ended: told of each cell whose process has ended.
 
-    Raises RunError after Ctrl-C or SIGTERM: the cells have saved, and the same command runs what is missing.
+    Raises RunError after Ctrl-C or a signal of a scheduler: the cells have saved, and the same command runs what is
+    missing.
     """
     slots, waiting, more = Slots(workers), iter(jobs), True
     running: dict[int, tuple[Job, subprocess.Popen]] = {}
     asked: list[int] = []
-    before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, *interrupts.STOPPING) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in numbers}
     try:
         while more or running:
             for slot in range(slots.count):

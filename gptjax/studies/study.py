@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.config import Config, Option, values
 from gptjax.errors import UserError
 
@@ -351,9 +352,10 @@ def apply_arg(study: Study, arg: str) -> Study:
 def read(spec: str) -> Study:
     """The study of FILE[:ARG]. Raises UserError for what is wrong with the file, with its line."""
     name, _, arg = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
+    path = files.expand(name)
+    if not path.exists():
         raise UserError(f"--study={path}: there is no such file; the studies are in experiments/")
+    files.regular(path)
     loader = importlib.util.spec_from_file_location("study", path)
     if loader is None or loader.loader is None:
         raise UserError(f"--study={path} is no Python file")

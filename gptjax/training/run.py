@@ -199,6 +199,7 @@ class Run:
             f"tokens, vocabulary {self.data.tokenizer.vocab_size}, {num_steps} steps of {program.tokens_per_step:,} "
             f"tokens ({num_steps / self.batches.steps_per_epoch:.2f} epochs)"
         )
+        yield from (f"beware: {note}" for source in self.data.stores for note in source.store.notes)
         yield from self.batches.notes
         yield from self._told
         yield f"attention: {self.attention}"

@@ -65,10 +65,7 @@ class DivergenceGuard:
             )
 
 
-# What ends a job: Ctrl-C, kill and schedulers, a connection that closes, Slurm's --signal=USR1@120.
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGINT, *interrupts.STOPPING)
 
 
 class StopSignals:

@@ -115,3 +115,19 @@ def test_without_a_manifest_it_is_said_that_the_data_are_not_checked(tmp_path, c
         assert "whether the data are those of before is not checked" in capsys.readouterr().err
         assert read_changes(tmp_path) == []
         capsys.readouterr()
+
+
+def test_the_same_tokens_are_the_same_data_whatever_their_files_are_called(tmp_path):
+    recorded = {"source_fingerprint": "a", "splits": "s", "tokens": "t", "tokenizer": {"sha256": "b"}}
+    write_whole(tmp_path / "manifest.json", json.dumps({"data": recorded}))
+    renamed = {"source": "text:renamed.txt", **recorded, "source_fingerprint": "z"}
+    check_data(tmp_path, renamed)
+    with pytest.raises(UserError, match="source fingerprint of text:renamed"):
+        check_data(tmp_path, renamed | {"tokens": "u"})
+
+
+def test_the_same_text_that_is_split_otherwise_is_other_data(tmp_path):
+    recorded = {"source_fingerprint": "a", "splits": "s", "tokens": "t", "tokenizer": {"sha256": "b"}}
+    write_whole(tmp_path / "manifest.json", json.dumps({"data": recorded}))
+    with pytest.raises(UserError, match=r"what is trained on and what is held out .* of store:x is not the one"):
+        check_data(tmp_path, {"source": "store:x", **recorded, "splits": "r", "tokens": "u"})

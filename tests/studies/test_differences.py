@@ -55,6 +55,19 @@ def test_what_is_no_run_is_refused(tiny_config, tmp_path):
     one = write(tmp_path / "a", tiny_config, [2.0])
     with pytest.raises(UserError, match="is not a work directory"):
         compare(one, tmp_path / "b")
+    with pytest.raises(UserError, match=r"manifest\.json is not a work directory: it is a file"):
+        compare(one / "manifest.json", one)
     (one / "config.json").write_text("[]")
     with pytest.raises(UserError, match="is damaged"):
         compare(one, one)
+
+
+def test_what_a_damaged_manifest_does_not_say_is_told(tiny_config, tmp_path):
+    one, other = (write(tmp_path / name, tiny_config, [2.0]) for name in "ab")
+    (other / "manifest.json").write_text("[]")
+    (difference,), _ = compare(one, other)
+    assert (difference.name, difference.ours, difference.theirs) == (
+        "manifest.json",
+        "is there",
+        "is missing or damaged",
+    )

@@ -11,10 +11,10 @@ import numpy as np
 
 from gptjax.data.building.select import Selection
 from gptjax.data.cleaning.cleaner import CleaningCounts
+from gptjax.data.store.store import CARD
 from gptjax.data.tokenization.report import tokenizer_report
 from gptjax.data.tokenization.tokenizer import Tokenizer
 
-CARD = "card.json"
 CARD_TEXT = "card.md"
 DUPLICATES = "duplicates.jsonl"
 

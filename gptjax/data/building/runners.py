@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from gptjax import interrupts
 from gptjax.errors import RunError, UserError
 
 RUNNERS = ("local", "beam")
@@ -116,21 +117,22 @@ def _kill(executor: ProcessPoolExecutor, others: Collection[BaseProcess]) -> Non
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is raised when the context ends; what it gives says whether it has come.
+    """What ends the command is raised when the context ends; what it gives says whether it has come.
 
     Raised at any moment, it could fall into the start of a process, whose other end would print a traceback, or into a
     callback of the garbage collector, which would print and forget it.
     """
     came: list[int] = []
-    try:
-        before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    except ValueError:  # not the main thread: Ctrl-C goes elsewhere
-        yield lambda: False
-        return
+    before: dict[int, Any] = {}
+    for number in (signal.SIGINT, *interrupts.STOPPING):
+        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
+            if callable(signal.getsignal(number)):  # it is not ignored, and does not end the process at once
+                before[number] = signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
 

@@ -158,7 +158,12 @@ class DialogueReader:
         return _by_turns(value)
 
     def _kdconv(self, value: Any, place: str) -> list[Message]:
-        return _by_turns([turn.message for turn in check(schemas.KdDialogue, value, place).messages])
+        entry = check(schemas.KdDialogue, value, place)
+        entry.check_keys("", self._faults)
+        for number, turn in enumerate(entry.messages, start=1):
+            turn.check_keys(f"turn {number}: ", self._faults)
+        system = _system(entry.system, entry.system_prompt)
+        return system + _by_turns([turn.message for turn in entry.messages])
 
     def _alpaca(self, value: Any, place: str) -> list[Message]:
         entry = check(schemas.Alpaca, value, place)
@@ -170,12 +175,14 @@ class DialogueReader:
     def _pairs(self, value: Mapping[str, Any], place: str) -> list[Message]:
         prompt, response = self._fields or _pair_fields(value)
         system: list[Message] = []
-        if not self._fields:
-            system = _system(*(_string(value[name], name) for name in _SYSTEM if value.get(name)))
-            entry = check(
-                schemas.Pair, {k: v for k, v in value.items() if k not in (prompt, response, *_SYSTEM)}, place
-            )
-            entry.check_keys("", self._faults)
+        others = {name: entry for name, entry in value.items() if name not in (prompt, response)}
+        if self._fields:  # who names two fields has seen the others
+            for name in others:
+                if name not in schemas.ABOUT:
+                    self._faults.note(f"field {name[:60]!r} of records, which was not asked for")
+        else:
+            system = _system(*(_string(others.pop(name), name) for name in _SYSTEM if others.get(name)))
+            check(schemas.Pair, others, place).check_keys("", self._faults)
         return system + _by_turns([_text(value, prompt), _text(value, response)])
 
     def _named_turns(self, value: Any, place: str) -> tuple[list[Message], list[dict[str, Any]]]:

@@ -258,6 +258,8 @@ def damage(error: Exception) -> str:
         return words(error)
     if isinstance(error, EOFError):
         return "the file is cut off: it ends before what is compressed in it does"
+    if isinstance(error, gzip.BadGzipFile):
+        return "what is compressed in it is damaged: its checksum differs, or what follows is not compressed"
     return f"what is compressed in it is damaged: {' '.join(str(error).split())[:200]}"
 
 

@@ -123,6 +123,8 @@ class _Reader:
             raise Damaged(f"expected a JSON object, not {show(record.value)}")
         entry = check(schemas.Preference, dict(record.value), record.place)
         entry.check_keys("", self._faults)
+        if entry.margin:
+            raise Damaged(f"margin is {entry.margin:g}, which is not read: no loss here has a margin for each pair")
         if isinstance(entry.prompt, schemas.Reply):
             yield from self._tree(entry.prompt, [])
             return

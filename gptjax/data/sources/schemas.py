@@ -25,7 +25,7 @@ _REFUSED = {
     ),
 }
 # Of records and of turns: said of them, no part of the dialogue.
-_ABOUT = frozenset(
+ABOUT = frozenset(
     """
     id idx index uid uuid conversation_id dialogue_id dialog_id session_id message_id turn_id source dataset url split
     lang language title date time timestamp created created_at updated_at model score rating category categories tag
@@ -39,7 +39,7 @@ _ABOUT = frozenset(
 class _Entry(Schema):
     """A record or a turn; `check_keys` says what is done about keys without a field here."""
 
-    IGNORED: ClassVar[frozenset[str]] = _ABOUT
+    IGNORED: ClassVar[frozenset[str]] = ABOUT
 
     def check_keys(self, where: str, faults: Faults) -> None:
         """Notes the keys that nothing reads. Raises `Damaged` for one that would change the text or what is learnt."""
@@ -133,6 +133,7 @@ class Preference(_Entry):
     kto_tag: bool | int | str | None = None
     tools: list[dict[str, Any]] | str | None = None
     functions: list[dict[str, Any]] | str | None = None
+    margin: float | None = None
 
 
 class KdTurn(_Entry):
@@ -143,6 +144,8 @@ class KdDialogue(_Entry):
     """A record of KdConv."""
 
     messages: list[KdTurn]
+    system: str | None = None
+    system_prompt: str | None = None
 
 
 class Alpaca(_Entry):

@@ -10,12 +10,14 @@ STORE/SPLIT/             tokens and documents, see `gptjax.data.store.shards`; o
 `gptjax.data.building.build` makes it.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptjax import json_text
 from gptjax.buckets import is_url
 from gptjax.data.store import remote
 from gptjax.data.store.shards import DOCUMENTS, KINDS, TokenSplit, file_sha256
@@ -25,6 +27,9 @@ from gptjax.errors import UserError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+CARD = "card.json"
+_ANEW = "remove the store and build it again"
+_OF_SHARD = ("sha256", "mask_sha256")
 
 
 class Store:
@@ -49,12 +54,47 @@ class Store:
         return self.manifest["source_fingerprint"]
 
     @property
+    def layout(self) -> str:
+        """sha256 over what the splits have of the text; it changes with the fractions and with what is left out."""
+        parts = ("documents", "tokens", "bytes", "characters", "documents_sha256", "kinds_sha256")
+        told = {name: [split.get(part) for part in parts] for name, split in self.manifest["splits"].items()}
+        return _sha256_of([told, self.manifest["tokenizer"]["sha256"]])
+
+    @property
+    def content(self) -> str:
+        """sha256 over the tokens of all splits, however their documents are called; "" where that is not known."""
+        told = [
+            [name, split["documents_sha256"], *(shard.get(key) for shard in split["shards"] for key in _OF_SHARD)]
+            for name, split in sorted(self.manifest["splits"].items())
+            if "shards" in split
+        ]
+        return _sha256_of([told, self.manifest["dtype"], self.manifest["tokenizer"]["sha256"]]) if told else ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tokens of all splits."""
+        itemsize = np.dtype(self.manifest["dtype"]).itemsize
+        return itemsize * sum(split["tokens"] for split in self.manifest["splits"].values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the source was left unread, as its card says: "40 x key 'rejected' of records, ..."."""
+        try:
+            notes = json_text.read_json(self.directory / CARD)["notes"]
+            return [f"{count:,} x {what}" for what, count in sorted(notes.items(), key=lambda note: -note[1])]
+        except (UserError, KeyError, TypeError, AttributeError, ValueError):  # no card, or not of this version
+            return []
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that have documents."""
         return tuple(self.manifest["splits"])
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(self.directory / TOKENIZER)
+        """Raises UserError where its file is damaged."""
+        path = self.directory / TOKENIZER
+        json_text.read_json(path)
+        return Tokenizer.from_file(path)
 
     def split(self, name: str) -> TokenSplit:
         """The split `name`. Raises UserError where the store has none."""
@@ -99,14 +139,12 @@ def open_store(directory: str | Path) -> Store:
     else:
         directory = Path(place).expanduser().absolute()
     path = directory / MANIFEST
+    if not path.exists():
+        raise UserError(f"{directory} is not a token store: it has no {MANIFEST}; make one with gptjax prepare")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{directory} is not a token store: it has no {MANIFEST}; make one with gptjax prepare"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
+        manifest = json_text.read_json(path)
+    except UserError as error:
+        raise UserError(f"the token store is damaged: {error}; {_ANEW}") from None
     if not isinstance(manifest, dict):
         raise _damaged(path, "it is not an object")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
@@ -135,6 +173,10 @@ def _check_splits(directory: Path, manifest: dict[str, Any], sizes: dict[str, in
             _check_array(directory / name / file, split["documents"])
 
 
+def _sha256_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _check_array(path: Path, rows: int) -> None:
     if not path.is_file():
         raise _damaged(path, "it is missing")
@@ -155,4 +197,4 @@ def _check_size(directory: Path, name: str, num_bytes: int, sizes: dict[str, int
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"the token store is damaged at {path}: {reason}; remove the store and build it again")
+    return UserError(f"the token store is damaged at {path}: {reason}; {_ANEW}")

@@ -46,6 +46,11 @@ PATTERNS = (  # of the files that are read of a model, and of adapters
 WRITTEN_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 GPT2_END = 50256
+_NANOGPT = (
+    "a checkpoint of nanoGPT, which is a pickle file in a form of its own; nanoGPT's model can be saved for "
+    "transformers, and that is imported"
+)
+_OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".ckpt", ".npz"}
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -75,6 +80,9 @@ def locate(name: str, *, allow_pickle: bool = False) -> Path:
             return path
     except (OSError, RuntimeError, ValueError):  # ~nobody, a NUL, a name of 5000 letters
         raise UserError(f"hf:{name[:200]}: there is no such directory") from None
+    if path.exists():
+        of_nanogpt = f"; {_NANOGPT}" if path.name == NANOGPT else ""
+        raise UserError(f"hf:{name[:200]} is a file; name the directory of a model{of_nanogpt}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"hf:{name[:200]}: there is no such directory")
     from huggingface_hub import snapshot_download
@@ -83,7 +91,7 @@ def locate(name: str, *, allow_pickle: bool = False) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # no network, unknown name, or no permission
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = re.sub(r"\[Errno -?\d+\] ", "", str(error).strip().partition("\n")[0])[:200]
         raise UserError(
             f"hf:{name}: there is no such directory, it is not in the cache of the Hugging Face hub, and the hub did "
             f"not give it ({reason}); where there is a network, `hf download {name}` fetches it"
@@ -142,11 +150,10 @@ def _missing(directory: Path, count: int, missing: list[str]) -> str:
             f"{directory}: the download is not complete: {there} of {count} files of weights are there; {names} missing"
         )
     if (directory / NANOGPT).exists():
-        return (
-            f"{directory / NANOGPT} is a checkpoint of nanoGPT, which is a pickle file in a form of its own; nanoGPT's "
-            "model can be saved for transformers, and that is imported"
-        )
-    return f"{directory}: {missing[0]} is missing; save the model as safetensors"
+        return f"{directory / NANOGPT} is {_NANOGPT}"
+    found = sorted(file.name for file in directory.iterdir() if file.suffix in _OTHER_WEIGHTS)
+    there = f"; there is {', '.join(found[:3])[:200]}, which is not read under this name" if found else ""
+    return f"{directory}: {missing[0]} is missing{there}; save the model as safetensors (transformers: save_pretrained)"
 
 
 def _names(files: list[Path]) -> str:
@@ -173,6 +180,7 @@ def open_safetensors(file: Path) -> Weights:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except SafetensorError as error:
+        json_text.refuse_pointer(file)
         raise UserError(
             f"{file} is damaged or cut, or no safetensors file ({str(error)[:200]}); get it again"
         ) from None

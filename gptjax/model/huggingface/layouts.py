@@ -375,4 +375,5 @@ def _refuse(raw: dict[str, Any], **expected: Any) -> None:
     """Raises UserError where an entry is present and its value is not the expected one."""
     for key, value in expected.items():
         if raw.get(key, value) not in (value, None):
-            raise UserError(f"{CONFIG}: {key}={raw[key]!r} is not supported; only {value!r} is"[:500])
+            told, only = json_text.show(raw[key]), json_text.show(value)
+            raise UserError(f"{CONFIG}: {key} is {told}, which is not supported; only {only} is")

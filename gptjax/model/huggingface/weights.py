@@ -5,7 +5,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,13 @@ def write_directory(
 def to_params(layout: Layout, architecture: Architecture, weights: files.Weights) -> gpt.Params:
     """Parameters of the stacked tree from the tensors of a layout."""
     _, abstract = gpt.abstract_model(architecture)
-    names = {name: _WRAPPERS.sub("", name).removeprefix(layout.prefix) for name in weights if not _is_buffer(name)}
+    plain = [_WRAPPERS.sub("", name) for name in weights]
+    wrapper = _wrapper(layout, plain)
+    names = {
+        name: inner.removeprefix(wrapper).removeprefix(layout.prefix)
+        for name, inner in zip(weights, plain, strict=True)
+        if not _is_buffer(inner.removeprefix(wrapper))
+    }
     weights = {name: weights[theirs] for theirs, name in names.items()}
     if architecture.tie_embeddings:
         _tie(layout, weights)
@@ -112,6 +118,14 @@ def to_params(layout: Layout, architecture: Architecture, weights: files.Weights
             "training that made them diverged"
         )
     return params
+
+
+def _wrapper(layout: Layout, names: Sequence[str]) -> str:
+    """What another class has put before every name, such as "net." before that of the embeddings; mostly nothing."""
+    embeddings = layout.tensors[0].name
+    found = {name.removesuffix(embeddings).removesuffix(layout.prefix) for name in names if name.endswith(embeddings)}
+    prefix = min(found, default="")
+    return prefix if len(found) == 1 and all(name.startswith(prefix) for name in names) else ""
 
 
 def _tie(layout: Layout, weights: dict[str, files.Tensor]) -> None:

@@ -1,5 +1,6 @@
 """What people hand over as corpora: files that never end, vanish or multiply, encodings, tools, hard parsers."""
 
+import gzip
 import json
 import os
 
@@ -175,6 +176,28 @@ def test_no_key_of_a_record_is_lost_in_silence(tmp_path):
         read(tmp_path, "a.json", '[{"instruction": "i", "output": "o", "history": 5}]', "alpaca")
     with pytest.raises(UserError, match="names 1 field"):
         read(tmp_path, "a.jsonl#prompt", "", "pairs")
+    with pytest.raises(UserError, match=r"margin is 2, which is not read"):
+        read(tmp_path, "a.jsonl", '{"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2.0}', "preference")
+    with pytest.raises(UserError, match=r"turn 1: weight is 0, which is not read"):
+        read(tmp_path, "a.json", '[{"messages": [{"message": "a", "weight": 0}, {"message": "b"}]}]', "kdconv")
+    (messages,), _ = read(
+        tmp_path, "a.json", '[{"system": "S", "messages": [{"message": "a"}, {"message": "b"}]}]', "kdconv"
+    )
+    assert [message["content"] for message in messages] == ["S", "a", "b"]
+
+
+def test_fields_beside_those_that_were_named_are_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "p", "a": "r", "system": "S", "id": 1}')
+    source = open_source(f"pairs:{tmp_path}/a.jsonl#q,a")
+    assert len(list(source.documents())) == 1
+    assert dict(source.faults.notes) == {"field 'system' of records, which was not asked for": 1}
+
+
+def test_what_follows_a_compressed_file_is_told_in_words(tmp_path):
+    data = gzip.compress(b'{"text": "a"}\n') + b"more"
+    with pytest.raises(UserError, match=r"its checksum differs, or what follows is not compressed") as error:
+        read(tmp_path, "a.jsonl.gz", data, "jsonl")
+    assert "b'" not in str(error.value)
 
 
 def test_tools_and_turns_of_one_speaker(tmp_path):

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from gptjax.config import get_default
 from gptjax.data.building.build import build_store, cached_store
 from gptjax.data.documents import in_parts
+from gptjax.data.opening import open_store_of
 from gptjax.data.sources.base import Faults, Piece, Source
 from gptjax.data.sources.opening import open_source
 from gptjax.data.store.store import open_store
@@ -295,6 +297,39 @@ def test_damage_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=r"train/tokens-00001\.bin: it is missing"):
         open_store(directory)
+
+
+def test_a_run_does_not_read_a_store_with_a_byte_flipped(tmp_path):
+    config = get_default()
+    (tmp_path / "a.txt").write_text("some words of a text\n" * 100, "utf-8")
+    config.data.update(source=f"text:{tmp_path}/a.txt", cache_dir=str(tmp_path / "cache"), split_by="position")
+    config.tokenizer = "byte"
+    shard = open_store_of(config).directory / "train" / "tokens-00000.bin"
+    shard.write_bytes(b"z" + shard.read_bytes()[1:])
+    with pytest.raises(UserError, match=r"train/tokens-00000\.bin: its sha256 .* remove the store"):
+        open_store_of(config)
+
+
+def test_what_is_held_out_shows_and_names_do_not(tmp_path):
+    whole = [
+        build_store(corpus(*WORDS), tmp_path / name, tokenizer="byte", shard_tokens=n)
+        for name, n in (("a", 500), ("b", 700))
+    ]
+    other = build_store(corpus(*WORDS), tmp_path / "c", tokenizer="byte", validation_fraction=0.2)
+    renamed = Corpus([{"text": text, "id": f"x{i}"} for i, text in enumerate(WORDS)])
+    renamed = build_store(renamed, tmp_path / "d", tokenizer="byte", shard_tokens=500)
+    assert whole[0].layout == whole[1].layout == renamed.layout != other.layout
+    assert whole[0].fingerprint == other.fingerprint != renamed.fingerprint
+    assert whole[0].content == renamed.content != other.content
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+def test_a_cut_file_of_a_store_is_named_in_plain_words(name, tmp_path):
+    directory = build_store(corpus(*WORDS), tmp_path / "s", tokenizer="byte").directory
+    path = directory / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"{name} is not JSON: line \d+, column \d+: [a-z ]+"):
+        open_store(directory).tokenizer()
 
 
 def test_what_cannot_be_opened(tmp_path):
