@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from gptjax import cli, files
+from gptjax import cli, files, outputs
 from gptjax.buckets import is_url
 from gptjax.errors import RunError, UserError
 from gptjax.generation.flags import define_beams, define_model, define_number
@@ -83,9 +83,7 @@ def main(argv: Sequence[str]) -> None:
     cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
     if flag_values.output:
-        from gptjax.evaluation import results
-
-        results.claim(Path(flag_values.output))
+        outputs.claim(flag_values.output)
     if flag_values.compare:
         compare(flag_values)
     elif flag_values.hypotheses:
@@ -183,7 +181,7 @@ def evaluate(options: flags.FlagValues) -> None:
     }
     results.show(outcomes, f"{mirror.shown(place.path)}, {options.data or f'{options.split} split'}")
     if options.output:
-        results.write(Path(options.output), answer, outcomes)
+        results.write(options.output, answer, outcomes)
     if place.is_published:  # the directory is another's: of the hub's cache, for instance
         print(f"written: {options.output}" if options.output else "not written; --output=FILE.json keeps the results")
         return
@@ -282,10 +280,10 @@ def score_outputs(options: flags.FlagValues) -> None:
     if options.output and len(outputs) == 1:
         (outcomes,) = systems.values()
         answer = {"hypotheses": str(outputs[0].path), "results": results.to_json(outcomes)}
-        results.write(Path(options.output), answer, outcomes)
+        results.write(options.output, answer, outcomes)
     elif options.output:
         found = {output.path.name: results.to_json(systems[output]) for output in outputs}
-        results.write(Path(options.output), {"systems": found}, {})
+        results.write(options.output, {"systems": found}, {})
 
 
 def _split_specs(text: str) -> list[str]:
@@ -333,7 +331,7 @@ def compare(options: flags.FlagValues) -> None:
         found: dict[str, dict[str, Any]] = {}
         for d in differences:
             found.setdefault(d.task, {})[d.metric] = d.to_json()
-        results.write(Path(options.output), {"a": str(a), "b": str(b), "differences": found, "problems": problems}, {})
+        results.write(options.output, {"a": str(a), "b": str(b), "differences": found, "problems": problems}, {})
 
 
 if __name__ == "__main__":
