@@ -26,8 +26,9 @@ from typing import Any
 
 from absl import flags
 
-from gptjax import cli, files
+from gptjax import cli
 from gptjax import config as config_lib
+from gptjax.buckets import is_url
 from gptjax.config import Config, Option, values
 from gptjax.config.validation import option_problem
 from gptjax.errors import RunError, UserError
@@ -57,7 +58,7 @@ MODES = {
 
 def main(argv: list[str]) -> None:
     if "--diff" in argv[1:]:
-        difference([Path(argument) for argument in argv[1:] if argument != "--diff"])
+        difference([argument for argument in argv[1:] if argument != "--diff"])
         return
     given = [argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")]
     specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]
@@ -73,16 +74,16 @@ def main(argv: list[str]) -> None:
     modes |= {"coordinates": flag_values.coordinates, "study": bool(specs or chosen)}
     _check_modes(flag_values, [mode for mode, asked in modes.items() if asked])
     slurm_options = _slurm_options(flag_values, asked_of_slurm)
-    workdir = files.expand(flag_values.workdir) if flag_values.workdir else None
     if modes["reproduce"]:
-        reproduce(files.expand(flag_values.reproduce), workdir, steps=flag_values.steps)
+        reproduce(flag_values.reproduce, flag_values.workdir, steps=flag_values.steps)
         return
     if modes["search"] and not flag_values.search:
         raise UserError(f"--search.{searched[0].partition('=')[0][:100]} belongs to --search")
     if not (modes["search"] or modes["coordinates"] or specs):
         raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
-    if workdir is None:
+    if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
+    workdir = _place(flag_values, [f"--{mode}" for mode in ("search", "coordinates") if modes[mode]])
     if modes["coordinates"]:
         coordinates(cli.read_config(flag_values), workdir, flag_values)
         return
@@ -93,6 +94,19 @@ def main(argv: list[str]) -> None:
     asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack", "dry_run")}
     asked |= {"slurm": slurm_options, "wait": flag_values["launcher.wait"].value}
     ablate(study, workdir, look=flag_values.plan, command=command, **asked)
+
+
+def _place(flag_values: flags.FlagValues, modes: Sequence[str]) -> Path:
+    """The directory of --workdir; of a study in a bucket its mirror. Raises UserError for what needs a disk."""
+    from gptjax.artifacts import mirror
+
+    needing = [*modes, *["--launcher=slurm"] * (flag_values.launcher == "slurm")]
+    needing += ["--pack=on"] * (flag_values.pack == "on")
+    if is_url(flag_values.workdir) and needing:
+        raise UserError(
+            f"--workdir={flag_values.workdir}: {needing[0]} needs a directory on a disk; a study runs there"
+        )
+    return (mirror.opened if flag_values.plan or flag_values.report else mirror.writable)(flag_values.workdir)
 
 
 def _define(flag_values: flags.FlagValues) -> None:
@@ -205,13 +219,24 @@ def coordinates(config: Config, workdir: Path, flag_values: flags.FlagValues) ->
     print("written: " + ", ".join(map(str, checking.write(found, workdir))))
 
 
-def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
+def reproduce(run: str, workdir: str | None, *, steps: int) -> None:
     """Trains a run anew and says how the two compare. Raises RunError where they depart."""
+    from gptjax.artifacts import mirror
+    from gptjax.artifacts.lock import Lock
     from gptjax.studies import reproduction
 
-    place = workdir or reproduction.beside(run)
-    print(f"{run} is compared with {place}, where it is run again", file=sys.stderr)
-    found = reproduction.rerun(run, place, steps=steps, show=_show)
+    first = mirror.opened(run)
+    if is_url(run) and not workdir:
+        workdir = f"{run.rstrip('/')}-reproduced"
+    place = mirror.writable(workdir) if workdir else reproduction.beside(first)
+    if mirror.bucket_of(place):
+        lock = Lock.take(place)  # nobody is at work there while the mirror is brought up to date
+        try:
+            mirror.pull(place)
+        finally:
+            lock.release()
+    print(f"{mirror.shown(first)} is compared with {mirror.shown(place)}, where it is run again", file=sys.stderr)
+    found = reproduction.rerun(first, place, steps=steps, show=_show)
     if not found.holds:
         raise RunError(found.in_words())
     print(found.in_words())
@@ -233,13 +258,14 @@ def with_settings(study: Study, chosen: Sequence[str]) -> Study:
     return study
 
 
-def difference(workdirs: list[Path]) -> None:
+def difference(workdirs: list[str]) -> None:
     """Prints why two runs differ. Raises UserError unless there are two."""
+    from gptjax.artifacts import mirror
     from gptjax.studies import differences
 
     if len(workdirs) != 2:
         raise UserError(f"--diff compares two work directories, and there are {len(workdirs)}: --diff runs/a runs/b")
-    found, parting = differences.compare(*workdirs)
+    found, parting = differences.compare(*map(mirror.opened, workdirs))
     for one in found:
         print(f"{one.name}: {one.ours!r} in the first, {one.theirs!r} in the second: {one.effect}")
     if not found:
@@ -268,7 +294,34 @@ def ablate(
       slurm: options of sbatch for cells that run in Slurm; None: they run here.
       wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
     """
+    from gptjax.artifacts import mirror
     from gptjax.artifacts.lock import Lock
+    from gptjax.training.run import Ending
+
+    with Ending() as ending:
+        if not (look or report or dry_run):
+            ending.add(Lock.take(workdir).release)
+            mirror.pull(workdir)
+        if not (look or dry_run):
+            ending.add(lambda: mirror.push(workdir))
+        _ablate(study, workdir, look, noise, report, workers, pack, command, slurm, wait, dry_run)
+
+
+def _ablate(
+    study: Study,
+    workdir: Path,
+    look: bool,
+    noise: bool,
+    report: bool,
+    workers: int,
+    pack: str,
+    command: Sequence[str],
+    slurm: dict[str, str] | None,
+    wait: bool,
+    dry_run: bool,
+) -> None:
+    """The study itself, in a directory that is held."""
+    from gptjax.artifacts import mirror
     from gptjax.studies import ladder, local, progress
     from gptjax.studies import report as reports
     from gptjax.studies import slurm as cluster
@@ -276,6 +329,7 @@ def ablate(
 
     plan = Plan(study, workdir)
     together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
+    together &= mirror.bucket_of(workdir) is None
     most = MOST_PACKED if together else 1
     if dry_run:
         plan.check_matched()
@@ -290,26 +344,24 @@ def ablate(
     if look:
         return
     plan.claim()
+    mirror.push(workdir)
     ran: set[str] = set()
 
     def run(missing: Callable[[], list[Any]]) -> None:
         """Runs what is missing, then what is known to be missing after that: first grids, then the chosen points."""
-        lock = Lock.take(workdir)
-        try:
-            while cells := [cell for cell in missing() if cell.key not in ran]:
-                ran.update(cell.key for cell in cells)
-                jobs = local.packs(cells, most=most)
-                with progress.shown(plan, cells) as show:
-                    if slurm is None:
-                        local.run(jobs, workers=workers, show=show)
-                    else:
-                        cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
-        finally:
-            lock.release()
+        while cells := [cell for cell in missing() if cell.key not in ran]:
+            ran.update(cell.key for cell in cells)
+            jobs = local.packs(cells, most=most)
+            with progress.shown(plan, cells) as show:
+                if slurm is None:
+                    local.run(jobs, workers=workers, show=show)
+                else:
+                    cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
 
     def rung_by_rung() -> list[Any]:
         """What can run now; what the rungs below say of it is noted before."""
         ladder.predict(plan)
+        mirror.push(workdir)
         return ladder.due(plan)
 
     if not report:
@@ -323,7 +375,7 @@ def ablate(
     path = reports.write(plan, command)
     print()
     print(path.read_text(encoding="utf-8"))
-    print(f"report: {path}")
+    print(f"report: {mirror.shown(path)}")
     if missing := plan.missing():
         raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
 

@@ -172,7 +172,6 @@ def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterat
         if bucket.read(BEGUN) != begun and _is_done(place, request, there):
             yield None
             return
-        bucket.write(BEGUN, begun)
         files.sweep(place.path)
         try:
             with files.whole_directory(place.path / "result", replace=True) as directory:
@@ -180,6 +179,7 @@ def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterat
                 files.write_json(directory / RECORD, request | {"outputs": _sizes(directory)})
         except (RunError, OSError) as error:
             raise _of_the_place(error, directory if "directory" in locals() else place.path, place.name) from None
+        bucket.write(BEGUN, begun)
         bucket.put(_sizes(place.path / "result").keys() - {RECORD}, place.path / "result")
         bucket.put([RECORD], place.path / "result")
         bucket.remove([BEGUN])

@@ -25,6 +25,7 @@ from gptjax.buckets import Bucket, Object, cache, file_md5, is_url
 from gptjax.errors import UserError
 
 POINTER = ".bucket.json"
+OWN = (POINTER, ".pull.lock")  # what a mirror of nothing has in it
 LOG = "log.txt"  # of a cell: its study has it open, so it is written to the bucket and, if it is here, not read back
 COMMITTED = "commit_success.txt"  # Orbax's word in a bucket that a step is whole
 CHECKPOINTS = "checkpoints"
@@ -100,7 +101,9 @@ def writable(text: str | Path, *, process: int = 0) -> Path:
 @functools.lru_cache(maxsize=64)
 def _bucket_of(directory: Path) -> Bucket | None:
     try:
-        return Bucket(files.read_json(directory / POINTER)["url"])
+        bucket = Bucket(files.read_json(directory / POINTER)["url"])
+        _urls[str(directory)] = bucket.url
+        return bucket
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -165,7 +168,7 @@ def pull(workdir: Path, below: str = "") -> None:
     """
     if (bucket := bucket_of(workdir)) is None:
         return
-    with FileLock(workdir / ".pull.lock"):
+    with FileLock(workdir / OWN[1]):
         found = bucket.list(below)
         whole = {name.rpartition("/")[0] for name in found if name.count("/") == 2 and name.endswith(f"/{COMMITTED}")}
         busy = tuple(f"cells/{path.parent.name}/" for path in (workdir / "cells").glob("*/.lock") if _is_held(path))
