@@ -1,7 +1,8 @@
 """A small Google Cloud Storage in memory, with the conditions on writes and reads that locks and TensorStore rely on.
 
 It knows the requests that gcsfs and TensorStore make (the JSON API), and how a store fails: `status` makes every
-request fail with that status of HTTP, `read_only` every write; `running` lets requests wait while it is not set.
+request fail with that status of HTTP, `read_only` every write; `running` lets requests wait while it is not set;
+`ahead` is by how many seconds its clock is.
 
 As a program, `python object_store.py PORT BUCKET`, it serves until it is stopped.
 """
@@ -30,6 +31,7 @@ class ObjectStore(ThreadingHTTPServer):
         self.lock, self.generation, self.uploads = threading.Lock(), 1000, {}
         self.status, self.read_only, self.running = 0, False, threading.Event()
         self.running.set()
+        self.ahead = 0.0
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -137,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _store(self, bucket: str, name: str, content: bytes) -> dict[str, Any]:
         self.server.generation += 1
-        self.server.buckets[bucket][name] = content, self.server.generation, time.time()
+        self.server.buckets[bucket][name] = content, self.server.generation, time.time() + self.server.ahead
         return self._about(bucket, name)
 
     def _about(self, bucket: str, name: str) -> dict[str, Any]:

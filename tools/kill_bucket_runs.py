@@ -8,7 +8,6 @@ nobody disturbed.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -20,27 +19,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
+from bucket_runs import CONFIG, losses  # noqa: E402
 from object_store import ObjectStore  # noqa: E402
 
-CONFIG = """
-from gptjax.config import get_default
-
-def get_config():
-    config = get_default()
-    config.tokenizer = "byte"
-    config.data.update(source="text:{folder}/*.txt", split_by="position", validation_fraction=0.1)
-    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=16, dropout=0.1)
-    config.train.update(num_steps={steps}, batch_size=4, checkpoint_every=10, keep_checkpoints=2)
-    config.evaluation.update(every=50, max_tokens=200)
-    config.logging.update(every=1, samples=0, tensorboard=False)
-    config.mesh.data = 1
-    return config
-"""
 BUCKET, RUN = "kills", "run"
-
-
-def losses(text: str) -> list[tuple]:
-    return [(line["split"], line["step"], line["loss"]) for line in map(json.loads, text.splitlines())]
 
 
 def start(config: Path, workdir: str, errors: Path) -> subprocess.Popen:

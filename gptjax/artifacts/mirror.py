@@ -87,6 +87,14 @@ def opened(text: str | Path) -> Path:
     return path
 
 
+def copies(url: str, names: Collection[str]) -> Path:
+    """A mirror of these objects alone, of those that are there. Raises UserError where the bucket cannot be read."""
+    directory = place(url, part="files")
+    bucket = bucket_of(directory)
+    bucket.get([name for name in names if name in bucket.list()], directory)
+    return directory
+
+
 def writable(text: str | Path, *, process: int = 0) -> Path:
     """`place` for a run that writes. Raises UserError where Orbax cannot write checkpoints there."""
     if is_url(text) and not os.fspath(text).startswith("gs://"):
@@ -183,7 +191,11 @@ def pull(workdir: Path, below: str = "") -> None:
             arrays = _STATE.fullmatch(name) and _step(name) in whole
             if not (arrays or _OF_CELL.fullmatch(name) or name.startswith(busy) or _is_log(name)):
                 (workdir / name).unlink(missing_ok=True)
-        bucket.get([name for name, there in wanted.items() if not _equal(workdir / name, there)], workdir)
+        fetched = [name for name, there in wanted.items() if not _equal(workdir / name, there)]
+        bucket.get(fetched, workdir)
+        for name in fetched:  # of several evaluations the newest counts
+            if modified := wanted[name].modified:
+                os.utime(workdir / name, (modified, modified))
         for step in whole:  # an empty directory: where the arrays would be
             (workdir / step / "state").mkdir(parents=True, exist_ok=True)
         for directory in (workdir / CHECKPOINTS).glob("*/"):

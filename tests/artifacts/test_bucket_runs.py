@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from bucket_runs import CONFIG, losses
 
 from gptjax import config as config_lib
 from gptjax import train
@@ -23,23 +24,6 @@ from gptjax.training.run import Run
 
 pytest.importorskip("gcsfs")
 REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY / "tests"))
-from object_store import ObjectStore  # noqa: E402
-
-CONFIG = """
-from gptjax.config import get_default
-
-def get_config():
-    config = get_default()
-    config.tokenizer = "byte"
-    config.data.update(source="text:{corpus}/*.txt", split_by="position", validation_fraction=0.1)
-    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=16, dropout=0.1)
-    config.train.update(num_steps=12, batch_size=4, checkpoint_every=4, keep_checkpoints=2)
-    config.evaluation.update(every=6, max_tokens=200)
-    config.logging.update(every=1, samples=0, tensorboard=False)
-    config.mesh.data = 1
-    return config
-"""
 
 # Trains, and is killed before it takes the batch of a step.
 KILLED = """
@@ -59,25 +43,10 @@ raise SystemExit(cli.main())
 """
 
 
-@pytest.fixture
-def store(monkeypatch):
-    """A store with one bucket, which gcsfs and TensorStore are told to use."""
-    server = ObjectStore("gptjax-test")
-    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
-        monkeypatch.setenv(name, server.url)
-    import gcsfs
-
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    mirror._bucket_of.cache_clear()
-    yield server
-    server.running.set()
-    server.shutdown()
-
-
 @pytest.fixture(scope="module")
 def config_file(tiny_corpus, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG.format(corpus=tiny_corpus))
+    path.write_text(CONFIG.format(folder=tiny_corpus, steps=12, save=4, evaluate=6))
     return path
 
 
@@ -94,10 +63,6 @@ def undisturbed(config_file, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     train.train(read_config(config_file), workdir)
     return workdir
-
-
-def losses(text: str) -> list[tuple]:
-    return [(line["split"], line["step"], line["loss"]) for line in map(json.loads, text.splitlines())]
 
 
 def assert_equal_runs(url: str, disk: Path) -> None:
