@@ -167,6 +167,12 @@ class Bucket:
     def write(self, name: str, data: bytes) -> None:
         self._ask(lambda: self._system.pipe_file(f"{self._root}/{name}", data))
 
+    def try_writing(self, name: str) -> None:
+        """Raises UserError where an object of this name could not be written, before the work that makes it."""
+        trial = files.beside(Path(name)).name
+        self.write(trial, b"")
+        self.remove([trial])
+
     def create(self, name: str, data: bytes) -> bool:
         """Writes an object that is not there yet. Whether it is now this one: of several at once, one is.
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from gptjax import cli, files
-from gptjax.buckets import Bucket, is_url
+from gptjax.buckets import Bucket, cache, is_url
 from gptjax.errors import RunError, UserError
 
 RECORD = "conversion.json"  # in every result: what it was made from, so that the same command again is a success
@@ -112,7 +112,7 @@ class _Place(NamedTuple):
     """Where a result appears.
 
     Attributes:
-      path: a directory; of a bucket, its mirror, in which the result is made before it is copied there.
+      path: a directory; of a bucket, its mirror, which has only the lock.
       name: what a person calls it.
     """
 
@@ -172,18 +172,21 @@ def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterat
         if bucket.read(BEGUN) != begun and _is_done(place, request, there):
             yield None
             return
-        files.sweep(place.path)
+        built = (
+            cache() / f"converted-{place.path.parent.name}"
+        )  # not below the mirror, where Orbax writes to the bucket
+        files.sweep(built.parent)
         try:
-            with files.whole_directory(place.path / "result", replace=True) as directory:
+            with files.whole_directory(built, replace=True) as directory:
                 yield directory
                 files.write_json(directory / RECORD, request | {"outputs": _sizes(directory)})
         except (RunError, OSError) as error:
-            raise _of_the_place(error, directory if "directory" in locals() else place.path, place.name) from None
+            raise _of_the_place(error, directory if "directory" in locals() else built, place.name) from None
         bucket.write(BEGUN, begun)
-        bucket.put(_sizes(place.path / "result").keys() - {RECORD}, place.path / "result")
-        bucket.put([RECORD], place.path / "result")
+        bucket.put(_sizes(built).keys() - {RECORD}, built)
+        bucket.put([RECORD], built)
         bucket.remove([BEGUN])
-        shutil.rmtree(place.path / "result", ignore_errors=True)
+        shutil.rmtree(built, ignore_errors=True)
     finally:
         lock.release()
 

@@ -13,9 +13,7 @@ def claim(place: str | Path, flag: str = "output") -> None:
     """Makes the directory of a result. Raises UserError where the result cannot be written, before the work."""
     if is_url(place):
         bucket, name = _object(place, flag)
-        trial = files.beside(Path(name)).name
-        bucket.write(trial, b"")
-        bucket.remove([trial])
+        bucket.try_writing(name)
         return
     path = files.expand(place)
     try:
