@@ -65,9 +65,9 @@ class Object(NamedTuple):
 class Bucket:
     """The objects under one URL; names are relative to it. Methods raise UserError and RunError that name the URL."""
 
-    def __init__(self, url: str, *, patience: float = PATIENCE):
-        """`patience`: seconds for which a store that does not answer is asked again."""
-        self.url, self._patience = url.rstrip("/"), patience
+    def __init__(self, url: str, *, patience: float | None = None):
+        """`patience`: seconds for which a store that does not answer is asked again; default: PATIENCE."""
+        self.url, self._patience = url.rstrip("/"), PATIENCE if patience is None else patience
         self.scheme, _, self._root = url.partition("://")
         self._root = self._root.rstrip("/")
         if not self._root:
