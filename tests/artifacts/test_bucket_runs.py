@@ -123,17 +123,48 @@ def test_a_run_moves_between_a_disk_and_a_bucket_by_copying(store, config_file, 
 
 
 @pytest.mark.slow
-def test_a_store_that_does_not_answer_for_a_while_is_waited_for(store, config_file, undisturbed, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["silent", "failing", "gone"])
+def test_a_store_that_is_out_of_order_for_a_while_is_waited_for(
+    store, config_file, undisturbed, kind, monkeypatch, capsys
+):
+    out = {"silent": store.running.clear, "failing": lambda: setattr(store, "status", 503), "gone": store.stop}
+    back = {"silent": store.running.set, "failing": lambda: setattr(store, "status", 0), "gone": store.start}
+    monkeypatch.setattr("gptjax.buckets.SILENCE", 1.0)
     save = Run.save
 
     def interrupted(self, step, state, line):
         if step == 6:
-            store.status = 503
-            threading.Timer(4.0, setattr, (store, "status", 0)).start()
+            out[kind]()
+            threading.Timer(4.0, back[kind]).start()
         return save(self, step, state, line)
 
     monkeypatch.setattr("gptjax.training.run.Run.save", interrupted)
-    url = "gs://gptjax-test/outage"
+    url = f"gs://gptjax-test/{kind}"
+    train.train(read_config(config_file), url)
+    assert_equal_runs(url, undisturbed)
+    assert (f"{url} does not answer" in capsys.readouterr().err) == (kind == "silent")  # gcsfs itself asks again
+
+
+@pytest.mark.slow
+def test_a_store_that_is_out_of_order_for_too_long_ends_a_run_that_then_continues(
+    store, config_file, undisturbed, monkeypatch
+):
+    """The step before the outage is there, and the same command goes on from it."""
+    monkeypatch.setattr("gptjax.buckets.PATIENCE", 1.0)
+    publish = Run.publish
+
+    def interrupted(self):
+        if self.checkpoints.steps()[-1:] == [6]:
+            self.checkpoints.wait()
+            store.stop()
+        return publish(self)
+
+    url = "gs://gptjax-test/long"
+    with monkeypatch.context() as patched:
+        patched.setattr("gptjax.training.run.Run.publish", interrupted)
+        with pytest.raises(RunError, match=rf"{url} has not answered for 1 s.*the same command continues"):
+            train.train(read_config(config_file), url)
+    store.start()
     train.train(read_config(config_file), url)
     assert_equal_runs(url, undisturbed)
 
