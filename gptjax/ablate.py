@@ -17,10 +17,11 @@
 --plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
 """
 
+import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,89 +296,79 @@ def ablate(
       wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
     """
     from gptjax.artifacts import mirror
-    from gptjax.artifacts.lock import Lock
-    from gptjax.training.run import Ending
-
-    with Ending() as ending:
-        if not (look or report or dry_run):
-            ending.add(Lock.take(workdir).release)
-            mirror.pull(workdir)
-        if not (look or dry_run):
-            ending.add(lambda: mirror.push(workdir))
-        _ablate(study, workdir, look, noise, report, workers, pack, command, slurm, wait, dry_run)
-
-
-def _ablate(
-    study: Study,
-    workdir: Path,
-    look: bool,
-    noise: bool,
-    report: bool,
-    workers: int,
-    pack: str,
-    command: Sequence[str],
-    slurm: dict[str, str] | None,
-    wait: bool,
-    dry_run: bool,
-) -> None:
-    """The study itself, in a directory that is held."""
-    from gptjax.artifacts import mirror
     from gptjax.studies import ladder, local, progress
     from gptjax.studies import report as reports
     from gptjax.studies import slurm as cluster
     from gptjax.studies.cells import Plan
 
-    plan = Plan(study, workdir)
-    together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
-    together &= mirror.bucket_of(workdir) is None
-    most = MOST_PACKED if together else 1
-    if dry_run:
-        plan.check_matched()
-        jobs = local.packs(plan.noise_missing() if noise else ladder.due(plan), most=most)
-        if not jobs:
-            print("no cell is missing: nothing would be submitted", file=sys.stderr)
+    with _held(workdir, runs=not (look or report or dry_run), writes=not (look or dry_run)):
+        plan = Plan(study, workdir)
+        together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
+        together &= mirror.bucket_of(workdir) is None
+        most = MOST_PACKED if together else 1
+        if dry_run:
+            plan.check_matched()
+            jobs = local.packs(plan.noise_missing() if noise else ladder.due(plan), most=most)
+            if not jobs:
+                print("no cell is missing: nothing would be submitted", file=sys.stderr)
+                return
+            print(cluster.script(cluster.new_name(), len(jobs), workdir, slurm or {}, at_once=workers), end="")
             return
-        print(cluster.script(cluster.new_name(), len(jobs), workdir, slurm or {}, at_once=workers), end="")
-        return
-    print(describe(plan))
-    plan.check_matched()
-    if look:
-        return
-    plan.claim()
-    mirror.push(workdir)
-    ran: set[str] = set()
-
-    def run(missing: Callable[[], list[Any]]) -> None:
-        """Runs what is missing, then what is known to be missing after that: first grids, then the chosen points."""
-        while cells := [cell for cell in missing() if cell.key not in ran]:
-            ran.update(cell.key for cell in cells)
-            jobs = local.packs(cells, most=most)
-            with progress.shown(plan, cells) as show:
-                if slurm is None:
-                    local.run(jobs, workers=workers, show=show)
-                else:
-                    cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
-
-    def rung_by_rung() -> list[Any]:
-        """What can run now; what the rungs below say of it is noted before."""
-        ladder.predict(plan)
+        print(describe(plan))
+        plan.check_matched()
+        if look:
+            return
+        plan.claim()
         mirror.push(workdir)
-        return ladder.due(plan)
+        ran: set[str] = set()
 
-    if not report:
-        run(plan.noise_missing if noise else rung_by_rung)
-    if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
-        print("the cells are in the queue of Slurm; when they are done, the same command goes on")
-        return
-    if noise:
-        print(plan.measure_noise().in_words())
-        return
-    path = reports.write(plan, command)
-    print()
-    print(path.read_text(encoding="utf-8"))
-    print(f"report: {mirror.shown(path)}")
-    if missing := plan.missing():
-        raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
+        def run(missing: Callable[[], list[Any]]) -> None:
+            """Runs what is missing, then what is missing after that: first grids, then the chosen points."""
+            while cells := [cell for cell in missing() if cell.key not in ran]:
+                ran.update(cell.key for cell in cells)
+                jobs = local.packs(cells, most=most)
+                with progress.shown(plan, cells) as show:
+                    if slurm is None:
+                        local.run(jobs, workers=workers, show=show)
+                    else:
+                        cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
+
+        def rung_by_rung() -> list[Any]:
+            """What can run now; what the rungs below say of it is noted before."""
+            ladder.predict(plan)
+            mirror.push(workdir)
+            return ladder.due(plan)
+
+        if not report:
+            run(plan.noise_missing if noise else rung_by_rung)
+        if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
+            print("the cells are in the queue of Slurm; when they are done, the same command goes on")
+            return
+        if noise:
+            print(plan.measure_noise().in_words())
+            return
+        path = reports.write(plan, command)
+        print()
+        print(path.read_text(encoding="utf-8"))
+        print(f"report: {mirror.shown(path)}")
+        if missing := plan.missing():
+            raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
+
+
+@contextlib.contextmanager
+def _held(workdir: Path, *, runs: bool, writes: bool) -> Iterator[None]:
+    """The directory of a study, this process's own if it runs something; of one in a bucket the mirror, up to date."""
+    from gptjax.artifacts import mirror
+    from gptjax.artifacts.lock import Lock
+    from gptjax.training.run import Ending
+
+    with Ending() as ending:
+        if runs:
+            ending.add(Lock.take(workdir).release)
+            mirror.pull(workdir)
+        if writes:
+            ending.add(lambda: mirror.push(workdir))
+        yield
 
 
 def describe(plan: Any) -> str:
