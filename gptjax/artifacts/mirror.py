@@ -106,7 +106,7 @@ def writable(text: str | Path, *, process: int = 0) -> Path:
     return place(text, part=f"run-{process}")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _bucket_of(directory: Path) -> Bucket | None:
     try:
         bucket = Bucket(files.read_json(directory / POINTER)["url"])
