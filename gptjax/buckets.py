@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import hashlib
 import io
+import logging
 import os
 import re
 import sys
@@ -81,6 +82,7 @@ class Bucket:
 
     def _open(self) -> Any:
         options: dict[str, Any] = {"use_listings_cache": False}
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints where it was when it gave up; `_ask` tells
         if self.scheme in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
             options["token"] = "anon"
         try:

@@ -124,12 +124,9 @@ def test_a_run_moves_between_a_disk_and_a_bucket_by_copying(store, config_file, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "failing", "gone"])
-def test_a_store_that_is_out_of_order_for_a_while_is_waited_for(
-    store, config_file, undisturbed, kind, monkeypatch, capsys
-):
+def test_a_store_that_is_out_of_order_for_a_while_is_waited_for(store, config_file, undisturbed, kind, monkeypatch):
     out = {"silent": store.running.clear, "failing": lambda: setattr(store, "status", 503), "gone": store.stop}
     back = {"silent": store.running.set, "failing": lambda: setattr(store, "status", 0), "gone": store.start}
-    monkeypatch.setattr("gptjax.buckets.SILENCE", 1.0)
     save = Run.save
 
     def interrupted(self, step, state, line):
@@ -142,7 +139,6 @@ def test_a_store_that_is_out_of_order_for_a_while_is_waited_for(
     url = f"gs://gptjax-test/{kind}"
     train.train(read_config(config_file), url)
     assert_equal_runs(url, undisturbed)
-    assert (f"{url} does not answer" in capsys.readouterr().err) == (kind == "silent")  # gcsfs itself asks again
 
 
 @pytest.mark.slow
@@ -165,6 +161,7 @@ def test_a_store_that_is_out_of_order_for_too_long_ends_a_run_that_then_continue
         with pytest.raises(RunError, match=rf"{url} has not answered for 1 s.*the same command continues"):
             train.train(read_config(config_file), url)
     store.start()
+    Bucket(url).remove([".lock"])  # its process is this one, which is there; of one that has ended it is taken over
     train.train(read_config(config_file), url)
     assert_equal_runs(url, undisturbed)
 
