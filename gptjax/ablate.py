@@ -17,17 +17,19 @@
 --plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
 """
 
+import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from gptjax import cli, files
+from gptjax import cli
 from gptjax import config as config_lib
+from gptjax.buckets import is_url
 from gptjax.config import Config, Option, values
 from gptjax.config.validation import option_problem
 from gptjax.errors import RunError, UserError
@@ -57,7 +59,7 @@ MODES = {
 
 def main(argv: list[str]) -> None:
     if "--diff" in argv[1:]:
-        difference([files.expand(argument) for argument in argv[1:] if argument != "--diff"])
+        difference([argument for argument in argv[1:] if argument != "--diff"])
         return
     given = [argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")]
     specs = [text.removeprefix("study=") for text in given if text.startswith("study=")]
@@ -73,16 +75,16 @@ def main(argv: list[str]) -> None:
     modes |= {"coordinates": flag_values.coordinates, "study": bool(specs or chosen)}
     _check_modes(flag_values, [mode for mode, asked in modes.items() if asked])
     slurm_options = _slurm_options(flag_values, asked_of_slurm)
-    workdir = files.expand(flag_values.workdir) if flag_values.workdir else None
     if modes["reproduce"]:
-        reproduce(files.expand(flag_values.reproduce), workdir, steps=flag_values.steps)
+        reproduce(flag_values.reproduce, flag_values.workdir, steps=flag_values.steps)
         return
     if modes["search"] and not flag_values.search:
         raise UserError(f"--search.{searched[0].partition('=')[0][:100]} belongs to --search")
     if not (modes["search"] or modes["coordinates"] or specs):
         raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
-    if workdir is None:
+    if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/optimizers")
+    workdir = _place(flag_values, [f"--{mode}" for mode in ("search", "coordinates") if modes[mode]])
     if modes["coordinates"]:
         coordinates(cli.read_config(flag_values), workdir, flag_values)
         return
@@ -93,6 +95,19 @@ def main(argv: list[str]) -> None:
     asked = {name: flag_values[name].value for name in ("noise", "report", "workers", "pack", "dry_run")}
     asked |= {"slurm": slurm_options, "wait": flag_values["launcher.wait"].value}
     ablate(study, workdir, look=flag_values.plan, command=command, **asked)
+
+
+def _place(flag_values: flags.FlagValues, modes: Sequence[str]) -> Path:
+    """The directory of --workdir; of a study in a bucket its mirror. Raises UserError for what needs a disk."""
+    from gptjax.artifacts import mirror
+
+    needing = [*modes, *["--launcher=slurm"] * (flag_values.launcher == "slurm")]
+    needing += ["--pack=on"] * (flag_values.pack == "on")
+    if is_url(flag_values.workdir) and needing:
+        raise UserError(
+            f"--workdir={flag_values.workdir}: {needing[0]} needs a directory on a disk; a study runs there"
+        )
+    return (mirror.opened if flag_values.plan or flag_values.report else mirror.writable)(flag_values.workdir)
 
 
 def _define(flag_values: flags.FlagValues) -> None:
@@ -205,13 +220,24 @@ def coordinates(config: Config, workdir: Path, flag_values: flags.FlagValues) ->
     print("written: " + ", ".join(map(str, checking.write(found, workdir))))
 
 
-def reproduce(run: Path, workdir: Path | None, *, steps: int) -> None:
+def reproduce(run: str, workdir: str | None, *, steps: int) -> None:
     """Trains a run anew and says how the two compare. Raises RunError where they depart."""
+    from gptjax.artifacts import mirror
+    from gptjax.artifacts.lock import Lock
     from gptjax.studies import reproduction
 
-    place = workdir or reproduction.beside(run)
-    print(f"{run} is compared with {place}, where it is run again", file=sys.stderr)
-    found = reproduction.rerun(run, place, steps=steps, show=_show)
+    first = mirror.opened(run)
+    if is_url(run) and not workdir:
+        workdir = f"{run.rstrip('/')}-reproduced"
+    place = mirror.writable(workdir) if workdir else reproduction.beside(first)
+    if mirror.bucket_of(place):
+        lock = Lock.take(place)  # nobody is at work there while the mirror is brought up to date
+        try:
+            mirror.pull(place)
+        finally:
+            lock.release()
+    print(f"{mirror.shown(first)} is compared with {mirror.shown(place)}, where it is run again", file=sys.stderr)
+    found = reproduction.rerun(first, place, steps=steps, show=_show)
     if not found.holds:
         raise RunError(found.in_words())
     print(found.in_words())
@@ -233,13 +259,14 @@ def with_settings(study: Study, chosen: Sequence[str]) -> Study:
     return study
 
 
-def difference(workdirs: list[Path]) -> None:
+def difference(workdirs: list[str]) -> None:
     """Prints why two runs differ. Raises UserError unless there are two."""
+    from gptjax.artifacts import mirror
     from gptjax.studies import differences
 
     if len(workdirs) != 2:
         raise UserError(f"--diff compares two work directories, and there are {len(workdirs)}: --diff runs/a runs/b")
-    found, parting = differences.compare(*workdirs)
+    found, parting = differences.compare(*map(mirror.opened, workdirs))
     for one in found:
         print(f"{one.name}: {one.ours!r} in the first, {one.theirs!r} in the second: {one.effect}")
     if not found:
@@ -268,34 +295,35 @@ def ablate(
       slurm: options of sbatch for cells that run in Slurm; None: they run here.
       wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
     """
-    from gptjax.artifacts.lock import Lock
+    from gptjax.artifacts import mirror
     from gptjax.studies import ladder, local, progress
     from gptjax.studies import report as reports
     from gptjax.studies import slurm as cluster
     from gptjax.studies.cells import Plan
 
-    plan = Plan(study, workdir)
-    together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
-    most = MOST_PACKED if together else 1
-    if dry_run:
-        plan.check_matched()
-        jobs = local.packs(plan.noise_missing() if noise else ladder.due(plan), most=most)
-        if not jobs:
-            print("no cell is missing: nothing would be submitted", file=sys.stderr)
+    with _held(workdir, runs=not (look or report or dry_run), writes=not (look or dry_run)):
+        plan = Plan(study, workdir)
+        together = pack == "on" or (pack == "auto" and slurm is None and not local.computes_on_cores())
+        together &= mirror.bucket_of(workdir) is None
+        most = MOST_PACKED if together else 1
+        if dry_run:
+            plan.check_matched()
+            jobs = local.packs(plan.noise_missing() if noise else ladder.due(plan), most=most)
+            if not jobs:
+                print("no cell is missing: nothing would be submitted", file=sys.stderr)
+                return
+            print(cluster.script(cluster.new_name(), len(jobs), workdir, slurm or {}, at_once=workers), end="")
             return
-        print(cluster.script(cluster.new_name(), len(jobs), workdir, slurm or {}, at_once=workers), end="")
-        return
-    print(describe(plan))
-    plan.check_matched()
-    if look:
-        return
-    plan.claim()
-    ran: set[str] = set()
+        print(describe(plan))
+        plan.check_matched()
+        if look:
+            return
+        plan.claim()
+        mirror.push(workdir)
+        ran: set[str] = set()
 
-    def run(missing: Callable[[], list[Any]]) -> None:
-        """Runs what is missing, then what is known to be missing after that: first grids, then the chosen points."""
-        lock = Lock.take(workdir)
-        try:
+        def run(missing: Callable[[], list[Any]]) -> None:
+            """Runs what is missing, then what is missing after that: first grids, then the chosen points."""
             while cells := [cell for cell in missing() if cell.key not in ran]:
                 ran.update(cell.key for cell in cells)
                 jobs = local.packs(cells, most=most)
@@ -304,28 +332,43 @@ def ablate(
                         local.run(jobs, workers=workers, show=show)
                     else:
                         cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
-        finally:
-            lock.release()
 
-    def rung_by_rung() -> list[Any]:
-        """What can run now; what the rungs below say of it is noted before."""
-        ladder.predict(plan)
-        return ladder.due(plan)
+        def rung_by_rung() -> list[Any]:
+            """What can run now; what the rungs below say of it is noted before."""
+            ladder.predict(plan)
+            mirror.push(workdir)
+            return ladder.due(plan)
 
-    if not report:
-        run(plan.noise_missing if noise else rung_by_rung)
-    if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
-        print("the cells are in the queue of Slurm; when they are done, the same command goes on")
-        return
-    if noise:
-        print(plan.measure_noise().in_words())
-        return
-    path = reports.write(plan, command)
-    print()
-    print(path.read_text(encoding="utf-8"))
-    print(f"report: {path}")
-    if missing := plan.missing():
-        raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
+        if not report:
+            run(plan.noise_missing if noise else rung_by_rung)
+        if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
+            print("the cells are in the queue of Slurm; when they are done, the same command goes on")
+            return
+        if noise:
+            print(plan.measure_noise().in_words())
+            return
+        path = reports.write(plan, command)
+        print()
+        print(path.read_text(encoding="utf-8"))
+        print(f"report: {mirror.shown(path)}")
+        if missing := plan.missing():
+            raise RunError(f"{len(missing)} of {plan.count} cells are missing; the same command runs them")
+
+
+@contextlib.contextmanager
+def _held(workdir: Path, *, runs: bool, writes: bool) -> Iterator[None]:
+    """The directory of a study, this process's own if it runs something; of one in a bucket the mirror, up to date."""
+    from gptjax.artifacts import mirror
+    from gptjax.artifacts.lock import Lock
+    from gptjax.training.run import Ending
+
+    with Ending() as ending:
+        if runs:
+            ending.add(Lock.take(workdir).release)
+            mirror.pull(workdir)
+        if writes:
+            ending.add(lambda: mirror.push(workdir))
+        yield
 
 
 def describe(plan: Any) -> str:

@@ -5,12 +5,16 @@ is made again for `PATIENCE` seconds, which is told; what is refused (no such bu
 """
 
 import contextlib
+import fnmatch
 import hashlib
+import io
+import logging
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +23,12 @@ from gptjax import files
 from gptjax.errors import RunError, UserError
 
 PATIENCE = 600.0  # seconds for which a store that does not answer is asked again
+SILENCE = 10.0  # seconds of one request after which its silence is told
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between requests, the last again and again
 _PARALLEL = 8  # files that are read or written at once
+_PIECE = 4 << 20  # bytes of an object that are read at once
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+_NAME = re.compile(r"[a-z0-9][-a-z0-9_.]{1,220}[a-z0-9]")  # of a bucket of Google's
 _PACKAGES = {"gs": "gptjax[gcs]", "gcs": "gptjax[gcs]", "s3": "gptjax[s3]"}
 _REFUSED = {
     401: "there are no credentials that it accepts",
@@ -59,19 +66,23 @@ class Object(NamedTuple):
 class Bucket:
     """The objects under one URL; names are relative to it. Methods raise UserError and RunError that name the URL."""
 
-    def __init__(self, url: str, *, patience: float = PATIENCE):
-        """`patience`: seconds for which a store that does not answer is asked again."""
-        self.url, self._patience = url.rstrip("/"), patience
+    def __init__(self, url: str, *, patience: float | None = None):
+        """`patience`: seconds for which a store that does not answer is asked again; default: PATIENCE."""
+        self.url, self._patience = url.rstrip("/"), PATIENCE if patience is None else patience
         self.scheme, _, self._root = url.partition("://")
         self._root = self._root.rstrip("/")
         if not self._root:
             raise UserError(f"{url!r} names no bucket; write {self.scheme}://BUCKET/PATH")
+        name = self._root.partition("/")[0]
+        if self.scheme in ("gs", "gcs") and not _NAME.fullmatch(name):
+            raise UserError(f"{url!r}: {name!r} is not the name of a bucket: 3 or more of a-z, 0-9, -, _ and .")
         if "\0" in url or any(part in (".", "..", "") for part in self._root.split("/")):
             raise UserError(f"{url!r} is not a URL of objects: it has an empty name, '.', '..' or a character NUL")
         self._system = self._open()
 
     def _open(self) -> Any:
         options: dict[str, Any] = {"use_listings_cache": False}
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints where it was when it gave up; `_ask` tells
         if self.scheme in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
             options["token"] = "anon"
         try:
@@ -133,15 +144,36 @@ class Bucket:
 
     def sha256(self, name: str) -> str:
         """sha256 of an object, which is read for that."""
+        with self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
-        def digest() -> str:
-            with self._system.open(f"{self._root}/{name}", "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+    def open(self, name: str) -> io.BufferedReader:
+        """The content of an object, read piece by piece from any place. Raises UserError where there is none."""
+        place = f"{self._root}/{name}"
+        size = int(self._ask(lambda: self._system.info(place))["size"])
 
-        return self._ask(digest)
+        def part(begin: int, end: int) -> bytes:
+            return self._ask(lambda: self._system.cat_file(place, begin, end))
+
+        return io.BufferedReader(_Content(part, size), _PIECE)
+
+    def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
+        """{name: what the store says of it} of the objects that match, by names below the bucket's own URL."""
+        found = self._ask(lambda: self._system.glob(f"{self._root}/{pattern}", detail=True))
+        return {
+            name.removeprefix("/").removeprefix(f"{self._root}/"): info
+            for name, info in sorted(found.items())
+            if info["type"] == "file"
+        }
 
     def write(self, name: str, data: bytes) -> None:
         self._ask(lambda: self._system.pipe_file(f"{self._root}/{name}", data))
+
+    def try_writing(self, name: str) -> None:
+        """Raises UserError where an object of this name could not be written, before the work that makes it."""
+        trial = files.beside(Path(name)).name
+        self.write(trial, b"")
+        self.remove([trial])
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes an object that is not there yet. Whether it is now this one: of several at once, one is.
@@ -205,11 +237,19 @@ class Bucket:
 
     def _ask(self, request: Callable[[], Any], *, missing: type[BaseException] | tuple = ()) -> Any:
         """The answer to a request, which is made again while the store does not answer."""
-        begin, tries, told = time.monotonic(), 0, False
+        begin, tries, told = time.monotonic(), 0, threading.Event()
+
+        def tell(reason: str) -> None:
+            if not told.is_set():
+                told.set()
+                wait = f"waiting, {self._patience:.0f} s at most"
+                print(f"warning: {self.url} does not answer: {reason}; {wait}", file=sys.stderr)
+
         while True:
             try:
-                answer = request()
-                if told:
+                with _after(SILENCE, lambda: tell(f"nothing for {SILENCE:.0f} s")):
+                    answer = request()
+                if told.is_set():
                     print(f"{self.url} answers again after {time.monotonic() - begin:.0f} s", file=sys.stderr)
                 return answer
             except missing:
@@ -224,12 +264,7 @@ class Bucket:
                         f"{self.url} has not answered for {self._patience:.0f} s: {_line(error)}. Nothing that is "
                         "there is lost; the same command continues"
                     ) from error
-                if not told:
-                    told = True
-                    print(
-                        f"warning: {self.url} does not answer: {_line(error)}; waiting, {self._patience:.0f} s at most",
-                        file=sys.stderr,
-                    )
+                tell(_line(error))
                 time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
                 tries += 1
 
@@ -248,6 +283,67 @@ class Bucket:
         advice = {404: f"make the bucket {bucket}, or correct its name"}.get(status)
         sign_in = _SIGN_IN.get(self.scheme, "sign in")
         return UserError(f"{self.url}: {_REFUSED[status]}: {_line(error)}; {advice or sign_in}")
+
+
+def copied(url: str, patterns: Sequence[str]) -> Path:
+    """A directory in the cache with the objects right under a URL whose names match a pattern.
+
+    It is named by what the store says of them, so a copy never changes. Raises UserError where none matches.
+    """
+    bucket = Bucket(url)
+    found = {
+        name: there for name, there in bucket.list().items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)
+    }
+    if not found:
+        raise UserError(f"{url}: there is no file {', '.join(patterns[:3])} or another of a model")
+    text = repr((bucket.url, sorted(found.items())))
+    directory = cache() / f"copy-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    cache().mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        with files.whole_directory(directory) as partial:
+            bucket.get(found, partial)
+    return directory
+
+
+class _Content(io.RawIOBase):
+    """An object as a file. `read(begin, end)` gives bytes of it."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int):
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        data = self._read(self._at, end)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def _after(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` where the body takes longer."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def file_md5(path: Path) -> str:

@@ -172,10 +172,10 @@ class Session:
         params.validate()
         self.conversation.params = params
 
-    def _with_file(self, command: str, name: str, act: Callable[[Path], None]) -> None:
+    def _with_file(self, command: str, name: str, act: Callable[[str], None]) -> None:
         if not name:
             raise UserError(f"{command} needs the name of a file: {command} FILE.jsonl")
-        act(files.expand(name))
+        act(name)
 
     def _statistics(self) -> str:
         answers, conversation = self.conversation.answers, self.conversation

@@ -307,13 +307,19 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except (Exception, KeyboardInterrupt) as error:
         status, line = describe(error)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print(_one_line(line), file=sys.stderr)
+            print(_one_line(_with_urls(line)), file=sys.stderr)
     interrupts.ending(status)
     if interrupts.received:
         interrupts.leave(status)
     if status:
         interrupts.leave_after_failure(status)
     return status
+
+
+def _with_urls(text: str) -> str:
+    """A message with the URLs of runs in buckets in the place of their mirrors."""
+    mirror = sys.modules.get("gptjax.artifacts.mirror")
+    return mirror.in_words(text) if mirror else text
 
 
 def _one_line(text: str) -> str:

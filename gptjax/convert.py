@@ -7,6 +7,7 @@ The layouts are those of GPT-2, Llama, Mistral, Qwen2 and Qwen3.
   python -m gptjax.convert --from=runs/lora --to=peft:adapters/mine
   python -m gptjax.convert --from=hf:models/gpt2 --adapter=adapters/mine --to=runs/both
 
+Each of them may be in a bucket: --from=gs://BUCKET/runs/mine --to=hf:gs://BUCKET/models/mine.
 hf:NAME is a directory, or a name on the hub where there is a cache or a network. The work directory holds one
 checkpoint, which evaluate, generate and `--config.init_from` read like any other. Adapters (model.lora_rank) are
 merged into hf:DIR; peft:DIR has them alone, in PEFT's format.
@@ -20,17 +21,19 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from gptjax import cli, files
+from gptjax.buckets import Bucket, cache, is_url
 from gptjax.errors import RunError, UserError
 
 RECORD = "conversion.json"  # in every result: what it was made from, so that the same command again is a success
+BEGUN = f".{RECORD}"  # in a bucket, while a result is copied there
 _SMALL = 16 << 20  # bytes of an input up to which its content is compared; of a larger one size and time of change
 
 
@@ -67,19 +70,28 @@ def main(argv: list[str]) -> None:
         )
     if flag_values.adapter and not source.startswith("hf:"):
         raise UserError(f"--adapter={flag_values.adapter} belongs to a model of --from=hf:DIR, not to {source}")
-    place = _path("to", target.removeprefix("hf:").removeprefix("peft:"))
+    place = target.removeprefix("hf:").removeprefix("peft:")
     if source.startswith("hf:"):
         name, adapter, allow_pickle = source.removeprefix("hf:"), flag_values.adapter, flag_values.allow_pickle
         begin = flag_values.add_bos_token
         import_model(name, place, adapter=adapter, allow_pickle=allow_pickle, add_bos_token=begin)
     elif target.startswith("peft:"):
-        export_adapter(_path("from", source), flag_values.checkpoint, place)
+        export_adapter(_source(source), flag_values.checkpoint, place)
     else:
         from gptjax.model.huggingface.files import parse_size
 
         size = parse_size(flag_values.max_shard_size)
-        workdir = _path("from", source)
+        workdir = _source(source)
         export_model(workdir, flag_values.checkpoint, place, dtype=flag_values.dtype, max_shard_bytes=size)
+
+
+def _source(text: str) -> Path:
+    """The work directory of --from; of a URL its mirror."""
+    if not is_url(text):
+        return _path("from", text)
+    from gptjax.artifacts import mirror
+
+    return mirror.opened(text)
 
 
 def _path(flag: str, text: str) -> Path:
@@ -96,28 +108,90 @@ def _path(flag: str, text: str) -> Path:
 # ---- A result is whole ---------------------------------------------------------------------------------------------
 
 
+class _Place(NamedTuple):
+    """Where a result appears.
+
+    Attributes:
+      path: a directory; of a bucket, its mirror, which has only the lock.
+      name: what a person calls it.
+    """
+
+    path: Path
+    name: str
+    bucket: Bucket | None = None
+
+    @classmethod
+    def of(cls, text: str | Path) -> "_Place":
+        """The place of --to, a path or a URL."""
+        if not is_url(text):
+            path = _path("to", str(text))
+            return cls(path, str(path))
+        from gptjax.artifacts import mirror
+
+        path = mirror.place(text, part="converted")
+        bucket = mirror.bucket_of(path)
+        return cls(path, bucket.url, bucket)
+
+
 @contextlib.contextmanager
-def _result(place: Path, request: dict[str, Any]) -> Iterator[Path | None]:
+def _result(place: _Place, request: dict[str, Any]) -> Iterator[Path | None]:
     """A directory to write into, which becomes `place` at the end, with a record of `request` in it.
 
     None where `place` holds the finished result of the same request. Raises UserError where it holds anything else.
     """
-    files.sweep(place.parent)
-    if _is_done(place, request):
+    if place.bucket:
+        with _published(place, place.bucket, request) as directory:
+            yield directory
+        return
+    path = place.path
+    files.sweep(path.parent)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--to={place.name} exists and is not a directory; name a new one")
+    if _is_done(place, request, _sizes(path)):
         yield None
         return
     try:
-        with files.whole_directory(place) as directory:
+        with files.whole_directory(path) as directory:
             yield directory
-            outputs = {str(path.relative_to(directory)): path.stat().st_size for path in _files(directory)}
-            files.write_json(directory / RECORD, request | {"outputs": outputs})
+            files.write_json(directory / RECORD, request | {"outputs": _sizes(directory)})
     except (RunError, OSError) as error:
-        raise _of_the_place(error, directory if "directory" in locals() else place, place) from None
-    if not (place / RECORD).is_file():
-        raise RunError(f"{place} was written by another process at the same time; look at what is there")
+        raise _of_the_place(error, directory if "directory" in locals() else path, path) from None
+    if not (path / RECORD).is_file():
+        raise RunError(f"{path} was written by another process at the same time; look at what is there")
 
 
-def _of_the_place(error: Exception, partial: Path, place: Path) -> Exception:
+@contextlib.contextmanager
+def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterator[Path | None]:
+    """`_result` of a bucket: BEGUN says what is being copied there, and the record is there at the end."""
+    from gptjax.artifacts.lock import Lock
+
+    begun = (json.dumps(request) + "\n").encode()
+    lock = Lock.take(place.path)
+    try:
+        there = {name: about.size for name, about in bucket.list().items() if not name.startswith(".")}
+        if bucket.read(BEGUN) != begun and _is_done(place, request, there):
+            yield None
+            return
+        built = (
+            cache() / f"converted-{place.path.parent.name}"
+        )  # not below the mirror, where Orbax writes to the bucket
+        files.sweep(built.parent)
+        try:
+            with files.whole_directory(built, replace=True) as directory:
+                yield directory
+                files.write_json(directory / RECORD, request | {"outputs": _sizes(directory)})
+        except (RunError, OSError) as error:
+            raise _of_the_place(error, directory if "directory" in locals() else built, place.name) from None
+        bucket.write(BEGUN, begun)
+        bucket.put(_sizes(built).keys() - {RECORD}, built)
+        bucket.put([RECORD], built)
+        bucket.remove([BEGUN])
+        shutil.rmtree(built, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _of_the_place(error: Exception, partial: Path, place: str | Path) -> Exception:
     """The error with the name that the user gave, in the place of the one that is hidden and gone."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # TensorStore's futures tell the same again, after our line
     if isinstance(error, OSError):
@@ -127,33 +201,32 @@ def _of_the_place(error: Exception, partial: Path, place: Path) -> Exception:
     return RunError(str(error).replace(str(partial), str(place)))
 
 
-def _is_done(place: Path, request: dict[str, Any]) -> bool:
-    """Whether the result is there. Raises UserError where something else is."""
-    if not os.path.lexists(place):
-        return False
-    if not place.is_dir():
-        raise UserError(f"--to={place} exists and is not a directory; name a new one")
-    if not any(place.iterdir()):
+def _is_done(place: _Place, request: dict[str, Any], there: dict[str, int]) -> bool:
+    """Whether the result is there; `there`: the sizes of all files. Raises UserError where something else is."""
+    if not there and not (not place.bucket and place.path.is_dir() and any(place.path.iterdir())):
         return False
     record = None
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        record = json.loads((place.bucket.read(RECORD) if place.bucket else (place.path / RECORD).read_bytes()) or b"")
     if not isinstance(record, dict) or not isinstance(record.get("outputs"), dict):
-        raise UserError(f"--to={place} exists and is not a result of convert; remove it or name a new directory")
+        raise UserError(f"--to={place.name} exists and is not a result of convert; remove it or name a new directory")
     if {name: record.get(name) for name in request} != request:
         changed = sorted(name for name in request if record.get(name) != request[name])
         raise UserError(
-            f"--to={place} exists and was converted from something else ({', '.join(changed)} differ); remove it or "
-            "name a new directory"
+            f"--to={place.name} exists and was converted from something else ({', '.join(changed)} differ); remove it "
+            "or name a new directory"
         )
-    there = {str(path.relative_to(place)): path.stat().st_size for path in _files(place)}
     if lost := sorted(name for name, size in record["outputs"].items() if there.get(name) != size):
         raise UserError(
-            f"--to={place} exists, but {lost[0]} is not as it was written; remove the directory, and the same command "
-            "makes it again"
+            f"--to={place.name} exists, but {lost[0]} is not as it was written; remove the directory, and the same "
+            "command makes it again"
         )
-    print(f"{place} is the finished result of this conversion already; nothing was done")
+    print(f"{place.name} is the finished result of this conversion already; nothing was done")
     return True
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in _files(directory)}
 
 
 def _files(directory: Path) -> list[Path]:
@@ -182,7 +255,7 @@ def _identity(path: Path) -> list[Any]:
 
 
 def import_model(
-    name: str, workdir: Path, *, adapter: str = "", allow_pickle: bool = False, add_bos_token: str = "auto"
+    name: str, workdir: str | Path, *, adapter: str = "", allow_pickle: bool = False, add_bos_token: str = "auto"
 ) -> None:
     """Writes the model, the tokenizer and the chat template of a Hugging Face directory as a checkpoint of step 0.
 
@@ -194,10 +267,11 @@ def import_model(
     if adapter:
         sources["adapter"] = huggingface_files.locate(adapter)
     request = _request("import", sources, huggingface_files.PATTERNS, add_bos_token=add_bos_token)
-    with _result(workdir, request) as directory:
+    place = _Place.of(workdir)
+    with _result(place, request) as directory:
         if directory is not None:
             _import(name, sources, directory, allow_pickle=allow_pickle, add_bos_token=add_bos_token)
-            print(f"written: {workdir / 'checkpoints' / '0'}")
+            print(f"written: {place.name}/checkpoints/0")
 
 
 def _import(name: str, sources: dict[str, Path], workdir: Path, *, allow_pickle: bool, add_bos_token: str) -> None:
@@ -220,7 +294,7 @@ def _import(name: str, sources: dict[str, Path], workdir: Path, *, allow_pickle:
     print(f"{gpt.parameter_count(model.params):,} parameters")
 
 
-def export_model(workdir: Path, which: str, place: Path, *, dtype: str, max_shard_bytes: int) -> None:
+def export_model(workdir: Path, which: str, place: str | Path, *, dtype: str, max_shard_bytes: int) -> None:
     """Writes a checkpoint in the Hugging Face layout that has all its options."""
     from gptjax.artifacts import loading
     from gptjax.data.tokenization import huggingface as tokenizer_files
@@ -230,7 +304,8 @@ def export_model(workdir: Path, which: str, place: Path, *, dtype: str, max_shar
 
     path = loading.find(workdir, which)
     options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
-    with _result(place, _request("export", {"checkpoint": path}, (), **options)) as directory:
+    to = _Place.of(place)
+    with _result(to, _request("export", {"checkpoint": path}, (), **options)) as directory:
         if directory is None:
             return
         trained = loading.load(path)
@@ -259,17 +334,18 @@ def export_model(workdir: Path, which: str, place: Path, *, dtype: str, max_shar
             ends.append(turn)
         generation = trained.generation | {"eos_token_ids": ends}
         huggingface_files.write_generation_config(directory, generation, eot_id=tokenizer.eot_id)
-        print(f"{gpt.parameter_count(trained.params):,} parameters of step {trained.step}; written: {place}")
+        print(f"{gpt.parameter_count(trained.params):,} parameters of step {trained.step}; written: {to.name}")
 
 
-def export_adapter(workdir: Path, which: str, place: Path) -> None:
+def export_adapter(workdir: Path, which: str, place: str | Path) -> None:
     """Writes the adapters of a checkpoint in PEFT's format."""
     from gptjax.artifacts import loading
     from gptjax.model import gpt, lora
     from gptjax.model.huggingface import adapters as huggingface_adapters
 
     path = loading.find(workdir, which)
-    with _result(place, _request("adapter", {"checkpoint": path}, ())) as directory:
+    to = _Place.of(place)
+    with _result(to, _request("adapter", {"checkpoint": path}, ())) as directory:
         if directory is None:
             return
         trained = loading.load(path, merge=False)
@@ -278,7 +354,7 @@ def export_adapter(workdir: Path, which: str, place: Path) -> None:
         huggingface_adapters.write_adapter(directory, trained.architecture, trained.params, base=base)
         count = gpt.parameter_count(lora.split(trained.params)[0])
         of = base or "the model that the run began with"
-        print(f"{count:,} parameters of step {trained.step}, adapters of {of}; written: {place}")
+        print(f"{count:,} parameters of step {trained.step}, adapters of {of}; written: {to.name}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from gptjax import cli, files
+from gptjax import cli, files, outputs
 from gptjax.buckets import is_url
 from gptjax.errors import RunError, UserError
 from gptjax.generation.flags import define_beams, define_model, define_number
@@ -83,9 +83,7 @@ def main(argv: Sequence[str]) -> None:
     cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
     if flag_values.output:
-        from gptjax.evaluation import results
-
-        results.claim(Path(flag_values.output))
+        outputs.claim(flag_values.output)
     if flag_values.compare:
         compare(flag_values)
     elif flag_values.hypotheses:
@@ -183,7 +181,7 @@ def evaluate(options: flags.FlagValues) -> None:
     }
     results.show(outcomes, f"{mirror.shown(place.path)}, {options.data or f'{options.split} split'}")
     if options.output:
-        results.write(Path(options.output), answer, outcomes)
+        results.write(options.output, answer, outcomes)
     if place.is_published:  # the directory is another's: of the hub's cache, for instance
         print(f"written: {options.output}" if options.output else "not written; --output=FILE.json keeps the results")
         return
@@ -258,7 +256,7 @@ def score_outputs(options: flags.FlagValues) -> None:
 
     chosen = text_tasks.choose_tasks(options.tasks)
     answers.check_rule(options.rules)
-    outputs = text_tasks.read_outputs(Path(options.hypotheses), _split_specs(options.references))
+    outputs = text_tasks.read_outputs(options.hypotheses, _split_specs(options.references))
     for how in dict.fromkeys(output.how for output in outputs):
         print(f"references: {options.references or 'of each hypothesis'}, {how}", file=sys.stderr)
     systems = {}
@@ -282,10 +280,10 @@ def score_outputs(options: flags.FlagValues) -> None:
     if options.output and len(outputs) == 1:
         (outcomes,) = systems.values()
         answer = {"hypotheses": str(outputs[0].path), "results": results.to_json(outcomes)}
-        results.write(Path(options.output), answer, outcomes)
+        results.write(options.output, answer, outcomes)
     elif options.output:
-        found = {output.path.name: results.to_json(systems[output]) for output in outputs}
-        results.write(Path(options.output), {"systems": found}, {})
+        found = {Path(output.path).name: results.to_json(systems[output]) for output in outputs}
+        results.write(options.output, {"systems": found}, {})
 
 
 def _split_specs(text: str) -> list[str]:
@@ -296,21 +294,35 @@ def _split_specs(text: str) -> list[str]:
 # ---- Two evaluations -------------------------------------------------------------------------------------
 
 
+def _evaluated(place: str) -> Path:
+    """A work directory, or a result of --output; of a bucket a copy."""
+    from gptjax.artifacts import mirror
+    from gptjax.evaluation.compare import ITEMS_SUFFIX
+
+    if not is_url(place):
+        return Path(place)
+    if not place.endswith((".json", ".jsonl")):
+        return mirror.opened(place)
+    folder, _, name = place.rpartition("/")
+    return mirror.copies(folder, [name, outputs.beside(name, ITEMS_SUFFIX)]) / name
+
+
 def compare(options: flags.FlagValues) -> None:
     """Prints the paired differences between two evaluations, and says which metrics differ."""
     from rich.table import Table
 
+    from gptjax.artifacts import mirror
     from gptjax.evaluation import compare as compare_lib
     from gptjax.evaluation import results
 
     if len(options.compare) != 2:
         raise UserError(f"--compare takes two work directories or results, not {len(options.compare)}: --compare A B")
-    from gptjax.artifacts import mirror
-
-    a, b = (mirror.opened(place) if is_url(place) else Path(place) for place in options.compare)
+    a, b = map(_evaluated, options.compare)
     comparison = compare_lib.compare(a, b)
     differences, problems = comparison.differences, comparison.problems
-    sides = [f"{side} = {' '.join(map(str, files))}" for side, files in zip("AB", comparison.files, strict=True)]
+    sides = [
+        f"{side} = {' '.join(map(mirror.shown, files))}" for side, files in zip("AB", comparison.files, strict=True)
+    ]
     title = "\n".join([*sides, f"B - A over the same items, {compare_lib.SAMPLES} paired bootstrap samples"])
     table = Table("task", "metric", "A", "B", "B - A", "95 % interval", "p", "n", "")
     for d in differences:
@@ -333,7 +345,9 @@ def compare(options: flags.FlagValues) -> None:
         found: dict[str, dict[str, Any]] = {}
         for d in differences:
             found.setdefault(d.task, {})[d.metric] = d.to_json()
-        results.write(Path(options.output), {"a": str(a), "b": str(b), "differences": found, "problems": problems}, {})
+        results.write(
+            options.output, {"a": mirror.shown(a), "b": mirror.shown(b), "differences": found, "problems": problems}, {}
+        )
 
 
 if __name__ == "__main__":

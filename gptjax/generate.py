@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli, files
-from gptjax.errors import RunError, UserError
-from gptjax.files import write_whole
+from gptjax import cli, outputs
+from gptjax.buckets import is_url
+from gptjax.errors import UserError
 from gptjax.generation import flags as sampling_flags
 
 if TYPE_CHECKING:
@@ -85,13 +85,11 @@ def main(argv: Sequence[str]) -> None:
         from gptjax.evaluation.prompts import read_prompts
 
         requests = read_prompts(flag_values.prompts, references=False)
-    output = Path(flag_values.output) if flag_values.output else None
+    output = flag_values.output
     if output:
-        from gptjax.evaluation import results
-
-        if not output.absolute().parent.is_dir():
-            raise UserError(f"--output={output}: there is no directory {output.absolute().parent}; make it first")
-        results.claim(output)
+        if not is_url(output) and not Path(output).absolute().parent.is_dir():
+            raise UserError(f"--output={output}: there is no directory {Path(output).absolute().parent}; make it first")
+        outputs.claim(output)
 
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples * flag_values.best_of)]
@@ -154,15 +152,9 @@ def _best(
     return kept, [completions[one.place] for one in chosen]
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_lines(place: str, lines: Sequence[str]) -> None:
     """Writes a whole text file or nothing. Raises RunError."""
-    try:
-        write_whole(path, (line + "\n" for line in lines))
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise RunError(
-            f"the completions could not be written: {files.explain(error)}; or give another --output"
-        ) from None
+    outputs.write(place, (line + "\n" for line in lines), "the completions", errors="strict")
 
 
 def _load(options: flags.FlagValues, *, many: bool) -> tuple["Trained", "Generator", "Mesh | None"]:
@@ -207,7 +199,7 @@ def _lines(requests: Sequence[dict[str, Any]], completions: Sequence["Completion
 
 
 def _tell_found(
-    requests: Sequence[dict[str, Any]], found: "Sequence[Sequence[Hypothesis]]", output: Path | None, *, as_lines: bool
+    requests: Sequence[dict[str, Any]], found: "Sequence[Sequence[Hypothesis]]", output: str | None, *, as_lines: bool
 ) -> None:
     """Writes or prints what a search has found."""
     if not as_lines:

@@ -14,16 +14,14 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from absl import flags
 
-from gptjax import cli
+from gptjax import cli, outputs
 from gptjax import config as config_lib
 from gptjax.config.durations import ascii_digits
 from gptjax.config.values import shown
 from gptjax.errors import UserError
-from gptjax.files import write_whole
 
 MOST_TOKENS, MOST_PRICE, MOST_COMPILES = 1e18, 1e6, 1000
 ASSUMED_CHARACTERS = 256  # different ones in a text, for a tokenizer of characters
@@ -66,8 +64,8 @@ def check_flags(options: flags.FlagValues) -> None:
         raise UserError(f"--compiles={options.compiles}: --suggest compiles 1 to {MOST_COMPILES} programs")
     if options.tokens is not None:
         number_of_tokens(options.tokens)
-    if options.output is not None and (not options.output or Path(options.output).is_dir()):
-        raise UserError(f"--output={options.output} is {'a directory' if options.output else 'empty'}; name a file")
+    if options.output == "":
+        raise UserError("--output is empty; name a file")
 
 
 def plan(config: config_lib.Config, options: flags.FlagValues) -> None:
@@ -78,7 +76,7 @@ def plan(config: config_lib.Config, options: flags.FlagValues) -> None:
     tokens = None if options.tokens is None else number_of_tokens(options.tokens)
     tokens = tokens or tokens_of(config)
     if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        outputs.claim(options.output)
     config = config_lib.resolve(config, vocab_size(config), ASSUMED_EPOCH)
     with open_compiler(config, options.topology) as compiler:
         facts, problem = None, None
@@ -107,7 +105,7 @@ def plan(config: config_lib.Config, options: flags.FlagValues) -> None:
             )
             content["suggestion"] = suggest(config, trials, tokens, options.price)
     if options.output:
-        write_whole(Path(options.output), json.dumps(content, indent=1) + "\n")
+        outputs.write(options.output, json.dumps(content, indent=1) + "\n", "the plan")
 
 
 def suggest(config: config_lib.Config, trials: list, tokens: float | None, price: float | None) -> dict | None:

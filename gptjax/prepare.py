@@ -164,7 +164,7 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
         with _progress() as progress:
             store = build_store(
                 source,
-                output,
+                url or output,
                 tokenizer=values["tokenizer"],
                 runner=flag_values.runner,
                 workers=values["workers"],

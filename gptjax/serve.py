@@ -4,7 +4,7 @@
   python -m gptjax.serve --model=small=runs/small --model=large=runs/large --port=8080 --slots=16
   python -m gptjax.serve --model=gpt2=hf:models/gpt2 --model=mine=runs/chat --preferences=choices.jsonl
   python -m gptjax.serve --model=base=runs/base --model=mine=runs/lora --memory_limit=4
-  python -m gptjax.serve --model=runs/going_on --reload=60
+  python -m gptjax.serve --model=gs://BUCKET/runs/going_on --reload=60
   python -m gptjax.serve --model=runs/chat --host=0.0.0.0 --allowed_hosts=gpt.example.org --api_keys=keys.txt
 
 The address in a browser is a page to talk to the models, or to two of them side by side, where the better answer
@@ -25,7 +25,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -118,8 +117,8 @@ def main(argv: Sequence[str]) -> None:
         starting.callback(gc.enable)
         from gptjax.server import app, limits, preferences, reloading
 
-        keys = limits.read_keys(Path(flag_values.api_keys)) if flag_values.api_keys else ()
-        choices = preferences.check(Path(flag_values.preferences)) if flag_values.preferences else None
+        keys = limits.read_keys(flag_values.api_keys) if flag_values.api_keys else ()
+        choices = preferences.check(flag_values.preferences) if flag_values.preferences else None
         door = limits.Limits(
             body_bytes=int(flag_values.max_body * 2**20),
             seconds=flag_values.time_limit,

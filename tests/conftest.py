@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what is no test: object_store, bucket_runs
 
 _XLA_FLAGS = (
     "--xla_backend_optimization_level=0",  # tests compile more than they compute: half the time
@@ -144,3 +147,22 @@ def tiny_corpus(tmp_path_factory) -> Path:
         text = " ".join(words[(i * 7 + j * (1 + i % 3)) % len(words)] for j in range(20 + i % 30))
         (directory / f"{i:03}.txt").write_text(f"{text}.\n")
     return directory
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A store with one bucket, which gcsfs and TensorStore are told to use."""
+    gcsfs = pytest.importorskip("gcsfs")
+    from bucket_runs import environment
+    from object_store import ObjectStore
+
+    from gptjax.artifacts import mirror
+
+    server = ObjectStore("gptjax-test")
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    mirror._bucket_of.cache_clear()
+    yield server
+    server.running.set()
+    server.shutdown()

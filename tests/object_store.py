@@ -1,7 +1,8 @@
 """A small Google Cloud Storage in memory, with the conditions on writes and reads that locks and TensorStore rely on.
 
 It knows the requests that gcsfs and TensorStore make (the JSON API), and how a store fails: `status` makes every
-request fail with that status of HTTP, `read_only` every write; `running` lets requests wait while it is not set.
+request fail with that status of HTTP, `read_only` every write; `running` lets requests wait while it is not set;
+`ahead` is by how many seconds its clock is. After `stop` it is as if the process were killed, until `start`.
 
 As a program, `python object_store.py PORT BUCKET`, it serves until it is stopped.
 """
@@ -10,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -30,9 +32,25 @@ class ObjectStore(ThreadingHTTPServer):
         self.lock, self.generation, self.uploads = threading.Lock(), 1000, {}
         self.status, self.read_only, self.running = 0, False, threading.Event()
         self.running.set()
+        self.ahead = 0.0
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.start(bound=True)
+
+    def start(self, *, bound: bool = False) -> None:
+        """Listens, again at the same port, with the objects that it has."""
+        if not bound:
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.server_bind()
+            self.server_activate()
+        self.gone = False
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """No connection is taken any more, and those that are open end without an answer."""
+        self.gone = True
+        self.shutdown()
+        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is no news."""
@@ -60,6 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
         store = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         store.running.wait()
+        if store.gone:
+            self.close_connection = True
+            return None
         if store.status:
             return self._answer(store.status, {"error": {"code": store.status, "message": "out of order"}})
         if store.read_only and self.command != "GET":
@@ -137,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _store(self, bucket: str, name: str, content: bytes) -> dict[str, Any]:
         self.server.generation += 1
-        self.server.buckets[bucket][name] = content, self.server.generation, time.time()
+        self.server.buckets[bucket][name] = content, self.server.generation, time.time() + self.server.ahead
         return self._about(bucket, name)
 
     def _about(self, bucket: str, name: str) -> dict[str, Any]:

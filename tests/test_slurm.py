@@ -200,3 +200,33 @@ def test_a_job_goes_on_after_its_time(cluster, config_file, tmp_path):
     with (workdir / "metrics.jsonl").open() as file:
         lines = [line["step"] for line in map(json.loads, file) if line["split"] == "train"]
     assert lines == list(range(1, 601))
+
+
+def test_a_job_that_begins_again_too_often_ends(cluster, tmp_path, monkeypatch):
+    """It is put back by hand, as Slurm does after the end of a node, and as the job does after its time."""
+    from gptjax import launch
+    from gptjax.launchers import slurm
+
+    monkeypatch.setattr(slurm, "MOST_RESTARTS", 1)
+    texts: list[str] = []
+    monkeypatch.setattr(slurm, "call", lambda command, text: texts.append(text))
+    log, python = tmp_path / "job.log", tmp_path / "python"
+    python.write_text("#!/bin/sh\necho life $SLURM_RESTART_COUNT\nexec sleep 300\n")
+    python.chmod(0o755)
+    words = ["--requeue", "--time=10", f"--log={log}", f"--python={python}", "--config=c.py", f"--workdir={tmp_path}"]
+    launch.main(["launch", "slurm", *words])
+    submitted = subprocess.run(["sbatch", "--parsable"], input=texts[0], capture_output=True, text=True, check=True)
+    job, lives, last = submitted.stdout.strip(), 0, "failed: the job has begun again 2 times, and may 1"
+    try:
+        deadline = time.monotonic() + 240
+        while last not in (text := log.read_text() if log.exists() else ""):
+            assert time.monotonic() < deadline, text
+            if text.count("life") > lives:
+                lives += 1
+                subprocess.run(["scontrol", "requeue", job], check=True)
+            update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]  # it would wait for two minutes
+            subprocess.run(update, capture_output=True)
+            time.sleep(0.5)
+    finally:
+        subprocess.run(["scancel", job], capture_output=True)
+    assert lives == 2

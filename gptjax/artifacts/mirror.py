@@ -6,6 +6,7 @@ the bucket itself, from each of several machines. What is in the bucket counts: 
 functions take the path of any work directory, and do nothing for one that is on a disk.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,14 +20,19 @@ from typing import Any
 from filelock import FileLock
 
 from gptjax import files
+from gptjax.artifacts import owner as owners
 from gptjax.buckets import Bucket, Object, cache, file_md5, is_url
 from gptjax.errors import UserError
 
 POINTER = ".bucket.json"
+OWN = (POINTER, ".pull.lock")  # what a mirror of nothing has in it
+LOG = "log.txt"  # of a cell: its study has it open, so it is written to the bucket and, if it is here, not read back
 COMMITTED = "commit_success.txt"  # Orbax's word in a bucket that a step is whole
 CHECKPOINTS = "checkpoints"
 _STATE = re.compile(r"checkpoints/[^/]+/state/.*")  # the arrays: Orbax reads them where they are
+_OF_CELL = re.compile(r"cells/[^/]+/checkpoints/.*")  # of a study: only the run itself needs it
 _LOCAL = re.compile(r"(.*/)?\.[^/]*|checkpoints/.*")  # what `push` leaves alone: locks, the pointer, what is not whole
+_urls: dict[str, str] = {}  # of the mirrors that this process has named
 _pushed: dict[Path, dict[str, tuple[int, int]]] = {}  # size and time of the files of a mirror when it was last equal
 
 
@@ -47,9 +53,31 @@ def place(text: str | Path, *, part: str = "read") -> Path:
     name = re.sub(r"[^\w.-]+", "-", bucket.url)[-80:]
     digest = hashlib.sha256(bucket.url.encode()).hexdigest()[:8]
     directory = cache() / f"{name}-{digest}" / part
-    directory.mkdir(parents=True, exist_ok=True)
-    files.write_whole(directory / POINTER, json.dumps({"url": bucket.url}) + "\n")
+    _point(directory, bucket.url)
     return directory / checkpoint[2] if checkpoint else directory
+
+
+def _point(directory: Path, url: str) -> None:
+    """Makes a directory the mirror of a URL."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _urls[str(directory)] = url
+    if not (directory / POINTER).exists():
+        files.write_whole(directory / POINTER, json.dumps({"url": url}) + "\n")
+        _bucket_of.cache_clear()
+
+
+def within(workdir: Path, name: str) -> Path:
+    """The work directory of that name below one; below a mirror, a mirror too."""
+    if (bucket := bucket_of(workdir)) is not None:
+        _point(workdir.absolute() / name, bucket / name)
+    return workdir / name
+
+
+def in_words(text: str) -> str:
+    """A text for a person: with the URLs of mirrors in the place of their directories."""
+    for directory in sorted(_urls, key=len, reverse=True):
+        text = text.replace(directory, _urls[directory])
+    return text
 
 
 def opened(text: str | Path) -> Path:
@@ -57,6 +85,14 @@ def opened(text: str | Path) -> Path:
     path = place(text)
     pull(path.parents[1] if path.parent.name == CHECKPOINTS else path)
     return path
+
+
+def copies(url: str, names: Collection[str]) -> Path:
+    """A mirror of these objects alone, of those that are there. Raises UserError where the bucket cannot be read."""
+    directory = place(url, part="files")
+    bucket = bucket_of(directory)
+    bucket.get([name for name in names if name in bucket.list()], directory)
+    return directory
 
 
 def writable(text: str | Path, *, process: int = 0) -> Path:
@@ -70,10 +106,12 @@ def writable(text: str | Path, *, process: int = 0) -> Path:
     return place(text, part=f"run-{process}")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _bucket_of(directory: Path) -> Bucket | None:
     try:
-        return Bucket(files.read_json(directory / POINTER)["url"])
+        bucket = Bucket(files.read_json(directory / POINTER)["url"])
+        _urls[str(directory)] = bucket.url
+        return bucket
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -132,22 +170,32 @@ def objects(checkpoint: Path) -> dict[str, Object] | None:
 
 
 def pull(workdir: Path, below: str = "") -> None:
-    """Makes a mirror like its bucket, or what is below a name; arrays and steps that are not whole are left out."""
+    """Makes a mirror like its bucket, or what is below a name; arrays and steps that are not whole are left out.
+
+    Of a study, all but the checkpoints of its cells; a cell whose run is still at work on this machine is left alone.
+    """
     if (bucket := bucket_of(workdir)) is None:
         return
-    with FileLock(workdir / ".pull.lock"):
+    with FileLock(workdir / OWN[1]):
         found = bucket.list(below)
         whole = {name.rpartition("/")[0] for name in found if name.count("/") == 2 and name.endswith(f"/{COMMITTED}")}
+        busy = tuple(f"cells/{path.parent.name}/" for path in (workdir / "cells").glob("*/.lock") if _is_held(path))
         wanted = {
             name: there
             for name, there in found.items()
-            if not _STATE.fullmatch(name) and not _hidden(name) and (_step(name) is None or _step(name) in whole)
+            if not (_STATE.fullmatch(name) or _OF_CELL.fullmatch(name) or _hidden(name) or name.startswith(busy))
+            and (_step(name) is None or _step(name) in whole)
+            and not (_is_log(name) and (workdir / name).exists())
         }
-        here = _files(workdir, below)
-        for name in here.keys() - wanted.keys():
-            if not (_STATE.fullmatch(name) and _step(name) in whole):
+        for name in _files(workdir, below).keys() - wanted.keys():
+            arrays = _STATE.fullmatch(name) and _step(name) in whole
+            if not (arrays or _OF_CELL.fullmatch(name) or name.startswith(busy) or _is_log(name)):
                 (workdir / name).unlink(missing_ok=True)
-        bucket.get([name for name, there in wanted.items() if not _equal(workdir / name, there)], workdir)
+        fetched = [name for name, there in wanted.items() if not _equal(workdir / name, there)]
+        bucket.get(fetched, workdir)
+        for name in fetched:  # of several evaluations the newest counts
+            if modified := wanted[name].modified:
+                os.utime(workdir / name, (modified, modified))
         for step in whole:  # an empty directory: where the arrays would be
             (workdir / step / "state").mkdir(parents=True, exist_ok=True)
         for directory in (workdir / CHECKPOINTS).glob("*/"):
@@ -157,12 +205,23 @@ def pull(workdir: Path, below: str = "") -> None:
         _pushed[Path(workdir).absolute()] = _files(workdir)
 
 
+def _is_held(lock: Path) -> bool:
+    """Whether a process of this machine holds a lock."""
+    with contextlib.suppress(OSError):
+        return owners.read(lock.read_text(encoding="utf-8", errors="replace")).is_there(owners.STALE)
+    return False
+
+
 def push(workdir: Path, names: Collection[str] | None = None) -> None:
-    """Writes the files of a mirror that have changed since it was last equal to the bucket; `names`: of these."""
+    """Writes the files of a mirror that have changed since it was last equal to the bucket; `names`: of these.
+
+    Of a study, not those of its cells, which are mirrors of their own.
+    """
     if (bucket := bucket_of(workdir)) is None:
         return
     known = _pushed.setdefault(Path(workdir).absolute(), {})
-    found = {name: stamp for name, stamp in _files(workdir).items() if not _LOCAL.fullmatch(name)}
+    own = _files(workdir, cells=False)
+    found = {name: stamp for name, stamp in own.items() if not _LOCAL.fullmatch(name)}
     changed = [name for name, stamp in found.items() if known.get(name) != stamp and (names is None or name in names)]
     bucket.put(changed, workdir)
     known.update({name: found[name] for name in changed})
@@ -190,9 +249,12 @@ def sha256(checkpoint: Path, file: str) -> str:
     return bucket.sha256(f"{name}/{file}")
 
 
-def _files(workdir: Path, below: str = "") -> dict[str, tuple[int, int]]:
+def _files(workdir: Path, below: str = "", *, cells: bool = True) -> dict[str, tuple[int, int]]:
+    """Size and time of the files of a mirror. `cells`: also those of mirrors within it."""
     found = {}
-    for parent, _, names in os.walk(workdir / below):
+    for parent, directories, names in os.walk(workdir / below):
+        if not cells:
+            directories[:] = [name for name in directories if not Path(parent, name, POINTER).exists()]
         for name in names:
             path = Path(parent, name)
             key = path.relative_to(workdir).as_posix()
@@ -200,6 +262,10 @@ def _files(workdir: Path, below: str = "") -> dict[str, tuple[int, int]]:
                 stat = path.stat()
                 found[key] = stat.st_size, stat.st_mtime_ns
     return found
+
+
+def _is_log(name: str) -> bool:
+    return name.rpartition("/")[2] == LOG
 
 
 def _hidden(name: str) -> bool:

@@ -268,8 +268,8 @@ def read_questions(path: str | Path, form: str = "multiple_choice") -> list[Ques
 
     Raises UserError: the file, the line, the field, what it holds, what it must be.
     """
-    path = Path(regular(path))
-    labels = _label_file(path) if form == "piqa" else None
+    path = regular(path)
+    labels = _label_file(Path(path)) if form == "piqa" else None
     questions = []
     for number, record in enumerate(read_records(path)):
         if isinstance(record.value, Damaged):

@@ -56,7 +56,7 @@ def read_prompts(spec: str | Path, *, references: bool = True) -> list[dict[str,
     return [{"prompt": prompt, "references": references} for prompt, references in grouped.items()]
 
 
-def read_hypotheses(path: Path) -> tuple[list[str], list[list[str]] | None]:
+def read_hypotheses(path: str | Path) -> tuple[list[str], list[list[str]] | None]:
     """What a system wrote, one text per item, and the references where the file has them.
 
     A text file has one text per line, which may be empty; JSONL has `completion` (as `generate` writes),

@@ -4,15 +4,14 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from gptjax import files
-from gptjax.errors import RunError, UserError
+from gptjax import outputs
 from gptjax.evaluation import metrics as items
 from gptjax.evaluation.compare import ITEMS_SUFFIX
 from gptjax.evaluation.metrics import Outcome
@@ -25,23 +24,6 @@ Outcomes = Mapping[str, Outcome]
 
 def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
-
-
-def claim(path: Path) -> None:
-    """Makes the directory of a result. Raises UserError where the result cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.sweep(path.parent)
-        if path.is_dir():
-            raise UserError(f"--output={path} is a directory; name a file")
-        if not path.exists():  # a directory that cannot be written shows now, and not after the work
-            trial = files.beside(path)
-            trial.touch()
-            trial.unlink()
-    except OSError as error:
-        raise UserError(f"--output={path} cannot be written: {files.words(error)}") from None
-    except ValueError:
-        raise UserError(f"--output={str(path)!r} is not a path") from None
 
 
 def to_json(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
@@ -61,21 +43,11 @@ def file_name(tasks: Sequence[str], data: str, step: int) -> str:
     return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
 
 
-def write(place: Path, answer: dict[str, Any], outcomes: Outcomes) -> None:
+def write(place: str | Path, answer: dict[str, Any], outcomes: Outcomes) -> None:
     """The results, and beside them the items that --compare reads. Raises RunError: it says why they could not be."""
-    if outcomes and (place.is_file() or not place.exists()):  # not beside /dev/null
-        write_text(place.with_suffix(ITEMS_SUFFIX), items.lines(outcomes))
-    write_text(place, json.dumps(answer, indent=1) + "\n")
-
-
-def write_text(place: Path, lines: str | Iterable[str]) -> None:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.sweep(place.parent)
-        files.write_whole(place, lines, errors="replace")
-    except OSError as error:
-        error.filename = error.filename or str(place)
-        raise RunError(f"the results could not be written: {files.explain(error)}") from None
+    if outcomes and outputs.keeps_files(place):
+        outputs.write(outputs.beside(place, ITEMS_SUFFIX), items.lines(outcomes))
+    outputs.write(place, json.dumps(answer, indent=1) + "\n")
 
 
 def number(value: float, sign: str = "") -> str:

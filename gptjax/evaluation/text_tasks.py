@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gptjax.buckets import is_url
 from gptjax.config import suggestion
 from gptjax.errors import UserError
 from gptjax.evaluation import answers, diversity, item_sums, overlap, references
@@ -168,15 +169,15 @@ def _wordless(task: str, hypotheses: Texts, expected: References, setting: Setti
 class Outputs:
     """What one system wrote; `how` says how its references were read."""
 
-    path: Path
+    path: str | Path
     hypotheses: list[str]
     references: list[list[str]]
     how: str
 
 
-def read_outputs(path: Path, reference_specs: Sequence[str]) -> list[Outputs]:
+def read_outputs(path: str | Path, reference_specs: Sequence[str]) -> list[Outputs]:
     """The outputs of a file, or of every file of a directory, each with the references. Raises UserError."""
-    if path.is_dir():
+    if not is_url(path) and (path := Path(path)).is_dir():
         taken = {Path(spec.rpartition("#")[0] or spec).resolve() for spec in reference_specs}
         there = [file for file in sorted(path.iterdir()) if file.resolve() not in taken]
         files = [file for file in there if file.is_file() and not file.name.startswith(".")]

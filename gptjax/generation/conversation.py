@@ -115,7 +115,7 @@ class Conversation:
         """Ends the answer that is being written; from a signal handler, or another thread."""
         self._stopped = True
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes the conversation as one JSON line with `messages`, which data.source=messages:FILE reads.
 
         Raises UserError where a file that is not this conversation's is there; RunError where it cannot be written.
@@ -134,7 +134,7 @@ class Conversation:
             raise RunError(f"the conversation could not be written: {files.explain(error)}") from None
         self._saved = path.absolute()
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Takes the place of this conversation by that of a file, checked as training data are. Raises UserError."""
         path = files.expand(path)
         found = list(read_dialogues(files.regular(path), "messages", source=str(path)))

@@ -19,10 +19,16 @@ from gptjax.launchers.arguments import (
 )
 
 # The processes end each other and say why; a minute later, srun ends those that are left.
+MOST_RESTARTS = 100  # of a job with --requeue
 ONCE = "exec srun --label --wait=60 {command}"
 # Before the limit of the job, Slurm signals this shell, which has the processes save; then the job waits for new time.
-# Where a node fails or a job of more weight needs it, Slurm itself puts the job back. A run that fails stays ended.
+# Where a node fails or a job of more weight needs it, Slurm itself puts the job back. A run that fails stays ended, and
+# so does one that has begun again too often, for instance since its time is too short to save anything.
 AGAIN = """\
+if [ "${{SLURM_RESTART_COUNT:-0}}" -gt {restarts} ]; then
+  echo "failed: the job has begun again $SLURM_RESTART_COUNT times, and may {restarts}; see why, and submit it anew" >&2
+  exit 1
+fi
 srun --label --wait=60 {command} &
 step=$! limit=
 trap 'limit=reached; kill -USR1 $step' USR1
@@ -46,7 +52,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requeue",
         action="store_true",
-        help="go on in the same job after its time, a preemption or the end of a node, until the run has ended",
+        help=f"go on in the same job after its time, a preemption or the end of a node, {MOST_RESTARTS} times at most",
     )
     parser.add_argument("--log", type=path, help="default: WORKDIR/slurm-JOB.log")
     parser.add_argument("--python", type=path, default=sys.executable)
@@ -71,7 +77,7 @@ def script(options: argparse.Namespace) -> str:
     header = [f"#SBATCH --{name}={value}" for name, value in settings.items() if value is not None]
     header += ["#SBATCH --requeue"] if options.requeue else []
     command = shlex.join(train_command(options, options.workdir, options.python))
-    body = (AGAIN if options.requeue else ONCE).format(command=command)
+    body = (AGAIN if options.requeue else ONCE).format(command=command, restarts=MOST_RESTARTS)
     return "\n".join(["#!/bin/bash", *header, "set -eu", body, ""])
 
 

@@ -44,7 +44,7 @@ class Limits:
     log_prompts: bool = False
 
 
-def read_keys(path: Path) -> tuple[str, ...]:
+def read_keys(path: str | Path) -> tuple[str, ...]:
     """The keys in a file, one per line; # begins a comment. Raises UserError, also where others can read it."""
     path = files.regular(files.expand(path))
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

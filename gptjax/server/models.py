@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from gptjax import files
-from gptjax.artifacts import models
+from gptjax.artifacts import mirror, models
 from gptjax.errors import UserError
 from gptjax.server import memory
 from gptjax.server.errors import ApiError
@@ -82,7 +81,8 @@ def load(texts: Sequence[str], options: EngineOptions, memory_limit: float = 0, 
         raise UserError(f"--model: two models are called {twice[0]}; give each a name: --model=NAME=DIR")
     found = [(name, models.find(directory)) for name, directory in pairs]  # all before one is read
     merged = len(found) == 1
-    workdirs = {name: files.expand(text) for name, text in pairs if (files.expand(text) / "checkpoints").is_dir()}
+    places = {name: mirror.place(text) for name, text in pairs if not text.startswith(models.HUGGING_FACE)}
+    workdirs = {name: path for name, path in places.items() if (path / "checkpoints").is_dir()}
     if reload and not workdirs:
         raise UserError(f"--reload: {', '.join(names)} are not work directories of runs, and get no newer checkpoints")
     served: list[Served] = []

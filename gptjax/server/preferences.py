@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gptjax import files
+from gptjax.buckets import is_url
 from gptjax.errors import UserError
 from gptjax.server import messages, schemas
 from gptjax.server.context import context_of
@@ -40,8 +41,10 @@ def _append(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-def check(path: Path) -> Path:
+def check(path: str | Path) -> Path:
     """The file of --preferences. Raises UserError where nothing can be written."""
+    if is_url(path):
+        raise UserError(f"--preferences={path}: no line can be added to an object; name a file on this machine")
     path = files.expand(path)
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from gptjax.artifacts import integrity
+from gptjax.artifacts import integrity, mirror
 from gptjax.artifacts import models as locations
 from gptjax.server.models import Models
 
@@ -37,12 +37,18 @@ class Reloader:
             self.look()
 
     def _steps(self, name: str) -> list[int]:
+        mirror.pull(self._models.workdirs[name])
         return integrity.finished_steps(self._models.workdirs[name] / "checkpoints")
 
     def _changed(self, name: str) -> bool:
         """Whether there are other checkpoints than at the last look; to read their checksums takes longer."""
-        before, self._seen[name] = self._seen.get(name), self._steps(name)
-        return before != self._seen[name]
+        try:
+            steps = self._steps(name)
+        except Exception as error:  # a bucket that does not answer, or is gone: the next look asks again
+            log.warning("%s: no look for a better checkpoint: %s", name, error)
+            return False
+        before, self._seen[name] = self._seen.get(name), steps
+        return before != steps
 
     def _replace(self, name: str) -> bool:
         model = self._models.find(name)
@@ -52,9 +58,9 @@ class Reloader:
                 return False
             trained = location.load(merge=self._models.merged)
             others = [other for other in self._models if other is not model]
-            log.info("%s: %s answers from now on, after %s", name, location.path, model.path)
+            log.info("%s: %s answers from now on, after %s", name, *map(mirror.shown, (location.path, model.path)))
             model.replace(trained, self._patience, others=others)
         except Exception as error:  # a checkpoint that was deleted meanwhile, a full memory: the present one stays
-            log.warning("%s: %s stays: %s", name, model.path, error)
+            log.warning("%s: %s stays: %s", name, mirror.shown(model.path), error)
             return False
         return True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import config as config_lib
+from gptjax.artifacts import mirror
 from gptjax.config import Config
 from gptjax.errors import UserError
 from gptjax.files import write_whole
@@ -67,7 +68,9 @@ class Cell:
         self.workdir.mkdir(parents=True, exist_ok=True)
         write_whole(self.workdir / "cell.json", config_lib.to_json(self.config))
         text = f"The cell {self.name} of a study."
-        write_whole(self.config_file, RUNNER.format(text=text, path=self.config_file, workdir=self.workdir))
+        path, workdir = mirror.shown(self.config_file), mirror.shown(self.workdir)
+        write_whole(self.config_file, RUNNER.format(text=text, path=path, workdir=workdir))
+        mirror.push(self.workdir, ["cell.json", "cell.py"])
 
     def lines(self, split: str) -> list[dict[str, Any]]:
         path = self.workdir / "metrics.jsonl"
@@ -137,6 +140,7 @@ def note_failure(workdir: Path, reason: str) -> None:
     for path in (workdir.absolute(), workdir):
         last = last.replace(str(path), "the cell")
     write_whole(workdir / "diverged.txt", last[:500] + "\n")
+    mirror.push(workdir, ["diverged.txt"])
 
 
 def signature(config: Config) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import gptjax
 from gptjax import config as config_lib
+from gptjax.artifacts import mirror
 from gptjax.artifacts.manifest import git_state
 from gptjax.config import Config
 from gptjax.data.opening import RunData
@@ -180,7 +181,7 @@ class Plan:
         fingerprint = self._open(config).identity["source_fingerprint"]
         text = "\n".join([config_lib.to_json(resolved), self.code, json.dumps(fingerprint)])
         key = hashlib.sha256(text.encode()).hexdigest()
-        place = self.workdir / "cells" / f"{arm.name}-seed{seed}-{key[:8]}"
+        place = mirror.within(self.workdir, f"cells/{arm.name}-seed{seed}-{key[:8]}")
         return Cell(arm.name, seed, config, resolved.lock(), key, place, resolved.train.num_steps)
 
     def chosen(self, name: str) -> Arm | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gptjax import interrupts
+from gptjax.artifacts import mirror
 from gptjax.errors import RunError
 from gptjax.studies.cell import Cell, signature
 
@@ -51,7 +52,7 @@ class Slots:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot]
         elif self.count > 1:
             share = self._cores[slot :: self.count]
-        with (first.workdir / "log.txt").open("ab") as log:
+        with (first.workdir / mirror.LOG).open("ab") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=lambda: _settle_in(share)
             )
@@ -122,7 +123,8 @@ def run(
             for slot, (job, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
-                    log = job[0].workdir / "log.txt"
+                    log = job[0].workdir / mirror.LOG
+                    mirror.push(job[0].workdir, [mirror.LOG])
                     words = {cell.name: _ended(cell, process.returncode, log) for cell in job}
                     show(dict.fromkeys(words, "stopped early") if slot in halted else words)
                     for cell in job:
@@ -157,7 +159,7 @@ def _ended(cell: Cell, status: int, log: Path) -> str:
     if status == 1 and DIVERGED.search(last):
         cell.fail(last)
         return last
-    return f"no result: {last} ({log})"
+    return f"no result: {last} ({mirror.shown(log)})"
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gptjax import config as config_lib
 from gptjax import json_text
+from gptjax.artifacts import mirror
 from gptjax.errors import RunError, UserError
 from gptjax.files import write_whole
 from gptjax.studies import differences, local
@@ -144,15 +145,16 @@ def _steps(workdir: Path) -> list[int]:
 
 def _claim(run: Path, workdir: Path) -> None:
     """Makes the directory, or checks that this reproduction was begun in it. Raises UserError."""
-    path, about = workdir / "reproduction.json", {"of": str(run.resolve()), "code": code_hash()}
+    path, about = workdir / "reproduction.json", {"of": mirror.shown(run.resolve()), "code": code_hash()}
     if path.exists():
         with contextlib.suppress(UserError):
             if json_text.read_json(path) == about:
                 return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if workdir.exists() and (not workdir.is_dir() or any(p.name not in mirror.OWN for p in workdir.iterdir())):
         raise UserError(f"{workdir} is there already; give the reproduction a new directory: --workdir=DIR")
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(about, indent=1) + "\n")
+    mirror.push(workdir, [path.name])
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from bucket_runs import CONFIG, losses
 
 from gptjax import config as config_lib
 from gptjax import train
@@ -23,23 +24,6 @@ from gptjax.training.run import Run
 
 pytest.importorskip("gcsfs")
 REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY / "tests"))
-from object_store import ObjectStore  # noqa: E402
-
-CONFIG = """
-from gptjax.config import get_default
-
-def get_config():
-    config = get_default()
-    config.tokenizer = "byte"
-    config.data.update(source="text:{corpus}/*.txt", split_by="position", validation_fraction=0.1)
-    config.model.update(num_layers=1, num_heads=2, embed_dim=16, context_length=16, dropout=0.1)
-    config.train.update(num_steps=12, batch_size=4, checkpoint_every=4, keep_checkpoints=2)
-    config.evaluation.update(every=6, max_tokens=200)
-    config.logging.update(every=1, samples=0, tensorboard=False)
-    config.mesh.data = 1
-    return config
-"""
 
 # Trains, and is killed before it takes the batch of a step.
 KILLED = """
@@ -59,25 +43,10 @@ raise SystemExit(cli.main())
 """
 
 
-@pytest.fixture
-def store(monkeypatch):
-    """A store with one bucket, which gcsfs and TensorStore are told to use."""
-    server = ObjectStore("gptjax-test")
-    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
-        monkeypatch.setenv(name, server.url)
-    import gcsfs
-
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    mirror._bucket_of.cache_clear()
-    yield server
-    server.running.set()
-    server.shutdown()
-
-
 @pytest.fixture(scope="module")
 def config_file(tiny_corpus, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG.format(corpus=tiny_corpus))
+    path.write_text(CONFIG.format(folder=tiny_corpus, steps=12, save=4, evaluate=6))
     return path
 
 
@@ -94,10 +63,6 @@ def undisturbed(config_file, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     train.train(read_config(config_file), workdir)
     return workdir
-
-
-def losses(text: str) -> list[tuple]:
-    return [(line["split"], line["step"], line["loss"]) for line in map(json.loads, text.splitlines())]
 
 
 def assert_equal_runs(url: str, disk: Path) -> None:
@@ -158,17 +123,45 @@ def test_a_run_moves_between_a_disk_and_a_bucket_by_copying(store, config_file, 
 
 
 @pytest.mark.slow
-def test_a_store_that_does_not_answer_for_a_while_is_waited_for(store, config_file, undisturbed, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["silent", "failing", "gone"])
+def test_a_store_that_is_out_of_order_for_a_while_is_waited_for(store, config_file, undisturbed, kind, monkeypatch):
+    out = {"silent": store.running.clear, "failing": lambda: setattr(store, "status", 503), "gone": store.stop}
+    back = {"silent": store.running.set, "failing": lambda: setattr(store, "status", 0), "gone": store.start}
     save = Run.save
 
     def interrupted(self, step, state, line):
         if step == 6:
-            store.status = 503
-            threading.Timer(4.0, setattr, (store, "status", 0)).start()
+            out[kind]()
+            threading.Timer(4.0, back[kind]).start()
         return save(self, step, state, line)
 
     monkeypatch.setattr("gptjax.training.run.Run.save", interrupted)
-    url = "gs://gptjax-test/outage"
+    url = f"gs://gptjax-test/{kind}"
+    train.train(read_config(config_file), url)
+    assert_equal_runs(url, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_out_of_order_for_too_long_ends_a_run_that_then_continues(
+    store, config_file, undisturbed, monkeypatch
+):
+    """The step before the outage is there, and the same command goes on from it."""
+    monkeypatch.setattr("gptjax.buckets.PATIENCE", 1.0)
+    publish = Run.publish
+
+    def interrupted(self):
+        if self.checkpoints.steps()[-1:] == [6]:
+            self.checkpoints.wait()
+            store.stop()
+        return publish(self)
+
+    url = "gs://gptjax-test/long"
+    with monkeypatch.context() as patched:
+        patched.setattr("gptjax.training.run.Run.publish", interrupted)
+        with pytest.raises(RunError, match=rf"{url} has not answered for 1 s.*the same command continues"):
+            train.train(read_config(config_file), url)
+    store.start()
+    Bucket(url).remove([".lock"])  # its process is this one, which is there; of one that has ended it is taken over
     train.train(read_config(config_file), url)
     assert_equal_runs(url, undisturbed)
 

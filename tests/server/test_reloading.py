@@ -3,6 +3,7 @@
 import json
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -92,3 +93,29 @@ def test_what_is_no_better_or_of_another_model_or_damaged_changes_nothing(run, s
     save_run(run, 5, make_trained(seed=2), loss=0.4)
     assert reloader.look() == ["run"] and model.path == run / "checkpoints" / "5"
     assert np.isfinite(model.embed(np.arange(4))).all() and model.pump.alive
+
+
+def test_a_run_in_a_bucket_is_followed_and_a_bucket_that_does_not_answer_changes_nothing(
+    store, run, make_trained, save_run, caplog
+):
+    from gptjax.buckets import Bucket
+
+    def put() -> None:
+        bucket.put([path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()], run)
+
+    bucket = Bucket("gs://gptjax-test/followed")
+    put()
+    (served,) = (models := models_lib.load([f"run={bucket.url}"], OPTIONS, reload=True))
+    reloader = Reloader(models, every=1e9, patience=0)
+    assert reloader.look() == []
+    save_run(run, 2, make_trained(seed=2), loss=1.0)
+    put()
+    store.status = 403
+    assert reloader.look() == []
+    assert "run: no look for a better checkpoint: gs://gptjax-test/followed: there is no permission" in caplog.text
+    store.status = 0
+    assert reloader.look() == ["run"]
+    assert served.path.name == "2"
+    (again,) = models_lib.load([f"run={run}"], OPTIONS)
+    for one, other in zip(jax.tree.leaves(served.model.params), jax.tree.leaves(again.model.params), strict=True):
+        np.testing.assert_array_equal(one, other)

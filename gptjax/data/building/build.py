@@ -120,6 +120,7 @@ def _published(url: str, identity: str) -> Store | None:
     """The store at a URL, if it is of the same source and options; None where there is nothing."""
     bucket = Bucket(url)
     if not bucket.list():
+        bucket.try_writing(MANIFEST)
         return None
     inputs = bucket.read(INPUTS)
     if inputs is not None and json.loads(inputs) == {"sha256": identity}:  # without a manifest, its upload was ended

@@ -11,6 +11,7 @@ import itertools
 import logging
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax.buckets import Bucket
 from gptjax.errors import UserError
 from gptjax.files import about, expand, regular, words
 
@@ -151,11 +153,16 @@ def _local_file(path: Path, name: str) -> File:
 
 
 def _find_remote(spec: str, pattern: str) -> list[File]:
-    file_system, path = _file_system(pattern)
-    try:
-        found = {name: info for name, info in file_system.glob(path, detail=True).items() if info["type"] == "file"}
-    except Exception as error:  # each remote store raises its own
-        raise UserError(f"{spec!r}: {pattern} cannot be listed: {_reason(error)}") from None
+    if bucket := _bucket(pattern):
+        (root, path), found = bucket, bucket[0].glob(bucket[1])
+        whole = root.__truediv__
+    else:
+        file_system, path = _file_system(pattern)
+        whole = file_system.unstrip_protocol
+        try:
+            found = {name: info for name, info in file_system.glob(path, detail=True).items() if info["type"] == "file"}
+        except Exception as error:  # each remote store raises its own
+            raise UserError(f"{spec!r}: {pattern} cannot be listed: {_reason(error)}") from None
     if not found:
         raise UserError(f"no file matches {spec!r} (looked for {pattern}): check the path and the glob")
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.split("/")))
@@ -163,7 +170,7 @@ def _find_remote(spec: str, pattern: str) -> list[File]:
         fixed.pop()
     prefix = "/".join([*fixed, ""])
     return [
-        File(file_system.unstrip_protocol(name), name.removeprefix(prefix), info["size"], _remote_version(info))
+        File(whole(name), name.removeprefix(prefix), info["size"], _remote_version(info))
         for name, info in sorted(found.items())
     ]
 
@@ -176,6 +183,12 @@ def _reason(error: Exception) -> str:
 def _remote_version(info: dict[str, Any]) -> str:
     names = ("etag", "ETag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
     return str(next((info[name] for name in names if info.get(name)), info["size"]))
+
+
+def _bucket(url: str) -> tuple[Bucket, str] | None:
+    """(the bucket of a URL, the name in it); None for another protocol, whose files are opened by fsspec."""
+    match = re.fullmatch(r"((?:gs|gcs|s3)://[^/]*)/(.+)", url, re.DOTALL)
+    return (Bucket(match[1]), match[2]) if match else None
 
 
 def _file_system(path: str) -> tuple[Any, str]:
@@ -237,6 +250,8 @@ class _Decompressed(io.BufferedReader):
 
 
 def _open_stored(path: str) -> io.IOBase:
+    if bucket := _bucket(path):
+        return bucket[0].open(bucket[1])
     if is_remote(path):
         file_system, name = _file_system(path)
         return file_system.open(name, "rb")

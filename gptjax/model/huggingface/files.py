@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from gptjax import foreign, json_text
+from gptjax.buckets import copied, is_url
 from gptjax.errors import RunError, UserError
 from gptjax.files import about, regular, words
 from gptjax.model.huggingface import schemas
@@ -70,10 +71,12 @@ Weights = Mapping[str, Tensor]
 
 
 def locate(name: str, *, allow_pickle: bool = False) -> Path:
-    """The directory of a model. A name on the hub is looked up in the hub's cache, or downloaded.
+    """The directory of a model. A name on the hub is looked up in the hub's cache, or downloaded; a URL is copied.
 
     Raises UserError where `name` is not a directory and the hub's cache and the hub do not give it.
     """
+    if is_url(name):
+        return copied(name, [p for p in PATTERNS if allow_pickle or p not in PICKLE_PATTERNS])
     try:
         path = Path(name).expanduser()
         if path.is_dir():
