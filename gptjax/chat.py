@@ -151,6 +151,8 @@ class Session:
             self.answering = False
         print(flush=True)
         limit = self.conversation.params.max_new_tokens
+        if answer.lacking:
+            _tell(f"({answer.lacking})")
         if answer.left_out:
             _tell(f"(the context is full: the {answer.left_out} oldest messages are left out from here on)")
         if not answer.text.strip():

@@ -94,6 +94,8 @@ def main(argv: Sequence[str]) -> None:
     # Samples of one prompt are requests of their own: their places in the list give them different draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples * flag_values.best_of)]
     trained, generator, mesh = _load(flag_values, many=len(requests) > 1)
+    if lacking := trained.tokenizer.lacking(dict.fromkeys(request["prompt"] for request in requests)):
+        print(f"warning: {lacking}", file=sys.stderr)
     reward = best_of.open_reward(flag_values.reward, trained, requests) if flag_values.best_of > 1 else None
     if beams:
         from gptjax.generation.beam import search

@@ -28,6 +28,7 @@ class Answer:
       finish_reason: as in `Event`; "cancelled" after `stop`.
       prompt_tokens: read before it.
       left_out: messages that no longer fit in the context, the oldest ones.
+      lacking: what of the question is not in the vocabulary (`Tokenizer.lacking`).
     """
 
     text: str
@@ -36,6 +37,7 @@ class Answer:
     seconds: float
     prompt_tokens: int
     left_out: int
+    lacking: str = ""
 
 
 class _Question(NamedTuple):
@@ -174,6 +176,7 @@ class Conversation:
             seconds=time.perf_counter() - start,
             prompt_tokens=len(prompt),
             left_out=max(left_out - self._left_out, 0),
+            lacking=self._generator.tokenizer.lacking([question.text]),
         )
         self.messages, self._last, self._left_out = messages[:-1], question, left_out
         if text.strip():  # templates and training data have no empty turns

@@ -67,7 +67,7 @@ def find(init_from: str) -> Origin | None:
         directory = huggingface_files.locate(init_from.removeprefix("hf:"))
         model.update(huggingface.read_config(directory))
         tokenizer = init_from if tokenizer_files.has_tokenizer(directory) else ""
-        generation = huggingface_files.read_generation_config(directory)
+        generation = huggingface_files.read_generation_config(directory, model.vocab_size)
     else:
         directory = loading.find(init_from)
         model.update(loading.read_config(directory).model)

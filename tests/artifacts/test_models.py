@@ -131,3 +131,47 @@ def test_a_chinese_model_is_read_and_fine_tuned(chinese, tmp_path):
     tuned = models.find(str(tmp_path / "run")).load()
     assert tuned.tokenizer.sha256 == trained.tokenizer.sha256
     assert tuned.generation["eos_token_ids"] == [3]
+
+
+@pytest.mark.slow
+def test_a_chinese_model_from_its_files_to_a_chat_and_back(chinese, tmp_path, capfd):
+    """Measured, fine-tuned on dialogues, talked to, and converted to what transformers reads."""
+    lines = [f"{a}{b}" for a in CHARACTERS for b in CHARACTERS[:8]]
+    dialogues = [[("user", f"{line}？饕"), ("assistant", f"{line[::-1]}。")] for line in lines]
+    with (tmp_path / "dialogues.jsonl").open("w", encoding="utf-8") as file:
+        for turns in dialogues:
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    (tmp_path / "a.txt").write_text("你好吗，我是中国人。" * 40, encoding="utf-8")
+    measure = ["evaluate", f"--workdir=hf:{chinese}", f"--data=text:{tmp_path}/a.txt", "--tasks=perplexity"]
+    assert cli.run(evaluate.main, measure) == 0 and "perplexity" in capfd.readouterr().out
+
+    arguments = [
+        "train",
+        "--config=configs/dialogue.py",
+        f"--workdir={tmp_path}/run",
+        f"--config.init_from=hf:{chinese}",
+    ]
+    arguments += [f"--config.data.source=messages:{tmp_path}/dialogues.jsonl", f"--config.data.cache_dir={tmp_path}/cache"]
+    arguments += [f"--config.{option}" for option in ("model.context_length=48", "train.num_steps=60")]
+    assert cli.run(train.main, arguments) == 0
+    assert "the vocabulary lacks" in (said := capfd.readouterr().err) and "饕: the model reads [UNK]" in said
+
+    talk = ["chat", f"--workdir={tmp_path}/run", "--prompt=你好？饕", "--temperature=0", "--max_new_tokens=12"]
+    assert cli.run(chat.main, talk) == 0
+    answer = capfd.readouterr()
+    assert answer.out.strip() and "\ufffd" not in answer.out and "lacks 饕" in answer.err
+
+    assert cli.run(convert.main, ["convert", f"--from={tmp_path}/run", f"--to=hf:{tmp_path}/back"]) == 0
+    ours = models.find(str(tmp_path / "run")).load()
+    question = [{"role": "user", "content": "你好，abc饕 [SEP]？"}]
+    ids = ours.template.encode_prompt(question, ours.tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "back", split_special_tokens=True)
+    plain = question[0]["content"]
+    assert theirs.encode(plain, add_special_tokens=False) == ours.tokenizer.encode(plain).tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)[None].long()).logits[0].numpy()
+    found = logits_of(str(tmp_path / "run"), ids)[:, : expected.shape[1]]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    ends = model.generation_config.eos_token_id
+    assert set(ends) == {ours.tokenizer.eot_id, ours.tokenizer.special_tokens[ours.template.end_of_turn]}

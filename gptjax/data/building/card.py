@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,10 @@ def write(
       used: how often each id of the vocabulary occurs.
       sample: texts of the store, for the report on the tokenizer.
     """
-    card = describe(manifest, summary, selection, tokenizer_report(tokenizer, sample, used))
+    report = tokenizer_report(tokenizer, sample, used)
+    if report["lacking"]:
+        print(f"warning: {manifest['source']}: {report['lacking']}", file=sys.stderr)
+    card = describe(manifest, summary, selection, report)
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     (directory / CARD).write_text(text, encoding="utf-8", errors="surrogatepass")
     (directory / CARD_TEXT).write_text(to_markdown(card), encoding="utf-8", errors="replace")
@@ -161,6 +165,8 @@ def _warnings(card: dict[str, Any]) -> Iterator[str]:
             f"the tokenizer {card['tokenizer']['spec']} does not give {trip['texts'] - trip['same']} of "
             f"{trip['texts']} sampled texts back"
         )
+    if card["tokenizer"]["lacking"]:
+        yield card["tokenizer"]["lacking"]
     if card["tokenizer"]["unused_ids"] > _MANY_UNUSED * card["tokenizer"]["vocab_size"]:
         yield f"{card['tokenizer']['unused_ids']} of {card['tokenizer']['vocab_size']} token ids never occur"
 

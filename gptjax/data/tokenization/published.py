@@ -63,6 +63,9 @@ _CLASS_OF_MODEL = {
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
 }
+# Between a Chinese character, or a mark of Chinese, and anything: spaces that only the splitter put there.
+_CHINESE = r"[\p{Han}\x{3000}-\x{303F}\x{FF00}-\x{FFEF}]"
+_SPACES = rf"(?<={_CHINESE}) | (?={_CHINESE})"
 _CLEAN_UP = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"]
 
 
@@ -117,8 +120,11 @@ def read_directory(directory: Path, file: Path | None = None) -> Published:
     for token in special:
         _add(tokenizer, token, directory, special=True)
     _set_beginning(tokenizer, directory, config, defaults | roles)
+    splits_chinese = _splits_chinese(tokenizer)
     if config.clean_up_tokenization_spaces and type(tokenizer.model).__name__ != "BPE":  # as transformers, of BPE not
         _clean_up(tokenizer)
+    if splits_chinese:
+        _join_chinese(tokenizer)
     if unknown := sorted({*config.unknown(), *named.unknown()}):
         print(
             f"warning: {directory / published_files.CONFIG}: {', '.join(unknown)[:300]} is not known here and not "
@@ -306,6 +312,21 @@ def _set_prefix_space(tokenizer: Any, space: bool, directory: Path) -> None:
     if changed:
         fresh = guarded(lambda: Tokenizer.from_str(json.dumps(description)), directory / published_files.TOKENIZER)
         tokenizer.pre_tokenizer = fresh.pre_tokenizer
+
+
+def _splits_chinese(tokenizer: Any) -> bool:
+    """Whether it is BERT's, whose decoder writes the spaces that its splitter puts around Chinese characters."""
+    parts = json.loads(tokenizer.to_str())
+    apart = (parts["normalizer"] or {}).get("handle_chinese_chars", False)
+    return apart and (parts["decoder"] or {}).get("type") == "WordPiece"
+
+
+def _join_chinese(tokenizer: Any) -> None:
+    """No space beside a Chinese character in decoded texts."""
+    from tokenizers import Regex, decoders
+
+    joined = decoders.Replace(Regex(_SPACES), "")
+    tokenizer.decoder = decoders.Sequence([tokenizer.decoder, decoders.Fuse(), joined])
 
 
 def _clean_up(tokenizer: Any) -> None:

@@ -33,7 +33,7 @@ def tokenizer_report(tokenizer: Tokenizer, texts: Iterable[str], used: np.ndarra
     Returns:
       `scripts`: for "latin", "han" and "other", the documents, bytes and tokens of the texts in that script
       and `bytes_per_token`; `round_trip`: texts that come back, texts in all, and the first that do not;
-      `unused_ids`: how many ids do not occur; `vocab_size`.
+      `lacking`: what of the sample the vocabulary lacks; `unused_ids`: how many ids do not occur; `vocab_size`.
     """
     texts = [text for text in texts if text]
     scripts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in ("latin", "han", "other")}
@@ -56,6 +56,7 @@ def tokenizer_report(tokenizer: Tokenizer, texts: Iterable[str], used: np.ndarra
     return {
         "vocab_size": tokenizer.vocab_size,
         "unused_ids": unused,
+        "lacking": tokenizer.lacking(texts),
         "scripts": {name: script for name, script in scripts.items() if script["documents"]},
         "round_trip": {"same": same, "texts": len(texts), "examples": failures},
     }

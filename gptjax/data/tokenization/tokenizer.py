@@ -1,5 +1,6 @@
 """Text to token ids and back. Every tokenizer is stored as a Hugging Face `tokenizer.json`."""
 
+import collections
 import difflib
 import functools
 import hashlib
@@ -21,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 SPECS = ("char", "byte", "bpe:VOCAB_SIZE[:digits=N]", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
 
 MAX_VOCAB_SIZE = 1_000_000
+_SHOWN_PIECES, _SHOWN_CHARACTERS = 10, 20  # of what a vocabulary lacks
 # Of the kinds that are trained: the smallest vocabulary, and what it has.
 _SMALLEST = {
     "bpe": (257, "the 256 bytes and eot"),
@@ -183,6 +185,31 @@ class Tokenizer:
                 "the characters of the training corpus; leave it out, or train with tokenizer=byte"
             )
         return ids
+
+    @functools.cached_property
+    def unknown_token(self) -> str | None:
+        """What stands for a piece of text that the vocabulary lacks, such as [UNK]; None where it lacks nothing."""
+        model = json.loads(self.to_str())["model"]
+        token = model.get("unk_token")
+        if model.get("unk_id") is not None and not model.get("byte_fallback"):
+            token = model["vocab"][model["unk_id"]][0]
+        return token if token is not None and self._tokenizer.token_to_id(token) is not None else None
+
+    def lacking(self, texts: Iterable[str]) -> str:
+        """What of some texts is not in the vocabulary, as a sentence; empty where everything is."""
+        if self.kind in ("char", "word", "jieba") or self.unknown_token is None:  # refused, or so by intent
+            return ""
+        number = self._tokenizer.token_to_id(self.unknown_token)
+        pieces: collections.Counter[str] = collections.Counter()
+        for text in texts:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            places = zip(encoding.ids, encoding.offsets, strict=True)
+            pieces.update(text[begin:end] for i, (begin, end) in places if i == number)
+        if not pieces:
+            return ""
+        shown = " ".join(piece[:_SHOWN_CHARACTERS] for piece, _ in pieces.most_common(_SHOWN_PIECES))
+        more = f" and {len(pieces) - _SHOWN_PIECES} others" if len(pieces) > _SHOWN_PIECES else ""
+        return f"the vocabulary lacks {shown}{more}: the model reads {self.unknown_token} there"
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of `ids` (any array or sequence of integers), special tokens left out.
