@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli, files, interrupts
+from gptjax import cli, interrupts
 from gptjax.config import suggestion
 from gptjax.errors import RunError, UserError
 from gptjax.generation import flags as sampling_flags

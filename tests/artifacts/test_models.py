@@ -151,7 +151,10 @@ def test_a_chinese_model_from_its_files_to_a_chat_and_back(chinese, tmp_path, ca
         f"--workdir={tmp_path}/run",
         f"--config.init_from=hf:{chinese}",
     ]
-    arguments += [f"--config.data.source=messages:{tmp_path}/dialogues.jsonl", f"--config.data.cache_dir={tmp_path}/cache"]
+    arguments += [
+        f"--config.data.source=messages:{tmp_path}/dialogues.jsonl",
+        f"--config.data.cache_dir={tmp_path}/cache",
+    ]
     arguments += [f"--config.{option}" for option in ("model.context_length=48", "train.num_steps=60")]
     assert cli.run(train.main, arguments) == 0
     assert "the vocabulary lacks" in (said := capfd.readouterr().err) and "饕: the model reads [UNK]" in said
