@@ -56,18 +56,18 @@ chat-quickstart: $(VENV)/.base  ## a chat model from nothing: text, dialogues, p
 	$(BIN)/python tools/chat_quickstart.py --workdir=$(CHAT_WORKDIR)
 
 test: $(VENV)/.dev lint  ## the test suite (without the slow tests)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-elsewhere: $(VENV)/.dev  ## the test suite as on another machine: an older processor, no locale, a narrow terminal, long paths
 	@top=$$(mktemp -d) && trap 'rm -rf "$$top"' EXIT && long=$$top/$$(printf 'a-long-path-%.0s' 1 2 3 4 5 6 7 8 9 10) && mkdir "$$long" && \
 		XLA_FLAGS="$(ISA) $$XLA_FLAGS" LC_ALL=C COLUMNS=40 TMPDIR="$$long" \
-		$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow'
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 test-oracles: $(VENV)/.oracles  ## what is checked against torch, transformers, PEFT and lm-eval (installs them)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not slow' $(ORACLES)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(ORACLES)
 
 lint: $(VENV)/.dev  ## ruff and the import contract
 	$(BIN)/ruff check .
