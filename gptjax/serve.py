@@ -128,7 +128,8 @@ def main(argv: Sequence[str]) -> None:
         # The port is taken before models are loaded, which takes longest.
         listening = starting.enter_context(_listen(flag_values.host, flag_values.port))
         models = _load(flag_values)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        form = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)  # absl has a handler there
         for loud in ("jax", "orbax", "absl", "uvicorn.access"):
             logging.getLogger(loud).setLevel(logging.WARNING)
         hosts = (*limits.LOOPBACK, socket.gethostname().lower(), flag_values.host.lower(), *flag_values.allowed_hosts)
