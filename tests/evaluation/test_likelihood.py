@@ -84,7 +84,7 @@ def by_hand(model, split, stride):
     return np.array(totals)
 
 
-@pytest.mark.parametrize("stride", [CONTEXT, 5])
+@pytest.mark.parametrize("stride", [pytest.param(CONTEXT, marks=pytest.mark.slow), 5])
 def test_packed_rows_equal_documents_alone(model, mesh, store, stride):
     split = store.split("train")
     result = score(model, mesh, split, stride=stride)

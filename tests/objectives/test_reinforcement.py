@@ -178,9 +178,9 @@ def alone() -> dict:
 @pytest.mark.parametrize(
     ("changes", "mean"),
     [
-        ({"accumulation": 4}, "token"),
+        pytest.param({"accumulation": 4}, "token", marks=pytest.mark.slow),
         ({"accumulation": 2, "data": 2}, "sequence"),
-        ({"context": 2, "tensor": 2}, "sequence"),
+        pytest.param({"context": 2, "tensor": 2}, "sequence", marks=pytest.mark.slow),
         ({"logits_chunk": 4}, "token"),
     ],
     ids=str,

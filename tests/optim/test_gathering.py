@@ -81,6 +81,7 @@ def test_several_batches_are_one_large_batch(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), small, large)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_in_the_middle_of_an_update(tiny_config, tiny_corpus, tmp_path):
     config = tiny_config
     config.data.update(source=f"text:{tiny_corpus}/*.txt")

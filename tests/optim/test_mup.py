@@ -54,7 +54,13 @@ def test_logits_shrink_by_the_width():
 
 
 @pytest.mark.parametrize(
-    ("name", "factor"), [("adamw", 0.25), ("lion", 0.25), ("soap", 0.25), ("muon", 1.0), ("normuon", 1.0)]
+    ("name", "factor"),
+    [
+        ("adamw", 0.25),
+        ("lion", 0.25),
+        ("muon", 1.0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("soap", 0.25), ("normuon", 1.0))),
+    ],
 )
 def test_updates_of_matrices(name, factor):
     """Adam's fall with the width, Muon's do not; the decay is the same."""

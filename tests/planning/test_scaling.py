@@ -27,7 +27,7 @@ def alone():
     return memory()
 
 
-@pytest.mark.parametrize("fsdp", [2, 8])
+@pytest.mark.parametrize("fsdp", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_state_falls_with_fsdp(alone, fsdp):
     assert memory(fsdp=fsdp).arguments == pytest.approx(alone.arguments / fsdp, rel=0.05)
 

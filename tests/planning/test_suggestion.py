@@ -85,7 +85,8 @@ def test_flags_give_the_candidate_back(config):
     assert changed.to_dict() == candidate.apply(config).to_dict()
 
 
-@pytest.mark.parametrize("factor", [pytest.param(1.0, marks=pytest.mark.slow), 1.6])
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1.0, 1.6])
 def test_it_finds_what_an_exhaustive_search_finds(config, factor):
     """Also where programs need more than the model of memory says, which it learns from the first answers."""
     fake = FakeCompiler(config, gib=10, factor=factor)

@@ -188,8 +188,8 @@ def test_muon_sees_whole_experts_however_they_are_split(mixture):
     assert_same_training(found, expected)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("activation", [pytest.param("gelu", marks=pytest.mark.slow), "swiglu"])
 def test_no_device_gathers_the_experts_of_others(activation, optimizer):
     """In the compiled step nothing that goes between devices is as wide as experts are; sums over data are."""
     config = tiny_run(optimizer, num_experts=4, mlp_dim=88, activation=activation, data=2, expert=4)

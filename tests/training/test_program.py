@@ -59,7 +59,7 @@ def solo(program: Program, config: Config) -> tuple[np.ndarray, list[np.ndarray]
     ("optimizer", "parts", "mesh"),
     [
         pytest.param("adamw", 1, {}, id="one device"),
-        pytest.param("muon", 2, {"fsdp": 2}, id="members over 2, fsdp 2"),
+        pytest.param("muon", 2, {"fsdp": 2}, id="members over 2, fsdp 2", marks=pytest.mark.slow),
         pytest.param("adamw", 4, {"data": 1, "tensor": 2}, id="members over 4, tensor 2", marks=pytest.mark.slow),
     ],
 )

@@ -75,6 +75,7 @@ def test_runners_and_workers_make_no_difference(tmp_path, corpus, small_pieces):
     open_store(tmp_path / "one").verify()
 
 
+@pytest.mark.slow
 def test_beam_makes_no_difference(tmp_path, corpus, small_pieces):
     pytest.importorskip("apache_beam")
     source = open_source(f"jsonl:{corpus}")

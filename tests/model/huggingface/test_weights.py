@@ -189,14 +189,17 @@ def test_the_window_is_that_of_transformers(options, changes, window, tmp_path):
         ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling .*yarn.* these are: default, linear, llama3"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling .*dynamic"),
         ({"rope_scaling": {"type": "linear"}}, "config.json has no factor"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor is 0.5, which is not supported",
+        ),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "one for all layers"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "attention that differs between layers"),
         ({"layer_types": ["chunked_attention"] * 2}, "attention that differs between layers .chunked_attention"),
         ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 1}, "with max_window_layers"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"attention_bias": True}, "attention_bias is true, which is not supported"),
     ],
 )
 def test_an_unsupported_config_is_named(tmp_path, change, message):
