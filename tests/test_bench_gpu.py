@@ -23,7 +23,7 @@ def test_every_row_of_training_is_measured(tmp_path, tiny_corpus):
         f"--output={tmp_path / 'out'}",
         f"--data={text}",
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not eight devices
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # not eight devices
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "bench_gpu.json").read_text())["rows"]
