@@ -172,9 +172,8 @@ def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterat
         if bucket.read(BEGUN) != begun and _is_done(place, request, there):
             yield None
             return
-        built = (
-            cache() / f"converted-{place.path.parent.name}"
-        )  # not below the mirror, where Orbax writes to the bucket
+        # Not below the mirror: there Orbax writes to the bucket.
+        built = cache() / f"converted-{place.path.parent.name}"
         files.sweep(built.parent)
         try:
             with files.whole_directory(built, replace=True) as directory:
@@ -203,7 +202,8 @@ def _of_the_place(error: Exception, partial: Path, place: str | Path) -> Excepti
 
 def _is_done(place: _Place, request: dict[str, Any], there: dict[str, int]) -> bool:
     """Whether the result is there; `there`: the sizes of all files. Raises UserError where something else is."""
-    if not there and not (not place.bucket and place.path.is_dir() and any(place.path.iterdir())):
+    has_directories = not place.bucket and place.path.is_dir() and any(place.path.iterdir())
+    if not there and not has_directories:
         return False
     record = None
     with contextlib.suppress(OSError, ValueError, TypeError):

@@ -8,13 +8,11 @@
 A build that is interrupted is continued by the same command. The store has a data card: card.md.
 """
 
-import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -192,7 +190,7 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
     for name, meaning in left_out.items():
         if store.manifest[name]:
             print(f"left out: {store.manifest[name]:,} {meaning}")
-    if removed := _removed_by_cleaning(store.directory):
+    if removed := store.removed_by_cleaning:
         steps = ", ".join(f"{name} {count:,}" for name, count in removed.items())
         print(f"left out: {sum(removed.values()):,} documents by the cleaning ({steps}); the data card has examples")
     for note in store.notes:
@@ -200,16 +198,6 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
     print(f"vocabulary {store.tokenizer().vocab_size}, fingerprint {store.fingerprint[:12]}")
     print(f"data card: {flag_values.output.rstrip('/')}/card.md")
     print(f"train on it: --config.data.source=store:{flag_values.output}")
-
-
-def _removed_by_cleaning(directory: Path) -> dict[str, int]:
-    """How many documents each step of the cleaning removed, of those that removed any."""
-    card = directory / "card.json"
-    if not card.exists():  # of a store at a URL
-        return {}
-    steps = json.loads(card.read_text(encoding="utf-8"))["cleaning"]["steps"]
-    removed = {step["step"]: step["documents_in"] - step["documents_out"] for step in steps}
-    return {name: count for name, count in removed.items() if count}
 
 
 def _refuse_mixture(spec: str) -> None:

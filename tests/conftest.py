@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for what is no test: object_store, bucket_runs
+sys.path.insert(0, str(Path(__file__).parent))  # for modules without tests: object_store, bucket_runs
 
 _XLA_FLAGS = (
     "--xla_backend_optimization_level=0",  # tests compile more than they compute: half the time

@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import jax
+import jax.extend
 
 
 def program_flops(jaxpr: Any) -> float:
-    """FLOPs of matrix products, and of kernels by their own estimate. Convolutions are not counted.
+    """FLOPs of matrix products, and of kernels by their own estimate, or else by the products of every place of their
+    grid, also of those that a mask lets them skip. Convolutions are not counted.
 
     XLA's cost analysis counts the body of a loop once; this function counts every turn of a scan. A conditional counts
     as its most expensive branch. A while loop counts once, since its number of turns is not known.
@@ -23,8 +25,9 @@ def _equation_flops(equation: Any) -> float:
         free = math.prod(right) // math.prod(left[i] for i in (*contracted, *batch))
         return 2.0 * math.prod(left) * free
     if name == "pallas_call":
-        estimate = params.get("cost_estimate")
-        return float(estimate.flops) if estimate else 0.0
+        if estimate := params.get("cost_estimate"):
+            return float(estimate.flops)
+        return math.prod(params["grid_mapping"].grid) * program_flops(params["jaxpr"])
     inner = [program_flops(j) for value in params.values() for j in _jaxprs(value)]
     if name == "cond":
         return max(inner, default=0.0)

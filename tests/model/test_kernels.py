@@ -1,5 +1,8 @@
 """Every implementation of attention equals the reference, forward and gradient."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +133,25 @@ def test_no_device_of_a_ring_holds_a_row():
 
     one, ring = bytes_of(1, 2048, "xla"), bytes_of(8, 16384, "ring")
     assert ring < 1.3 * one
+
+
+def test_masks_of_all_blocks_are_not_kept_for_all_layers(monkeypatch):
+    """No parameter decides a mask, so that rematerialisation could make all of them once and keep them."""
+    few_keys_a_block(monkeypatch, 64)
+    length, layers = 512, 3
+
+    def loss(scales, x):
+        @jax.checkpoint
+        def layer(x, scale):
+            x = x * scale
+            return kernels.attend(x, x, x, Visibility.causal(length), implementation="xla"), None
+
+        return jax.lax.scan(layer, x, scales)[0].sum()
+
+    x = jnp.ones((1, length, 2, HEAD_DIM))
+    text = jax.jit(jax.grad(loss)).lower(jnp.ones(layers), x).compile().as_text()
+    masks = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"pred\[([\d,]+)\]", text)]
+    assert 0 < max(masks) <= 2 * length * 64  # heads x queries x keys of a block
 
 
 def test_a_part_of_the_row_that_no_block_divides_is_refused():

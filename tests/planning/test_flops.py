@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.model import kernels
 from gptjax.model.architecture import Architecture
+from gptjax.model.attention import Visibility
 from gptjax.planning.compilation import compile_step
 from gptjax.planning.flops import program_flops
 
@@ -23,6 +25,19 @@ def test_products_in_loops_and_branches():
         return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
 
     assert flops(either, (8, 16), (16, 16)) == 2 * product
+
+
+def test_a_kernel_without_an_estimate_counts_by_its_grid():
+    """Splash: two products forward; backward four for keys and values, which make the scores again, three for queries.
+    The reference has two and four. Beside them splash sums gradient x output for each query."""
+
+    def gradients(name):
+        def total(q, k, v):
+            return kernels.attend(q, k, v, Visibility.causal(256), implementation=name).sum()
+
+        return flops(jax.grad(total, (0, 1, 2)), *[(2, 256, 4, 64)] * 3)
+
+    assert gradients("splash") == pytest.approx(gradients("reference") * 9 / 6, rel=1e-3)
 
 
 @pytest.mark.parametrize(("remat", "passes"), [("none", 3), ("full", 4)])

@@ -79,11 +79,23 @@ class Store:
     @property
     def notes(self) -> list[str]:
         """What of the source was left unread, as its card says: "40 x key 'rejected' of records, ..."."""
+        return [f"{count:,} x {what}" for what, count in sorted(self._card("notes", {}).items(), key=lambda n: -n[1])]
+
+    @property
+    def removed_by_cleaning(self) -> dict[str, int]:
+        """Documents that each step of the cleaning removed, of those that removed any, as the card says."""
+        steps = self._card("cleaning", {}).get("steps", [])
+        removed = {step["step"]: step["documents_in"] - step["documents_out"] for step in steps}
+        return {name: count for name, count in removed.items() if count}
+
+    def _card(self, name: str, default: Any) -> Any:
+        """A part of the data card; the default where there is no card, or one without that part."""
         try:
-            notes = json_text.read_json(self.directory / CARD)["notes"]
-            return [f"{count:,} x {what}" for what, count in sorted(notes.items(), key=lambda note: -note[1])]
-        except (UserError, KeyError, TypeError, AttributeError, ValueError):  # no card, or not of this version
-            return []
+            card = json_text.read_json(self.directory / CARD)
+        except UserError:
+            return default
+        part = card.get(name) if isinstance(card, dict) else None
+        return part if isinstance(part, type(default)) else default
 
     @property
     def splits(self) -> tuple[str, ...]:
