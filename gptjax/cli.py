@@ -123,11 +123,11 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
 
 def _as_option(argument: str, flag_values: flags.FlagValues) -> str:
     """How an argument without a name is to be written."""
-    path = Path(argument[:200].split(":")[0])
+    path = Path(argument[:1000].split(":")[0])
     kinds = {"config": path.suffix == ".py", "workdir": path.is_dir() or len(path.parts) > 1, "prompt": " " in argument}
     for name, likely in kinds.items():
         if likely and name in flag_values:
-            return f"did you mean --{name}={shlex.quote(argument[:200])}?"
+            return f"did you mean --{name}={shlex.quote(argument[:1000])}?"
     return "options are written --name=value"
 
 

@@ -102,7 +102,8 @@ def test_dpo_begins_at_ln_2_and_learns(plain):
     assert {"chosen_log_probability", "rejected_log_probability", "nll", "perplexity"} <= set(last)
 
 
-@pytest.mark.parametrize("loss", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
 def test_micro_batches_and_meshes_change_nothing(config_file, tmp_path, loss):
     options = {"objective__preference_loss": loss, "train__num_steps": 4, "evaluation__every": 4}
     expected = trained(config_file, tmp_path / "plain", **options)

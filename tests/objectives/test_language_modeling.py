@@ -94,8 +94,9 @@ def test_micro_batches_of_different_weight_add_up(model_of, batch):
     whole = value_and_gradient(batch)
     parts = [value_and_gradient(jax.tree.map(lambda a, r=row: a[r : r + 1], batch)) for row in range(ROWS)]
     total_of_parts = jax.tree.map(lambda *values: sum(values), *parts)
-    # Gradients are up to 2; without fused multiplication and addition they differ by up to 3e-5.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-5), total_of_parts, whole)
+    # Gradients are up to 2. What rounding leaves depends on the processor: up to 1.4e-4 without fused multiplication
+    # and addition. Weights that were wrong would be off by far more.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-4, atol=5e-4), total_of_parts, whole)
 
 
 def test_tokens_without_weight_do_not_matter(model_of, batch):

@@ -82,12 +82,12 @@ def locate(name: str, *, allow_pickle: bool = False) -> Path:
         if path.is_dir():
             return path
     except (OSError, RuntimeError, ValueError):  # ~nobody, a NUL, a name of 5000 letters
-        raise UserError(f"hf:{name[:200]}: there is no such directory") from None
+        raise UserError(f"hf:{name[:4096]}: there is no such directory") from None
     if path.exists():
         of_nanogpt = f"; {_NANOGPT}" if path.name == NANOGPT else ""
-        raise UserError(f"hf:{name[:200]} is a file; name the directory of a model{of_nanogpt}")
+        raise UserError(f"hf:{name} is a file; name the directory of a model{of_nanogpt}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise UserError(f"hf:{name[:200]}: there is no such directory")
+        raise UserError(f"hf:{name[:4096]}: there is no such directory")
     from huggingface_hub import snapshot_download
 
     patterns = [pattern for pattern in PATTERNS if allow_pickle or pattern not in PICKLE_PATTERNS]
