@@ -4,6 +4,7 @@ The environment is set before JAX is imported; child processes of a test inherit
 """
 
 import gc
+import importlib.metadata
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ _XLA_FLAGS = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions have the new emitters only
+    _XLA_FLAGS += ("--xla_cpu_use_fusion_emitters=false",)  # a third less time, for the same reason
 _EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 # Of a flag that is there twice the last one counts: the user's own, but for the number of devices.
 os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", ""), _EIGHT_DEVICES])

@@ -102,6 +102,7 @@ def test_validation_scores_what_training_trains(store):
     assert "scored:assistant" in likelihood.signature
 
 
+@pytest.mark.slow
 def test_the_model_answers_and_stops(workdir):
     prompts = [("What are you?", "A small model.\n"), ("Who is the owl?", "The owl is you.\n")]
     for prompt, answer in prompts:

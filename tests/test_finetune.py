@@ -184,6 +184,7 @@ def test_a_run_takes_model_and_tokenizer_from_a_directory(layout, config_file, t
     assert config.model.context_length == 16 and config.tokenizer == f"hf:{directory}"
 
 
+@pytest.mark.slow
 def test_a_context_that_is_longer_than_the_models_is_cut_to_it(config_file, tmp_path, capsys):
     directory = write_model(tmp_path / "hf", "gpt2", context_length=12)
     options = [f"--config.init_from=hf:{directory}", "--config.train.num_steps=2", f"--workdir={tmp_path / 'run'}"]
@@ -194,6 +195,7 @@ def test_a_context_that_is_longer_than_the_models_is_cut_to_it(config_file, tmp_
     assert "model.context_length" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_takes_model_and_tokenizer_from_a_workdir(config_file, tmp_path):
     run(train, f"--config={config_file}", f"--workdir={tmp_path / 'first'}", "--config.tokenizer=byte")
     options = [f"--config.init_from={tmp_path / 'first'}", "--config.model.dropout=0.1", "--config.train.ema_decay=0.9"]

@@ -221,7 +221,7 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(config_file, tmp_path):
         assert loading.find(tmp_path, "best").name == "10"
 
 
-@pytest.mark.parametrize("logging_every", [1, 100])
+@pytest.mark.parametrize("logging_every", [pytest.param(1, marks=pytest.mark.slow), 100])
 def test_diverged_run_ends_with_advice_and_saves_nothing_that_is_not_finite(config_file, tmp_path, logging_every):
     options = ["--config.optimizer.learning_rate=1e9", "--config.train.checkpoint_every=1"]
     process = start(config_file, tmp_path, *options, f"--config.logging.every={logging_every}")

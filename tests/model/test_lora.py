@@ -111,7 +111,9 @@ def test_dropout_keeps_the_mean(adapted_config):
     assert (np.abs(dropped.mean(0) - plain) < 4 * error).all() and (error > 0).all()
 
 
-@pytest.mark.parametrize(("optimizer", "ema", "accumulation"), [("adamw", 0.9, 2), ("muon", 0.0, 1)])
+@pytest.mark.parametrize(
+    ("optimizer", "ema", "accumulation"), [pytest.param("adamw", 0.9, 2, marks=pytest.mark.slow), ("muon", 0.0, 1)]
+)
 def test_training_changes_adapters_and_nothing_else(adapted_config, optimizer, ema, accumulation):
     config = adapted_config
     config.model.update(lora_targets=EVERYWHERE, lora_dropout=0.1, dropout=0.1)
@@ -140,6 +142,7 @@ def test_training_changes_adapters_and_nothing_else(adapted_config, optimizer, e
             assert same != path[-1].key.startswith("lora_"), path_string(path)
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_mesh(adapted_config):
     config = adapted_config
     config.model.update(lora_targets=EVERYWHERE, lora_dropout=0.2, num_kv_heads=2)

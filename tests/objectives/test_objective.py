@@ -167,6 +167,7 @@ def test_data_without_a_field_are_refused_by_name(config):
         check_fields(language_modeling.make(config), Pairs(), config)
 
 
+@pytest.mark.slow
 def test_with_adapters_the_reference_is_the_model_without_them(config):
     _, _, plain = trained(config, steps=1)
     config.model.update(lora_rank=2, lora_targets=".*")
