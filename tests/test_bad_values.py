@@ -103,10 +103,10 @@ def test_what_looks_odd_and_is_meant(changes):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("import sys\nsys.exit()", "ends the command with sys.exit()"),
-        ("def get_config():\n    raise SystemExit(0)", "ends the command with sys.exit()"),
-        ("def get_config(a, b):\n    return get_default()", "its get_config needs other arguments"),
-        ("def get_config(*, a):\n    return get_default()", "its get_config needs other arguments"),
+        ("import sys\nsys.exit()", "calls sys.exit()"),
+        ("def get_config():\n    raise SystemExit(0)", "calls sys.exit()"),
+        ("def get_config(a, b):\n    return get_default()", "its get_config must take no argument or one"),
+        ("def get_config(*, a):\n    return get_default()", "its get_config must take no argument or one"),
         ("def get_config():\n    c = get_default()\n    c[5] = 1\n    return c", "the name of an option is not text"),
         (
             "def get_config():\n    c = get_default()\n    c.seed = object()\n    return c",

@@ -52,7 +52,7 @@ def test_each_file_is_read_once_whatever_links_lead_to_it(tmp_path):
     ("pattern", "message"),
     [
         ("/dev/zero", "is a device"),
-        ("/proc/self/*", "is a window into the kernel"),
+        ("/proc/self/*", "is a virtual file of the kernel"),
         ("{}/pipe", "is a named pipe"),
         ("{}/p*", "is a named pipe"),
         ("~no-such-user-here/x", "there is no user"),
