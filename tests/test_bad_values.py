@@ -71,7 +71,10 @@ def test_any_value_of_an_option_is_valid_or_refused_in_plain_words(path, bad_inp
         ({"model.logit_softcap": "1e-40"}, "model.logit_softcap is '1e-40', too near to 0"),
         ({"model.sliding_window": 512}, "model.sliding_window 512 is larger than model.context_length 256"),
         ({"model.lora_dropout": 0.1}, "there are no adapters"),
-        ({"model.positions": "none", "model.rope_scaling": "linear"}, "model.positions is none, not rope"),
+        (
+            {"model.positions": "none", "model.rope_scaling": "linear"},
+            "needs model.positions rope; model.positions is none",
+        ),
         ({"schedule.name": "cosine_restarts", "train.num_steps": 3}, "schedule.cycles 4 is more than train.num_steps"),
         (
             {"schedule.name": "wsd", "schedule.warmup": "80%", "schedule.decay": "80%", "train.num_steps": "1 epoch"},
