@@ -1,8 +1,8 @@
 """The batches of a run over preferences: each row is a pair of texts with one prompt.
 
 In a pair, the two sides have the better and the worse answer. In a judgement (KTO), they have the judged answer and an
-unrelated answer after the same prompt: that of the next example of the split with another prompt (after the last example
-comes the first). So the rows depend on the data alone, and so do their log-probabilities under a reference model.
+unrelated answer after the same prompt: that of the next example of the split with another prompt (the first example
+follows the last). So the rows depend on the data alone, and so do their log-probabilities under a reference model.
 """
 
 import dataclasses
@@ -234,7 +234,7 @@ def _prompt_numbers(
 
 
 def _next_with_another(numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """For each index the next one with another number; after the last comes the first. Raises UserError if all agree."""
+    """For each index the next one with another number; the first follows the last. Raises UserError if all agree."""
     if len(numbers) and (numbers == numbers[0]).all():
         raise UserError(
             "all answers are to one prompt, but KTO compares with answers to other prompts; use more prompts"
