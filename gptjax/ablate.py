@@ -37,7 +37,7 @@ from gptjax.studies import study as studies
 from gptjax.studies.study import Study, set_options
 
 MOST_PACKED = 16  # cells in one program
-# What --study.NAME=VALUE sets, beside --study.base.section.option=VALUE.
+# What --study.NAME=VALUE sets; --study.base.section.option=VALUE changes the base config.
 SETTINGS = {
     "seeds": Option(3, "seeds of every arm", minimum=1, maximum=studies.MOST_SEEDS),
     "first_seed": Option(0, "the first seed", minimum=0, maximum=2**31),

@@ -122,7 +122,7 @@ class Bucket:
         }
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object; None where there is none."""
+        """The content of an object; None if it does not exist."""
 
         def content() -> bytes | None:
             try:

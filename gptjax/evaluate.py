@@ -288,7 +288,7 @@ def score_outputs(options: flags.FlagValues) -> None:
 
 
 def _split_specs(text: str) -> list[str]:
-    """The entries of a list with commas, of which FILE#PROMPT,REFERENCE is one."""
+    """The entries of a list with commas; the comma in FILE#PROMPT,REFERENCE separates none."""
     return re.findall(r"[^,#]+(?:#[^,]*,[^,]*)?", text)
 
 

@@ -79,7 +79,7 @@ def handle(*signals: int) -> dict[int, Any]:
 
 @contextmanager
 def answered_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Ctrl-C calls `handler` with the number of the signal and the frame, and the command goes on, as a shell does."""
+    """Ctrl-C calls `handler` with the number of the signal and the frame, and the command continues, as in a shell."""
     global _goes_on
     before = signal.signal(signal.SIGINT, handler)
     _goes_on = True
@@ -120,7 +120,7 @@ def last_words() -> tuple[int, str]:
 
 
 def stopped_by(name: str) -> str:
-    return f"stopped by {name}. The same command goes on from what is saved, or begins again"
+    return f"stopped by {name}. The same command continues from what is saved, or starts anew"
 
 
 def leave(with_status: int, line: str = "") -> None:

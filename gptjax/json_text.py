@@ -83,13 +83,13 @@ def of_parser(error: json.JSONDecodeError, text: str) -> str:
     if error.pos >= len(text.rstrip()):
         return "the text ends before the value does"
     words = {
-        "Expecting value": f"a value must stand {met}",
+        "Expecting value": f"a value is expected {met}",
         "Extra data": f"the value has ended {met}, and more follows",
-        "Expecting ',' delimiter": f"a comma must stand {met}",
-        "Expecting ':' delimiter": f"a colon must stand {met}",
+        "Expecting ',' delimiter": f"a comma is expected {met}",
+        "Expecting ':' delimiter": f"a colon is expected {met}",
         "Unterminated string starting at": "a text begins here and has no closing quote",
         "Invalid control character at": "a text holds a control character",
-        "Expecting property name enclosed in double quotes": f"a name in double quotes must stand {met}",
+        "Expecting property name enclosed in double quotes": f"a name in double quotes is expected {met}",
         "Illegal trailing comma before end of object": "a comma before the closing bracket",
         "Illegal trailing comma before end of array": "a comma before the closing bracket",
     }

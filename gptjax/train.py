@@ -91,7 +91,7 @@ def train(
 
     `workdir`: a directory, or gs://BUCKET/PATH, which is then kept in a mirror as well (`artifacts/mirror.py`).
     `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
-    `allow_changes`: whether a run may go on with other values of options that affect the rest of its training.
+    `allow_changes`: whether a run may continue with other values of options that affect the rest of its training.
     `profile`: STEP:COUNT, the steps to trace.
     """
     from gptjax.artifacts import mirror
@@ -224,9 +224,9 @@ class _Callable(types.ModuleType):
     """Makes this module a function too: `gptjax.train(config, "runs/mine")`."""
 
     def __call__(self, config: config_lib.Config, workdir: str | Path, *, allow_changes: bool = False) -> None:
-        """Trains to the end, or goes on; `gptjax.load(workdir)` then has the model.
+        """Trains to the end, or continues; `gptjax.load(workdir)` then loads the model.
 
-        Raises UserError for what is wrong with the config, RunError after saving what there is.
+        Raises UserError for a wrong config, RunError after saving what there is.
         """
         train(config, workdir, allow_changes=allow_changes)
 

@@ -131,7 +131,7 @@ def test_all_problems_are_told_at_once():
         "model.embed_dim 130 is not divisible by model.num_heads 4",
         "model.num_heads 4 is not divisible by model.num_kv_heads 3",
         "model.rope_low_freq_factor 4.0 is not less than model.rope_high_freq_factor 4.0",
-        "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them",
+        "model.qkv_bias is True together with model.use_bias, which includes those biases; set only one of them",
         "train.batch_size 30 is not divisible by train.accumulation 4",
         "model.context_length 255 is not divisible by mesh.context 2",
         "model.num_heads 4 is not divisible by mesh.tensor 3",

@@ -62,7 +62,7 @@ def test_keys_that_nobody_knows_are_told_and_ignored_ones_are_not():
     [
         (b"", "is empty"),
         (b'{"a": 1', "the text ends before the value does"),
-        (b'{"a": \n xy}', "line 2, column 2: a value must stand where 'xy}' is"),
+        (b'{"a": \n xy}', "line 2, column 2: a value is expected where 'xy}' is"),
         (b"{} {}", "the value has ended where '{}' is, and more follows"),
         (b'{"a": "\xff"}', "line 1: byte 0xff is not UTF-8"),
         (b"[" * 100_000, "more than 100 deep"),

@@ -294,7 +294,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             "use 0 for no window"
         )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
-        yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
+        yield "model.qkv_bias is True together with model.use_bias, which includes those biases; set only one of them"
     mup = right("model.mup_base_width") and model.mup_base_width
     if mup and right("optimizer.name") and (name := config.optimizer.name) in ("sgd", "adafactor"):
         yield (

@@ -190,7 +190,7 @@ class RunData:
     def validation_preferences(
         self, config: Config, *, judged: bool, rows: slice | np.ndarray | None = None
     ) -> BatchSource | None:
-        """All pairs, or judged answers, of the validation splits in batches; None where there are none."""
+        """All pairs, or judged answers, of the validation splits in batches; None if there are none."""
         parts = [part for part in self.examples(config, "validation", judged=judged).values() if len(part)]
         return InOrder(parts, batch_size=config.train.batch_size, rows=rows) if parts else None
 

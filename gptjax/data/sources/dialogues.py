@@ -88,7 +88,7 @@ def read_dialogues(
     name = name if name is not None else Path(path).name
     reader = DialogueReader(format, fields, reading, faults)
     key = "conversations" if format == "chatterbot" else None
-    for record in read_records(path, open_file, key, delimiter=reading.delimiter):
+    for record in read_records(path, open_file, key, delimiter=reading.delimiter, has_option=True):
         try:
             document = reader.document(record)
         except (Damaged, UserError) as problem:  # a UserError names the place itself
@@ -194,7 +194,7 @@ class DialogueReader:
         turns = entry.messages or entry.conversations or []
         system = _system(entry.system, entry.system_prompt)
         if system and turns and _role(turns[0]) == "system":
-            raise Damaged("there are two system texts: beside the turns, and as the first of them")
+            raise Damaged("there are two system texts: in a field of its own, and as the first turn")
         messages = self.messages(turns)
         return system + messages, self.tools(entry)
 

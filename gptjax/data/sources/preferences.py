@@ -68,7 +68,7 @@ def read_preferences(
     faults = faults or Faults()
     name = name if name is not None else Path(path).name
     reader = _Reader(reading, faults)
-    for record in read_records(path, open_file, delimiter=reading.delimiter):
+    for record in read_records(path, open_file, delimiter=reading.delimiter, has_option=True):
         try:
             documents = [
                 {**document, "id": f"{name}:{record.number}{suffix}", "source": source}
@@ -187,7 +187,7 @@ class _Reader:
         prompt = self._turns(messages, "user")
         system = [text for text in (entry.system, entry.system_prompt) if text]
         if system and prompt and prompt[0]["role"] == "system":
-            raise Damaged("there are two system texts: beside the turns, and as the first of them")
+            raise Damaged("there are two system texts: in a field of its own, and as the first turn")
         return [*({"role": "system", "content": text} for text in dict.fromkeys(system)), *prompt]
 
     def _answer(self, side: Any) -> Answer:

@@ -40,7 +40,8 @@ class JsonLines(Files):
             return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
     def _documents(self, span: Span) -> Iterator[Document]:
-        records = read_records(span.path, lambda _: self._open_utf8(span), delimiter=self.reading.delimiter)
+        options = {"delimiter": self.reading.delimiter, "has_option": True}
+        records = read_records(span.path, lambda _: self._open_utf8(span), **options)
         for record in records:
             number = span.first + record.number
             place = f"{span.path}, line {number}" if span.first else record.place

@@ -41,6 +41,7 @@ def read_records(
     *,
     delimiter: str = "auto",
     lines: bool = False,
+    has_option: bool = False,
 ) -> Iterator[Record]:
     """The records of a file, by `suffix`: .csv, .tsv, .parquet, .yml or .yaml, otherwise JSON or JSONL.
 
@@ -53,6 +54,8 @@ def read_records(
       yaml_key: in YAML, the key whose list has the records; scalars in it are text.
       delimiter: of CSV; see the option data.delimiter.
       lines: whether each line of a .txt file that is not blank is a record {"text": LINE}.
+
+      has_option: whether data.encoding applies to the file, for the advice about bytes that are not UTF-8.
 
     Raises:
       UserError: the file cannot be opened.
@@ -67,13 +70,14 @@ def read_records(
     number = 0
     with file:
         try:
-            for record in _reader(path, yaml_key, delimiter, lines)(str(path), file):
+            for record in _reader(path, yaml_key, delimiter, lines, has_option)(str(path), file):
                 number = record.number
                 yield record
         except DAMAGE as error:
             yield _damaged(path, number + 1, f"the file cannot be read further ({damage(error)})")
         except UnicodeDecodeError as error:
-            byte = f"byte {error.object[error.start]:#04x} is not UTF-8; {other_encoding(error.object[error.start :])}"
+            advice = other_encoding(error.object[error.start :], has_option=has_option)
+            byte = f"byte {error.object[error.start]:#04x} is not UTF-8; {advice}"
             yield _damaged(path, number + 1, f"the rest of the file cannot be read: {byte}")
 
 
@@ -87,7 +91,7 @@ def _damaged(path: str | Path, number: int, problem: str) -> Record:
 
 
 def _reader(
-    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool
+    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool, has_option: bool
 ) -> Callable[[str, io.IOBase], Iterator[Record]]:
     readers = {
         ".csv": partial(read_csv, delimiter=delimiter),
@@ -97,7 +101,7 @@ def _reader(
         ".yaml": partial(read_yaml, key=yaml_key),
         **({".txt": _text_lines} if lines else {}),
     }
-    return readers.get(suffix(path), _json)
+    return readers.get(suffix(path), partial(_json, has_option=has_option))
 
 
 def _lines(file: io.IOBase) -> Iterator[bytes]:
@@ -110,14 +114,14 @@ def _text_lines(path: str, file: io.IOBase) -> Iterator[Record]:
             yield Record(f"{path}, line {number}", number, {"text": text})
 
 
-def _json(path: str, file: io.IOBase) -> Iterator[Record]:
+def _json(path: str, file: io.IOBase, *, has_option: bool) -> Iterator[Record]:
     head = file.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")
     if head.lstrip()[:1] != b"[":
-        return _json_lines(path, file, [head])
+        return _json_lines(path, file, [head], has_option)
     following = list(_to_text(file))
     # If the first line is a complete list and more lines follow, the file has JSON lines; else it is one list.
-    if following and following[-1].strip() and not isinstance(_json_value(head), Damaged):
-        return _json_lines(path, file, [head, *following])
+    if following and following[-1].strip() and not isinstance(_json_value(head, has_option), Damaged):
+        return _json_lines(path, file, [head, *following], has_option)
     text = b"".join([head, *following, file.read()])
     return _json_array(path, text.decode())
 
@@ -155,7 +159,7 @@ def _json_array(path: str, text: str) -> Iterator[Record]:
         yield Record(f"{path}, from record {number} on", number, problem)
 
 
-def _json_lines(path: str, file: io.IOBase, first: list[bytes]) -> Iterator[Record]:
+def _json_lines(path: str, file: io.IOBase, first: list[bytes], has_option: bool) -> Iterator[Record]:
     for number, line in enumerate(itertools.chain(first, _lines(file)), start=1):
         place = f"{path}, line {number}"
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -164,15 +168,15 @@ def _json_lines(path: str, file: io.IOBase, first: list[bytes]) -> Iterator[Reco
             problem = Damaged(f"a line of more than {MAX_LINE_BYTES >> 20} MiB is not a record")
             yield Record(place, number, problem)
         elif stripped := line.strip():
-            yield Record(place, number, _json_value(stripped))
+            yield Record(place, number, _json_value(stripped, has_option))
 
 
-def _json_value(line: bytes) -> Any:
+def _json_value(line: bytes, has_option: bool) -> Any:
     try:
         return _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         byte = f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8"
-        return Damaged(f"{byte}; {other_encoding(line[error.start :])}")
+        return Damaged(f"{byte}; {other_encoding(line[error.start :], has_option=has_option)}")
     except Damaged as problem:
         return problem
     except (ValueError, RecursionError) as error:

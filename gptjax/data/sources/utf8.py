@@ -58,8 +58,11 @@ class Utf8Decoder:
         self._tail = window[-2:]
 
 
-def other_encoding(data: bytes) -> str:
-    """Advice for bytes that are not UTF-8, from the first bad one on: the encoding that they seem to have."""
+def other_encoding(data: bytes, *, has_option: bool = True) -> str:
+    """Advice for bytes that are not UTF-8, from the first bad one on: the encoding that they seem to have.
+
+    `has_option`: whether data.encoding applies to the file; otherwise the advice is to convert the file.
+    """
     data = data[:_SAMPLE_BYTES]
     for name, is_common in (("gb18030", _is_common_gb), ("big5", _is_common_big5)):
         try:
@@ -68,7 +71,10 @@ def other_encoding(data: bytes) -> str:
             continue
         wide = [character.encode(name) for character in text if ord(character) > 0x7F]
         if len(wide) >= 2 and sum(map(is_common, wide)) >= 0.9 * len(wide):
-            return f"it reads as Chinese in {name.upper()}: --config.data.encoding={name}"
+            advice = f"--config.data.encoding={name}" if has_option else "convert the file to UTF-8"
+            return f"it reads as Chinese in {name.upper()}: {advice}"
+    if not has_option:
+        return "convert the file to UTF-8"
     return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
 
 

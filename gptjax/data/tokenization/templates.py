@@ -56,7 +56,7 @@ class ChatTemplate:
     ):
         """Raises UserError if it is not Jinja, or ends an assistant's turn without a special token."""
         self.jinja = jinja
-        # A token of one character could not be told from that character in a text.
+        # A token of one character could not be distinguished from that character in a text.
         self.special_tokens = tuple(token for token in special_tokens if len(token) > 1)
         self.variables = dict(variables or {})
         trained = [segment for segment in self.render(_PROBE) if segment.trained]
