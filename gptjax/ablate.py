@@ -356,7 +356,7 @@ def ablate(
 
 @contextlib.contextmanager
 def _held(workdir: Path, *, runs: bool, writes: bool) -> Iterator[None]:
-    """Locks the directory of a study if cells `run`; a bucket is mirrored before and written after."""
+    """If `runs`, locks the directory of a study and updates its mirror; if `writes`, uploads the mirror at the end."""
     from gptjax.artifacts import mirror
     from gptjax.artifacts.lock import Lock
     from gptjax.training.run import Ending

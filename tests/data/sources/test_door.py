@@ -75,7 +75,7 @@ def test_a_list_in_the_first_line_hides_nothing(tmp_path):
         read(tmp_path, "a.jsonl", lines, "jsonl")
     texts, source = read(tmp_path, "a.jsonl", lines, "jsonl", on_error="skip")
     assert texts == ["b"] and source.faults.skipped == 1
-    with pytest.raises(UserError, match=r"ends with \] in line 2, and more follows"):
+    with pytest.raises(UserError, match=r"ends with \] in line 2; the text after it"):
         read(tmp_path, "a.json", '[{"text": "a"},\n{"text": "b"}]\n{"text": "c"}\n', "jsonl")
     with pytest.raises(UserError, match="the key 'text' occurs twice"):
         read(tmp_path, "a.jsonl", '{"text": "a", "text": "b"}', "jsonl")
