@@ -13,7 +13,7 @@ if interrupts.is_command(sys.orig_argv):
 
 
 def __getattr__(name: str):
-    """`gptjax.load` and `gptjax.train(config, workdir)`, whose imports take seconds, when they are asked for."""
+    """Imports `gptjax.load` and `gptjax.train` at their first use, since that takes seconds."""
     if name == "load":
         return importlib.import_module("gptjax.evaluation.loaded").load
     if name == "train":

@@ -14,7 +14,7 @@
   python -m gptjax.ablate --reproduce=runs/a
   python -m gptjax.ablate --diff runs/a runs/b
 
---plan shows what would be run, what it costs and what the arms differ in. The same command runs what is missing.
+--plan shows the cells that would run, their cost and how the arms differ. The same command again runs missing cells.
 """
 
 import contextlib
@@ -37,18 +37,18 @@ from gptjax.studies import study as studies
 from gptjax.studies.study import Study, set_options
 
 MOST_PACKED = 16  # cells in one program
-# What --study.NAME=VALUE sets, beside --study.base.section.option=VALUE.
+# What --study.NAME=VALUE sets; --study.base.section.option=VALUE changes the base config.
 SETTINGS = {
     "seeds": Option(3, "seeds of every arm", minimum=1, maximum=studies.MOST_SEEDS),
     "first_seed": Option(0, "the first seed", minimum=0, maximum=2**31),
-    "tuning_seeds": Option(1, "seeds on which grids are tried", minimum=1, maximum=studies.MOST_SEEDS),
+    "tuning_seeds": Option(1, "seeds of every point of a tuning grid", minimum=1, maximum=studies.MOST_SEEDS),
     "vary": Option("both", "what a seed changes", choices=studies.VARY),
     "margin": Option(0.0, "margin of claims", minimum=0),
-    "metric": Option("loss", "of the last validation; lower is better"),
+    "metric": Option("loss", "metric of the last validation; lower is better"),
 }
 
 
-# What a command does, and the flags that it reads.
+# The flags that each mode takes.
 MODES = {
     "search": ("config", "workdir", "workers"),
     "reproduce": ("workdir", "steps"),
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         reproduce(flag_values.reproduce, flag_values.workdir, steps=flag_values.steps)
         return
     if modes["search"] and not flag_values.search:
-        raise UserError(f"--search.{searched[0].partition('=')[0][:100]} belongs to --search")
+        raise UserError(f"--search.{searched[0].partition('=')[0][:100]} needs --search")
     if not (modes["search"] or modes["coordinates"] or specs):
         raise UserError("--study is missing; e.g. --study=experiments/optimizers.py:smoke")
     if not flag_values.workdir:
@@ -98,45 +98,43 @@ def main(argv: list[str]) -> None:
 
 
 def _place(flag_values: flags.FlagValues, modes: Sequence[str]) -> Path:
-    """The directory of --workdir; of a study in a bucket its mirror. Raises UserError for what needs a disk."""
+    """The directory of --workdir, or the mirror of a bucket. Raises UserError for a mode that needs a disk."""
     from gptjax.artifacts import mirror
 
     needing = [*modes, *["--launcher=slurm"] * (flag_values.launcher == "slurm")]
     needing += ["--pack=on"] * (flag_values.pack == "on")
     if is_url(flag_values.workdir) and needing:
-        raise UserError(
-            f"--workdir={flag_values.workdir}: {needing[0]} needs a directory on a disk; a study runs there"
-        )
+        raise UserError(f"--workdir={flag_values.workdir} is in a bucket, and {needing[0]} needs a directory on a disk")
     return (mirror.opened if flag_values.plan or flag_values.report else mirror.writable)(flag_values.workdir)
 
 
 def _define(flag_values: flags.FlagValues) -> None:
     cli.define_config(flag_values)
-    flag_values["config"].help = "what --search starts from, e.g. --config=configs/quickstart.py"
+    flag_values["config"].help = "config of --search or --coordinates, e.g. --config=configs/quickstart.py"
     flags.DEFINE_string(
-        "workdir", None, "where cells and report are, e.g. --workdir=runs/optimizers", flag_values=flag_values
+        "workdir", None, "where cells and report are written, e.g. --workdir=runs/optimizers", flag_values=flag_values
     )
     for name, meaning in (
         ("plan", "show what would be run, and run nothing"),
-        ("noise", "run the baseline with other seeds, and note how much a seed does by itself"),
-        ("report", "write the report of what is there, and run nothing"),
+        ("noise", "run the baseline with other seeds, and record how much the metric varies with the seed"),
+        ("report", "write the report of the finished cells, and run nothing"),
         ("coordinates", "the coordinate check of muP: how far activations move in a few steps, by width"),
         ("search", "search in --search.section.option=LOW..HIGH or VALUE,VALUE; see --search.method, trials, seeds"),
     ):
         flags.DEFINE_bool(name, False, meaning, flag_values=flag_values)
     flags.DEFINE_string(
-        "reproduce", None, "run this work directory anew and compare, e.g. --reproduce=runs/a", flag_values=flag_values
+        "reproduce", None, "run this work directory again and compare, e.g. --reproduce=runs/a", flag_values=flag_values
     )
     for name, meaning, most in (
         ("workers", "cells at once; 0 = one per core, or one per GPU", 4096),
-        ("steps", "of --reproduce: steps after which it stops, 0 = all; of --coordinates: steps, 0 = 10", 10**9),
-        ("seeds", "of --coordinates: seeds whose mean counts; 0 = 3", 1000),
+        ("steps", "with --reproduce: steps to run, 0 = all; with --coordinates: steps to run, 0 = 10", 10**9),
+        ("seeds", "with --coordinates: seeds to average over; 0 = 3", 1000),
     ):
         flags.DEFINE_integer(name, 0, meaning, lower_bound=0, upper_bound=most, flag_values=flag_values)
     flags.DEFINE_list(
         "widths",
         ["1", "2", "4", "8"],
-        "of --coordinates: widths, as multiples of model.embed_dim",
+        "with --coordinates: widths, as multiples of model.embed_dim",
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
@@ -146,15 +144,15 @@ def _define(flag_values: flags.FlagValues) -> None:
         "where cells run; slurm = as a job array; --slurm.partition=gpu and so on are passed to sbatch",
         flag_values=flag_values,
     )
-    flags.DEFINE_bool("launcher.wait", True, "of --launcher=slurm: wait for the cells", flag_values=flag_values)
+    flags.DEFINE_bool("launcher.wait", True, "with --launcher=slurm: wait for the cells", flag_values=flag_values)
     flags.DEFINE_bool(
-        "dry_run", False, "of --launcher=slurm: print the script, and submit nothing", flag_values=flag_values
+        "dry_run", False, "with --launcher=slurm: print the script, and submit nothing", flag_values=flag_values
     )
     flags.DEFINE_enum(
         "pack",
         "auto",
         ["auto", "on", "off"],
-        "cells that differ in seeds and hyper-parameters as one program; auto = on a GPU or TPU",
+        "train cells that differ only in seeds and hyper-parameters as one program; auto = on a GPU or TPU",
         flag_values=flag_values,
     )
 
@@ -168,7 +166,7 @@ def _slurm_options(flag_values: flags.FlagValues, chosen: Sequence[str]) -> dict
     given = [f"slurm.{text.partition('=')[0][:60]}" for text in chosen]
     given += [name for name in ("launcher.wait", "dry_run") if flag_values[name].present]
     if given:
-        raise UserError(f"--{given[0]} belongs to --launcher=slurm")
+        raise UserError(f"--{given[0]} needs --launcher=slurm")
     return None
 
 
@@ -182,11 +180,11 @@ def _check_modes(flag_values: flags.FlagValues, asked: Sequence[str]) -> None:
     mode = asked[0] if asked else "study"
     for name in flag_values:
         if flag_values[name].present and name not in (*MODES[mode], mode):
-            raise UserError(f"--{name} has no part in --{mode}; --{mode} takes --{', --'.join(MODES[mode])}")
+            raise UserError(f"--{name} does not go with --{mode}, which takes --{', --'.join(MODES[mode])}")
 
 
 def _config_words(argv: Sequence[str]) -> list[str]:
-    """The arguments that make the config, as they were given."""
+    """The arguments --config=... and --config.section.option=..., as they were given."""
     found: list[str] = []
     waiting = iter([*argv, "-"])
     for argument in waiting:
@@ -207,7 +205,7 @@ def search(config: Config, workdir: Path, chosen: Sequence[str], words: Sequence
 
 
 def coordinates(config: Config, workdir: Path, flag_values: flags.FlagValues) -> None:
-    """Measures, prints and writes the coordinate check. Raises UserError for widths that are none."""
+    """Measures, prints and writes the coordinate check. Raises UserError for wrong widths."""
     from gptjax.studies import coordinates as checking
 
     words = flag_values.widths
@@ -221,7 +219,7 @@ def coordinates(config: Config, workdir: Path, flag_values: flags.FlagValues) ->
 
 
 def reproduce(run: str, workdir: str | None, *, steps: int) -> None:
-    """Trains a run anew and says how the two compare. Raises RunError where they depart."""
+    """Trains a run again and prints how the two compare. Raises RunError if they differ."""
     from gptjax.artifacts import mirror
     from gptjax.artifacts.lock import Lock
     from gptjax.studies import reproduction
@@ -231,7 +229,7 @@ def reproduce(run: str, workdir: str | None, *, steps: int) -> None:
         workdir = f"{run.rstrip('/')}-reproduced"
     place = mirror.writable(workdir) if workdir else reproduction.beside(first)
     if mirror.bucket_of(place):
-        lock = Lock.take(place)  # nobody is at work there while the mirror is brought up to date
+        lock = Lock.take(place)  # no other process writes there while the mirror is updated
         try:
             mirror.pull(place)
         finally:
@@ -244,7 +242,7 @@ def reproduce(run: str, workdir: str | None, *, steps: int) -> None:
 
 
 def with_settings(study: Study, chosen: Sequence[str]) -> Study:
-    """The study with NAME=VALUE of the command line. Raises UserError for a name or a value that is none."""
+    """The study with NAME=VALUE of the command line. Raises UserError for an unknown name or a wrong value."""
     known = [*SETTINGS, *(f"base.{path}" for path in config_lib.flat_options())]
     for text in chosen:
         name, equals, value = text.partition("=")
@@ -265,7 +263,7 @@ def difference(workdirs: list[str]) -> None:
     from gptjax.studies import differences
 
     if len(workdirs) != 2:
-        raise UserError(f"--diff compares two work directories, and there are {len(workdirs)}: --diff runs/a runs/b")
+        raise UserError(f"--diff takes two work directories, not {len(workdirs)}: --diff runs/a runs/b")
     found, parting = differences.compare(*map(mirror.opened, workdirs))
     for one in found:
         print(f"{one.name}: {one.ours!r} in the first, {one.theirs!r} in the second: {one.effect}")
@@ -288,12 +286,13 @@ def ablate(
     wait: bool = True,
     dry_run: bool = False,
 ) -> None:
-    """Shows the plan of a study, runs what is missing of it, and writes its report.
+    """Shows the plan of a study, runs its missing cells, and writes its report.
 
     Args:
-      command: its arguments, for the report.
+      command: the arguments of the command line, for the report.
       slurm: options of sbatch for cells that run in Slurm; None: they run here.
-      wait: for the cells in Slurm. dry_run: print the script of the array, and nothing else.
+      wait: whether to wait for the cells in Slurm.
+      dry_run: only print the script of the job array.
     """
     from gptjax.artifacts import mirror
     from gptjax.studies import ladder, local, progress
@@ -323,7 +322,7 @@ def ablate(
         ran: set[str] = set()
 
         def run(missing: Callable[[], list[Any]]) -> None:
-            """Runs what is missing, then what is missing after that: first grids, then the chosen points."""
+            """Runs missing cells until none is left: tuning grids first, since they decide what runs next."""
             while cells := [cell for cell in missing() if cell.key not in ran]:
                 ran.update(cell.key for cell in cells)
                 jobs = local.packs(cells, most=most)
@@ -334,7 +333,7 @@ def ablate(
                         cluster.run(jobs, workdir, slurm, workers=workers, wait=wait, show=show)
 
         def rung_by_rung() -> list[Any]:
-            """What can run now; what the rungs below say of it is noted before."""
+            """The cells that can run now. What the rungs below predict for them is recorded first."""
             ladder.predict(plan)
             mirror.push(workdir)
             return ladder.due(plan)
@@ -342,7 +341,7 @@ def ablate(
         if not report:
             run(plan.noise_missing if noise else rung_by_rung)
         if slurm is not None and not wait and (plan.noise_missing() if noise else plan.missing()):
-            print("the cells are in the queue of Slurm; when they are done, the same command goes on")
+            print("the cells are in the queue of Slurm; repeat this command when they are done")
             return
         if noise:
             print(plan.measure_noise().in_words())
@@ -357,7 +356,7 @@ def ablate(
 
 @contextlib.contextmanager
 def _held(workdir: Path, *, runs: bool, writes: bool) -> Iterator[None]:
-    """The directory of a study, this process's own if it runs something; of one in a bucket the mirror, up to date."""
+    """If `runs`, locks the directory of a study and updates its mirror; if `writes`, uploads the mirror at the end."""
     from gptjax.artifacts import mirror
     from gptjax.artifacts.lock import Lock
     from gptjax.training.run import Ending
@@ -396,7 +395,7 @@ def describe(plan: Any) -> str:
         if budget := study.tuning_budget(name):
             seeds = len(study.tuning_seed_values())
             lines.append(f"tuning of {name}: {budget} cells ({budget // seeds} points x {seeds} seeds)")
-        lines += [f"warning: {sentence}: it gives no verdict; widen the grid" for sentence in plan.censored(name)]
+        lines += [f"warning: {sentence}: its claims get no verdict; widen the grid" for sentence in plan.censored(name)]
     lines += [f"claim: {claim.text}" for claim in study.parsed_claims()]
     return "\n".join(lines)
 

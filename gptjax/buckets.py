@@ -1,7 +1,7 @@
 """Files in an object store, by URL: gs://, s3:// or another protocol of fsspec.
 
-An object appears whole or not at all, and cannot be appended to. A request that fails since the store does not answer
-is made again for `PATIENCE` seconds, which is told; what is refused (no such bucket, no permission) is a UserError.
+An object appears whole or not at all, and cannot be appended to. While the store does not answer, a request is repeated
+for `PATIENCE` seconds, with a warning; a refusal (no such bucket, no permission) is a UserError.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 from gptjax import files
 from gptjax.errors import RunError, UserError
 
-PATIENCE = 600.0  # seconds for which a store that does not answer is asked again
-SILENCE = 10.0  # seconds of one request after which its silence is told
-_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between requests, the last again and again
+PATIENCE = 600.0  # seconds for which requests to a store that does not answer are repeated
+SILENCE = 10.0  # seconds after which a request without an answer gives a warning
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between repeated requests; after that always the last
 _PARALLEL = 8  # files that are read or written at once
 _PIECE = 4 << 20  # bytes of an object that are read at once
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
-_NAME = re.compile(r"[a-z0-9][-a-z0-9_.]{1,220}[a-z0-9]")  # of a bucket of Google's
+_NAME = re.compile(r"[a-z0-9][-a-z0-9_.]{1,220}[a-z0-9]")  # a bucket of Google Cloud Storage
 _PACKAGES = {"gs": "gptjax[gcs]", "gcs": "gptjax[gcs]", "s3": "gptjax[s3]"}
 _REFUSED = {
     401: "there are no credentials that it accepts",
@@ -42,7 +42,7 @@ _SIGN_IN = {
 
 
 def cache() -> Path:
-    """Where what object stores hold is mirrored: in $GPTJAX_CACHE or ~/.cache/gptjax."""
+    """The directory of local copies of object stores, in $GPTJAX_CACHE or ~/.cache/gptjax."""
     return Path(os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser().absolute() / "buckets"
 
 
@@ -51,11 +51,12 @@ def is_url(text: str | Path) -> bool:
 
 
 class Object(NamedTuple):
-    """What a listing says of an object.
+    """An object in a listing.
 
     Attributes:
-      md5: hexadecimal; "" where the store does not say it.
-      modified: seconds since 1970 by the clock of the store, None where it does not say it.
+      size: bytes.
+      md5: hexadecimal; "" if the store does not give it.
+      modified: seconds since 1970 by the clock of the store; None if it does not give it.
     """
 
     size: int
@@ -67,7 +68,7 @@ class Bucket:
     """The objects under one URL; names are relative to it. Methods raise UserError and RunError that name the URL."""
 
     def __init__(self, url: str, *, patience: float | None = None):
-        """`patience`: seconds for which a store that does not answer is asked again; default: PATIENCE."""
+        """`patience`: seconds for which requests without an answer are repeated; default: PATIENCE."""
         self.url, self._patience = url.rstrip("/"), PATIENCE if patience is None else patience
         self.scheme, _, self._root = url.partition("://")
         self._root = self._root.rstrip("/")
@@ -82,7 +83,7 @@ class Bucket:
 
     def _open(self) -> Any:
         options: dict[str, Any] = {"use_listings_cache": False}
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints where it was when it gave up; `_ask` tells
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are reported by `_ask`
         if self.scheme in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
             options["token"] = "anon"
         try:
@@ -100,7 +101,7 @@ class Bucket:
         return f"{self.url}/{name}"
 
     def list(self, below: str = "") -> dict[str, Object]:
-        """The objects below a name, all at once. Raises UserError where there is no such bucket."""
+        """All objects below a name. Raises UserError if there is no such bucket."""
         place = f"{self._root}/{below}".rstrip("/")
 
         def listed() -> dict[str, Any]:
@@ -121,7 +122,7 @@ class Bucket:
         }
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object; None where there is none."""
+        """The content of an object; None if it does not exist."""
 
         def content() -> bytes | None:
             try:
@@ -132,7 +133,7 @@ class Bucket:
         return self._ask(content)
 
     def modified(self, name: str) -> float | None:
-        """When an object was last written, by the clock of the store; None where there is none, or it does not say."""
+        """When an object was last written, by the clock of the store; None if it is missing or no time is given."""
 
         def time() -> float | None:
             try:
@@ -143,12 +144,12 @@ class Bucket:
         return self._ask(time)
 
     def sha256(self, name: str) -> str:
-        """sha256 of an object, which is read for that."""
+        """sha256 of an object; reads all of it."""
         with self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def open(self, name: str) -> io.BufferedReader:
-        """The content of an object, read piece by piece from any place. Raises UserError where there is none."""
+        """An object as a seekable file, read in pieces. Raises UserError if it does not exist."""
         place = f"{self._root}/{name}"
         size = int(self._ask(lambda: self._system.info(place))["size"])
 
@@ -158,7 +159,7 @@ class Bucket:
         return io.BufferedReader(_Content(part, size), _PIECE)
 
     def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
-        """{name: what the store says of it} of the objects that match, by names below the bucket's own URL."""
+        """{name: the store's information} of the objects that match; names are relative to the URL."""
         found = self._ask(lambda: self._system.glob(f"{self._root}/{pattern}", detail=True))
         return {
             name.removeprefix("/").removeprefix(f"{self._root}/"): info
@@ -176,9 +177,9 @@ class Bucket:
         self.remove([trial])
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes an object that is not there yet. Whether it is now this one: of several at once, one is.
+        """Writes an object if there is none of this name; returns whether it now has this content.
 
-        An emulator may know no condition on a write; then the last one is.
+        Of several writers at once one wins: the first, or the last where an emulator ignores conditions on a write.
         """
         place = f"{self._root}/{name}"
 
@@ -236,7 +237,7 @@ class Bucket:
             list(pool.map(act, names))
 
     def _ask(self, request: Callable[[], Any], *, missing: type[BaseException] | tuple = ()) -> Any:
-        """The answer to a request, which is made again while the store does not answer."""
+        """The answer to a request, which is repeated while the store does not answer."""
         begin, tries, told = time.monotonic(), 0, threading.Event()
 
         def tell(reason: str) -> None:
@@ -256,7 +257,7 @@ class Bucket:
                 raise
             except Exception as error:  # each store raises its own
                 if isinstance(error, OSError) and error.filename and not is_url(str(error.filename)):
-                    raise  # of this machine's disk
+                    raise  # an error of this machine's disk
                 if refusal := self._refusal(error):
                     raise refusal from None
                 if time.monotonic() - begin >= self._patience:
@@ -269,7 +270,7 @@ class Bucket:
                 tries += 1
 
     def _refusal(self, error: BaseException) -> UserError | None:
-        """The error to raise for what asking again does not change; None for a store that does not answer."""
+        """The error for a request that would always be refused; None for a store that does not answer."""
         name, status = type(error).__name__, _status(error)
         if isinstance(error, FileNotFoundError):
             status = 404
@@ -286,16 +287,16 @@ class Bucket:
 
 
 def copied(url: str, patterns: Sequence[str]) -> Path:
-    """A directory in the cache with the objects right under a URL whose names match a pattern.
+    """A directory in the cache with the objects directly under a URL whose names match a pattern.
 
-    It is named by what the store says of them, so a copy never changes. Raises UserError where none matches.
+    Its name is a hash of their listing, so a copy never changes. Raises UserError if no object matches.
     """
     bucket = Bucket(url)
     found = {
         name: there for name, there in bucket.list().items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)
     }
     if not found:
-        raise UserError(f"{url}: there is no file {', '.join(patterns[:3])} or another of a model")
+        raise UserError(f"{url} has no file of a model, such as {', '.join(patterns[:3])}")
     text = repr((bucket.url, sorted(found.items())))
     directory = cache() / f"copy-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     cache().mkdir(parents=True, exist_ok=True)
@@ -306,7 +307,7 @@ def copied(url: str, patterns: Sequence[str]) -> Path:
 
 
 class _Content(io.RawIOBase):
-    """An object as a file. `read(begin, end)` gives bytes of it."""
+    """An object as a file. `read(begin, end)` returns these bytes of it."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int):
         self._read, self._size, self._at = read, size, 0
@@ -336,7 +337,7 @@ class _Content(io.RawIOBase):
 
 @contextlib.contextmanager
 def _after(seconds: float, act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` where the body takes longer."""
+    """Calls `act` if the body takes longer than `seconds`."""
     timer = threading.Timer(seconds, act)
     timer.daemon = True
     timer.start()
@@ -347,7 +348,7 @@ def _after(seconds: float, act: Callable[[], None]) -> Iterator[None]:
 
 
 def file_md5(path: Path) -> str:
-    """md5 of a file, hexadecimal: the sum that object stores keep of an object."""
+    """md5 of a file, hexadecimal, as object stores give it for an object."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -366,7 +367,7 @@ def _object(info: dict[str, Any]) -> Object:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of HTTP in an error, where it has one."""
+    """The HTTP status of an error, if it has one."""
     code = getattr(error, "code", None) or getattr(error, "status", None)
     response = getattr(error, "response", None)
     if isinstance(response, dict):

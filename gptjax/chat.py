@@ -5,21 +5,22 @@
   python -m gptjax.chat --workdir=runs/chat --prompt="What is a decorator?"
   python -m gptjax.chat --workdir=runs/chat < questions.txt > answers.txt
 
-A model trained on dialogues answers by its own chat template. One without a template continues the text so far, and
-says so. When the context is full the oldest turns are left out, never the system text. With the same --seed the same
+A model trained on dialogues answers in its own chat template. One without a template continues the text so far, with a
+warning. When the context is full the oldest turns are left out, never the system text. With the same --seed the same
 questions get the same answers. From a pipe each line is a turn, and only answers are written to standard output.
 
   /regenerate           another answer to the last question
   /reset                forget the turns, not the system text
-  /system TEXT          what stands before the turns; without TEXT nothing
-  /set NAME VALUE       a sampling flag, e.g. /set temperature 0.7
-  /save FILE.jsonl      the conversation, as data.source=messages:FILE.jsonl reads it
-  /load FILE.jsonl      a conversation to go on with
+  /system TEXT          set the system text; without TEXT, remove it
+  /set NAME VALUE       change a sampling flag, e.g. /set temperature 0.7
+  /save FILE.jsonl      save the conversation in the format of data.source=messages:FILE.jsonl
+  /load FILE.jsonl      continue a saved conversation
   /stats                tokens, tokens per second, how full the context is
   /help, /quit
 
-A message that begins with a slash is written with two. At the terminal a \\ at the end of a line continues it, Ctrl-C
-ends an answer, and twice, or Ctrl-D, the program. The history of lines is in the cache directory, for you alone.
+To send a message that begins with a slash, write two slashes. At the terminal, a \\ at the end of a line continues the
+message on the next line. Ctrl-C ends an answer; Ctrl-C twice, or Ctrl-D, ends the program. The history of lines is a
+file in the cache directory that only you can read.
 """
 
 import contextlib
@@ -49,7 +50,9 @@ def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = {"flag_values": flag_values}
     sampling_flags.define_model(flag_values)
-    flags.DEFINE_string("prompt", None, "one question; its answer, and the end, e.g. --prompt='Who are you?'", **define)
+    flags.DEFINE_string(
+        "prompt", None, "ask one question, print the answer, and end, e.g. --prompt='Who are you?'", **define
+    )
     flags.DEFINE_string("system", "", "text before all turns, e.g. --system='Answer in French.'", **define)
     sampling_flags.define_draft(flag_values)
     sampling_flags.define(flag_values, SamplingParams(max_new_tokens=MAX_NEW_TOKENS))
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     params = sampling_flags.read(flag_values)
 
     at_terminal = flag_values.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    # A pipe gets UTF-8. A terminal gets what its encoding has, with ? for other characters, instead of an error.
+    # A pipe gets UTF-8. A terminal gets its own encoding, with ? for characters that it lacks, instead of an error.
     with contextlib.suppress(AttributeError):  # standard output was replaced by an object that cannot do this
         sys.stdout.reconfigure(**({"errors": "replace"} if sys.stdout.isatty() else {"encoding": "utf-8"}))
     conversation, described, history = _open(flag_values, params)
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     if flag_values.prompt is not None:
         session.answer(lambda on_text: conversation.ask(flag_values.prompt, on_text))
     elif at_terminal:
-        _tell(f"{described}; /help says what else there is")
+        _tell(f"{described}; /help lists the commands")
         with _line_editing(history):
             _converse(session)
     else:
@@ -77,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _open(options: flags.FlagValues, params: SamplingParams) -> tuple["Conversation", str, Path]:
-    """(the conversation with the model of the command line, what it is, the file of the history)."""
+    """(the conversation with the model of the command line, a description of the model, the history file)."""
     import jax
 
     from gptjax.artifacts import models
@@ -99,7 +102,7 @@ def _open(options: flags.FlagValues, params: SamplingParams) -> tuple["Conversat
         generator, sampling_flags.with_published(options, params, trained.generation), system=options.system
     )
     if trained.template is None:
-        _tell("warning: this model has no chat template: it continues what you write, and answers nothing")
+        _tell("warning: this model has no chat template: it continues what you write instead of answering")
     template = "none" if trained.template is None else "its own" if trained.template.jinja else "ChatML"
     where = f"{options.workdir}{'' if place.is_published else f', step {trained.step}'}"
     context = trained.architecture.context_length
@@ -108,7 +111,7 @@ def _open(options: flags.FlagValues, params: SamplingParams) -> tuple["Conversat
 
 
 class Session:
-    """Lines of a person to a conversation: questions and commands."""
+    """Carries out the lines that a person types: questions and commands."""
 
     def __init__(self, conversation: "Conversation", options: flags.FlagValues):
         self.conversation = conversation
@@ -127,7 +130,7 @@ class Session:
         }
 
     def take(self, line: str) -> bool:
-        """Does what a line says; returns whether the conversation goes on. Raises UserError or RunError."""
+        """Carries out one line; returns whether the conversation goes on. Raises UserError or RunError."""
         text = line.strip()
         _check_text(text, "the message")
         if not text:
@@ -143,7 +146,7 @@ class Session:
         return name != "/quit"
 
     def answer(self, ask: Callable[[Callable[[str], None]], "Answer"]) -> None:
-        """Writes the answer that `ask` gives, piece by piece, and on standard error what is to be said of it."""
+        """Writes the answer that `ask` gives, piece by piece, and notes about it on standard error."""
         self.answering = True
         try:
             answer = ask(_write)
@@ -190,7 +193,7 @@ class Session:
 
 
 def _converse(session: Session) -> None:
-    """Takes lines from the terminal until Ctrl-D, /quit or two times Ctrl-C."""
+    """Takes lines from the terminal until Ctrl-D, /quit or Ctrl-C twice."""
 
     def interrupted(*_: Any) -> None:
         if not session.answering:
@@ -217,7 +220,7 @@ def _converse(session: Session) -> None:
                 _tell(f"error: the line is not UTF-8: {error.reason} at byte {error.start}")
             except BrokenPipeError:
                 raise
-            except Exception as error:  # the conversation is not lost for an answer that failed
+            except Exception as error:  # an answer that fails does not end the conversation
                 _tell(cli.describe(error)[1])
 
 
@@ -229,7 +232,7 @@ def _read_message() -> str:
 
 
 def _answer_lines(session: Session) -> None:
-    """Takes each line of standard input. Raises UserError at the end where lines had no answer."""
+    """Takes each line of standard input. Raises UserError at the end if any of them failed."""
     failed = number = 0
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
@@ -243,18 +246,18 @@ def _answer_lines(session: Session) -> None:
             failed += 1
             _tell(f"line {number} of standard input: {error}")
     if failed:
-        raise UserError(f"{failed} of {number} lines of standard input could not be done")
+        raise UserError(f"{failed} of {number} lines of standard input failed")
 
 
 @contextlib.contextmanager
 def _line_editing(history: Path) -> Iterator[None]:
-    """Keys that edit a line, and the lines of earlier sessions, where Python has readline."""
+    """Line editing, and the history of earlier sessions, if Python has readline."""
     try:
         import readline
     except ImportError:
         yield
         return
-    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason not to talk
+    with contextlib.suppress(OSError):  # without a writable cache there is no history
         history.parent.mkdir(parents=True, exist_ok=True)
         history.touch(mode=0o600)
         history.chmod(0o600)
@@ -276,7 +279,7 @@ def _check_text(text: str, what: str) -> None:
 
 
 def _write(text: str) -> None:
-    """A piece of an answer. A terminal would obey its control characters, so those are spelled out."""
+    """Writes a piece of an answer; at a terminal, which would obey them, control characters are escaped."""
     if sys.stdout.isatty():
         text = "".join(c if c in "\n\t" or not (c < " " or "\x7f" <= c < "\xa0") else ascii(c)[1:-1] for c in text)
     sys.stdout.write(text)

@@ -27,7 +27,7 @@ from gptjax.config.values import shown
 from gptjax.errors import RunError, UserError
 
 _LONGEST_LINE = 1800  # characters of an error
-_MOST_LACKING = 20  # options that a config may lack before it is no config of ours
+_MOST_LACKING = 20  # a config that lacks more options than this was not made from get_default()
 _PATHS = ("output", "api_keys", "preferences", "compare", "hypotheses", "examples", "adapter")  # flags that name files
 VERBS = {
     "train": "config -> trained checkpoint",
@@ -35,13 +35,13 @@ VERBS = {
     "prepare": "raw text -> token store",
     "generate": "prompts -> completions",
     "chat": "a model -> a conversation at the terminal",
-    "serve": "models -> OpenAI's API and a page",
+    "serve": "models -> OpenAI's API and a web page",
     "ablate": "study -> cells, a table, a verdict",
-    "plan": "config, hardware that is not here -> does it fit, what does it cost",
+    "plan": "config, target hardware -> does it fit, what does it cost",
     "convert": "Hugging Face <-> gptjax",
     "launch": "a run -> Slurm, Cloud TPU, GKE, SkyPilot, managed training",
 }
-_VERBS_ELSEWHERE = {  # what other programs call ours, where the nearest name would be another
+_VERBS_ELSEWHERE = {  # other programs' names for our verbs, where the most similar name would be wrong
     **dict.fromkeys(("finetune", "fine-tune", "sft", "dpo", "fit"), "train"),
     **dict.fromkeys(("test", "score", "benchmark"), "evaluate"),
     **dict.fromkeys(("tokenize", "preprocess", "clean"), "prepare"),
@@ -54,7 +54,7 @@ _VERBS_ELSEWHERE = {  # what other programs call ours, where the nearest name wo
 
 
 class _ConfigFlag(flags.Flag):
-    """--config: the name of a file, and once `parse` has read it, the config with the options that were set."""
+    """--config: the name of a file; `parse` replaces it by the config. `chosen`: options set on the command line."""
 
     chosen: frozenset[str] = frozenset()
 
@@ -96,7 +96,7 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
         raise SystemExit(0)
     argv, overrides = _overrides(argv) if "config" in flag_values else (list(argv), {})
     known = [*flag_values, *(f"config.{path}" for path in config_lib.flat_options())]
-    for argument in argv[1:]:  # absl reads options from the file that --flagfile names, also from one that never ends
+    for argument in argv[1:]:  # absl would read the file of --flagfile, even one that never ends
         if (name := argument.lstrip("-").partition("=")[0]) in ("flagfile", "undefok") and argument.startswith("-"):
             raise UserError(f"unknown option --{name}")
     try:
@@ -116,13 +116,11 @@ def parse(flag_values: flags.FlagValues, argv: Sequence[str], doc: str) -> None:
     if "config" in flag_values and flag_values.config is not None:
         _apply(flag_values["config"], overrides)
     elif overrides:
-        raise UserError(
-            f"--config is missing beside --config.{next(iter(overrides))}; e.g. --config=configs/quickstart.py"
-        )
+        raise UserError(f"--config.{next(iter(overrides))} needs --config=FILE; e.g. --config=configs/quickstart.py")
 
 
 def _as_option(argument: str, flag_values: flags.FlagValues) -> str:
-    """How an argument without a name is to be written."""
+    """A hint for an argument without a name: how to write it."""
     path = Path(argument[:1000].split(":")[0])
     kinds = {"config": path.suffix == ".py", "workdir": path.is_dir() or len(path.parts) > 1, "prompt": " " in argument}
     for name, likely in kinds.items():
@@ -132,14 +130,14 @@ def _as_option(argument: str, flag_values: flags.FlagValues) -> str:
 
 
 def _expanded(value: Any) -> Any:
-    """A path, or a list of some, in which ~ is the home directory: no shell expands --flag=~/file."""
+    """Expands ~ in a path or a list of paths: no shell does so in --flag=~/file."""
     if isinstance(value, list):
         return [_expanded(entry) for entry in value]
     return str(files.expand(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _check_flag(name: str, value: Any) -> None:
-    """Raises UserError for what no flag can mean."""
+    """Raises UserError for a value that no flag can have."""
     texts = value if isinstance(value, list) else [value]
     if any(isinstance(text, str) and "\0" in text for text in texts):
         raise UserError(f"--{name}={shown(value)} has a zero byte in it")
@@ -153,7 +151,7 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def _in_words(error: Exception, flag_values: flags.FlagValues, argv: Sequence[str]) -> str:
-    """What absl could not read, without Python's words."""
+    """An error of absl in plain words."""
     text = str(error).strip()
     if match := re.match(r"(?:flag )?--([\w.]+)=(.*?): ", text, re.DOTALL):
         name, value = match.groups()
@@ -202,7 +200,7 @@ def _overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _apply(flag: _ConfigFlag, overrides: Mapping[str, str]) -> None:
-    """Puts the config that the flag names, with overrides, in the place of its name."""
+    """Replaces the file name in the flag by the config of that file, with overrides."""
     config = _load(flag.value)
     for path, text in overrides.items():
         config_lib.override(config, path, text)
@@ -210,7 +208,7 @@ def _apply(flag: _ConfigFlag, overrides: Mapping[str, str]) -> None:
 
 
 def _load(text: str) -> config_lib.Config:
-    """What get_config() of FILE[:ARG] returns. What goes wrong inside the file is a UserError with its line."""
+    """What get_config() of FILE[:ARG] returns. An error inside the file is a UserError with its line."""
     name, colon, argument = text.partition(":")
     with contextlib.suppress(RuntimeError):  # no such user
         name = str(Path(name).expanduser()) if name.startswith("~") else name
@@ -233,7 +231,7 @@ def _load(text: str) -> config_lib.Config:
             raise UserError(
                 f"--config={path} takes no argument after a colon, and {shown(argument)} was given"
                 if colon
-                else f"--config={path}: its get_config needs other arguments; it may have one: --config=FILE:ARGUMENT"
+                else f"--config={path}: its get_config must take no argument or one, the text after the colon"
             )
         config = module.get_config(*arguments)
     except UserError:
@@ -241,7 +239,7 @@ def _load(text: str) -> config_lib.Config:
     except OSError as error:
         raise UserError(f"--config={path}: {files.explain(error)}") from None
     except SystemExit:
-        raise UserError(f"--config={path} ends the command with sys.exit(); it must only make a config") from None
+        raise UserError(f"--config={path} calls sys.exit(); it must only return a config") from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         numbers = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
@@ -289,7 +287,7 @@ def _named(config: config_lib.Config) -> bool:
 
 
 def data_progress(stage: str, done: int, total: int | None) -> None:
-    """Shows how far the building of a token store is, on one line of a terminal."""
+    """Shows the progress of building a token store on one line of a terminal."""
     share = f"{done / total:4.0%}" if total else f"{done / 1e6:.1f}M characters"
     print(f"\r{stage} {share}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
@@ -317,20 +315,20 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def _with_urls(text: str) -> str:
-    """A message with the URLs of runs in buckets in the place of their mirrors."""
+    """A message in which the paths of mirrors are replaced by the URLs of their buckets."""
     mirror = sys.modules.get("gptjax.artifacts.mirror")
     return mirror.in_words(text) if mirror else text
 
 
 def _one_line(text: str) -> str:
-    """A message as one line of a sane length, without control characters, which a terminal would obey."""
+    """A message as one line, shortened if it is long; control characters, which a terminal would obey, are escaped."""
     line = re.sub(r"(:?)\s*[\r\n\v\f]\s*", lambda match: ": " if match[1] else "; ", text.strip())
     line = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
     return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 4 :]}"
 
 
 def describe(error: BaseException) -> tuple[int, str]:
-    """The exit status and the last line on stderr for what ended a command; of a bug also prints where it is."""
+    """The exit status and the last line on stderr for the error that ended a command; prints a traceback for a bug."""
     if isinstance(error, KeyboardInterrupt) or (interrupts.received and not isinstance(error, RunError)):
         return interrupts.last_words()
     if isinstance(error, UserError):

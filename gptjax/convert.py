@@ -7,14 +7,14 @@ The layouts are those of GPT-2, Llama, Mistral, Qwen2 and Qwen3.
   python -m gptjax.convert --from=runs/lora --to=peft:adapters/mine
   python -m gptjax.convert --from=hf:models/gpt2 --adapter=adapters/mine --to=runs/both
 
-Each of them may be in a bucket: --from=gs://BUCKET/runs/mine --to=hf:gs://BUCKET/models/mine.
-hf:NAME is a directory, or a name on the hub where there is a cache or a network. The work directory holds one
-checkpoint, which evaluate, generate and `--config.init_from` read like any other. Adapters (model.lora_rank) are
-merged into hf:DIR; peft:DIR has them alone, in PEFT's format.
+Each directory may be in a bucket: --from=gs://BUCKET/runs/mine --to=hf:gs://BUCKET/models/mine.
+hf:NAME is a directory, or the name of a model on the hub (from the local cache or the network). The work directory
+holds one checkpoint, which evaluate, generate and `--config.init_from` read like any other. Adapters (model.lora_rank)
+are merged into hf:DIR; peft:DIR has them alone, in PEFT's format.
 
-A result appears whole or not at all: after a kill the same command begins again, after the end it says so and is done.
-What else is in the place of --to is kept. Texts to continue begin as the tokenizer of the model says (add_bos_token);
---add_bos_token=true or false changes it.
+A result appears whole or not at all: after a kill, the same command starts anew; if the result is complete, it says so
+and does nothing. Whatever else is at --to is never overwritten. Whether prompts begin with the beginning-of-text token
+is read from the model's tokenizer (add_bos_token); --add_bos_token=true or false overrides it.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ from gptjax import cli, files
 from gptjax.buckets import Bucket, cache, is_url
 from gptjax.errors import RunError, UserError
 
-RECORD = "conversion.json"  # in every result: what it was made from, so that the same command again is a success
+RECORD = "conversion.json"  # in every result: what it was made from, so that repeating the command succeeds
 BEGUN = f".{RECORD}"  # in a bucket, while a result is copied there
-_SMALL = 16 << 20  # bytes of an input up to which its content is compared; of a larger one size and time of change
+_SMALL = 16 << 20  # bytes; of larger inputs, size and time of change are compared instead of the content
 
 
 def main(argv: list[str]) -> None:
@@ -43,20 +43,23 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("from", None, "hf:DIR_OR_NAME or a work directory, e.g. --from=hf:models/gpt2", **define)
     flags.DEFINE_string("to", None, "hf:DIR, peft:DIR or a work directory, e.g. --to=runs/gpt2", **define)
     flags.DEFINE_string("checkpoint", "best", "to export: best, last or a step, e.g. --checkpoint=last", **define)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "to export, e.g. --dtype=bfloat16", **define)
-    flags.DEFINE_string("max_shard_size", "5GB", "of a file to export, e.g. --max_shard_size=500MB", **define)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "of exported weights, e.g. --dtype=bfloat16", **define
+    )
+    flags.DEFINE_string("max_shard_size", "5GB", "largest exported file, e.g. --max_shard_size=500MB", **define)
     flags.DEFINE_bool(
         "allow_pickle",
         False,
         "import .bin files, which can run code when they are opened, e.g. --allow_pickle (needs torch)",
         **define,
     )
-    flags.DEFINE_string("adapter", "", "to import: adapters of PEFT for hf:DIR, e.g. --adapter=adapters/mine", **define)
+    flags.DEFINE_string("adapter", "", "imported PEFT adapters of hf:DIR, e.g. --adapter=adapters/mine", **define)
     flags.DEFINE_enum(
         "add_bos_token",
         "auto",
         ["auto", "true", "false"],
-        "to import: put the beginning-of-text token before prompts, e.g. --add_bos_token=false",
+        "imported models: whether prompts begin with the beginning-of-text token; auto = as the tokenizer says, e.g. "
+        "--add_bos_token=false",
         **define,
     )
     cli.parse(flag_values, argv, __doc__)
@@ -66,10 +69,10 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name} is missing; {flag_values[name].help}")
     if source.startswith("hf:") == target.startswith(("hf:", "peft:")):
         raise UserError(
-            f"--from={source} --to={target}: exactly one of the two is a work directory, the other hf:DIR or peft:DIR"
+            f"--from={source} --to={target}: one of them must be a work directory, and the other hf:DIR or peft:DIR"
         )
     if flag_values.adapter and not source.startswith("hf:"):
-        raise UserError(f"--adapter={flag_values.adapter} belongs to a model of --from=hf:DIR, not to {source}")
+        raise UserError(f"--adapter={flag_values.adapter} needs --from=hf:DIR, not --from={source}")
     place = target.removeprefix("hf:").removeprefix("peft:")
     if source.startswith("hf:"):
         name, adapter, allow_pickle = source.removeprefix("hf:"), flag_values.adapter, flag_values.allow_pickle
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
 
 
 def _source(text: str) -> Path:
-    """The work directory of --from; of a URL its mirror."""
+    """The work directory of --from, or the mirror of a URL."""
     if not is_url(text):
         return _path("from", text)
     from gptjax.artifacts import mirror
@@ -112,8 +115,8 @@ class _Place(NamedTuple):
     """Where a result appears.
 
     Attributes:
-      path: a directory; of a bucket, its mirror, which has only the lock.
-      name: what a person calls it.
+      path: the directory; for a bucket, its mirror, which has only the lock.
+      name: the path or URL, for messages.
     """
 
     path: Path
@@ -137,7 +140,7 @@ class _Place(NamedTuple):
 def _result(place: _Place, request: dict[str, Any]) -> Iterator[Path | None]:
     """A directory to write into, which becomes `place` at the end, with a record of `request` in it.
 
-    None where `place` holds the finished result of the same request. Raises UserError where it holds anything else.
+    None if `place` holds the finished result of the same request. Raises UserError if it holds anything else.
     """
     if place.bucket:
         with _published(place, place.bucket, request) as directory:
@@ -162,7 +165,7 @@ def _result(place: _Place, request: dict[str, Any]) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterator[Path | None]:
-    """`_result` of a bucket: BEGUN says what is being copied there, and the record is there at the end."""
+    """`_result` for a bucket: it has BEGUN while files are copied there, and RECORD once all are."""
     from gptjax.artifacts.lock import Lock
 
     begun = (json.dumps(request) + "\n").encode()
@@ -172,7 +175,7 @@ def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterat
         if bucket.read(BEGUN) != begun and _is_done(place, request, there):
             yield None
             return
-        # Not below the mirror: there Orbax writes to the bucket.
+        # Not below the mirror, where Orbax would write to the bucket.
         built = cache() / f"converted-{place.path.parent.name}"
         files.sweep(built.parent)
         try:
@@ -191,8 +194,8 @@ def _published(place: _Place, bucket: Bucket, request: dict[str, Any]) -> Iterat
 
 
 def _of_the_place(error: Exception, partial: Path, place: str | Path) -> Exception:
-    """The error with the name that the user gave, in the place of the one that is hidden and gone."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # TensorStore's futures tell the same again, after our line
+    """The error with the user's name of the directory in place of the temporary one, which is removed."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # TensorStore's futures would report the error again
     if isinstance(error, OSError):
         if isinstance(error.filename, str):
             error.filename = error.filename.replace(str(partial), str(place))
@@ -201,7 +204,7 @@ def _of_the_place(error: Exception, partial: Path, place: str | Path) -> Excepti
 
 
 def _is_done(place: _Place, request: dict[str, Any], there: dict[str, int]) -> bool:
-    """Whether the result is there; `there`: the sizes of all files. Raises UserError where something else is."""
+    """Whether the result is complete; `there`: sizes of all files. Raises UserError if anything else is there."""
     has_directories = not place.bucket and place.path.is_dir() and any(place.path.iterdir())
     if not there and not has_directories:
         return False
@@ -218,10 +221,10 @@ def _is_done(place: _Place, request: dict[str, Any], there: dict[str, int]) -> b
         )
     if lost := sorted(name for name, size in record["outputs"].items() if there.get(name) != size):
         raise UserError(
-            f"--to={place.name} exists, but {lost[0]} is not as it was written; remove the directory, and the same "
-            "command makes it again"
+            f"--to={place.name} exists, but {lost[0]} was changed or removed; remove the directory and "
+            "repeat this command"
         )
-    print(f"{place.name} is the finished result of this conversion already; nothing was done")
+    print(f"{place.name} already is the finished result of this conversion; nothing was done")
     return True
 
 
@@ -234,7 +237,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _request(kind: str, directories: dict[str, Path], patterns: tuple[str, ...], **options: Any) -> dict[str, Any]:
-    """What a result is made from: the files, and the options that change it."""
+    """What a result is made from: input files, and options that change it."""
     inputs = {
         f"{name}/{path.relative_to(directory)}": _identity(path)
         for name, directory in directories.items()
@@ -259,7 +262,7 @@ def import_model(
 ) -> None:
     """Writes the model, the tokenizer and the chat template of a Hugging Face directory as a checkpoint of step 0.
 
-    With `adapter`, a directory or name of PEFT, it has these adapters.
+    `adapter`: directory or name of PEFT adapters that are imported with it.
     """
     from gptjax.model.huggingface import files as huggingface_files
 
@@ -295,7 +298,7 @@ def _import(name: str, sources: dict[str, Path], workdir: Path, *, allow_pickle:
 
 
 def export_model(workdir: Path, which: str, place: str | Path, *, dtype: str, max_shard_bytes: int) -> None:
-    """Writes a checkpoint in the Hugging Face layout that has all its options."""
+    """Writes a checkpoint in the Hugging Face layout that supports all its options."""
     from gptjax.artifacts import loading
     from gptjax.data.tokenization import huggingface as tokenizer_files
     from gptjax.model import gpt

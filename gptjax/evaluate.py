@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, score what a system wrote, or compare two evaluations.
+"""Evaluate a checkpoint, score texts of any system, or compare two evaluations.
 
   python -m gptjax.evaluate --workdir=runs/quickstart
   python -m gptjax.evaluate --workdir=runs/quickstart --tasks=perplexity --stride=64 --split=test
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     define_model(flag_values)
     flags.DEFINE_string("tasks", None, "comma-separated, e.g. --tasks=perplexity,bleu; default: the config's", **define)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "e.g. --split=test", **define)
-    flags.DEFINE_string("data", "", "perplexity of all of another source, e.g. --data=text:notes/*.txt", **define)
+    flags.DEFINE_string("data", "", "measure perplexity on all of this source, e.g. --data=text:notes/*.txt", **define)
     number = functools.partial(define_number, flag_values)
     number("stride", None, "tokens between windows, e.g. --stride=64; default: the config's", (0, 2**24))
     number("batch_size", None, "rows scored at once; no result depends on it, e.g. --batch_size=32", (1, 2**20))
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> None:
     number("max_prompts", None, "prompts scored at most, 0 = all, e.g. --max_prompts=100", (0, 2**31))
     number("max_new_tokens", None, "tokens generated at most, e.g. --max_new_tokens=100", (1, 2**24))
     define_beams(flag_values, default=None)
-    number("best_of", 1, "completions drawn, of which the best is scored, e.g. --best_of=8", (1, 1000))
-    flags.DEFINE_string("reward", "", "what the best of --best_of is, e.g. --reward=model:runs/reward", **define)
-    flags.DEFINE_string("examples", "", "questions of tasks named without a file, e.g. --examples=copa.jsonl", **define)
-    flags.DEFINE_string("delimiter", " ", r"between query and choice, e.g. --delimiter='\nAnswer: '", **define)
+    number("best_of", 1, "completions drawn per prompt; the best one is scored, e.g. --best_of=8", (1, 1000))
+    flags.DEFINE_string("reward", "", "reward by which --best_of chooses, e.g. --reward=model:runs/reward", **define)
+    flags.DEFINE_string("examples", "", "questions for tasks without FILE, e.g. --examples=copa.jsonl", **define)
+    flags.DEFINE_string("delimiter", " ", r"text between query and choice, e.g. --delimiter='\nAnswer: '", **define)
     flags.DEFINE_multi_string("compare", [], "two work directories or results, e.g. --compare runs/a runs/b", **define)
     flags.DEFINE_string("hypotheses", None, "a file or folder of outputs to score, e.g. --hypotheses=out.txt", **define)
     flags.DEFINE_string("references", "", "one text per line, e.g. --references=a.txt,b.txt", **define)
@@ -67,18 +67,19 @@ def main(argv: Sequence[str]) -> None:
         "begin",
         "tokenizer",
         ["tokenizer", "document", "none"],
-        "what comes before a question: what the tokenizer puts before every text, as lm-eval does; or what begins a "
-        "document in training, e.g. --begin=document",
+        "tokens before a question: tokenizer = those that it puts before every text, as lm-eval does; document = those "
+        "that begin a document in training, e.g. --begin=document",
         **define,
     )
     flags.DEFINE_enum(
         "too_long",
         "cut",
         ["cut", "skip", "fail"],
-        "a question or prompt longer than the context: cut its beginning off, or leave it out, e.g. --too_long=skip",
+        "for a question or prompt longer than the context: cut its beginning off, or leave it out (skip), e.g. "
+        "--too_long=skip",
         **define,
     )
-    flags.DEFINE_string("rules", "", "of f1 and exact_match: squad, mlqa, mlqa-es, cmrc, e.g. --rules=cmrc", **define)
+    flags.DEFINE_string("rules", "", "for f1 and exact_match: squad, mlqa, mlqa-es, cmrc, e.g. --rules=cmrc", **define)
     flags.DEFINE_string("output", None, "also write the results here, e.g. --output=results.json", **define)
     cluster.define_flags(flag_values)
     cli.parse(flag_values, _join_compare(argv), __doc__)
@@ -155,7 +156,7 @@ def evaluate(options: flags.FlagValues) -> None:
     )
     materials = [tasks.TASKS[request.kind].read(request, config, task_options) for request in requests]
 
-    # 2. The checkpoint, on a mesh of this machine: that of the training run says nothing about the devices here.
+    # 2. The checkpoint, on a mesh of this machine, whose devices may differ from those of the training run.
     config.mesh.update(config_lib.get_default().mesh)
     runtime.start(config.mesh, rows=evaluation.batch_size, cache_dir=config_lib.cache_directory(config))
     params = gpt.abstract_params(Architecture.from_config(config.model, 0))
@@ -182,7 +183,7 @@ def evaluate(options: flags.FlagValues) -> None:
     results.show(outcomes, f"{mirror.shown(place.path)}, {options.data or f'{options.split} split'}")
     if options.output:
         results.write(options.output, answer, outcomes)
-    if place.is_published:  # the directory is another's: of the hub's cache, for instance
+    if place.is_published:  # nothing is written into the directory of a published model, such as the hub's cache
         print(f"written: {options.output}" if options.output else "not written; --output=FILE.json keeps the results")
         return
     workdir = place.path.parent.parent if place.path.parent.name == "checkpoints" else place.path
@@ -205,7 +206,7 @@ def evaluate(options: flags.FlagValues) -> None:
 
 
 def _generator(trained, mesh):
-    """What completes texts, or token ids; made when it is first called."""
+    """A function that completes texts or token ids; it makes the `Generator` at its first call."""
     import jax
 
     from gptjax.evaluation import best_of, results, tasks
@@ -247,7 +248,7 @@ def _generator(trained, mesh):
     return generate
 
 
-# ---- What a system wrote ---------------------------------------------------------------------------------
+# ---- Texts of any system ---------------------------------------------------------------------------------
 
 
 def score_outputs(options: flags.FlagValues) -> None:
@@ -287,7 +288,7 @@ def score_outputs(options: flags.FlagValues) -> None:
 
 
 def _split_specs(text: str) -> list[str]:
-    """The entries of a list with commas, of which FILE#PROMPT,REFERENCE is one."""
+    """The entries of a list with commas; the comma in FILE#PROMPT,REFERENCE separates none."""
     return re.findall(r"[^,#]+(?:#[^,]*,[^,]*)?", text)
 
 
@@ -295,7 +296,7 @@ def _split_specs(text: str) -> list[str]:
 
 
 def _evaluated(place: str) -> Path:
-    """A work directory, or a result of --output; of a bucket a copy."""
+    """A work directory or a file of --output; for a URL, its local copy."""
     from gptjax.artifacts import mirror
     from gptjax.evaluation.compare import ITEMS_SUFFIX
 

@@ -1,8 +1,8 @@
-"""How a file is opened, how a result appears on a disk, and what is said when the disk cannot.
+"""Opening files, writing results whole, and errors of the disk in plain words.
 
-A result appears whole or not at all: it is written beside its place, synced, and renamed. A kill or a full disk leaves
-what was there before. The name of what is written beside has the process in it, so that `sweep` knows what a killed
-one left.
+A result appears whole or not at all: it is written under a temporary name in the same directory, synced, and renamed.
+A kill or a full disk leaves what was there before. The temporary name has the process id in it, so that `sweep` finds
+what a killed process left.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from typing import Any, BinaryIO, NamedTuple
 from gptjax.errors import UserError
 
 _PARTIAL = re.compile(r"\..*\.(\d+)@([^/]*)\.partial")
-_ABANDONED = 24 * 3600  # seconds without a change after which what another machine left counts as left
+_ABANDONED = 24 * 3600  # seconds without a change after which another machine's temporary file counts as abandoned
 
 
 def expand(text: str | Path) -> Path:
-    """The path that a person wrote: ~ and ~name are home directories. Raises UserError for what no disk has."""
+    """The path that a person wrote: ~ and ~name are home directories. Raises UserError if no disk can have it."""
     text = os.fspath(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise UserError(f"{text[:200]!r} is in an object store; a path on this machine is needed here")
@@ -43,9 +43,9 @@ def expand(text: str | Path) -> Path:
 
 
 def regular(path: Path) -> Path:
-    """The path, if it is a file that ends. Raises UserError for what is not there, a directory, a pipe, a device.
+    """The path, if it is a file with an end. Raises UserError if it is missing, a directory, a pipe or a device.
 
-    What a shell hands over as /dev/fd/N or /dev/stdin is open already and ends when its writer does.
+    /dev/fd/N and /dev/stdin are allowed: the shell has opened them, and they end when their writer does.
     """
     path = Path(path)
     try:
@@ -66,7 +66,7 @@ def regular(path: Path) -> Path:
     if kind := kinds.get(stat.S_IFMT(mode)):
         raise UserError(f"{path} is {kind}; a regular file is needed" + _PIPES * (kind == "a named pipe"))
     if path.resolve().parts[:2] in (("/", "proc"), ("/", "sys")):
-        raise UserError(f"{path} is a window into the kernel; a regular file is needed")
+        raise UserError(f"{path} is a virtual file of the kernel; a regular file is needed")
     return path
 
 
@@ -79,10 +79,10 @@ def _handed_over(path: Path) -> bool:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of `path` when the context ends without an exception.
+    """A file to write into, which replaces `path` when the context ends without an exception.
 
-    A symbolic link is followed; the owner and the mode of a file that is replaced are kept. What is not a regular file
-    (/dev/null, a pipe) is written into, since a rename would destroy it. Raises OSError with the path in it.
+    A symbolic link is followed; the owner and the mode of a replaced file are kept. A path that is not a regular file
+    (/dev/null, a pipe) is written directly, since a rename would destroy it. Raises OSError with the path in it.
     """
     with about(path):
         path = Path(path).resolve()
@@ -111,7 +111,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, text: str | Iterable[str], *, errors: str = "strict") -> None:
-    """Writes a text, or the pieces of one, in UTF-8. `errors`: of half a surrogate pair, which UTF-8 does not have."""
+    """Writes a text, or the pieces of one, in UTF-8. `errors`: as in str.encode, for half a surrogate pair."""
     with whole_file(path) as file:
         for piece in [text] if isinstance(text, str) else text:
             file.write(piece.encode("utf-8", errors=errors))
@@ -122,8 +122,8 @@ def whole_directory(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new directory that becomes `final` once everything in it is written and synced.
 
     Args:
-      replace: whether it takes the place of a directory of that name; otherwise the one that is there stays, since
-        another worker has written the same.
+      replace: whether an existing directory is replaced; otherwise it is kept, since another worker has written the
+        same.
 
     Raises OSError with the path in it.
     """
@@ -149,13 +149,13 @@ def whole_directory(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def beside(path: Path) -> Path:
-    """A name in the same directory for what is not whole yet: hidden, new, with this process in it."""
+    """A temporary name in the same directory: hidden, unique, with the process id and the host in it."""
     name = os.fsdecode(os.fsencode(path.name)[:100])  # the name of a file has at most 255 bytes
     return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{os.getpid()}@{_host()}.partial")
 
 
 def sweep(directory: Path) -> None:
-    """Removes what processes that are gone have left beside their results in a directory."""
+    """Removes the temporary files that ended processes have left in a directory."""
     with contextlib.suppress(OSError):
         for path in list(Path(directory).iterdir()):
             if (match := _PARTIAL.fullmatch(path.name)) and not _at_work(path, int(match[1]), match[2]):
@@ -163,7 +163,7 @@ def sweep(directory: Path) -> None:
 
 
 def _at_work(path: Path, pid: int, host: str) -> bool:
-    """Whether the process that writes something may still be there; of another machine its last change decides."""
+    """Whether the process that writes `path` may still run; on another machine, the time of the last change decides."""
     if host != _host():
         with contextlib.suppress(OSError):
             return time.time() - path.stat().st_mtime < _ABANDONED
@@ -175,14 +175,14 @@ _EXITING = 0x4  # PF_EXITING of Linux, among the flags in /proc/PID/stat
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine is there; one that is ending, or ended and not yet waited for, is not."""
+    """Whether a process of this machine runs; one that is exiting, or a zombie, does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
         return True
-    with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux says more
+    with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux has /proc/PID/stat
         after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         return after_name[0] not in "ZX" and not int(after_name[6]) & _EXITING
     return True
@@ -193,7 +193,7 @@ def _host() -> str:
 
 
 def sync(directory: Path) -> None:
-    """Has everything under a directory written to the disk."""
+    """Calls fsync for everything under a directory."""
     for parent, _, names in os.walk(directory):
         for path in (Path(parent), *(Path(parent, name) for name in names)):
             descriptor = os.open(path, os.O_RDONLY)
@@ -208,7 +208,7 @@ def sync(directory: Path) -> None:
 
 @contextlib.contextmanager
 def about(path: Path) -> Iterator[None]:
-    """Puts the path into an OSError that has none: a full disk shows at write(), which knows only a number."""
+    """Adds the path to an OSError without one: write() on a full disk knows only a file descriptor."""
     try:
         yield
     except OSError as error:
@@ -244,9 +244,9 @@ def words(error: OSError) -> str:
 
 
 def explain(error: OSError) -> str:
-    """What went wrong with a file: its path, the words, and for a disk its space and what to do."""
+    """What went wrong with a file: its path, the reason, and for a full disk its space and what to do."""
     path = error.filename if isinstance(error.filename, str) else None
-    if not path and error.errno == errno.ENOSPC:  # not said by whoever met it: most likely where temporary files go
+    if not path and error.errno == errno.ENOSPC:  # the error names no path: most likely that of temporary files
         path = tempfile.gettempdir()
     text = f"{path}: {words(error)}" if path else words(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -255,7 +255,7 @@ def explain(error: OSError) -> str:
 
 
 def space(path: Path) -> str:
-    """How much of the disk of a path is free, in brackets; nothing if that cannot be said."""
+    """The free space on the disk of a path, in brackets; "" if it is unknown."""
     for place in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):
             usage = shutil.disk_usage(place)
@@ -264,7 +264,7 @@ def space(path: Path) -> str:
 
 
 def save_array(path: str | Path, array: Any) -> None:
-    """A new file .npy. Raises OSError with the path and the reason; NumPy says only how many items it wrote."""
+    """Writes a .npy file. Raises OSError with the path and the reason, where NumPy gives only a number of items."""
     import numpy as np
 
     with about(Path(path)), Path(path).open("wb") as file:
@@ -272,7 +272,7 @@ def save_array(path: str | Path, array: Any) -> None:
 
 
 class _Write(NamedTuple):
-    """What has a method `write` and is not a file of the system, which NumPy would write past Python."""
+    """An object with a method `write` only: into a real file, NumPy would write without Python."""
 
     write: Callable[[Any], Any]
 

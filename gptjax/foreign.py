@@ -1,7 +1,7 @@
-"""The door for files that others wrote: read within limits, checked against a schema, refused in plain words.
+"""Reads JSON files of other programs: within limits, checked against a schema, with errors in plain words.
 
-A schema is a subclass of `Schema`, beside the code that reads the file. What it does not name is either listed in its
-IGNORED, because it can change neither numbers nor text, or reported by `unknown()`: the reader refuses or warns.
+A schema is a subclass of `Schema`, beside the code that reads the file. A key that it does not name is either in its
+IGNORED, because it changes neither numbers nor text, or returned by `unknown()`, so that the reader refuses or warns.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Schema(pydantic.BaseModel):
     """The fields of a foreign file, with their types and limits: "12", true and NaN are not numbers.
 
     Attributes:
-      IGNORED: keys that are known and read by nobody here, since they change neither numbers nor text.
+      IGNORED: known keys that are not read, since they change neither numbers nor text.
     """
 
     model_config = pydantic.ConfigDict(
@@ -35,7 +35,7 @@ class Schema(pydantic.BaseModel):
 
 
 def read(schema: type[S], path: Path) -> S:
-    """A JSON file as its schema. Raises UserError: the file, the field, what it holds, what it must be."""
+    """A JSON file as its schema. Raises UserError with the file, the field, its value and what it must be."""
     return check(schema, read_json(path), path)
 
 
@@ -52,7 +52,7 @@ def check(schema: type[S], value: Any, where: object) -> S:
 
 
 def _problems(error: pydantic.ValidationError, value: Any, where: object, most: int = 3) -> list[str]:
-    """A sentence for each field that is wrong. The branches of a union come together: "text or a list"."""
+    """A sentence for each field that is wrong. The types of a union are joined: "text or a list"."""
     fields: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
     for problem in error.errors(include_url=False):
         fields.setdefault(_place(problem["loc"], value, problem["type"]), []).append(dict(problem))
@@ -82,7 +82,7 @@ def _place(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str | int, 
 
 
 def _name(place: Sequence[str | int]) -> str:
-    """rope_scaling.factors[3]"""
+    """The path of a field as text: rope_scaling.factors[3]."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or "it"
 
 
@@ -109,8 +109,8 @@ _EXPECTED = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "value_error": "{error}",
-    "extra_forbidden": "left out: nothing of that name is known",
-    "recursion_loop": "no value that holds itself",
+    "extra_forbidden": "left out: no field of that name is known",
+    "recursion_loop": "a value that does not contain itself",
 }
 
 

@@ -11,7 +11,7 @@ A prompt is taken as the beginning of a document, or, by a model trained on dial
 line of --prompts is an object with "prompt"; in the output it also has "completion" and "finish_reason" ("stop" or
 "length"), and with --logprobs "tokens" and "logprobs". A search (--beams) adds "score", which is the sum of the
 log-probabilities ("logprob") / number of tokens ** length_penalty, and with --num_best "best", a list of these.
-With --best_of the completion is that of so many whose "reward" is the highest; --reward is as objective.reward.
+With --best_of=N the completion is that of N with the highest "reward"; --reward takes the values of objective.reward.
 --prompts also takes FILE.txt with a prompt on each line, and FILE.csv#PROMPT, FILE.tsv#PROMPT and
 FILE.parquet#PROMPT, plain or compressed, and - for standard input. Many prompts are spread over all local devices.
 """
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
     define = {"flag_values": flag_values}
     sampling_flags.define_model(flag_values)
     flags.DEFINE_string("prompt", None, "text to complete, e.g. --prompt='The with statement'", **define)
-    flags.DEFINE_string("prompts", None, "many prompts, e.g. --prompts=prompts.jsonl or test.csv#mr", **define)
-    flags.DEFINE_string("output", None, "JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
+    flags.DEFINE_string("prompts", None, "file of prompts, e.g. --prompts=prompts.jsonl or test.csv#mr", **define)
+    flags.DEFINE_string("output", None, "file of JSON lines; default: the terminal, e.g. --output=out.jsonl", **define)
     sampling_flags.define_number(
         flag_values, "num_samples", 1, "completions of each prompt, e.g. --num_samples=3", (1, 100_000)
     )
@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> None:
     )
     flags.DEFINE_bool("logprobs", False, "tokens and their log-probabilities, as JSON lines, e.g. --logprobs", **define)
     sampling_flags.define_number(
-        flag_values, "best_of", 1, "completions of which the best is kept, e.g. --best_of=8", (1, 100_000)
+        flag_values, "best_of", 1, "completions drawn per prompt; the best one is kept, e.g. --best_of=8", (1, 100_000)
     )
-    flags.DEFINE_string("reward", "", "what the best of --best_of is, e.g. --reward=model:runs/reward", **define)
+    flags.DEFINE_string("reward", "", "reward by which --best_of chooses, e.g. --reward=model:runs/reward", **define)
     sampling_flags.define_draft(flag_values)
     sampling_flags.define(flag_values)
     sampling_flags.define_search(flag_values)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--output={output}: there is no directory {Path(output).absolute().parent}; make it first")
         outputs.claim(output)
 
-    # Samples of one prompt are requests of their own: their places in the list give them different draws.
+    # Each sample of a prompt is a request: its place in the list seeds its draws.
     requests = [request for request in requests for _ in range(flag_values.num_samples * flag_values.best_of)]
     trained, generator, mesh = _load(flag_values, many=len(requests) > 1)
     if lacking := trained.tokenizer.lacking(dict.fromkeys(request["prompt"] for request in requests)):
@@ -101,14 +101,14 @@ def main(argv: Sequence[str]) -> None:
         from gptjax.generation.beam import search
 
         if trained.generation.get("repetition_penalty", 1.0) != 1.0:
-            print("warning: the published repetition_penalty is not followed in a search", file=sys.stderr)
+            print("warning: the model's published repetition_penalty has no effect with --beams", file=sys.stderr)
         prompts = generator.encode([request["prompt"] for request in requests])
         found = search(generator, prompts, beams, mesh=mesh)
         _tell_found(requests, found, output, as_lines=bool(output or flag_values.prompts))
         return
     params = sampling_flags.with_published(flag_values, params, trained.generation)
     as_lines = bool(output or flag_values.prompts or flag_values.logprobs)
-    # Text is shown while it is written only to a person: one prompt, plain text, a terminal.
+    # Text is shown while it is generated only for one prompt, in plain text, at a terminal.
     streaming = len(requests) == 1 and not as_lines and sys.stdout.isatty()
     completions = generator.complete(
         [request["prompt"] for request in requests], params, on_text=_show if streaming else None
@@ -130,8 +130,8 @@ def main(argv: Sequence[str]) -> None:
     if flag_values.draft:
         counts = generator.statistics
         print(
-            f"draft: {counts.accepted} of {counts.proposed} proposals taken; "
-            f"{counts.tokens / max(counts.passes, 1):.2f} tokens for each pass of the model",
+            f"draft: {counts.accepted} of {counts.proposed} proposals accepted; "
+            f"{counts.tokens / max(counts.passes, 1):.2f} tokens per pass of the model",
             file=sys.stderr,
         )
 
@@ -144,7 +144,7 @@ def _best(
     completions: "Sequence[Completion]",
     reward: "Reward",
 ) -> "tuple[list[dict[str, Any]], list[Completion]]":
-    """Of every --best_of completions the best, whose reward is told in its request."""
+    """The best of every --best_of completions, and its request with its reward added."""
     from gptjax.evaluation import best_of
 
     each = requests[:: options.best_of]

@@ -1,10 +1,9 @@
-"""Ctrl-C, acted on at any moment of a command: in imports, in a compilation, in a callback that swallows exceptions.
+"""Ctrl-C ends a command at any moment: during imports, a compilation, or a callback that swallows exceptions.
 
-Python runs the handler of a signal in the main thread, between two operations, and what the handler raises can be lost:
-in a callback of JAX's or of the garbage collector it is printed and forgotten, in an import it becomes an ImportError.
-So the handler notes the signal and raises KeyboardInterrupt, or ends the process where that is an import; any error
-after that is told as the signal (`cli.describe`); and a thread ends the process if the main thread has not come to its
-end a moment later.
+Python runs a signal handler in the main thread, between two operations, and the exception that it raises can be lost:
+a callback of JAX or of the garbage collector prints and drops it, an import turns it into an ImportError. So the
+handler records the signal and raises KeyboardInterrupt, or ends the process at once during an import; any later error
+is reported as the signal (`cli.describe`); and a thread ends the process if the main thread does not end soon.
 
 `install` is called before anything else is imported, and only where gptjax is the command (`gptjax/__init__.py`).
 """
@@ -19,14 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-DEAF = 0.5  # seconds after which the main thread, which has not heard of a signal, is in C for longer
-GRACE = 2.0  # seconds that what is open has to be closed
-# What ends a job beside Ctrl-C: kill and schedulers, a connection that closes, Slurm's --signal=USR1@120.
+DEAF = 0.5  # seconds after which the main thread, if it has not run the handler, is taken to be inside C code
+GRACE = 2.0  # seconds to close what is open
+# Signals that end a job, besides Ctrl-C: from kill and schedulers, a closed connection, Slurm's --signal=USR1@120.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-SECOND_GRACE = 10.0  # where others handle signals (a loop that saves first): from the second Ctrl-C
+SECOND_GRACE = 10.0  # seconds after the second Ctrl-C, where other code handles signals (a loop that saves first)
 
 received = ""  # the name of the signal that was acted on here
-status = 0  # with which the command ends, once that is known
+status = 0  # exit status of the command, once it is known
 
 _installed = False
 _goes_on = False  # the command takes Ctrl-C as one of its inputs
@@ -52,7 +51,7 @@ def is_command(arguments: list[str]) -> bool:
 
 
 def install() -> None:
-    """Takes SIGINT over, from the main thread."""
+    """Handles SIGINT from now on. Call it in the main thread."""
     global _installed
     _installed = True
     handle(signal.SIGINT)
@@ -66,13 +65,13 @@ def install() -> None:
 
 
 def handle(*signals: int) -> dict[int, Any]:
-    """Has these signals end the command as Ctrl-C does, but those that are ignored (nohup, a job in the background).
+    """Makes these signals end the command as Ctrl-C does, except those that are ignored (nohup, background jobs).
 
-    Returns the handlers before. Nothing changes where gptjax is not the command.
+    Returns the previous handlers. Does nothing if gptjax is not the command.
     """
     before: dict[int, Any] = {}
     for number in signals if _installed else ():
-        with suppress(ValueError):  # not the main thread: somebody else handles signals
+        with suppress(ValueError):  # not the main thread, which alone may handle signals
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, _note)
     return before
@@ -80,7 +79,7 @@ def handle(*signals: int) -> dict[int, Any]:
 
 @contextmanager
 def answered_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Ctrl-C calls `handler` with the number of the signal and the frame, and the command goes on, as a shell does."""
+    """Ctrl-C calls `handler` with the number of the signal and the frame, and the command continues, as in a shell."""
     global _goes_on
     before = signal.signal(signal.SIGINT, handler)
     _goes_on = True
@@ -92,7 +91,7 @@ def answered_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 
 
 def on_leaving(clean: Callable[[], Any]) -> None:
-    """`clean` is called where the process ends without unwinding. It must be short."""
+    """Calls `clean`, which must be quick, if the process ends without unwinding the stack."""
     _clean.append(clean)
 
 
@@ -102,13 +101,13 @@ def forget(clean: Callable[[], Any]) -> None:
 
 
 def running() -> None:
-    """The verb begins: from here on Ctrl-C is raised, so that what is open is closed."""
+    """The verb begins: from here on Ctrl-C raises KeyboardInterrupt, so that what is open is closed."""
     global _phase, received
     _phase, received = "running", ""
 
 
 def ending(with_status: int) -> None:
-    """The verb has ended, and what is to be said is said."""
+    """The verb has ended and printed its last line."""
     global _phase, status
     _phase, status = "ending", with_status
 
@@ -121,7 +120,7 @@ def last_words() -> tuple[int, str]:
 
 
 def stopped_by(name: str) -> str:
-    return f"stopped by {name}. The same command goes on from what is saved, or begins again"
+    return f"stopped by {name}. The same command continues from what is saved, or starts anew"
 
 
 def leave(with_status: int, line: str = "") -> None:
@@ -141,10 +140,9 @@ def leave(with_status: int, line: str = "") -> None:
 
 
 def leave_after_failure(with_status: int) -> None:
-    """Ends a command that has failed, where gptjax is the command, once the functions of atexit have run.
+    """Runs the functions of atexit, then ends a command that has failed. Does nothing if gptjax is not the command.
 
-    Threads of libraries in C++ may still be at work (writes to a full disk); where one meets Python's own exit, the
-    process aborts.
+    C++ threads of libraries may still run (writes to a full disk); during Python's own exit they abort the process.
     """
     if _installed:
         with suppress(Exception):
@@ -164,19 +162,19 @@ def _note(number: int, frame: Any) -> None:
 
 
 def _is_import(frame: Any) -> bool:
-    """Whether an import is under way: modules in C print what is raised there, or turn it into an ImportError."""
+    """Whether an import is running: C modules print an exception there, or turn it into an ImportError."""
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
 
 
 def _watch(reader: int) -> None:
-    """Ends the process where the main thread does not: it is in C, or what was raised was lost."""
+    """Ends the process if the main thread does not: it is in C code, or the exception was lost."""
     interrupts = 0
     while data := os.read(reader, 64):
         for number in data:
             interrupts += number == signal.SIGINT
-            with suppress(RuntimeError):  # from Python 3.12 on no thread starts once the process is at its exit
+            with suppress(RuntimeError):  # from Python 3.12 on, no thread can start while the process exits
                 if signal.getsignal(number) is _note:
                     threading.Thread(target=_end_soon, args=(number,), daemon=True).start()
                 elif interrupts > 1 and not _goes_on:

@@ -1,4 +1,4 @@
-"""JSON read within limits, and what is wrong with it in words; it needs no package."""
+"""Reads JSON within limits of size and depth, with errors in plain words; needs no package."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ MAX_DEPTH = 100  # lists and objects inside each other
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises UserError: the file, the line, what is wrong."""
+    """The value of a JSON file. Raises UserError with the file, the line and what is wrong."""
     path = files.regular(path)
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -44,14 +44,14 @@ def parse_json(text: bytes | str, where: object) -> Any:
     except RecursionError:
         raise UserError(too_deep(where)) from None
     except ValueError:  # Python's limit for the digits of a whole number
-        raise UserError(f"{where} holds a whole number of thousands of digits") from None
+        raise UserError(f"{where} has a whole number with thousands of digits") from None
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise UserError(too_deep(where))
     return value
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises UserError where a file holds the note that git leaves in the place of a large one."""
+    """Raises UserError if a file is a Git LFS pointer instead of the large file."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(_POINTER)) == _POINTER.encode()
@@ -62,11 +62,11 @@ def refuse_pointer(path: Path) -> None:
 
 
 def _pointer(where: object) -> str:
-    return f"{where} is a note of git in the place of the file, which was not fetched: `git lfs pull` there fetches it"
+    return f"{where} is a Git LFS pointer, not the file itself; `git lfs pull` there fetches it"
 
 
 def show(value: Any, width: int = 60) -> str:
-    """A value in JSON's words (null, true), not longer than `width`."""
+    """A value as JSON (null, true), cut to `width` characters."""
     if isinstance(value, dict | list) and len(value) > width:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     try:
@@ -77,19 +77,19 @@ def show(value: Any, width: int = 60) -> str:
 
 
 def of_parser(error: json.JSONDecodeError, text: str) -> str:
-    """What the JSON parser met, in words."""
+    """The error of the JSON parser in plain words."""
     rest = text[error.pos : error.pos + 20].splitlines()[:1]
     met = f"where {rest[0]!r} is" if rest and rest[0].strip() else "where the line ends"
     if error.pos >= len(text.rstrip()):
         return "the text ends before the value does"
     words = {
-        "Expecting value": f"a value must stand {met}",
-        "Extra data": f"one value is over {met}, and more follows",
-        "Expecting ',' delimiter": f"a comma must stand {met}",
-        "Expecting ':' delimiter": f"a colon must stand {met}",
+        "Expecting value": f"a value is expected {met}",
+        "Extra data": f"the value has ended {met}, and more follows",
+        "Expecting ',' delimiter": f"a comma is expected {met}",
+        "Expecting ':' delimiter": f"a colon is expected {met}",
         "Unterminated string starting at": "a text begins here and has no closing quote",
         "Invalid control character at": "a text holds a control character",
-        "Expecting property name enclosed in double quotes": f"a name in double quotes must stand {met}",
+        "Expecting property name enclosed in double quotes": f"a name in double quotes is expected {met}",
         "Illegal trailing comma before end of object": "a comma before the closing bracket",
         "Illegal trailing comma before end of array": "a comma before the closing bracket",
     }

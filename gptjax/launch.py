@@ -24,7 +24,7 @@ ENGINES = {"slurm": slurm, "tpu": tpu, "gke": gke, "sky": sky, "managed": manage
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options of an engine; `arguments` of them are those after `--`, `engine` its module. Raises UserError."""
+    """The options; `.arguments` are those after `--`, `.engine` is the launcher's module. Raises UserError."""
     parser = Parser(prog="gptjax launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     places = parser.add_subparsers(dest="place", required=True)
     for name, engine in ENGINES.items():

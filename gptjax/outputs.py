@@ -1,4 +1,4 @@
-"""A file that a command writes at its end, named by a flag: on a disk, or an object in a bucket."""
+"""The output file of a command, named by a flag: a file on a disk, or an object in a bucket."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from gptjax.errors import RunError, UserError
 
 
 def claim(place: str | Path, flag: str = "output") -> None:
-    """Makes the directory of a result. Raises UserError where the result cannot be written, before the work."""
+    """Makes the directory of an output. Raises UserError, before the work begins, if it cannot be written."""
     if is_url(place):
         bucket, name = _object(place, flag)
         bucket.try_writing(name)
@@ -21,7 +21,7 @@ def claim(place: str | Path, flag: str = "output") -> None:
         files.sweep(path.parent)
         if path.is_dir():
             raise UserError(f"--{flag}={path} is a directory; name a file")
-        if not path.exists():  # a directory that cannot be written shows now, and not after the work
+        if not path.exists():  # finds a directory that cannot be written now, not after the work
             trial = files.beside(path)
             trial.touch()
             trial.unlink()
@@ -32,7 +32,7 @@ def claim(place: str | Path, flag: str = "output") -> None:
 
 
 def write(place: str | Path, lines: str | Iterable[str], what: str = "the results", *, errors: str = "replace") -> None:
-    """Writes a whole text or nothing. Raises RunError, which names `what`. `errors`: of half a surrogate pair."""
+    """Writes the whole text or nothing. Raises RunError that names `what`. `errors`: as in str.encode."""
     if is_url(place):
         bucket, name = _object(place, "output")
         bucket.write(name, "".join([lines] if isinstance(lines, str) else lines).encode("utf-8", errors=errors))
@@ -48,12 +48,12 @@ def write(place: str | Path, lines: str | Iterable[str], what: str = "the result
 
 
 def beside(place: str | Path, suffix: str) -> str:
-    """The name of what stands beside a result, with another end."""
+    """The name of a file beside an output: the same with another suffix."""
     return re.sub(r"(?<=[^/])\.[^./]*$", "", str(place)) + suffix
 
 
 def keeps_files(place: str | Path) -> bool:
-    """Whether something may stand beside a result: not beside /dev/null or a pipe."""
+    """Whether files may be written beside an output: not beside /dev/null or a pipe."""
     return is_url(place) or Path(place).is_file() or not Path(place).exists()
 
 

@@ -1,4 +1,4 @@
-"""Compile a run for hardware that is not here: does it fit, what moves, how long does a step take, what does it cost?
+"""Compile a run for other hardware: does it fit, what do devices exchange, how long does a step take, what is the cost?
 
   python -m gptjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x4
   python -m gptjax.plan --config=configs/gpt3.py:6.7b --topology=v5p:4x4x4 --tokens=10B --price=4.2
@@ -24,8 +24,8 @@ from gptjax.config.values import shown
 from gptjax.errors import UserError
 
 MOST_TOKENS, MOST_PRICE, MOST_COMPILES = 1e18, 1e6, 1000
-ASSUMED_CHARACTERS = 256  # different ones in a text, for a tokenizer of characters
-ASSUMED_EPOCH = 1000  # steps; the length of an epoch is in the data, and changes no shape
+ASSUMED_CHARACTERS = 256  # vocabulary of a tokenizer of characters, which depends on the text
+ASSUMED_EPOCH = 1000  # steps; the true length depends on the data, and changes no shape
 
 
 def main(argv: list[str]) -> None:
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
         "suggest", False, "search batch, accumulation, remat and mesh for the fastest that fits", **define
     )
     flags.DEFINE_integer("compiles", 6, "programs that --suggest compiles at most, e.g. --compiles=12", **define)
-    flags.DEFINE_string("tokens", None, "of the whole run, e.g. --tokens=10B; default: the config's", **define)
-    flags.DEFINE_float("price", None, "of a chip for an hour, e.g. --price=1.2", **define)
+    flags.DEFINE_string("tokens", None, "tokens of the whole run, e.g. --tokens=10B; default: the config's", **define)
+    flags.DEFINE_float("price", None, "price of a chip per hour, e.g. --price=1.2", **define)
     flags.DEFINE_string("output", None, "also write everything here, e.g. --output=plan.json", **define)
     flags.DEFINE_bool("setup", False, "install the TPU compiler in an environment of its own", **define)
     cli.parse(flag_values, argv, __doc__)
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_flags(options: flags.FlagValues) -> None:
-    """Raises UserError for what no plan can be made with, before anything is compiled."""
+    """Raises UserError for wrong flags, before anything is compiled."""
     if options.price is not None and not 0 <= options.price <= MOST_PRICE:
         raise UserError(f"--price={options.price}: a chip costs 0 to {MOST_PRICE:.0f} an hour, in any currency")
     if not 1 <= options.compiles <= MOST_COMPILES:
@@ -109,7 +109,7 @@ def plan(config: config_lib.Config, options: flags.FlagValues) -> None:
 
 
 def suggest(config: config_lib.Config, trials: list, tokens: float | None, price: float | None) -> dict | None:
-    """Prints the best of the trials with the flags that give it; what --output holds of it."""
+    """Prints the best trial with its flags; returns what --output has of it, or None if nothing fits."""
     from gptjax.planning import chips, report, suggestion
     from gptjax.planning.roofline import cost
 
@@ -149,7 +149,7 @@ def open_compiler(config: config_lib.Config, topology: str) -> Iterator:
 
 
 def vocab_size(config: config_lib.Config) -> int:
-    """Tokens of the vocabulary without reading data: the model's, or those that the tokenizer's name says."""
+    """Size of the vocabulary without reading data: model.vocab_size, or as the tokenizer's name says."""
     from gptjax.data.tokenization.tokenizer import known_vocab_size
 
     if config.model.vocab_size:
@@ -167,7 +167,7 @@ def vocab_size(config: config_lib.Config) -> int:
 
 
 def number_of_tokens(text: str) -> float:
-    """10B, 300M, 2.5e9."""
+    """A number of tokens from a text such as 10B, 300M or 2.5e9. Raises UserError."""
     plain = ascii_digits(text).strip()
     match = re.fullmatch(r"(\d[\d_]*\.?\d*|\.\d+)((?:[eE]\+?\d{1,4})?)([KMBT]?)", plain, re.ASCII)
     units = {**config_lib.UNITS, "T": 10**12}

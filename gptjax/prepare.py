@@ -53,7 +53,7 @@ _SHOWN = {
 
 def main(argv: list[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be valid text
     flag_values = _flags()
     cli.parse(flag_values, argv, __doc__)
     try:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
 
 
 def _values(flag_values: flags.FlagValues) -> dict[str, Any]:
-    """The options by name, as numbers where they are. Raises UserError with all that is wrong."""
+    """{option: value}. Raises UserError with every problem."""
     options = {**_OPTIONS, **_SHOWN}
     values, found = {}, []
     for name, option in options.items():
@@ -86,7 +86,7 @@ def _values(flag_values: flags.FlagValues) -> dict[str, Any]:
 
 
 class _Number(flags.ArgumentParser):
-    """A number however it is written (1e3, 8.0); what is none stays text, which `_values` refuses in words."""
+    """A number in any notation (1e3, 8.0). Other text stays as it is, and `_values` refuses it in plain words."""
 
     def __init__(self, option: Option):
         self._option = option
@@ -107,7 +107,7 @@ def _cut(text: str, most: int = 100) -> str:
 
 
 def _of_this_verb(message: str) -> str:
-    """What the rooms call --config.data.NAME or data.NAME is --NAME here."""
+    """The message with the flags of this verb: --NAME in place of --config.data.NAME or data.NAME."""
     names = "|".join(name for name in _OPTIONS if name != "tokenizer")
     message = re.sub(rf"(?<![\w./-])(?:--config\.)?data\.({names})\b", r"--\1", message)
     return message.replace("--config.tokenizer=", "--tokenizer=")
@@ -123,8 +123,12 @@ def _flags() -> flags.FlagValues:
         example = option.choices[-1] if option.choices else _EXAMPLES[name]
         text = f"{choices}{option.help}, e.g. --{name}={example}"
         _define(name, option, text, values)
-    flags.DEFINE_enum("runner", "local", ["local", "beam"], "e.g. --runner=beam", **define)
-    flags.DEFINE_string("beam_options", "", "e.g. --beam_options='--runner=FlinkRunner --parallelism=64'", **define)
+    flags.DEFINE_enum(
+        "runner", "local", ["local", "beam"], "processes of this machine, or Apache Beam, e.g. --runner=beam", **define
+    )
+    flags.DEFINE_string(
+        "beam_options", "", "options of Beam, e.g. --beam_options='--runner=FlinkRunner --parallelism=64'", **define
+    )
     _define("show", _SHOWN["show"], "rows of the store to print, e.g. --show=3", values)
     _define("show_tokens", _SHOWN["show_tokens"], "tokens in a row, e.g. --show_tokens=1024", values)
     return values
@@ -177,7 +181,7 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
             f"interrupted; what is done is kept in {work_directory(output)}: the same command continues"
         ) from None
     if there:
-        print(f"{url or output} was there already, of the same source and the same options")
+        print(f"{url or output} already exists, built from the same source with the same options")
     for name in store.splits:
         about = store.manifest["splits"][name]
         size = f"{about['documents']:,} documents, {about['tokens']:,} tokens, {about['bytes']:,} bytes"
@@ -192,7 +196,8 @@ def prepare(spec: str, flag_values: flags.FlagValues, values: dict[str, Any]) ->
             print(f"left out: {store.manifest[name]:,} {meaning}")
     if removed := store.removed_by_cleaning:
         steps = ", ".join(f"{name} {count:,}" for name, count in removed.items())
-        print(f"left out: {sum(removed.values()):,} documents by the cleaning ({steps}); the data card has examples")
+        count = sum(removed.values())
+        print(f"left out: {count:,} documents removed by cleaning ({steps}); the data card has examples")
     for note in store.notes:
         print(f"beware: {note}")
     print(f"vocabulary {store.tokenizer().vocab_size}, fingerprint {store.fingerprint[:12]}")
@@ -248,7 +253,7 @@ def _progress() -> Iterator:
 
 
 def show(directory: str, rows: int, row_tokens: int) -> None:
-    """Prints the first rows of the training split with the borders of documents and, in colour, the loss mask."""
+    """Prints the first rows of the training split with the starts of documents and, in colour, the loss mask."""
     from rich.console import Console
 
     from gptjax.data.store.store import open_store

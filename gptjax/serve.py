@@ -7,12 +7,12 @@
   python -m gptjax.serve --model=gs://BUCKET/runs/going_on --reload=60
   python -m gptjax.serve --model=runs/chat --host=0.0.0.0 --allowed_hosts=gpt.example.org --api_keys=keys.txt
 
-The address in a browser is a page to talk to the models, or to two of them side by side, where the better answer
-becomes a line of --preferences. `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")` works as it is, and so
+In a browser, the address shows a page to talk to one model, or to two side by side; each choice of the better answer is
+written to --preferences. `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")` works as it is, and so
 does lm-eval: `lm_eval --model=local-completions --model_args=base_url=http://127.0.0.1:8000/v1/completions,model=mine`.
-The same seed gives the same answer, whoever else is served at the time. Several models keep arrays of the same bits in
-memory once: LoRA runs and their base. With --reload, the best checkpoint of a run takes the place of the one before;
-requests under way end with the parameters that they began with. SIGTERM finishes what runs, then ends.
+The same seed gives the same answer, whatever other requests run. Arrays that are equal in several models (LoRA runs
+and their base) are in memory once. With --reload, a new best checkpoint of a run replaces the one before; running
+requests end with the parameters that they began with. SIGTERM finishes running requests, then ends the server.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_list(
         "allowed_origins", [], "pages that may call it from a browser, e.g. --allowed_origins=https://a.org", **define
     )
-    define_number(flag_values, "slots", 8, "requests that are answered at a time, e.g. --slots=16", (1, 4096))
+    define_number(flag_values, "slots", 8, "requests answered at a time, e.g. --slots=16", (1, 4096))
     define_number(
         flag_values, "max_waiting", 256, "requests that may wait; more get 429, e.g. --max_waiting=9", (1, 9999)
     )
@@ -63,14 +63,14 @@ def main(argv: Sequence[str]) -> None:
         flag_values,
         "context_length",
         0,
-        "tokens of prompt and answer; 0 = the model's own, e.g. --context_length=512",
+        "tokens of prompt and answer together; 0 = the model's own, e.g. --context_length=512",
         (0, 2**24),
     )
     define_number(
         flag_values,
         "chunk",
         256,
-        "tokens of a prompt read while others wait; a power of 2, e.g. --chunk=64",
+        "tokens of a prompt processed at once, while other answers wait; a power of 2, e.g. --chunk=64",
         (16, 65536),
     )
     define_number(
@@ -80,12 +80,12 @@ def main(argv: Sequence[str]) -> None:
         flag_values,
         "reload",
         0,
-        "seconds between looks for a better checkpoint of a run that goes on; 0 = never, e.g. --reload=60",
+        "seconds between checks for a better checkpoint of a run that still trains; 0 = never, e.g. --reload=60",
         (0, 86400),
         whole=False,
     )
     define_number(
-        flag_values, "max_body", 8, "MiB of the body of a request, e.g. --max_body=1", (0.001, 1024), whole=False
+        flag_values, "max_body", 8, "largest body of a request in MiB, e.g. --max_body=1", (0.001, 1024), whole=False
     )
     define_number(
         flag_values,
@@ -99,12 +99,12 @@ def main(argv: Sequence[str]) -> None:
         flag_values,
         "shutdown_seconds",
         30,
-        "that running requests have after SIGTERM, e.g. --shutdown_seconds=5",
+        "seconds for running requests to finish after SIGTERM, e.g. --shutdown_seconds=5",
         (0, 3600),
         whole=False,
     )
     flags.DEFINE_string(
-        "preferences", None, "where choices between two answers go, e.g. --preferences=choices.jsonl", **define
+        "preferences", None, "file for choices between two answers, e.g. --preferences=choices.jsonl", **define
     )
     flags.DEFINE_bool("warm_up", True, "compile all programs before the first request, e.g. --nowarm_up", **define)
     flags.DEFINE_bool("log_prompts", False, "write prompts to the log, e.g. --log_prompts", **define)
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     _check(flag_values)
 
     with contextlib.ExitStack() as starting:
-        # Modules, and programs while they are traced, are no garbage: to look for some takes a tenth of the start.
+        # Imports and tracing make no garbage; the collector would take a tenth of the start-up time.
         gc.disable()
         starting.callback(gc.enable)
         from gptjax.server import app, limits, preferences, reloading
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         listening = starting.enter_context(_listen(flag_values.host, flag_values.port))
         models = _load(flag_values)
         form = "%(asctime)s %(levelname)s %(message)s"
-        logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)  # absl has a handler there
+        logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)  # replaces absl's handler
         for loud in ("jax", "orbax", "absl", "uvicorn.access"):
             logging.getLogger(loud).setLevel(logging.WARNING)
         hosts = (*limits.LOOPBACK, socket.gethostname().lower(), flag_values.host.lower(), *flag_values.allowed_hosts)
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
         for model in models:
             model.start(warm_up=flag_values.warm_up)
         if flag_values.reload:
-            patience = door.seconds + 1  # more than any request has
+            patience = door.seconds + 1  # longer than any request may take
             reloading.Reloader(models, every=flag_values.reload, patience=patience).start()
         host, port = listening.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -177,7 +177,7 @@ def run(application: Any, listening: socket.socket, models: "Models", shutdown_s
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_keep_alive=65,  # longer than clients keep a connection, so that none is closed under a request
+        timeout_keep_alive=65,  # longer than clients keep a connection, so that none is closed during a request
         timeout_graceful_shutdown=int(shutdown_seconds) + 5,
     )
     try:
@@ -205,7 +205,7 @@ def _listen(host: str, port: int) -> socket.socket:
         taken = error.errno == errno.EADDRINUSE
         reason = "the port is in use; choose another, or --port=0" if taken else error.strerror or str(error)
         raise UserError(f"--host={shown(host)} --port={port}: {reason}") from None
-    except ValueError:  # what cannot be a name: too long, or with characters that no name has
+    except ValueError:  # not a host name: too long, or with other characters
         raise UserError(f"--host={shown(host)}: expected an address or a name, such as 127.0.0.1") from None
 
 

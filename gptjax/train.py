@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_bool(
         "allow_changes",
         False,
-        "go on with a run although its schedule, rates or other options of the training are changed, e.g. "
+        "continue a run with a changed schedule, changed rates or other options of training, e.g. "
         "--config.train.num_steps=4000 --allow_changes",
         flag_values=flag_values,
     )
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 
 def describe(config: config_lib.Config, *, chosen: Collection[str] = ()) -> None:
-    """Prints what the config is, without training it."""
+    """Prints parameters, FLOPs, tokens and memory of a config, and trains nothing."""
     from gptjax.planning import description
     from gptjax.training import pretrained
 
@@ -86,13 +86,13 @@ def train(
 ) -> None:
     """Trains to the end, or raises RunError after saving what there is. Every process of a run calls it.
 
-    The set-up is `training.run.Run.open`, the update `training/step.py`, what is told `training/recorder.py`, what is
-    measured `evaluation/validation.py`.
+    The set-up is in `training/run.py`, the update in `training/step.py`, metrics in `training/recorder.py`, validation
+    in `evaluation/validation.py`.
 
     `workdir`: a directory, or gs://BUCKET/PATH, which is then kept in a mirror as well (`artifacts/mirror.py`).
     `chosen`: options that were set on the command line; those of the model are not taken from `init_from`.
-    `allow_changes`: whether a run may go on with other values of options that affect the rest of its training.
-    `profile`: STEP:COUNT, steps of which a trace is made.
+    `allow_changes`: whether a run may continue with other values of options that affect the rest of its training.
+    `profile`: STEP:COUNT, the steps to trace.
     """
     from gptjax.artifacts import mirror
     from gptjax.training.run import Ending
@@ -116,7 +116,7 @@ def _train(
     allow_changes: bool,
     profile: str | None,
 ) -> str:
-    """The run itself, what it opens being closed by `ending`. Returns how it ended, in a line."""
+    """The run itself; `ending` closes what it opens. Returns one line on how it ended."""
     import jax
 
     from gptjax.artifacts import mirror
@@ -166,7 +166,7 @@ def _train(
     stop.note()
 
     # ---- The loop. ITS ORDER IS A CONTRACT (tests/test_resume.py): -----------------------------------------------
-    # 1 tell, 2 evaluate, 3 save the OLD state, 4 end or go on, 5 take the batch, 6 advance.
+    # 1 log, 2 evaluate, 3 save the OLD state, 4 end or go on, 5 take the batch, 6 advance.
     try:
         with jax.set_mesh(program.mesh):
             for step in range(start, num_steps + 1):
@@ -182,7 +182,7 @@ def _train(
                     saves |= (bool(line) and record.validation(step, line)) or record.exhausted
                 if evaluates or saves:
                     with record.timed("checkpoint"):
-                        run.publish()  # before a checkpoint that may be there at once: logs are never behind it
+                        run.publish()  # before the checkpoint, so that logs are never behind it
                 if saves:
                     with record.timed("checkpoint"):
                         run.save(step, state, line)  # 3
@@ -211,7 +211,7 @@ def _train(
 
 
 def _report(workdir: Path) -> None:
-    """Writes report.html; a run that is done does not fail for want of it."""
+    """Writes report.html; a run that is done does not fail if that is impossible."""
     from gptjax.reporting.page import write_report
 
     try:
@@ -221,12 +221,12 @@ def _report(workdir: Path) -> None:
 
 
 class _Callable(types.ModuleType):
-    """This module, which in a program is also what trains: `gptjax.train(config, "runs/mine")`."""
+    """Makes this module a function too: `gptjax.train(config, "runs/mine")`."""
 
     def __call__(self, config: config_lib.Config, workdir: str | Path, *, allow_changes: bool = False) -> None:
-        """Trains to the end, or goes on; `gptjax.load(workdir)` then has the model.
+        """Trains to the end, or continues; `gptjax.load(workdir)` then loads the model.
 
-        Raises UserError for what is wrong with the config, RunError after saving what there is.
+        Raises UserError for a wrong config, RunError after saving what there is.
         """
         train(config, workdir, allow_changes=allow_changes)
 

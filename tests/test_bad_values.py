@@ -71,7 +71,10 @@ def test_any_value_of_an_option_is_valid_or_refused_in_plain_words(path, bad_inp
         ({"model.logit_softcap": "1e-40"}, "model.logit_softcap is '1e-40', too near to 0"),
         ({"model.sliding_window": 512}, "model.sliding_window 512 is larger than model.context_length 256"),
         ({"model.lora_dropout": 0.1}, "there are no adapters"),
-        ({"model.positions": "none", "model.rope_scaling": "linear"}, "model.positions is none, not rope"),
+        (
+            {"model.positions": "none", "model.rope_scaling": "linear"},
+            "needs model.positions rope; model.positions is none",
+        ),
         ({"schedule.name": "cosine_restarts", "train.num_steps": 3}, "schedule.cycles 4 is more than train.num_steps"),
         (
             {"schedule.name": "wsd", "schedule.warmup": "80%", "schedule.decay": "80%", "train.num_steps": "1 epoch"},
@@ -103,10 +106,10 @@ def test_what_looks_odd_and_is_meant(changes):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("import sys\nsys.exit()", "ends the command with sys.exit()"),
-        ("def get_config():\n    raise SystemExit(0)", "ends the command with sys.exit()"),
-        ("def get_config(a, b):\n    return get_default()", "its get_config needs other arguments"),
-        ("def get_config(*, a):\n    return get_default()", "its get_config needs other arguments"),
+        ("import sys\nsys.exit()", "calls sys.exit()"),
+        ("def get_config():\n    raise SystemExit(0)", "calls sys.exit()"),
+        ("def get_config(a, b):\n    return get_default()", "its get_config must take no argument or one"),
+        ("def get_config(*, a):\n    return get_default()", "its get_config must take no argument or one"),
         ("def get_config():\n    c = get_default()\n    c[5] = 1\n    return c", "the name of an option is not text"),
         (
             "def get_config():\n    c = get_default()\n    c.seed = object()\n    return c",

@@ -210,7 +210,7 @@ def test_lines_that_cannot_be_done_are_told_and_the_others_are_done(talk, tmp_pa
         ("1", "it is not UT"), ("2", "there is no "), ("3", "/set tempera"), ("4", "the message "),
         ("5", "/save needs "), ("6", "there is no "), ("7", "/set top_j: "),
     ]  # fmt: skip
-    assert "did you mean" in err and err.strip().endswith("7 of 10 lines of standard input could not be done")
+    assert "did you mean" in err and err.strip().endswith("7 of 10 lines of standard input failed")
     (line,) = (tmp_path / "c.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["messages"][0] == {"role": "user", "content": "ok"}
 

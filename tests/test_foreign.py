@@ -62,13 +62,13 @@ def test_keys_that_nobody_knows_are_told_and_ignored_ones_are_not():
     [
         (b"", "is empty"),
         (b'{"a": 1', "the text ends before the value does"),
-        (b'{"a": \n xy}', "line 2, column 2: a value must stand where 'xy}' is"),
-        (b"{} {}", "one value is over where '{}' is, and more follows"),
+        (b'{"a": \n xy}', "line 2, column 2: a value is expected where 'xy}' is"),
+        (b"{} {}", "the value has ended where '{}' is, and more follows"),
         (b'{"a": "\xff"}', "line 1: byte 0xff is not UTF-8"),
         (b"[" * 100_000, "more than 100 deep"),
         (b"[" * 101 + b"1" + b"]" * 101, "more than 100 deep"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000, "more than 100 deep"),
-        (b"1" * 10_000, "a whole number of thousands of digits"),
+        (b"1" * 10_000, "a whole number with thousands of digits"),
     ],
 )
 def test_what_is_no_json_is_named_with_its_place(tmp_path, text, message):

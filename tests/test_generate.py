@@ -173,7 +173,7 @@ def test_a_draft_changes_speed_and_not_text(run, workdir):
     plain = run("--prompt=ab", "--ignore_eos")
     status, out, err = run("--prompt=ab", "--ignore_eos", f"--draft={workdir}", "--draft_tokens=2")
     assert (status, out) == plain[:2]
-    assert "draft: 3 of 4 proposals taken; 2.50 tokens for each pass" in err
+    assert "draft: 3 of 4 proposals accepted; 2.50 tokens per pass" in err
 
 
 def test_a_draft_with_another_tokenizer_is_refused(run, workdir, tmp_path):

@@ -54,7 +54,7 @@ def test_what_the_cleaning_leaves_out_is_counted_by_step(tmp_path, capsys):
         )
     options = (f"--output={tmp_path}/store", "--tokenizer=byte", "--cleaning=spaces,length")
     assert run(f"--source=text:{tmp_path}/*.txt", *options, "--cleaning_options=min_characters=50") == 0
-    assert "left out: 2 documents by the cleaning (length 2); the data card has examples" in capsys.readouterr().out
+    assert "left out: 2 documents removed by cleaning (length 2); the data card has examples" in capsys.readouterr().out
 
 
 def test_a_prepared_store_is_shown_with_the_mask_in_colour(chat, capsys):

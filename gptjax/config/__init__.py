@@ -57,7 +57,7 @@ __all__ = [
 def get_default() -> Config:
     """A ConfigDict with every option at its default."""
 
-    # Without ConfigDict's types: `validate` reads a value however it is written, and refuses in plain words.
+    # ConfigDict checks no types here: `validate` accepts a value in any notation and has clearer messages.
     config = Config(type_safe=False)
     for name, entry in OPTIONS.items():
         if isinstance(entry, Option):
@@ -73,7 +73,7 @@ def averages(config: Config) -> bool:
 
 
 def override(config: Config, path: str, text: str) -> None:
-    """Sets the option that --config.PATH=TEXT names. A text that cannot be read is left for `validate` to refuse."""
+    """Sets the option of --config.PATH=TEXT. A text that cannot be read is kept, and `validate` refuses it."""
     section, _, name = path.rpartition(".")
     held = config.get(section) if section else config
     if isinstance(held, Config):  # else `validate` says that the section is missing
@@ -113,7 +113,7 @@ def apply_arg(config: Config, arg: str) -> Config:
 def resolve(config: Config, vocab_size: int, steps_per_epoch: float) -> Config:
     """The config with durations in steps, the vocabulary and the seed of data filled in.
 
-    Raises UserError where the schedule does not fit the length of the run, or the vocabulary the tokenizer.
+    Raises UserError if the schedule is longer than the run, or the vocabulary smaller than the tokenizer's.
     """
     config = normalise(config.copy_and_resolve_references())
     if problems := list(steps_problems(config, steps_per_epoch)):
@@ -152,9 +152,9 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str, where: object = "the config") -> Config:
-    """A config from the text of `to_json`. Options that are newer than the text take their defaults.
+    """A config from the text of `to_json`. Options that the text lacks take their defaults.
 
-    Raises UserError, with `where` in it, for what is not a config.
+    Raises UserError that names `where` if the text is not a config.
     """
     config, stored = get_default(), json_text.parse_json(text, where)
     if not isinstance(stored, dict):
@@ -170,7 +170,7 @@ def from_json(text: str, where: object = "the config") -> Config:
                 config[name] = entry
         except (TypeError, ValueError, AttributeError):
             shown = json_text.show(entry, 200)
-            raise UserError(f"{where}: {name} is {shown}, where a value is of another type than the option") from None
+            raise UserError(f"{where}: {name} is {shown}; one of its values has another type than the option") from None
     for path, value in flat_values(config):
         try:
             values.read(flat_options()[path], value)

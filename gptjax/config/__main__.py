@@ -7,7 +7,7 @@ from rich.table import Column, Table
 
 from gptjax.config.options import flat_options
 
-_FILE_COLUMNS = 200  # of a table that is not printed to a terminal
+_FILE_COLUMNS = 200  # width of the table if it is not printed to a terminal
 
 
 def main() -> int:

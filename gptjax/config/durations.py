@@ -51,7 +51,7 @@ def resolve_duration(value: int | str, *, total: int | None, tokens_per_step: in
 
 
 def is_zero(value: int | str) -> bool:
-    """Whether a duration is nothing whatever the run: 0, "0%", "0 epochs"."""
+    """Whether a duration is zero in every run: 0, "0%", "0 epochs"."""
     return resolve_duration(value, total=10**9, tokens_per_step=1, steps_per_epoch=1e9) == 0
 
 

@@ -9,7 +9,7 @@ import ml_collections
 
 Config = ml_collections.ConfigDict
 
-# Facts that several rooms share without importing each other. Devices along the later axes exchange the most.
+# Facts for packages that do not import each other. Devices along later axes exchange more data.
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 ROW_AXES = ("data", "fsdp", "expert")  # the mesh axes over which the rows of a batch are split
 # Optimizers that keep an average of the parameters, which evaluation uses like that of train.ema_decay.
@@ -28,15 +28,15 @@ LORA_PATHS = (
 
 AFFECTS = {
     "model": "which function the parameters compute; taken from the model that a run starts from",
-    "training": "the values that parameters are trained to",
-    "hyper": "the same, as an input of the compiled step: one program serves all values",
-    "course": "the same, by how each step is made; neither a checkpoint nor the place in the data depends on it",
+    "training": "the trained values of the parameters",
+    "hyper": "like training, but an input of the compiled step: one program serves all values",
+    "course": "like training, but neither checkpoints nor the position in the data depend on it",
     "computation": "how results are computed; they differ by rounding at most",
-    "place": "where the data are stored; their fingerprint says which data they are",
+    "place": "where the data are stored; a fingerprint identifies their content",
     "score": "on which tokens the validation loss is measured",
     "record": "what is measured, shown and kept, and when a run ends",
 }
-MOST_STEPS = 10_000_000  # a learning rate is computed for each
+MOST_STEPS = 10_000_000  # the learning rate of every step is computed in advance
 MOST_DEVICES = 1_048_576
 MOST_SEED = 2**32 - 1  # JAX's keys are made of 32 bits
 _OF_SECTION = {
@@ -74,7 +74,7 @@ class Option:
 
 
 def _modules(room: str, *helpers: str) -> tuple[str, ...]:
-    """The names of the modules of a room, without its `helpers`: each is a choice. No module is imported."""
+    """The names of the modules of a package, without `helpers`, as choices of an option. Imports none of them."""
     files = (Path(__file__).parents[1] / room).glob("*.py")
     return tuple(sorted({file.stem for file in files} - {"__init__", *helpers}))
 
@@ -158,13 +158,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "logit_softcap": Option(0.0, "logits = c tanh(logits / c); 0 = off", minimum=0, maximum=1e6),
         "value_embeddings": Option(
             0,
-            "tables whose rows for the tokens are added to the values of attention, gated; layer i uses table i mod "
-            "this; 0 = off",
+            "embedding tables whose rows are added, with a gate, to the values of attention; layer i uses table i mod "
+            "this number; 0 = off",
             minimum=0,
             maximum=10_000,
         ),
         "residual_scalars": Option(
-            False, "a block starts from a x + b x0, with x0 the normalised embedding; a and b are learned, from 1 and 0"
+            False, "the input of a block is a x + b x0; x0 = normalised embedding; a, b are learned and start at 1, 0"
         ),
         "attention_gate": Option(False, "the output of each head is multiplied by a learned sigmoid gate of the input"),
         "init_std": Option(
@@ -176,14 +176,15 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "init_multipliers": Option(
             "",
-            "PATTERN=FACTOR PATTERN=FACTOR: factors of that deviation for parameters whose path matches; "
-            "'blocks/(attention/out|mlp/down)/kernel=0' = output projections of zeros",
+            "PATTERN=FACTOR PATTERN=FACTOR: factors of init_std for parameters whose path matches; "
+            "'blocks/(attention/out|mlp/down)/kernel=0' = output projections start at zero",
             affects="training",
         ),
         "mup_base_width": Option(
             0,
-            "maximal update parametrisation: the embed_dim at which rates were tuned; a model m times as wide then has "
-            "their best values, too (initial matrices / sqrt(m), Adam's rates of matrices / m, logits / m); 0 = off",
+            "muP (maximal update parametrisation): the embed_dim at which learning rates were tuned; they stay the "
+            "best for a model m times as wide (initial matrices / sqrt(m), Adam's rates of matrices / m, logits / m); "
+            "0 = off",
             minimum=0,
             maximum=1_048_576,
         ),
@@ -273,13 +274,13 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "cleaned_splits": Option(
             "all",
-            "train = held-out text stays as it was, so that models of text cleaned otherwise are scored on the same; "
-            "needs split_by=document",
+            "train = held-out text is not cleaned, so that models of differently cleaned text are scored on the same "
+            "text; needs split_by=document",
             choices=("all", "train"),
         ),
         "deduplicate": Option(
             "none",
-            "exact = leave out documents that are equal to an earlier one; near = also those that nearly are",
+            "exact = leave out documents that are equal to an earlier one; near = also those that are nearly equal",
             choices=("none", "exact", "near"),
         ),
         "near_threshold": Option(
@@ -303,11 +304,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
         "encoding": Option(
             "utf-8",
-            "of text files: utf-8, gb18030, big5, latin-1, ... as Python names them; a byte-order mark decides first",
+            "of text files: utf-8, gb18030, big5, latin-1, ... in Python's names; a byte-order mark takes precedence",
         ),
         "delimiter": Option(
             "auto",
-            "between the columns of CSV files; auto = a comma where the first line has one, else what it has most",
+            "between columns of CSV files; auto = comma if the first line has one, else the most frequent one there",
             choices=("auto", "comma", "semicolon", "tab", "pipe"),
         ),
         "null_fields": Option(
@@ -315,23 +316,23 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "tool_turns": Option(
             "reject",
-            "calls of tools and their results in dialogues: template = written by the tokenizer's chat template; "
+            "tool calls and their results in dialogues: template = written as the tokenizer's chat template does; "
             "leave_out = dropped and counted",
             choices=("reject", "template", "leave_out"),
         ),
         "same_speaker": Option(
             "reject",
-            "dialogues in which one speaker has two turns in a row; join = as one turn, an empty line between",
+            "dialogues in which one speaker has two turns in a row; join = merge them, with an empty line between",
             choices=("reject", "join"),
         ),
         "assistant_turns": Option(
             "all",
-            "which of the assistant's turns in a dialogue bear loss; last = the last one",
+            "which of the assistant's turns in a dialogue are trained on; last = only the last one",
             choices=("all", "last"),
         ),
         "token_dtype": Option(
             "auto",
-            "of the ids in tokens:GLOB that have no header; auto = uint16, or uint32 for more than 65,536 ids",
+            "of the ids in tokens:GLOB files without a header; auto = uint16, or uint32 for more than 65,536 ids",
             affects="place",
             choices=("auto", "uint16", "uint32"),
         ),
@@ -349,7 +350,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "isolate_documents": Option(True, "tokens attend only to their own document where a row packs several"),
         "token_dropout": _probability("input tokens blanked"),
-        "token_replacement": _probability("input tokens replaced by any other"),
+        "token_replacement": _probability("input tokens replaced by a random one"),
         "character_noise": _probability("input tokens misspelt in one character"),
         "word_swap": _probability("words that are swapped with their neighbour"),
         "span_shuffle": _probability("spans of 8 words that are shuffled"),
@@ -359,9 +360,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "name": Option(
             "auto",
             "language_modeling = every token of windows of text; instruction = the assistant's turns of whole "
-            "dialogues; preference = better against worse answers; reward_model = rewards of answers, from the same; "
-            "distillation = a teacher's next tokens; reinforcement = answers that the model writes, by their reward "
-            "(GRPO); auto = preference or instruction where the data have preferences or dialogues",
+            "dialogues; preference = better against worse answers; reward_model = rewards of answers, learned from "
+            "preferences; distillation = a teacher's probabilities of next tokens; reinforcement = the model's own "
+            "answers and their rewards (GRPO); auto = preference or instruction for data of that kind",
             affects="training",
             choices=(
                 "auto",
@@ -383,22 +384,22 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "label_smoothing": Option(
             0.0,
-            "share of the target probability spread over the vocabulary; of preferences (dpo, simpo) the share of "
-            "pairs whose order is taken to be wrong",
+            "share of the target probability spread over the vocabulary; for dpo and simpo: the share of pairs that is "
+            "assumed to be in the wrong order",
             minimum=0,
             maximum=0.9,
         ),
         # Preferences.
         "preference_loss": Option(
             "dpo",
-            "dpo, ipo (pairs against a reference), kto (single judgements against one), orpo, simpo (pairs, no "
-            "reference)",
+            "dpo, ipo (pairs, with a reference model), kto (single judged answers, with a reference model), orpo, "
+            "simpo (pairs, without one)",
             affects="training",
             choices=("dpo", "ipo", "kto", "orpo", "simpo"),
         ),
         "beta": Option(
             0.1,
-            "preferences: how much a log-probability counts as reward; of orpo, the weight of the odds ratio",
+            "preferences: reward per unit of log-probability; for orpo, the weight of the odds ratio",
             minimum=1e-6,
             maximum=1e6,
         ),
@@ -408,19 +409,19 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         # Reinforcement.
         "reward": Option(
             "exact_match",
-            "exact_match, number (after ####, GSM8K), format, length, expression (its value is that of the answer), "
-            "FILE.py:function, model:WORKDIR (of a reward model), or a sum: 'exact_match + 0.2*format'",
+            "exact_match, number (after ####, GSM8K), format, length, expression (has the value of the answer), "
+            "FILE.py:function, model:WORKDIR (a reward model), or a sum: 'exact_match + 0.2*format'",
             affects="training",
         ),
         "reward_pattern": Option(
             r".*####\s*-?[0-9][0-9.,]*", "reward format: regular expression of a whole answer", affects="training"
         ),
         "reward_length": Option(
-            400, "reward length: characters from which on answers are too long", "training", minimum=1, maximum=10**9
+            400, "reward length: answers with more characters lose reward", "training", minimum=1, maximum=10**9
         ),
         "reward_errors": Option(
             "raise",
-            "a reward that raises, hangs or is not a number ends the run; skip = answers to that question bear no loss",
+            "raise = a reward that fails, hangs or is not a number ends the run; skip = that question has no loss",
             affects="training",
             choices=("raise", "skip"),
         ),
@@ -460,12 +461,12 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "truncated": Option(
             "count",
-            "answers cut off at max_new_tokens: count = learned from like others; mask = they bear no loss",
+            "answers cut off at max_new_tokens: count = trained on like others; mask = without loss",
             affects="training",
             choices=("count", "mask"),
         ),
         "kl_weight": Option(
-            0.0, "weight of the divergence from the model of the beginning; 0 = none is kept", minimum=0, maximum=1e6
+            0.0, "weight of the KL divergence from the initial model; 0 = keep no copy of it", minimum=0, maximum=1e6
         ),
         # Distillation.
         "teacher": Option(
@@ -473,7 +474,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "teacher_top_k": Option(
             64,
-            "distillation: the teacher's tokens that count each; the rest of its probability counts as one token more",
+            "distillation: the teacher's most probable tokens; the rest of its probability counts as one more token",
             affects="training",
             minimum=1,
             maximum=16_777_216,
@@ -540,14 +541,16 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             "20%", "length of the decay at the end (wsd only)", duration=True, minimum=0, maximum=MOST_STEPS
         ),
         "decay_shape": Option(
-            "linear", "shape of the decay (wsd only): linear, or 1 - sqrt of its done share", choices=("linear", "sqrt")
+            "linear",
+            "shape of the decay (wsd only); sqrt = 1 - sqrt(share of the decay done)",
+            choices=("linear", "sqrt"),
         ),
         "cycles": Option(4, "number of successive cosines (cosine_restarts only)", minimum=1, maximum=100),
         "final_fraction": Option(0.1, "final learning rate / peak", minimum=0, maximum=1),
         "batch_stages": Option(
             "",
-            "batches that grow: '50%:2,80%:4' = from half of the run on, two batches for each update, from 80% on "
-            "four; the gradients of so many steps are averaged, by the tokens that count",
+            "growing batches: '50%:2,80%:4' = two batches per update from half of the run on, four from 80% on; the "
+            "gradients of these steps are averaged, weighted by their tokens",
             affects="training",
         ),
     },
@@ -656,7 +659,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0, maximum=1e9
         ),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
-        "trackers": Option("", "where else numbers are sent: wandb, trackio, mlflow, or several with commas"),
+        "trackers": Option("", "where else metrics are sent: wandb, trackio, mlflow, or several with commas"),
     },
     "seed": Option(0, "seed of initialisation, data order, dropout and samples", "hyper", minimum=0, maximum=MOST_SEED),
     "data_seed": Option(

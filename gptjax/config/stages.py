@@ -1,13 +1,13 @@
-"""Batches for an update that grow in a run, as people write them: "50%:2, 80%:4"."""
+"""Numbers of batches per update that grow during a run, as people write them: "50%:2, 80%:4"."""
 
 from gptjax.config.durations import EXAMPLES, resolve_duration
 
 MOST_BATCHES = 65_536
-EXAMPLE = "'50%:2,80%:4' (from half of the run on two batches for an update, at the end four)"
+EXAMPLE = "'50%:2,80%:4' (two batches per update from half of the run on, four from 80% on)"
 
 
 def read(text: str) -> list[tuple[str, int]]:
-    """[(beginning, a duration; batches for an update)] of `schedule.batch_stages`. Raises ValueError for others."""
+    """[(beginning, batches per update)] of `schedule.batch_stages`; a beginning is a duration. Raises ValueError."""
     stages = []
     for part in text.split(",") if text.strip() else []:
         begin, colon, batches = (piece.strip() for piece in part.partition(":"))
@@ -25,7 +25,7 @@ def read(text: str) -> list[tuple[str, int]]:
 
 
 def resolve(text: str, *, total: int, tokens_per_step: int, steps_per_epoch: float) -> str:
-    """The same with beginnings in steps. Raises ValueError where they do not rise."""
+    """The same text with beginnings in steps. Raises ValueError if they do not increase."""
     units = {"total": total, "tokens_per_step": tokens_per_step, "steps_per_epoch": steps_per_epoch}
     stages = [(resolve_duration(begin, **units), batches) for begin, batches in read(text)]
     begins = [begin for begin, _ in stages]

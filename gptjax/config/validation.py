@@ -18,22 +18,22 @@ _LONGEST_MESSAGE = 1500  # characters of all problems together
 def validate(config: Config) -> None:
     """Raises one UserError, of one line, with every problem that can be seen without data or devices.
 
-    Values that are right but written in another way ("1e3", 8.0, a NumPy scalar) are put into the option's type.
+    Right values in another notation ("1e3", 8.0, a NumPy scalar) are converted to the option's type.
     """
     if found := problems(config):
         raise UserError(listed("the config", found))
 
 
 def problems(config: Config) -> list[str]:
-    """What is wrong with a config, whose values are put into the types of their options."""
+    """What is wrong with a config. Also converts its values to the types of their options."""
     normalise(config)
     wrong = dict(_option_problems(config))
-    told = dict.fromkeys(wrong.values())  # a section that is none is one problem, of all its options
+    told = dict.fromkeys(wrong.values())  # a broken section is one problem, not one for each option
     return [*told, *_relation_problems(config, set(wrong))]
 
 
 def listed(what: str, found: Sequence[str]) -> str:
-    """All problems in one line, which is the last on stderr; those that make it too long are only counted."""
+    """All problems in one line, the last one on stderr; if it gets too long, the rest are only counted."""
     told, length = [], 0
     for problem in found:
         length += len(problem) + 2
@@ -45,7 +45,7 @@ def listed(what: str, found: Sequence[str]) -> str:
 
 
 def normalise(config: Config) -> Config:
-    """Puts the values of a config into the types of their options; what cannot be read stays for `validate`."""
+    """Converts values to the types of their options; what cannot be converted stays, and `validate` refuses it."""
     for path, option in flat_options().items():
         with contextlib.suppress(KeyError, ValueError):
             section, name = _place(config, path)
@@ -81,7 +81,7 @@ def _held(section: Config, name: str) -> Any:
     try:
         return section[name]
     except (TypeError, ValueError, ArithmeticError):
-        raise ValueError("is a reference to another option, from whose value it cannot be computed") from None
+        raise ValueError("is a reference to another option, and cannot be computed from its value") from None
 
 
 def option_problem(path: str, option: Option, value: Any) -> str | None:
@@ -111,7 +111,7 @@ def _duration_problem(path: str, option: Option, value: int | str) -> str | None
     if path == "train.num_steps" and "%" in str(value):
         return f"{path} is {told}, a share of itself; use steps (500), '1 epoch' or '10M tokens'"
     if option.minimum and is_zero(value):
-        return f"{path} is {told}; it must be more than nothing"
+        return f"{path} is {told}; it must be more than 0"
     if "%" in str(value):
         if resolve_duration(value, total=10**6, tokens_per_step=1, steps_per_epoch=1.0) > 10**6:
             return f"{path} is {told}; it must be at most 100%"
@@ -151,7 +151,7 @@ def _option_problems(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def steps_problems(config: Config, steps_per_epoch: float | None = None) -> Iterator[str]:
-    """What is wrong between the length of the run and its schedule. Without an epoch's length, only what it can see."""
+    """Conflicts between the length of the run and its schedule; without `steps_per_epoch`, epochs are not checked."""
     tokens_per_step = config.train.batch_size * config.model.context_length
 
     def steps(path: str, total: int | None) -> int | None:
@@ -220,7 +220,7 @@ def _lora_problem(model: Config) -> str | None:
 
 
 def _matrix_of_zeros(multipliers: str) -> str | None:
-    """The first matrix in blocks that starts at zero, or None. What is not a list of factors is refused elsewhere."""
+    """The first matrix in blocks that starts at zero, or None. A text that is no list of factors is refused later."""
     paths = [f"blocks/{path}/kernel" for path in (*LORA_PATHS, *(f"mlp/expert_{n}" for n in ("up", "gate", "down")))]
     entries = [entry.rpartition("=") for entry in multipliers.split()]
     with contextlib.suppress(ValueError, re.error, OverflowError, RecursionError):
@@ -231,7 +231,7 @@ def _matrix_of_zeros(multipliers: str) -> str | None:
 
 
 def _reinforcement_problems(config: Config, right: Callable[..., bool]) -> Iterator[str]:
-    """What is wrong where the model writes its own batches."""
+    """What is wrong with a config of reinforcement, where the model writes the answers it is trained on."""
     objective, train, model = config.objective, config.train, config.model
     if right("train.batch_size", "objective.group_size") and train.batch_size % objective.group_size:
         yield (
@@ -250,11 +250,11 @@ def _reinforcement_problems(config: Config, right: Callable[..., bool]) -> Itera
     for path in filter(right, unread):
         section, name = _place(config, path)
         if section[name]:
-            yield f"{path} is {section[name]} with objective.name=reinforcement, which has none; set it to 0"
+            yield f"{path} is {section[name]} with objective.name=reinforcement, which does not use it; set it to 0"
 
 
 def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
-    """What is wrong between options. An option in `wrong` is not looked at again."""
+    """Conflicts between options. Rules that read an option in `wrong` are skipped."""
 
     # One mistake gives one message: every rule below first asks whether the options it reads are right by themselves.
     def right(*paths: str) -> bool:
@@ -280,21 +280,27 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         if model.rope_scaling == "llama3" and low >= high:
             yield f"model.rope_low_freq_factor {low} is not less than model.rope_high_freq_factor {high}"
     if right("model.rope_scaling", "model.positions") and model.rope_scaling != "none" and model.positions != "rope":
-        yield f"model.rope_scaling is {model.rope_scaling}, and model.positions is {model.positions}, not rope"
+        yield (
+            f"model.rope_scaling is {model.rope_scaling}, which needs model.positions rope; "
+            f"model.positions is {model.positions}"
+        )
     if (
         right("model.sliding_window", "model.context_length", "init_from")
         and model.sliding_window > model.context_length
-        and not config.init_from  # the window of that model may be longer than the rows it is now trained on
+        and not config.init_from  # that model's window may be longer than the rows of this run
     ):
         yield (
             f"model.sliding_window {model.sliding_window} is larger than model.context_length {model.context_length}; "
             "use 0 for no window"
         )
     if right("model.use_bias", "model.qkv_bias") and model.use_bias and model.qkv_bias:
-        yield "model.qkv_bias is True beside model.use_bias, which includes those biases; set only one of them"
+        yield "model.qkv_bias is True together with model.use_bias, which includes those biases; set only one of them"
     mup = right("model.mup_base_width") and model.mup_base_width
     if mup and right("optimizer.name") and (name := config.optimizer.name) in ("sgd", "adafactor"):
-        yield f"model.mup_base_width is set with optimizer.name={name}, whose rates it does not know; use another one"
+        yield (
+            f"model.mup_base_width is set with optimizer.name={name}, whose learning rates it cannot scale; use "
+            "another optimizer"
+        )
     for name in ("attention_gate", "value_embeddings", "num_experts", "lora_rank"):
         if mup and right(f"model.{name}") and model[name]:
             yield f"model.mup_base_width is set with model.{name}, whose parameters it does not scale; use one of them"
@@ -308,8 +314,8 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         yield f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
     if right("model.value_embeddings", "model.num_layers") and model.value_embeddings > model.num_layers:
         yield (
-            f"model.value_embeddings {model.value_embeddings} is more than model.num_layers {model.num_layers}: tables "
-            "without a layer that reads them"
+            f"model.value_embeddings {model.value_embeddings} is more than model.num_layers {model.num_layers}: some "
+            "tables would have no layer that reads them"
         )
     if right("model.lora_rank", "model.lora_dropout") and model.lora_dropout and not model.lora_rank:
         yield f"model.lora_dropout is {model.lora_dropout}, and model.lora_rank is 0: there are no adapters"
@@ -318,7 +324,10 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
         yield problem
     if right("optimizer.name") and (name := config.optimizer.name) in AVERAGING:
         if config.schedule.batch_stages:
-            yield f"schedule.batch_stages is set, and optimizer.name {name} averages what every step changes; use one"
+            yield (
+                f"schedule.batch_stages is set, and optimizer.name {name} averages the parameters of every step; use "
+                "one of them"
+            )
         if right("optimizer.beta1") and not config.optimizer.beta1:
             yield f"optimizer.beta1 is 0; optimizer.name {name} needs more than 0: its average is found from beta1"
         if right("train.ema_decay") and config.train.ema_decay:
@@ -328,7 +337,7 @@ def _relation_problems(config: Config, wrong: set[str]) -> Iterator[str]:
             )
     if right("objective.name") and config.objective.name == "reinforcement":
         yield from _reinforcement_problems(config, right)
-    # mesh.data has to be known before the batch is divided: a value that fails here must not fail a second rule.
+    # mesh.data is checked before the rules that divide the batch: one wrong value must give one message.
     if right("mesh.data") and (mesh.data == 0 or mesh.data < -1):
         yield f"mesh.data is {mesh.data}; it must be a number of devices or -1"
         wrong = wrong | {"mesh.data"}

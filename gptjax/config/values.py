@@ -9,7 +9,7 @@ from typing import Any
 from gptjax.config.durations import LARGEST, ascii_digits, duration_problem
 from gptjax.config.options import Option
 
-SMALLEST = 1.2e-38  # that float32 holds in full
+SMALLEST = 1.2e-38  # the smallest positive float32 of full precision
 LONGEST = 65_536  # characters of a text
 _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:_\d+)*(?:\.(?:\d+(?:_\d+)*)?)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d{1,4})?", re.ASCII)
@@ -31,7 +31,7 @@ def shown(value: Any, width: int = 60) -> str:
 
 
 def read(option: Option, value: Any) -> Any:
-    """The value in the type of the option's default. Raises ValueError with what is wrong, to follow a name."""
+    """The value in the type of the option's default. Raises ValueError "is ...", to be put after the option's name."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of NumPy or JAX
         value = value.item()
     if option.duration:
@@ -80,7 +80,7 @@ def _whole(value: Any) -> int:
             return int(text, 16)
         if len(text) <= 100 and _NUMBER.fullmatch(text):
             number = Decimal(text.replace("_", ""))
-            # 1e9999 would be a number of ten thousand digits: beyond 10^40 it is as large as any.
+            # Beyond 10^40 every number is too large, and 1e9999 would have ten thousand digits.
             if number.adjusted() > 40:
                 return int(Decimal(10) ** 40) * (-1 if number < 0 else 1)
             if number == number.to_integral_value():
@@ -90,7 +90,7 @@ def _whole(value: Any) -> int:
 
 def _real(value: Any) -> float:
     number = _float(value)
-    if 0 < abs(number) < SMALLEST:  # in a step it would be 0, and what is divided by it no number
+    if 0 < abs(number) < SMALLEST:  # a step would take it as 0 and divide by it
         raise ValueError(f"is {shown(value)}, too near to 0 for a number of 32 bits; write 0 or at least {SMALLEST}")
     return number
 

@@ -1,4 +1,4 @@
-"""A document, and the one rule by which a long document is delivered in parts."""
+"""What a document is, and how a long one is split into parts."""
 
 import enum
 import itertools
@@ -15,31 +15,30 @@ class Message(TypedDict):
 
     role: str  # system, user, assistant or tool
     content: str
-    train: NotRequired[bool]  # False: an answer that bears no loss
+    train: NotRequired[bool]  # False: an answer that is not trained on
     tool_calls: NotRequired[list[dict[str, Any]]]  # as transformers' chat templates read them
     name: NotRequired[str]  # of the tool that answers
     tool_call_id: NotRequired[str]
 
 
 class Kind(enum.IntEnum):
-    """What a document of a token store says of its answer. A pair is two neighbours: CHOSEN, then REJECTED."""
+    """How the answer in a document of a store is judged. A pair is two successive documents: CHOSEN, then REJECTED."""
 
-    PLAIN = 0  # nothing
+    PLAIN = 0  # not judged
     CHOSEN = 1
     REJECTED = 2
     DESIRABLE = 3
     UNDESIRABLE = 4
 
 
-WORSE = (Kind.REJECTED, Kind.UNDESIRABLE)  # answers that are there to be unlearnt
+WORSE = (Kind.REJECTED, Kind.UNDESIRABLE)  # answers that preference training makes less probable
 
 
 class Document(TypedDict):
-    """One text or one dialogue of a corpus, or one part of a text that is too long to be held at once.
+    """One text or one dialogue of a corpus, or one part of a text that is too long to be in memory at once.
 
-    It has `text` or `messages`. The parts of a text follow each other, share `id`, and have the number
-    `part`: 0 for the first, then about the million characters before. Everything but `text` and `part` is the
-    same in all.
+    It has `text` or `messages`. The parts of a text follow each other and differ only in `text` and in the increasing
+    number `part`: 0 for the first, then about one more for each million characters.
     """
 
     text: NotRequired[str]
@@ -49,7 +48,7 @@ class Document(TypedDict):
     source: str
     part: NotRequired[int]
     split: NotRequired[str]  # train, validation or test, where the source itself fixes it
-    split_key: NotRequired[str]  # what the document split hashes; the text where it is absent
+    split_key: NotRequired[str]  # its hash decides the split; default: the text
     prompt: NotRequired[str]
     references: NotRequired[list[str]]
     rejected: NotRequired[list[Message]]  # `messages` with a worse answer: the two are a pair
@@ -57,14 +56,14 @@ class Document(TypedDict):
 
 
 def content(document: Document) -> str:
-    """The text of a document; of a dialogue what its messages say, an empty line between them, of a pair both sides."""
+    """The text of a document; for a dialogue its messages with empty lines between them, for a pair both sides."""
     if "messages" in document:
         return said([*document["messages"], *document.get("rejected", [])])
     return document["text"]
 
 
 def said(messages: Iterable[Message]) -> str:
-    """What messages say, an empty line between them."""
+    """The contents of messages with empty lines between them."""
     return "\n\n".join(map(_said, messages))
 
 
@@ -87,8 +86,8 @@ def split_text(pieces: Iterable[str], size: int) -> Iterator[str]:
     """Joins `pieces` and cuts the result into parts of at most `size` characters.
 
     A part ends before the last space between two words; in text without such a space, at a line end; in text
-    without white space, after exactly `size` characters. The parts joined are the pieces joined. At least one
-    part is delivered, which is empty where the text is.
+    without white space, after exactly `size` characters. The parts joined are the pieces joined. An empty text
+    gives one empty part.
 
     Args:
       pieces: consecutive pieces of one text, each small enough to be held in memory.
@@ -118,9 +117,9 @@ def last_cut(text: str, size: int) -> int:
 def in_parts(
     document: Document, pieces: Iterable[str] | None = None, *, number: int | None = None
 ) -> Iterator[Document]:
-    """Delivers `document`, whose text is `pieces` joined (default: its own text), as one or more parts.
+    """Yields `document`, whose text is `pieces` joined (default: its own text), as one or more parts.
 
-    `number` is that of the first part where `pieces` are only a share of the text.
+    `number`: of the first part, if `pieces` are only a share of the text.
     """
     if pieces is None:
         text = document["text"]

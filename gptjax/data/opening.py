@@ -1,4 +1,4 @@
-"""From the data section of a config to open token stores and the batches of a run."""
+"""Opens the token stores and the batches of a run, as the data section of its config says."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from gptjax.data.tokenization.templates import ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from gptjax.errors import UserError
 
-MOST_CHECKED_BYTES = 1 << 30  # of a store that is read for its checksums before it is used
+MOST_CHECKED_BYTES = 1 << 30  # the checksums of a store up to this size are compared before it is used
 
 
 class WeightedStore(NamedTuple):
@@ -42,7 +42,7 @@ class RunData:
     Attributes:
       stores: in the order of the mixture.
       tokenizer: of all stores.
-      template: of the dialogues, where there are any.
+      template: the chat template of the dialogues, or None.
     """
 
     def __init__(self, stores: Sequence[WeightedStore]):
@@ -61,7 +61,7 @@ class RunData:
           tokenizer: instead of the one that the config describes.
 
         Raises:
-          UserError: a prepared store has another tokenizer, or two stores of dialogues another chat template.
+          UserError: a prepared store has another tokenizer, or two stores of dialogues have different chat templates.
         """
         stores: list[WeightedStore] = []
         for name, spec, weight in parse_mixture(config.data.source):
@@ -83,7 +83,7 @@ class RunData:
 
     @property
     def has_dialogues(self) -> bool:
-        """Whether any source says which of its tokens bear loss."""
+        """Whether any source has a loss mask."""
         return any(source.store.split("train").has_mask for source in self.stores)
 
     @property
@@ -93,10 +93,10 @@ class RunData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run remembers of its data: fingerprints, and what the manifest says of the tokenizer.
+        """What a run records of its data: fingerprints, and the tokenizer as the manifest describes it.
 
-        `source_fingerprint` is of the texts and their names, `splits` of what is made of them, `tokens` of both without
-        the names.
+        `source_fingerprint` covers texts and their names, `splits` the splits made of them, `tokens` the tokens of all
+        splits without names.
         """
         stores = [source.store for source in self.stores]
         contents = [store.content for store in stores]
@@ -125,7 +125,7 @@ class RunData:
         return {source.name: source.store.split(name) for source in self.stores}
 
     def questions(self, config: Config, split: str) -> Questions:
-        """The questions of the dialogues of a split. Raises UserError where there are none that fit the context."""
+        """The questions of the dialogues of a split. Raises UserError if none fits the context."""
         splits = {s.name: s.store.split(split) for s in self.stores if split in s.store.splits}
         most_tokens = config.model.context_length - config.objective.max_new_tokens
         return Questions.read(splits, self.tokenizer, most_tokens=most_tokens)
@@ -148,8 +148,8 @@ class RunData:
 
         Args:
           rows: those of the global batch that this process reads; default: all.
-          dialogues: packs dialogues whole, with the mask of what bears loss; text is read in windows. Otherwise
-            everything is read in windows.
+          dialogues: whether dialogues are packed whole, with their loss mask. Otherwise, as always for text, they are
+            read in windows.
 
         Raises UserError where there are no dialogues to pack.
         """
@@ -190,12 +190,12 @@ class RunData:
     def validation_preferences(
         self, config: Config, *, judged: bool, rows: slice | np.ndarray | None = None
     ) -> BatchSource | None:
-        """All pairs, or judged answers, of the validation splits in batches; None where there are none."""
+        """All pairs, or judged answers, of the validation splits in batches; None if there are none."""
         parts = [part for part in self.examples(config, "validation", judged=judged).values() if len(part)]
         return InOrder(parts, batch_size=config.train.batch_size, rows=rows) if parts else None
 
     def examples(self, config: Config, split: str, *, judged: bool) -> dict[str, Examples]:
-        """The examples of each source that has the split, always the same objects."""
+        """The examples of each source that has the split; they are cached, so each call returns the same objects."""
         length = config.model.context_length
         for source in self.stores:
             key = (source.name, split, length, judged)
@@ -226,7 +226,7 @@ def _joined(fingerprints: list[str]) -> str:
 
 
 def data_seed(config: Config) -> int:
-    """The seed of everything that is random about data."""
+    """The seed of data order and augmentation."""
     return config.seed if config.data_seed < 0 else config.data_seed
 
 
@@ -274,7 +274,7 @@ def open_store_of(config: Config, *, tokenizer: Tokenizer | None = None, progres
 
 
 def _whole(store: Store) -> Store:
-    """The store, whose checksums are compared where that takes no more than seconds. Raises UserError."""
+    """The store, after its checksums are compared if it is small. Raises UserError."""
     if not store.url and store.num_bytes <= MOST_CHECKED_BYTES:
         store.verify()
     return store

@@ -1,4 +1,4 @@
-"""Which characters are Chinese: shares of a character class, as in re.compile(f"[{HAN}]")."""
+"""Which characters are Chinese: ranges for a character class, as in re.compile(f"[{HAN}]")."""
 
 import re
 
@@ -7,7 +7,7 @@ HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 # All that Unicode gives the script Han: also radicals, the iteration mark, zero and the numerals of Suzhou.
 HAN_SCRIPT = rf"\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3038-\u303b{HAN}"
-HAN_SCRIPT_RUN = r"\p{Han}+"  # a run of them, as Oniguruma writes it, the regular expressions of `tokenizers`
+HAN_SCRIPT_RUN = r"\p{Han}+"  # a run of them in the syntax of Oniguruma, which `tokenizers` uses
 
 # Letters of languages that put no space between words, so that each counts as a word: ideographs with the iteration
 # mark and zero, kana, Bopomofo.

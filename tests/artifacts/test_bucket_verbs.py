@@ -306,7 +306,7 @@ def test_a_model_is_converted_from_a_bucket_to_another_and_back(model, model_fil
         assert bucket.read(name) == (tmp_path / "published" / name).read_bytes()
     capsys.readouterr()
     assert command("convert", f"--from={model}", f"--to={published}") == 0
-    assert f"{URL}/published is the finished result of this conversion already" in capsys.readouterr().out
+    assert f"{URL}/published already is the finished result of this conversion" in capsys.readouterr().out
     assert command("convert", f"--from={published}", f"--to={back}") == 0
     assert_same_parameters(back, model_files)
     assert command("convert", f"--from={published}", f"--to={model}") == 2
@@ -325,7 +325,7 @@ def test_prepare_builds_in_a_bucket_what_it_builds_on_a_disk_and_reads_a_corpus_
         (bucket.url, f"{URL}/store"),
     ):
         assert command("prepare", f"--source=text:{source}/*.txt", f"--output={place}", *words) == 0
-    assert f"{URL}/store was there already, of the same source" in capsys.readouterr().out
+    assert f"{URL}/store already exists, built from the same source" in capsys.readouterr().out
     built = Bucket(f"{URL}/store")
     for path in (tmp_path / "store").glob("*.bin"):
         assert built.read(path.name) == path.read_bytes()

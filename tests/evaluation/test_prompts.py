@@ -101,7 +101,10 @@ def test_prompts_without_references(tmp_path):
         ('{"prompt": "a", "references": []}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b", 3]}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b"], "reference": "c"}', r"prompts.jsonl, line 2: has both"),
-        ('{"prompt": "\udcff"}', r"prompts.jsonl, line 2: byte 0xff at 12 of the line is not UTF-8"),
+        (
+            '{"prompt": "\udcff"}',
+            r"prompts.jsonl, line 2: byte 0xff at 12 of the line is not UTF-8; convert the file to UTF-8",
+        ),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):

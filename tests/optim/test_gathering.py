@@ -126,5 +126,5 @@ def test_an_optimizer_that_averages_every_step_is_refused():
     config = config_lib.get_default()
     config.schedule.batch_stages = "50%:2"
     config.optimizer.name = "schedule_free_adamw"
-    with pytest.raises(UserError, match="schedule_free_adamw averages what every step changes; use one"):
+    with pytest.raises(UserError, match="schedule_free_adamw averages the parameters of every step; use one"):
         config_lib.validate(config)

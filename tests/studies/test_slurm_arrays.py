@@ -67,7 +67,7 @@ def test_options_of_sbatch_that_are_none(option, message):
 
 
 def test_flags_without_the_launcher(study, tmp_path):
-    with pytest.raises(UserError, match="belongs to --launcher=slurm"):
+    with pytest.raises(UserError, match="needs --launcher=slurm"):
         ablate.main(["ablate", f"--study={study}", f"--workdir={tmp_path / 'w'}", "--slurm.partition=gpu"])
 
 

@@ -35,9 +35,9 @@ def assemble(
 
     Args:
       directory: new and empty.
-      about: what the manifest says of the source and the options.
+      about: source and options, for the manifest.
       summary: of the cleaned pieces, from `card.merge_summaries`.
-      stage: what made the tokens.
+      stage: the stage that made the tokens.
       tokenized: the directories of the pieces' tokens.
       shard_tokens: most tokens in a file.
     """

@@ -1,12 +1,12 @@
 """Building a token store: the same four stages on one machine and on many.
 
-1. Each piece of the source is read and cleaned (`clean_stage`).
-2. One pass decides which documents stay and which split each goes to (`select_stage`).
-3. The text of each piece becomes tokens (`tokenize_stage`), after the tokenizer was trained if need be.
-4. The pieces are joined, in order, into shards, with manifest and data card (`assemble_stage`).
+1. Each piece of the source is read and cleaned (`clean.py`).
+2. One pass decides which documents stay and which split each goes to (`select.py`).
+3. The tokenizer is trained if necessary, and the text of each piece becomes tokens (`tokenize.py`).
+4. The pieces are joined, in order, into shards, with manifest and data card (`assemble.py`).
 
-What is in the store depends on the source and the options alone. Each stage leaves files in a work directory
-beside the store, so a build that was killed goes on where it stopped.
+The content of the store depends on the source and the options alone. Each stage leaves files in a work directory
+beside the store, so a killed build continues where it stopped.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from gptjax.files import about, expand, read_json, whole_directory, write_json
 
 Progress = Callable[[str, int, int | None], None]
 
-INPUTS = "inputs.json"  # in a store: what `build_identity` said of it
+INPUTS = "inputs.json"  # in a store: its `build_identity`
 _EXECUTION = ("progress", "runner", "workers", "beam_options")  # options that do not change what is built
 
 
@@ -62,8 +62,8 @@ def build_store(
     """Makes a token store of `source` at `directory`, which appears complete or not at all.
 
     Args:
-      directory: a directory, or a URL (it is then built in the cache); must not exist, or be empty. What is done is
-        kept in a hidden directory beside it until it is complete; called again, the build continues from there.
+      directory: a directory, or a URL (the store is then built in the cache); must not exist, or be empty. Finished
+        stages are kept in a hidden directory beside it; called again, the build continues from there.
       tokenizer: a spec for `build_tokenizer`, or a tokenizer.
       runner: "local" or "beam"; see `gptjax.data.building.runners`.
       workers: processes of the local runner; 0 for one per core.
@@ -87,12 +87,12 @@ def build_store(
     work = work_directory(directory)
     if directory.is_dir() and _is_of(directory / INPUTS, identity):
         with contextlib.suppress(Timeout, OSError), FileLock(work / LOCK).acquire(timeout=0):
-            shutil.rmtree(work)  # of a build that was killed when all was done
+            shutil.rmtree(work)  # left by a build that was killed after its last stage
         return _finished(directory, url)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(
-            f"cannot build a token store at {directory}: it exists, and is not of this source and these "
-            "options; remove it or choose another directory"
+            f"cannot build a token store at {directory}: it exists, and was not built from this source "
+            "with these options; remove it or choose another directory"
         )
     check_spec(tokenizer)
     remains.sweep(directory.parent, but=work)
@@ -101,7 +101,7 @@ def build_store(
         try:
             build.run(open_runner(runner, workers=workers, beam_options=beam_options, directory=work))
         except BaseException:
-            if len(build.pieces) > 1:  # otherwise nothing that would be saved
+            if len(build.pieces) > 1:  # with one piece, keeping it saves nothing
                 kept()
             raise
         write_json(build.store / INPUTS, {"sha256": identity})
@@ -110,43 +110,45 @@ def build_store(
 
 
 def place_of(directory: str | Path) -> Path:
-    """Where a store is built: at its directory, or for that of a URL in the cache."""
+    """Where a store is built: in its directory, or in the cache if that is a URL."""
     if not is_url(directory):
         return expand(directory)
     return cache() / f"built-{_digest(str(directory).rstrip('/'))}"
 
 
 def _published(url: str, identity: str) -> Store | None:
-    """The store at a URL, if it is of the same source and options; None where there is nothing."""
+    """The store at a URL, if it was built from the same source and options; None if the URL is empty."""
     bucket = Bucket(url)
     if not bucket.list():
         bucket.try_writing(MANIFEST)
         return None
     inputs = bucket.read(INPUTS)
-    if inputs is not None and json.loads(inputs) == {"sha256": identity}:  # without a manifest, its upload was ended
+    if inputs is not None and json.loads(inputs) == {
+        "sha256": identity
+    }:  # without a manifest, its upload was interrupted
         return open_store(url) if bucket.read(MANIFEST) is not None else None
     raise UserError(
-        f"cannot build a token store at {url}: something is there, and not of this source and these options; remove "
-        "it or choose another place"
+        f"cannot build a token store at {url}: what is there was not built from this source with these options; "
+        "remove it or choose another place"
     )
 
 
 def _finished(directory: Path, url: str) -> Store:
-    """The store that was built at a directory; of a URL, it is written there first."""
+    """The store that was built in a directory; for a URL, it is uploaded first."""
     if url:
         remote.publish(directory, url, first=INPUTS, last=MANIFEST)
     return open_store(url or directory)
 
 
 def work_directory(directory: Path) -> Path:
-    """Where the build of the store `directory` keeps what is done."""
+    """Where the build of the store `directory` keeps finished stages."""
     return directory.with_name(f".{directory.name}.building")
 
 
 def build_identity(source: Source, tokenizer: str | Tokenizer, options: Mapping[str, Any]) -> str:
-    """Changes with whatever changes what is built."""
+    """A digest of everything that changes the content of the store."""
     if isinstance(tokenizer, str) and tokenizer.startswith("hf:"):
-        tokenizer = build_tokenizer(tokenizer)  # the files may change, so what identifies it is its content
+        tokenizer = build_tokenizer(tokenizer)  # its files may change, so the content identifies it
     return _digest(
         {
             "format_version": FORMAT_VERSION,
@@ -174,7 +176,7 @@ def cached_store(source: Source, cache_dir: str | Path, *, tokenizer: str | Toke
     directory = cache / f"store-{build_identity(source, tokenizer, options)}"
     with FileLock(cache / f"{directory.name}.lock"):
         if (directory / MANIFEST).exists():
-            shutil.rmtree(work_directory(directory), ignore_errors=True)  # of a build killed when all was done
+            shutil.rmtree(work_directory(directory), ignore_errors=True)  # left by a build that was killed at its end
             remains.sweep(cache, but=cache)
             return open_store(directory)
         return build_store(source, directory, tokenizer=tokenizer, **options)
@@ -291,7 +293,7 @@ class _Build:
             runner.run(stage, todo, finished)
 
     def _check(self, selection: Selection, summary: dict[str, Any]) -> None:
-        """Raises UserError where there is nothing to train on or to validate with."""
+        """Raises UserError if the train or the validation split is empty."""
         if not selection.characters and summary["documents"] > summary["empty_documents"]:
             raise UserError(
                 f"nothing is left of the {summary['documents']} documents of {self.source.spec!r} after "
@@ -310,7 +312,7 @@ class _Build:
 
     def _why_empty(self, selection: Selection) -> str:
         if selection.method == "document" and selection.repeated:
-            what = "what stands before the first answer" if selection.has_dialogues else "their text"
+            what = "the text before the first answer" if selection.has_dialogues else "their text"
             return (
                 f"; documents equal in {what} go to one split, and there are only {selection.groups} different ones "
                 f"({selection.largest_group} documents share one): use --config.data.split_by=position, which splits "
@@ -321,7 +323,7 @@ class _Build:
         return ": use larger fractions, or more text"
 
     def _tokenizer(self, selected: list[Selected], has_dialogues: bool) -> tuple[Tokenizer, dict[str, Any] | None]:
-        """The tokenizer, trained if need be, and the description of the chat template if there are dialogues."""
+        """The tokenizer, trained if necessary, and the description of the chat template if there are dialogues."""
         spec = self.tokenizer_spec
         directory = None
         if isinstance(spec, Tokenizer):
@@ -348,7 +350,7 @@ class _Build:
         return ("uint16" if fits else "uint32") if self.options.dtype == "auto" else self.options.dtype
 
     def _about(self) -> dict[str, Any]:
-        """What the manifest says of the source and the options."""
+        """Source and options, for the manifest."""
         spec = self.tokenizer_spec
         return {
             "source": self.source.spec,

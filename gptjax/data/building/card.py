@@ -1,4 +1,4 @@
-"""The data card of a token store: what came in, what was removed and why, what is left, and what to beware of."""
+"""The data card of a token store: what was read, what was removed and why, what is left, and warnings."""
 
 import dataclasses
 import json
@@ -126,7 +126,7 @@ def _shares(splits: dict[str, Any], unit: str) -> dict[str, float]:
 
 
 def _split(card: dict[str, Any]) -> str:
-    """How it was split, and why the shares are not those that were asked for."""
+    """How the corpus was split, and why the shares differ from those that were asked for."""
     split, by = card["split"], card["split_by"]
     unit = "documents" if by == "document" else "characters"
     shares = ", ".join(
@@ -135,9 +135,9 @@ def _split(card: dict[str, Any]) -> str:
     text = f"Split by {by}; of the {unit}: {shares}."
     if by == "document" and split["repeated"]:
         text += (
-            " A hash of the words decides, of a dialogue those before the first answer, so that no question is in two "
-            f"splits: {split['repeated']:,} documents repeat such words, {split['largest_group']:,} of them the same, "
-            "and stay together."
+            " The split is chosen by a hash of the words, in dialogues of those before the first answer, so that no "
+            f"question is in two splits: {split['repeated']:,} documents share these words with others and stay "
+            f"together; the largest group has {split['largest_group']:,}."
         )
     return text
 
@@ -145,7 +145,7 @@ def _split(card: dict[str, Any]) -> str:
 def _warnings(card: dict[str, Any]) -> Iterator[str]:
     if not card["cleaning"]["invertible"]:
         yield (
-            f"the cleaning {card['cleaning']['profile']!r} reduced the text: it cannot be written back, and a "
+            f"the cleaning {card['cleaning']['profile']!r} reduced the text: the original cannot be restored, and a "
             "model trained on it generates such text"
         )
     if card["skipped"]["count"]:
@@ -162,8 +162,8 @@ def _warnings(card: dict[str, Any]) -> Iterator[str]:
     trip = card["tokenizer"]["round_trip"]
     if trip["same"] < trip["texts"]:
         yield (
-            f"the tokenizer {card['tokenizer']['spec']} does not give {trip['texts'] - trip['same']} of "
-            f"{trip['texts']} sampled texts back"
+            f"the tokenizer {card['tokenizer']['spec']} decodes {trip['texts'] - trip['same']} of "
+            f"{trip['texts']} sampled texts to another text"
         )
     if card["tokenizer"]["lacking"]:
         yield card["tokenizer"]["lacking"]
@@ -246,7 +246,7 @@ def _tokenizer(tokenizer: dict[str, Any]) -> Iterator[str]:
     trip = tokenizer["round_trip"]
     yield (
         f"\n{tokenizer['vocab_size']:,} ids, of which {tokenizer['unused_ids']:,} do not occur. "
-        f"{trip['same']:,} of {trip['texts']:,} texts come back as they were."
+        f"{trip['same']:,} of {trip['texts']:,} texts decode to themselves."
     )
 
 
@@ -263,5 +263,5 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> It
 
 
 def _code(text: str) -> str:
-    """Text on one line of a table, its line ends and control characters as JSON writes them."""
+    """Text for one line of a table; line ends and control characters are escaped as in JSON."""
     return "`" + json.dumps(str(text), ensure_ascii=False)[1:-1].replace("`", "'").replace("|", "¦") + "`"

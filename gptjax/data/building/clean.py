@@ -1,7 +1,7 @@
 """First stage of a build: a piece of the source becomes cleaned documents.
 
-documents.zst     the documents that are left: a line of JSON, then as many bytes of text as it says
-extents.jsonl     a line for each of them: what decides where it goes
+documents.zst     the kept documents: a line of JSON with the number of bytes of the text, then the text
+extents.jsonl     a line for each of them: what decides its split
 signatures.npy    uint32 [documents, permutations], for near duplicates only
 summary.json      what was read, removed and skipped
 """
@@ -47,10 +47,9 @@ class CleanStage:
 
     Attributes:
       deduplicate: "none", "exact" or "near"; decides which keys of each document are computed.
-      decontaminate: files of evaluation sets; a document that shares a piece with one of them is
-        dropped.
-      kept_raw: shares of the documents that are held out, by a hash of their text as it was, and not cleaned; None: all
-        are cleaned.
+      decontaminate: files of evaluation sets; a document that shares an n-gram with one of them is dropped.
+      kept_raw: shares of the documents that are held out, by a hash of the uncleaned text, and are not cleaned; None:
+        all are cleaned.
     """
 
     source: Source
@@ -128,11 +127,11 @@ class _SplitBefore:
         self._last: tuple[str, bool] = "", False  # the document, and whether it is held out
 
     def keyed(self, document: Document) -> Document:
-        """The document with the text as it was as what decides its split, whatever is done to it."""
+        """The document with its uncleaned text as `split_key`, so that cleaning does not change its split."""
         return cast(Document, {"split_key": content(document), **document})
 
     def holds_out(self, document: Document) -> bool:
-        """Called with the parts of a document in order. Raises UserError where the first one is not in the piece."""
+        """Called with the parts of a document in order. Raises UserError if the first one is not in the piece."""
         if document.get("part", 0) == 0:
             split = split_of_share(hashed_share(document["split_key"]), self._fractions)
             self._last = document["id"], split != "train"

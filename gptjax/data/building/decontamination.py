@@ -41,7 +41,7 @@ class Decontaminator:
     """
 
     def __init__(self, texts: Sequence[tuple[str, int, str]], ngram: int = 13):
-        """`texts` are (file, line, text); of an n-gram in several, the first is named."""
+        """`texts` are (file, line, text); if an n-gram is in several, the first is reported."""
         if ngram < MIN_WORDS:
             raise UserError(f"decontamination of {ngram}-grams: fewer than {MIN_WORDS} words prove nothing; take 13")
         self.ngram = ngram

@@ -51,7 +51,7 @@ class MinHasher:
         return signature
 
     def ngrams(self, text: str) -> UInt32[np.ndarray, " ngrams"]:
-        """The 32-bit hash of each n-gram, premixed as the permutations want it."""
+        """The 32-bit hash of each n-gram, premixed for the permutations."""
         hashes = ngram_hashes(word_hashes(text.lower())[0], self.ngram)
         if not len(hashes):
             hashes = np.frombuffer(exact_key(text)[:8], np.uint64)
@@ -85,7 +85,7 @@ def bands_for(threshold: float, num_permutations: int) -> tuple[int, int]:
 
 
 class Deduplicator:
-    """Says of each document, asked in corpus order, which earlier one it repeats.
+    """Finds, for each document in corpus order, the earlier one that it repeats.
 
     Memory for each document that is kept: its id, about 150 bytes for the exact key, and in mode "near" 2 to
     3 bytes for each permutation and 8 to 20 for each band (threshold 0.8: 450 to 750 bytes). A million
@@ -93,7 +93,7 @@ class Deduplicator:
     """
 
     def __init__(self, mode: str = "near", *, threshold: float = 0.8, num_permutations: int = 128):
-        """`threshold` is the estimated Jaccard similarity from which on a document is a near duplicate.
+        """`threshold`: a document with at least this estimated Jaccard similarity is a near duplicate.
 
         Raises:
           UserError: the mode is unknown or the threshold is not above 0 and at most 1.
@@ -152,7 +152,7 @@ class _SignatureIndex:
         self.table = np.full(1 << self.table_bits, _EMPTY, np.int32)
 
     def find_or_add(self, signature: UInt32[np.ndarray, " permutations"]) -> int | None:
-        """The number of the most similar signature from the threshold on; if there is none, adds this one."""
+        """The number of the most similar signature that reaches the threshold; if there is none, adds this one."""
         short = signature.astype(np.uint16)
         slots = self._slots(short[None])[0]
         heads = self.table[slots]

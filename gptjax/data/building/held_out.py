@@ -13,8 +13,8 @@ def held_out_questions(about: Mapping[str, Any], split: str) -> list[Document]:
     """The questions of `python_docs` on the docstrings of one split, in the order of the library.
 
     Args:
-      about: says how the corpus was split, as for `split_of_key`; with the source `python_docs:dialogues`, questions
-        are what a user says.
+      about: how the corpus was split, as for `split_of_key`; with the source `python_docs:dialogues`, questions are
+        dialogues.
       split: train, validation or test.
 
     Raises:

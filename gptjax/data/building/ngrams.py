@@ -25,7 +25,7 @@ def word_hashes(
     """(hash, start, end) of each word of a lower-case text; start and end count characters.
 
     A word is a run of letters and digits, or one character of a script without spaces. Case, punctuation and
-    white space have no influence where `text` was made lower-case. About 60 MB/s on one core.
+    white space have no influence if `text` is lower-case. About 60 MB/s on one core.
     """
     codepoints = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     classes = _character_classes()[codepoints]
@@ -42,7 +42,7 @@ def word_hashes(
 
 
 def ngram_hashes(words: UInt64[np.ndarray, " words"], n: int) -> UInt64[np.ndarray, " ngrams"]:
-    """The hash of each run of `n` words; of the whole text where it has fewer; none where it has no word."""
+    """The hash of each run of `n` words, or of the whole text if it has fewer; empty if it has no word."""
     n = min(n, len(words))
     return next(hashes for _, hashes in ngram_hashes_of_sizes(words, [n])) if n else words
 
@@ -71,7 +71,7 @@ def mix(hashes: UInt64[np.ndarray, " *shape"]) -> UInt64[np.ndarray, " *shape"]:
 
 @functools.cache
 def _character_classes() -> UInt8[np.ndarray, " codepoints"]:
-    """Of each code point: whether it is between words, part of a word, or a word by itself."""
+    """For each code point: 0 between words, _IN_WORD as a part of a word, _ALONE as a word by itself."""
     classes = np.zeros(0x110000, np.uint8)
     everything = "".join(map(chr, range(0x110000)))
     for pattern, name in ((re.compile(r"[^\W_]+"), _IN_WORD), (re.compile(f"[{UNSPACED}]+"), _ALONE)):

@@ -1,8 +1,8 @@
-"""The hidden directory in which a build works, and what happens to those that builds leave behind.
+"""The hidden work directory of a build, and the removal of those that builds leave behind.
 
-A build holds a lock on its directory, which the system releases with the process. A build that ends by itself, by an
-error or by Ctrl-C, leaves the mark `kept`: the same command goes on from there. One that was killed leaves none; the
-next build beside it removes it, unless it is the same, which goes on as well.
+A build locks its directory; the system releases the lock with the process. A build that ends with an error or Ctrl-C
+leaves the file `kept`, and the same command continues from there. A killed build leaves no such file: the same command
+continues from there, too, but another build in the same folder removes the directory.
 """
 
 import contextlib
@@ -18,15 +18,16 @@ from gptjax.errors import UserError
 
 LOCK, KEPT = "lock", "kept"
 _KEPT_SECONDS = 7 * 24 * 3600
-_HALF_REMOVED_SECONDS = 60  # without a lock and without a change, which a build that begins does not have
+_HALF_REMOVED_SECONDS = 60  # without a change; a directory without a lock file is then removed
 _PATTERN = ".*.building"
 
 
 @contextlib.contextmanager
 def claimed(work: Path, directory: Path) -> Iterator[Callable[[], None]]:
-    """Makes the directory `work`, of the build of `directory`, and holds it; it is removed at the end.
+    """Makes and locks `work`, the work directory of the build of `directory`, and removes it at the end.
 
-    Yields a function after whose call it stays. Raises UserError where another process builds there, or nobody can.
+    Yields a function; if it is called, `work` is kept. Raises UserError if another process builds there, or `work`
+    cannot be made.
     """
     stays = False
 
@@ -66,7 +67,7 @@ def _lock(work: Path, directory: Path) -> FileLock:
 
 
 def sweep(parent: Path, *, but: Path) -> None:
-    """Removes what killed builds have left in a directory, except the one that is to go on."""
+    """Removes the work directories of killed builds from a directory, except `but`."""
     files.sweep(parent)
     with contextlib.suppress(OSError):
         for work in parent.glob(_PATTERN):

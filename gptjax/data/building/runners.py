@@ -21,7 +21,7 @@ from gptjax import interrupts
 from gptjax.errors import RunError, UserError
 
 RUNNERS = ("local", "beam")
-_LOOK_SECONDS = 0.1  # between two looks for Ctrl-C
+_LOOK_SECONDS = 0.1  # between two checks for Ctrl-C
 
 Stage = Callable[[Any], None]
 Done = Callable[[Any], None]
@@ -85,7 +85,7 @@ class LocalRunner:
             workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(stage,)
         )
         try:
-            # A worker is one core's share, so its tokenizer has no threads.
+            # There is one worker per core, so tokenizers start no threads.
             with _environment(TOKENIZERS_PARALLELISM="false"), _noted_interrupts() as interrupted:
                 futures = {executor.submit(_run_item, item): item for item in items}
                 pending = set(futures)
@@ -98,8 +98,8 @@ class LocalRunner:
                         break
         except BrokenProcessPool:
             raise RunError(
-                f"a worker process died: of {workers}, perhaps for want of memory, and fewer need less; or the "
-                "script that builds the store is not under `if __name__ == '__main__'`. Run again to continue"
+                f"a worker process died, one of {workers}: perhaps memory was short, and fewer workers need less; or "
+                "the script that builds the store lacks `if __name__ == '__main__'`. Run again to continue"
             ) from None
         except BaseException:
             _kill(executor, others)
@@ -108,7 +108,7 @@ class LocalRunner:
 
 
 def _kill(executor: ProcessPoolExecutor, others: Collection[BaseProcess]) -> None:
-    """Ends the workers of an executor, which are the children of this process but for the others that it has."""
+    """Kills the workers of an executor: all child processes except `others`."""
     workers = set(multiprocessing.active_children()) - set(others)  # Python 3.14 has kill_workers
     executor.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
@@ -117,16 +117,16 @@ def _kill(executor: ProcessPoolExecutor, others: Collection[BaseProcess]) -> Non
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[Callable[[], bool]]:
-    """What ends the command is raised when the context ends; what it gives says whether it has come.
+    """Delays Ctrl-C and other stopping signals until the context ends; yields a function: whether one has come.
 
-    Raised at any moment, it could fall into the start of a process, whose other end would print a traceback, or into a
-    callback of the garbage collector, which would print and forget it.
+    Raised at once, KeyboardInterrupt could hit the start of a process, whose other end would print a traceback, or a
+    callback of the garbage collector, which would print and drop it.
     """
     came: list[int] = []
     before: dict[int, Any] = {}
     for number in (signal.SIGINT, *interrupts.STOPPING):
         with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-            if callable(signal.getsignal(number)):  # it is not ignored, and does not end the process at once
+            if callable(signal.getsignal(number)):  # a handler of Python's, neither ignored nor the default
                 before[number] = signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield lambda: bool(came)

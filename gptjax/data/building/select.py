@@ -44,9 +44,9 @@ class Selection:
       split_documents: documents that begin in each split.
       lengths: how many documents have from 2^i to 2^(i+1) - 1 characters.
       has_dialogues: whether any is a dialogue.
-      groups: how many different words decide the splits of the documents (of a dialogue, those before an answer).
-      repeated: documents whose words of that kind others have too, so that all of these go to one split.
-      largest_group: the most documents that go to one split for that reason.
+      groups: different split keys (the words; in a dialogue, those before the first answer).
+      repeated: documents that share their split key with others, and therefore the split.
+      largest_group: documents that have the most frequent split key.
     """
 
     method: str = ""
@@ -114,7 +114,7 @@ def select(
 def _deal(
     cleaned: Sequence[Path], segments: Sequence[Path], splitter: Splitter, removed: dict[int, Duplicate]
 ) -> Counter[str]:
-    """Writes the segments, completes what is known of the removed documents, counts those that begin in a split."""
+    """Writes the segments and completes the entries of `removed`; returns how many documents begin in each split."""
     begun: Counter[str] = Counter()
     kept_ids = {duplicate.kept_id for duplicate in removed.values()}
     kept: dict[str, tuple[str, bytes | None]] = {}
@@ -138,7 +138,7 @@ def _deal(
 
 @contextlib.contextmanager
 def _writers(paths: Sequence[Path]) -> Iterator[Callable[[int, str], None]]:
-    """write(number of a path, text), called with numbers that do not decrease; the others become empty files."""
+    """write(number of a path, text), called with numbers that do not decrease; all other files are empty."""
     for path in paths:
         path.write_bytes(b"")
     last, file = -1, None
@@ -182,7 +182,7 @@ def selected_texts(pieces: Sequence[Selected]) -> Iterator[str]:
 
 
 class _Entry(NamedTuple):
-    """What the cleaned pieces say of a document or a part of one."""
+    """A document, or a part of one, as the cleaned pieces describe it."""
 
     piece: int
     extent: Extent
@@ -214,7 +214,7 @@ def _entries(cleaned: Sequence[Path]) -> Iterator[_Entry]:
             for number, line in enumerate(file):
                 about = json.loads(line)
                 part, exact = about.pop("part"), about.pop("exact", None)
-                starts = part == 0 or about["id"] != last_id  # the first part may be gone
+                starts = part == 0 or about["id"] != last_id  # the first part may have been removed
                 last_id = about["id"]
                 yield _Entry(
                     piece,

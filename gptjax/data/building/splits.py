@@ -69,7 +69,7 @@ class Census:
 
 
 class Segment(NamedTuple):
-    """Characters of a document that go to one split, as the start of a document or more of the last one there."""
+    """Characters of a document that go to one split; `starts`: they begin a document there, else continue its last."""
 
     split: str
     starts: bool
@@ -78,10 +78,10 @@ class Segment(NamedTuple):
 
 
 class Splitter:
-    """Deals the documents of a corpus, asked in order, to train, validation and test.
+    """Assigns the documents of a corpus, in order, to train, validation and test.
 
     Attributes:
-      method: what `auto` came to: "document" (by a hash of each document), "position" (by the order of the
+      method: what `auto` has chosen: "document" (by a hash of each document), "position" (by the order of the
         characters) or "source" (as the source says; where it has no validation split, the held-out shares are
         taken from train).
     """
@@ -116,7 +116,7 @@ class Splitter:
         self._last = ""
 
     def split_of(self, extent: Extent) -> str:
-        """The split in which the next document begins, without dealing it."""
+        """The split in which the next document begins, without assigning it."""
         if extent.split in self._fixed:
             return extent.split
         if self._hashes:
@@ -168,7 +168,7 @@ def split_of_key(about: Mapping[str, Any], key: str) -> str:
       key: of the document.
 
     Raises:
-      UserError: the store was not split by a hash of each document, so the text does not say.
+      UserError: the store was not split by a hash of each document, so the text does not decide.
     """
     if about["split_by"] not in ("auto", "document"):
         raise UserError(

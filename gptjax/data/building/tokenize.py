@@ -1,9 +1,9 @@
 """Third stage of a build: the selected text of a piece becomes tokens, split by split.
 
 SPLIT.tokens          token ids, little-endian, as they are in the shards
-SPLIT.mask            uint8, 1 where a token bears loss; where the corpus has dialogues
+SPLIT.mask            uint8, 1 where a token counts in the loss; only if the corpus has dialogues
 SPLIT.documents.npy   int64 [documents, 2]: offset of the first token, bytes of the text
-SPLIT.kinds.npy       uint8 [documents]: `Kind` of each; where the corpus has preferences
+SPLIT.kinds.npy       uint8 [documents]: `Kind` of each; only if the corpus has preferences
 used.npy              int64 [vocabulary]: how often each id occurs
 summary.json          counts, and the sha256 of the documents
 """
@@ -36,7 +36,7 @@ _BATCH_CHARACTERS = 1_000_000
 
 
 class TokenizeItem(NamedTuple):
-    """A cleaned piece, the file that says what of it goes where, and the directory that its tokens go to."""
+    """A cleaned piece, the file with the splits of its text, and the directory for its tokens."""
 
     cleaned: Path
     segments: Path
@@ -120,7 +120,7 @@ class TokenizeStage:
 
 
 def _sides(document: Document) -> list[tuple[Kind, list[Message]]]:
-    """The documents of the store that a dialogue becomes: of a pair two, one after the other."""
+    """The documents that a dialogue becomes in the store; a pair becomes two successive ones."""
     messages = document["messages"]
     if "rejected" in document:
         return [(Kind.CHOSEN, messages), (Kind.REJECTED, document["rejected"])]
@@ -165,7 +165,7 @@ class _Writer:
             self._bytes.append(num_bytes)
             self._kinds.append(encoded.kind)
             # Texts train on the end-of-text token. Dialogues end with the template's own end-of-turn token, so
-            # end-of-text bears no loss there.
+            # end-of-text does not count in their loss.
             self._write(self._eot, np.array([encoded.mask is None]))
         elif self._bytes:
             self._bytes[-1] += num_bytes

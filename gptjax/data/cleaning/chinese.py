@@ -1,4 +1,4 @@
-"""Traditional Chinese as simplified."""
+"""Conversion of traditional to simplified Chinese."""
 
 import functools
 from typing import Any
@@ -8,7 +8,7 @@ from gptjax.errors import UserError
 
 
 def simplified(text: str) -> str:
-    """Traditional characters as simplified ones, by phrases where a character has several (OpenCC's t2s).
+    """Converts traditional to simplified characters; the phrase decides if there are several (OpenCC's t2s).
 
     Raises:
       UserError: OpenCC is not installed.

@@ -17,9 +17,8 @@ _EMPTY = "nothing is left"
 class StepCounts:
     """What one step did to the documents that reached it.
 
-    Bytes are of UTF-8 text. `removed` and `changed` have at most `MAX_EXAMPLES` examples, the first ones:
-    {"id", "reason", "text"} and {"id", "before", "after"}, the excerpts beginning shortly before the first
-    difference.
+    Bytes are of UTF-8 text. `removed` and `changed` have the first `MAX_EXAMPLES` examples,
+    {"id", "reason", "text"} and {"id", "before", "after"}; excerpts begin shortly before the first difference.
     """
 
     documents_in: int = 0
@@ -39,7 +38,7 @@ class StepCounts:
 class CleaningCounts:
     """Counts of each step of a cleaner, in the order of its steps.
 
-    Merged in the order of the pieces of a corpus, the counts of the pieces are those of the corpus.
+    The counts of a corpus are those of its pieces, merged in their order.
     """
 
     def __init__(self, steps: Iterable[str] = ()):
@@ -65,20 +64,18 @@ class CleaningCounts:
 
 
 class Cleaner:
-    """Cleans documents: document -> document, or None where a step drops it.
+    """Cleans documents: document -> document, or None if a step drops it.
 
     A cleaner can be pickled. Its result depends on the document alone. The steps change the text, each
-    message of a dialogue, and the `prompt`; filters judge the text, or all messages together. A document of
-    which a step leaves nothing but white space is dropped by that step, and so is a dialogue with such a
-    message. The parts of a long document are cleaned apart and keep the white space at their ends, by which
-    they are joined.
+    message of a dialogue, and the `prompt`; filters judge the text, or all messages together. If a step leaves
+    only white space of a document, or of a message of a dialogue, the step drops the document. The parts of a
+    long document are cleaned separately and keep the white space at their ends, where they are joined.
 
     Attributes:
-      profile: the spec, as `cleaning_steps.parse_profile` takes it.
+      profile: the spec, as `steps.parse_profile` takes it.
       steps: the names of the steps, in order.
       options: every option of the steps with its value.
-      invertible: False where the cleaned text cannot be written back, as after `stop_words`; a warning is
-        logged.
+      invertible: False if the original text cannot be restored, as after `stop_words`; a warning is logged.
     """
 
     def __init__(self, profile: str = "none", *, options: Mapping[str, Any] | None = None):
@@ -87,7 +84,7 @@ class Cleaner:
         if not self.invertible:
             lossy = ", ".join(name for name in self.steps if not STEPS[name].invertible)
             logging.getLogger(__name__).warning(
-                "cleaning %r reduces the text (%s): it cannot be written back, and a model trained on it "
+                "cleaning %r reduces the text (%s): the original cannot be restored, and a model trained on it "
                 "generates such text; use it for ablations",
                 profile,
                 lossy,
@@ -129,7 +126,7 @@ class Cleaner:
         return self._rebuilt(document, texts, before, after) if self.steps else document
 
     def text(self, text: str) -> str:
-        """`text` after the steps that change text; the filters are left out."""
+        """`text` after the steps that change text, without the filters."""
         for name in self.steps:
             if transform := STEPS[name].transform:
                 text = transform(text, self.options)
@@ -142,7 +139,7 @@ class Cleaner:
             return texts, "" if texts and all(map(_has_content, texts)) else _EMPTY
         assert step.reject
         text = "\n".join(texts)
-        # A document in parts is longer than one part, and its length is known up to here.
+        # A document in parts is longer than one part; its length up to here is used.
         characters = len(text) if part is None else max(PART_CHARACTERS, part * PART_CHARACTERS + len(text))
         return texts, step.reject(text, characters, self.options)
 

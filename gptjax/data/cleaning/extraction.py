@@ -8,12 +8,12 @@ from gptjax.errors import UserError
 
 _LOOKS_LIKE_HTML = re.compile(r"<(?:[A-Za-z][A-Za-z0-9:-]*[\s/>]|!--|!DOCTYPE|/[A-Za-z])", re.IGNORECASE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# aria-hidden is left out: pages hide the text itself behind dialogues with it.
+# Not aria-hidden: pages set it on the text itself while a dialogue is open.
 _HIDDEN = (
     '//*[@hidden or contains(translate(@style, " ", ""), "display:none")'
     ' or contains(translate(@style, " ", ""), "visibility:hidden")]'
 )
-# All paragraphs against the article: this factor is worth 0.009 F1 on the 130 pages of Mozilla's Readability.
+# Paragraphs are taken if they are longer than the article by this factor; worth 0.009 F1 on Readability's 130 pages.
 _MISSED = 1.5
 # A page of 200,000 tags takes 7 s and 250 MB; beyond that its text is taken without looking for the article.
 _MAX_TAGS = 200_000
@@ -23,10 +23,10 @@ _MAX_CHARACTERS = 20_000_000
 def main_text(page: str) -> str:
     """The main text of an HTML page, one line per block, without menus, comments and hidden elements.
 
-    trafilatura (Barbaresi 2021, https://aclanthology.org/2021.acl-demo.15) looks for the article. Where it
-    leaves out a third of the text in paragraphs, the paragraphs are taken; where it finds none, or the page
-    is too large to search, all its text is (`strip_tags`). Text without a tag is returned as it is. Time is
-    linear in the length of the page, and no page raises.
+    trafilatura (Barbaresi 2021, https://aclanthology.org/2021.acl-demo.15) looks for the article. If it leaves
+    out a third of the text in paragraphs, all paragraphs are taken; if it finds none, or the page is too large
+    to search, all text is taken (`strip_tags`). Text without a tag is returned as it is. Time is linear in the
+    length of the page, and no page raises an error.
 
     Raises:
       UserError: trafilatura is not installed.
@@ -58,12 +58,12 @@ def _article(trafilatura, page: str) -> str:
 
 
 def _visible(trafilatura, page: str):
-    """The tree of the page without hidden elements; None where it cannot be parsed."""
+    """The tree of the page without hidden elements; None if it cannot be parsed."""
     tree = trafilatura.load_html(page)
     if tree is None:
         return None
     for element in tree.xpath(_HIDDEN):
-        # Some pages hide all of themselves until a script has run.
+        # Some pages hide all their content until a script has run.
         if element.getparent() is not None and element.tag not in ("html", "body"):
             element.drop_tree()
     return tree
@@ -93,7 +93,7 @@ _INLINE = frozenset(
 def strip_tags(page: str) -> str:
     """All text of a page without tags, comments, scripts and styles: one line per block, entities decoded.
 
-    Linear in the length of the page whatever its nesting, which the parsers of trees are not.
+    Time is linear in the length of the page for any nesting, unlike with tree parsers.
     """
     from gptjax.data.cleaning.normalization import entities
 

@@ -1,4 +1,4 @@
-"""Filters of quality: each says why a text should not be in the corpus, or returns "".
+"""Quality filters: each returns the reason why a text should not be in the corpus, or "".
 
 The measures of repetition are those of Gopher (Rae et al. 2021, https://arxiv.org/abs/2112.11446, table A1).
 """
@@ -16,7 +16,7 @@ from gptjax.errors import UserError
 
 
 def length(characters: int, minimum: int, maximum: int) -> str:
-    """Fewer than `minimum` or more than `maximum` characters; a limit of 0 is none."""
+    """Rejects fewer than `minimum` or more than `maximum` characters; 0 = no limit."""
     if characters < minimum:
         return f"{characters} characters, fewer than {minimum}"
     if maximum and characters > maximum:
@@ -25,7 +25,7 @@ def length(characters: int, minimum: int, maximum: int) -> str:
 
 
 def symbols(text: str, limit: float) -> str:
-    """A larger share than `limit` of the characters that are not white space is punctuation or symbols."""
+    """Rejects if a larger share than `limit` of the visible characters is punctuation or symbols."""
     ratio = symbol_ratio(text)
     return f"{ratio:.2f} of the characters are symbols, more than {limit}" if ratio > limit else ""
 
@@ -39,7 +39,7 @@ def symbol_ratio(text: str) -> float:
 
 
 def repeated_lines(text: str, limit: float) -> str:
-    """A larger share than `limit` of the characters is in lines that occurred before in the text."""
+    """Rejects if a larger share than `limit` of the characters is in lines that occurred before in the text."""
     ratio = repeated_line_ratio(text)
     return f"{ratio:.2f} of the characters are in repeated lines, more than {limit}" if ratio > limit else ""
 
@@ -52,10 +52,10 @@ def repeated_line_ratio(text: str) -> float:
 
 
 def repeated_ngrams(text: str, top_limit: float, repeated_limit: float) -> str:
-    """Too many characters belong to one n-gram of 2 to 4 words, or to repeated n-grams of 5 to 10 words.
+    """Rejects if too many characters are in one n-gram of 2 to 4 words, or in repeated n-grams of 5 to 10 words.
 
-    As in Gopher the limit falls with n: `top_limit` is that of n = 2 and falls by 0.02, `repeated_limit` that
-    of n = 5 and falls by 0.01.
+    As in Gopher, limits fall with n: `top_limit` holds for n = 2 and falls by 0.02 per word, `repeated_limit` for
+    n = 5 and falls by 0.01.
     """
     ids, lengths, scale = _words(text)
     for n in range(2, 5):
@@ -85,9 +85,9 @@ _WORD = re.compile(rf"(?P<unspaced>[{UNSPACED}])|[^\W{UNSPACED}]+")
 
 
 def _words(text: str) -> tuple[Int[np.ndarray, " words"], Int[np.ndarray, " words"], int]:
-    """Numbers and lengths of the words, and how many of them count as one word of English.
+    """(numbers of the words, their lengths, how many of them count as one English word).
 
-    A letter of a language without spaces is a word of its own; where most are, two count as one word of English.
+    A letter of a language without spaces is a word; if most words are such letters, two count as one English word.
     """
     numbers: dict[str, int] = {}
     words, unspaced = [], 0
@@ -136,9 +136,9 @@ _SAMPLE_CHARACTERS = 10_000
 
 
 def language(text: str, languages: tuple[str, ...]) -> str:
-    """The language of the text's beginning is none of `languages` (ISO 639-1, such as "en"); () takes all.
+    """Rejects if the language of the text is none of `languages` (ISO 639-1, such as "en"); () accepts all.
 
-    py3langid (Lui and Baldwin 2012, langid.py) looks at the first 10,000 characters.
+    py3langid (Lui and Baldwin 2012, langid.py) reads the first 10,000 characters.
 
     Raises:
       UserError: py3langid is not installed.

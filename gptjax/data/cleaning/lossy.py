@@ -1,4 +1,4 @@
-"""Steps that popular guides advise for text classification: what is left cannot be written back as text.
+"""Steps that popular guides advise for text classification; the original text cannot be restored from the result.
 
 A model trained on their output generates lower-case words without stop words or punctuation. All steps are
 pure functions str -> str that take any str; all but `segment` are idempotent.
@@ -34,17 +34,17 @@ for _white_space in "\t\n\r":
 
 
 def special_characters(text: str) -> str:
-    """A space for every symbol, emoji and control character: all but letters, digits, marks, punctuation."""
+    """Replaces every symbol, emoji and control character by a space; keeps letters, digits, marks, punctuation."""
     return text.translate(_SYMBOLS)
 
 
 def punctuation(text: str) -> str:
-    """A space for every punctuation mark, also the apostrophe."""
+    """Replaces every punctuation mark, also the apostrophe, by a space."""
     return text.translate(_PUNCTUATION)
 
 
 def segment(text: str) -> str:
-    """Chinese text as words with spaces between them (jieba); other text stays as it is.
+    """Puts spaces between the words of Chinese text (jieba); other text stays as it is.
 
     Raises:
       UserError: jieba is not installed.
@@ -71,9 +71,9 @@ _WORD = re.compile(r"\w+")
 
 
 def stop_words(text: str) -> str:
-    """Leaves out the words that are in a short list of English or Chinese function words.
+    """Removes the words in a short list of English and Chinese function words.
 
-    Chinese words must be separate (`segment`). English contractions must be in pieces (`punctuation`).
+    Chinese words must be separated before (`segment`), and English contractions split (`punctuation`).
     """
     return _WORD.sub(lambda match: "" if match[0].lower() in STOP_WORDS else match[0], text)
 

@@ -1,4 +1,4 @@
-"""Steps that write the same text with fewer spellings: characters, Unicode forms, white space.
+"""Steps that unify spellings of the same text: characters, Unicode forms, white space.
 
 Each step is a pure function str -> str that takes any str and runs in linear time. All but `entities` are
 idempotent: a second application changes nothing.
@@ -13,7 +13,7 @@ _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]
 
 
 def entities(text: str) -> str:
-    """HTML entities as the characters they stand for, once: "&amp;lt;" becomes "&lt;"."""
+    """Replaces HTML entities by their characters, once: "&amp;lt;" becomes "&lt;"."""
     return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
@@ -48,15 +48,15 @@ _WRITTEN = {"breaks": "\n", "surrogate": "\ufffd"}
 
 
 def control_characters(text: str) -> str:
-    """Removes what is not seen: control and zero-width characters, byte order marks, directional marks.
+    """Removes invisible characters: control and zero-width characters, byte order marks, directional marks.
 
     Line and page ends of every kind become "\\n"; tabs stay; half a surrogate pair becomes U+FFFD. Zero-width
     characters that are spelling stay: a joiner inside an emoji sequence (U+1F468 U+200D U+1F469), joiner and
     non-joiner after a letter of a script that joins (Persian, Hindi, Sinhala), the zero-width space between
-    Thai, Lao, Myanmar or Khmer letters, the tags of a flag. Tag characters elsewhere can hide text (Unicode
-    TR 36) and go.
+    Thai, Lao, Myanmar or Khmer letters, the tags of a flag. Other tag characters can hide text (Unicode TR 36)
+    and are removed.
     """
-    if not _SUSPECT.search(text):  # one class of characters: five times as fast as the alternatives
+    if not _SUSPECT.search(text):  # a single character class is five times as fast as _CONTROLS
         return text
     return _CONTROLS.sub(
         lambda match: match[0] if match.lastgroup == "kept" else _WRITTEN.get(match.lastgroup or "", ""), text
@@ -73,12 +73,11 @@ _FULL_WIDTH_ALL = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 
 def full_width(text: str, scope: str = "letters") -> str:
-    """Full-width forms (U+FF01 to U+FF5E) as ASCII, and the ideographic space as a space.
+    """Full-width forms (U+FF01 to U+FF5E) to ASCII, and the ideographic space to a space.
 
     Args:
-      scope: "letters" maps letters, digits and signs, and leaves the punctuation of Chinese prose, such as
-        U+FF0C, as it is, except a full stop or comma between two digits, which is part of a number; "all" maps that
-        too.
+      scope: "letters" maps letters, digits and signs, and keeps the punctuation of Chinese prose, such as U+FF0C,
+        except a full stop or comma between two digits, which is part of a number; "all" maps punctuation too.
     """
     text = text.translate(_FULL_WIDTH_ALL if scope == "all" else _FULL_WIDTH_LETTERS).replace("\u3000", " ")
     return _MARK_IN_NUMBER.sub(lambda match: "." if match[0] == "\uff0e" else ",", text)
@@ -139,12 +138,12 @@ def spaces(text: str) -> str:
 
 
 def indentation(text: str) -> str:
-    """White space at the beginnings of lines goes."""
+    """Removes white space at the beginnings of lines."""
     return "\n".join(line.lstrip() for line in text.split("\n"))
 
 
 def trailing_whitespace(text: str) -> str:
-    """White space at the ends of lines goes."""
+    """Removes white space at the ends of lines."""
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""Steps for the writing of social media, above all Weibo: laughter, emoji, names, addresses, "！！！！！".
+"""Steps for texts of social media, above all Weibo: laughter, emoji, names, addresses, "！！！！！".
 
 Each step is a pure, idempotent function str -> str that takes any str and runs in linear time.
 """
@@ -28,7 +28,7 @@ def emoji(text: str, handling: str = "keep") -> str:
 
 
 def _without_codes(text: str) -> str:
-    # What is left when an inner code goes can be a code itself: one pass with a look back finds both.
+    # Once an inner code is removed, the rest can be a code itself: one pass that looks back finds both.
     written: list[str] = []
     for index, character in enumerate(text):
         written.append(character)
@@ -85,7 +85,7 @@ def _handled(pattern: re.Pattern[str], text: str, handling: str, placeholder: st
     def replacement(match: re.Match[str]) -> str:
         if handling == "placeholder":
             return f"{match['before']}{placeholder}{match['after']}"
-        # A space stays between the neighbours, which could otherwise become a new name or address.
+        # A space stays between the neighbours; joined, they could become a new name or address.
         at_line_start = match.start() == 0 or text[match.start() - 1] == "\n"
         return "" if at_line_start else " "
 
@@ -100,7 +100,7 @@ _LAUGHTER = re.compile(
 )
 
 
-# Two syllables laugh in Chinese (好笑呵呵), except in 笑呵呵 and its like, which describe, and in 哈哈镜, a mirror.
+# Two syllables are laughter in Chinese (好笑呵呵), except in descriptions such as 笑呵呵, and in 哈哈镜, a mirror.
 _SHORT_LAUGHTER = re.compile(r"(?<![乐傻美打])(?<!(?<![好可搞])笑)(?P<two>[哈呵嘿嘻])(?P=two)(?!镜)")
 
 
@@ -132,5 +132,5 @@ _REPEATED = re.compile(r"(?P<ellipsis>…){3,}|(?P<mark>[!?.,;:~*=_#\-。！？�
 
 
 def repeated_punctuation(text: str) -> str:
-    """At most three of the same mark in a row, and two of the ellipsis, which Chinese writes twice."""
+    """Keeps at most three equal marks in a row, and two ellipses, since Chinese writes the ellipsis twice."""
     return _REPEATED.sub(lambda match: "……" if match["ellipsis"] else match["mark"] * 3, text)

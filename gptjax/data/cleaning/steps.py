@@ -1,4 +1,4 @@
-"""The named steps of cleaning, their options, and the profiles that are lists of steps."""
+"""The named steps of cleaning, their options, and the profiles, which are lists of steps."""
 
 import dataclasses
 import re
@@ -43,8 +43,8 @@ class Step:
 
     Attributes:
       transform: (text, options) -> text.
-      reject: (text, characters of the document, options) -> reason, empty where the document stays.
-      invertible: False where the result cannot be written back as text that a person would write.
+      reject: (text, characters of the document, options) -> reason, empty if the document stays.
+      invertible: False if the original text cannot be restored from the result.
     """
 
     name: str
@@ -64,14 +64,14 @@ def _by_option(name: str, function: Callable[[str, str], str]) -> Step:
     return Step(name, transform=transform)
 
 
-# In the order in which a profile runs them, whatever step is added to it.
+# In the order in which a profile runs them, also with steps added to it.
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
         _always("html", extraction.main_text),
         _always("strip_tags", extraction.strip_tags),
         _always("entities", normalization.entities),
-        # Before nfc, which composes what these bring together.
+        # Before nfc: removing characters can bring others together that nfc composes.
         _always("control_characters", normalization.control_characters),
         _by_option("full_width", normalization.full_width),
         _by_option("quotes", normalization.quotes),
@@ -143,7 +143,7 @@ PROFILES: dict[str, Profile] = {
         urls="remove",
         mentions="remove",
     ),
-    # Addresses and names go before the punctuation by which they are known.
+    # Addresses and names are removed before the punctuation by which they are recognised.
     "guide": _profile(
         "strip_tags control_characters lowercase nfc urls emails mentions laughter special_characters punctuation "
         + f"segment stop_words indentation {_LAYOUT}",
@@ -159,9 +159,9 @@ def parse_profile(spec: str, options: Mapping[str, Any] | None = None) -> tuple[
     """The steps, in order, and all options of a spec.
 
     Args:
-      spec: a profile ("web"), a profile with steps more or less ("web-language+emoji"; they run in the order
-        of `STEPS`), or steps in the order wanted, with commas ("nfc,spaces").
-      options: values for `OPTIONS`; None as a value is the profile's own.
+      spec: a profile ("web"), a profile with steps added or removed ("web-language+emoji"; they run in the order
+        of `STEPS`), or steps with commas, which run in this order ("nfc,spaces").
+      options: values for `OPTIONS`; None means the profile's own value.
 
     Raises:
       UserError: an unknown profile, step or option, or a value out of its range.

@@ -1,16 +1,16 @@
-"""Noise on the fly: what a model reads of a document differs from epoch to epoch.
+"""Noise on the fly: a model reads each document differently in each epoch.
 
 There are two kinds of noise. Each has a probability; 0 turns it off.
 
 * Noise on the inputs. The targets stay the text as it was written, so that the model learns to go on from a
   faulty beginning and never to write one, as with the word dropout of Bowman et al. 2016.
-    token_dropout: a token is blanked; the end-of-text token stands for it, for vocabularies have no blank.
+    token_dropout: a token is replaced by the end-of-text token, since vocabularies have no blank.
     token_replacement: a token becomes any other token of the vocabulary, all equally probable.
     character_noise: a token becomes one whose text differs in one letter or digit of the same kind; one without
-      such a neighbour stays. With bytes or characters as tokens this is a misspelling; with others, the
-      misspelling that needs no other cut into tokens, so that every target keeps its place.
-* Another order. Inputs and targets follow it together: a target in the old order would teach the model to
-  leave the text that it reads.
+      such a neighbour stays. With tokens of bytes or characters any misspelling is possible; with others, only
+      one that keeps the division into tokens, so that every target keeps its place.
+* Another order, in inputs and targets alike: targets in the old order would teach the model to depart from
+  the text that it reads.
     word_swap: a word changes places with its neighbour.
     span_shuffle: the words of a span of eight are shuffled.
     sentence_reorder: the sentences of a document are shuffled.
@@ -20,11 +20,11 @@ with its punctuation, or has a line break. The first word and the first and an u
 document stay in place, because the words have no white space before them and the last sentence has no end. Where a row
 cuts a document, each side is shuffled by itself.
 
-Special tokens are never changed. In a dialogue only the prompts are changed: no token that bears loss, and nothing up
-to the first line break after a special token, which is where templates write the role.
+Special tokens are never changed. In a dialogue only the prompts are changed: no token that counts in the loss, and
+nothing up to the first line break after a special token, which is where templates write the role.
 
-A draw is a hash of seed, epoch and the token's place in the split, which stands for its document and its place
-in it; so the noise on a token is the same whatever row, batch or process it is in.
+A draw is a hash of the seed, the epoch and the token's place in the split, so the noise on a token is the same in
+every row, batch and process.
 """
 
 import unicodedata
@@ -75,7 +75,7 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, config: Config, tokenizer: Tokenizer, *, seed: int) -> "Augmentation | None":
-        """What the data section asks for; None where it is nothing."""
+        """The noise of the data section; None if all its rates are 0."""
         rates = {name: config.data[name] for name in INPUT_NOISE + ORDER_NOISE}
         return cls(tokenizer, seed=seed, **rates) if any(rates.values()) else None
 
@@ -86,13 +86,13 @@ class Augmentation:
         epochs: Int64[np.ndarray, "*shape"],
         trained: Bool[np.ndarray, "*shape"] | None = None,
     ) -> tuple[Int32[np.ndarray, "*shape"], Int32[np.ndarray, "*shape"]]:
-        """(inputs, text): the tokens with noise, and those to take the targets from.
+        """(inputs, text): the tokens with noise, and the tokens from which targets are taken.
 
         Args:
           tokens: pieces of documents, one after another.
-          places: of each token in its split; a jump is where a piece begins.
-          epochs: in which each is read.
-          trained: of dialogues, which tokens bear loss.
+          places: the offset of each token in its split; a piece begins where they jump.
+          epochs: the epoch of each token.
+          trained: which tokens count in the loss, for dialogues.
         """
         shape, trained = tokens.shape, None if trained is None else trained.ravel()
         tokens, places, epochs = tokens.ravel(), places.ravel(), epochs.ravel()
@@ -101,8 +101,8 @@ class Augmentation:
         def draws(name: str, at: np.ndarray, *, second: bool = False) -> Float64[np.ndarray, " n"]:
             return uniform(int(self._keys[name][int(second)]), epochs[at], places[at])
 
-        # 1. Order: changes what is to be predicted, too, so it comes before inputs and targets part. From the largest
-        # unit to the smallest: a later shuffle finds its units in the text that the earlier one has left.
+        # 1. Order: changes the targets, too, so it comes before inputs and targets differ. From the largest unit to the
+        # smallest: each shuffle finds its units in the text that the one before has made.
         text = tokens
         if rate := self.rates.get("sentence_reorder"):
             units = sentences(text, runs, self._ends_sentence)
@@ -125,7 +125,7 @@ class Augmentation:
             chosen = draws("word_swap", units.starts[first]) < rate
             text = text[shuffle(units, first, chosen, -np.arange(len(units.starts)), len(text))]
 
-        # 2. Noise: changes inputs alone; targets stay true. Dropout comes last, so that a blank is never changed again.
+        # 2. Noise: changes only inputs. Dropout comes last, so that a blank is never changed again.
         inputs = text.copy()
         free = np.flatnonzero(runs)
         for name in ("character_noise", "token_replacement", "token_dropout"):
@@ -146,7 +146,7 @@ class Augmentation:
     def _runs(
         self, tokens: Int32[np.ndarray, " n"], places: Int64[np.ndarray, " n"], trained: Bool[np.ndarray, " n"] | None
     ) -> Int64[np.ndarray, " n"]:
-        """Number of the run of tokens, from 1, within which noise may do its work; 0 where it may do none."""
+        """For each token the number, from 1, of its run of tokens that noise may change; 0 where it may not."""
         begins = np.diff(places, prepend=places[:1] - 2) != 1
         special = self._is_special[tokens]
         free = ~special
@@ -170,7 +170,7 @@ class Units(NamedTuple):
 def words(
     tokens: Int32[np.ndarray, " n"], runs: Int64[np.ndarray, " n"], begins_word: Bool[np.ndarray, " vocab"]
 ) -> Units:
-    """The words of each run; what is before the first beginning of one belongs to none."""
+    """The words of each run; tokens before its first word belong to none."""
     starts = np.flatnonzero(begins_word[tokens] & (runs > 0))
     run_stops = np.flatnonzero(borders(np.append(runs, -1)))
     run_stop = run_stops[np.searchsorted(run_stops, starts, side="right")]
@@ -180,7 +180,7 @@ def words(
 def sentences(
     tokens: Int32[np.ndarray, " n"], runs: Int64[np.ndarray, " n"], ends_sentence: Bool[np.ndarray, " vocab"]
 ) -> Units:
-    """The whole sentences of each run but the first."""
+    """The complete sentences of each run, except its first."""
     is_end = ends_sentence[tokens] & (runs > 0)
     goes_on = np.append(is_end[1:] & (runs[1:] == runs[:-1]), False)[: len(tokens)]
     ends = np.flatnonzero(is_end & ~goes_on)
@@ -189,14 +189,14 @@ def sentences(
 
 
 def borders(values: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Where a value differs from the one before it, and at the first."""
+    """True at the first value, and where a value differs from the one before it."""
     return np.concatenate([[True], values[1:] != values[:-1]])[: len(values)]
 
 
 def every(
     size: int, runs: Int64[np.ndarray, " units"], skip: Int[np.ndarray, " units"] | Bool[np.ndarray, " units"] | int = 0
 ) -> Bool[np.ndarray, " units"]:
-    """The first of each group of `size` units of one run; the first group of a run is `skip` shorter."""
+    """True at the first unit of each group of `size` units of a run; the first group of a run is `skip` shorter."""
     index = np.arange(len(runs))
     in_run = index - np.maximum.accumulate(np.where(borders(runs), index, 0))
     return borders(runs) | ((in_run + skip) % size == 0)
@@ -205,7 +205,7 @@ def every(
 def shuffle(
     units: Units, first: Bool[np.ndarray, " units"], chosen: Bool[np.ndarray, " groups"], keys: np.ndarray, size: int
 ) -> Int64[np.ndarray, " size"]:
-    """Where the token of each place comes from when the units of the chosen groups are sorted by their keys.
+    """The old place of the token at each new place, once the units of the chosen groups are sorted by their keys.
 
     Args:
       first: where a group of units begins.
@@ -226,7 +226,7 @@ def _inside(starts: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"]) -
 
 
 class Misspellings(NamedTuple):
-    """Tokens that differ in one letter or digit. A ring is such tokens with the same rest.
+    """Tokens that differ in one letter or digit. A ring is a set of tokens that differ only in that character.
 
     Attributes:
       first_slot: [vocab + 1] where the slots of each token begin, one for each character that may differ.
@@ -258,7 +258,7 @@ class Misspellings(NamedTuple):
         return cls(first_slot, slot, starts[slot], np.repeat(sizes, sizes)[slot], members)
 
     def choose(self, tokens: Int32[np.ndarray, " n"], draws: Float64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
-        """A neighbour of each token, or the token where it has none."""
+        """A neighbour of each token, or the token itself if it has none."""
         count = self.first_slot[tokens + 1] - self.first_slot[tokens]
         changed = tokens.copy()
         some = np.flatnonzero(count)
@@ -274,7 +274,7 @@ def token_texts(tokenizer: Tokenizer) -> list[str]:
     """What each token adds to a text, the white space before it included; "" for special tokens."""
     special = set(tokenizer.special_tokens.values())
     regular = [token for token in range(tokenizer.vocab_size) if token not in special]
-    # After a token of one character, as some decoders drop the white space at the beginning of a text.
+    # Decoded after an alphanumeric token, since some decoders drop white space at the beginning of a text.
     anchor = next((token for token in regular if tokenizer.decode([token]).isalnum()), regular[0])
     begin = len(tokenizer.decode([anchor]))
     texts = [""] * tokenizer.vocab_size

@@ -28,7 +28,7 @@ class BatchSource(ABC):
     Row r of step k is row k * batch_size + r of an endless sequence of rows.
 
     Attributes:
-      rows_per_epoch: the number of rows after which the sequence has had everything.
+      rows_per_epoch: the number of rows in which all data are read once.
       batch_size: rows of the global batch.
       rows: which rows of the global batch this process reads.
     """
@@ -40,11 +40,11 @@ class BatchSource(ABC):
 
     @abstractmethod
     def read_rows(self, rows: Int64[np.ndarray, " rows"]) -> Batch:
-        """The rows of these numbers of the sequence."""
+        """The rows with these numbers in the sequence."""
 
     @abstractmethod
     def tokens_before(self, row: int) -> int:
-        """Tokens in the rows before this one; cells that are not filled are none."""
+        """Tokens in the rows before this one; cells that are not filled do not count."""
 
     def num_tokens(self, start: int, stop: int) -> int:
         """Tokens in the global batches of the steps from `start` up to `stop`."""
@@ -52,7 +52,7 @@ class BatchSource(ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the data before the run: what is left out, how full the rows are."""
+        """What the user should know of the data before the run: what is left out, how full the rows are."""
         return []
 
     @property
@@ -146,7 +146,7 @@ class Batches(BatchSource):
     ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
         """(epoch, offset in the split of the first token) of each row."""
         epochs, windows = shuffled_epochs(rows, self.rows_per_epoch, self.seed)
-        # The last window ends within the split; only a split of less than two windows has less room than T.
+        # The last window must end within the split; only a split of less than two windows leaves less room than T.
         room = min(self.context_length, self.split.num_tokens - self.rows_per_epoch * self.context_length)
         shifts = {epoch: epoch_words(self.seed, epoch)[0] % room for epoch in np.unique(epochs).tolist()}
         return epochs, windows * self.context_length + np.array([shifts[epoch] for epoch in epochs.tolist()])

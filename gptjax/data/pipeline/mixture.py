@@ -66,10 +66,10 @@ class Mixture(BatchSource):
     """The rows of several sources, interleaved by weight.
 
     The sequence of rows is cut into blocks, the shortest in which the weights give each source a whole number
-    of rows. Every block has exactly that number of each, in an order of its own, and each source's rows are
-    read one after another: so where a row comes from is a matter of arithmetic, at any step.
+    of rows. Every block has exactly that number of each, in its own random order, and each source's rows are
+    read one after another: so the origin of any row is computed directly, at any step.
 
-    An epoch is as many rows as all sources have together in an epoch of theirs.
+    An epoch has as many rows as the epochs of all sources together.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Mixture(BatchSource):
         return [f"{name}: {note}" for name, source in self.sources.items() for note in source.notes]
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Epochs of each source done before `step`, to a row."""
+        """Epochs of each source done before `step`, exact to one row."""
         rows = step * self.batch_size * self._rows_of_block / self.block_size
         return {
             name: float(done) / source.rows_per_epoch

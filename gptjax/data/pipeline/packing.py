@@ -14,21 +14,20 @@ class PackedBatches(BatchSource):
     """Rows of whole dialogues.
 
     Cell i of a document is its token i as input and its token i + 1 as target, so a document of n tokens
-    takes n - 1 cells, and one that is cut is continued with the token that was the last target: every token
-    but the first of a document is a target once in an epoch. Rows are the same in every epoch, their order is
-    not.
+    takes n - 1 cells. If a document is cut, its next piece begins with the last target: every token but the
+    first of a document is a target once in an epoch. Rows are the same in every epoch; their order differs.
 
     A batch has, with B rows of this process and T = context_length:
       tokens: int32 [B, T], 0 where a row is not filled.
       targets: int32 [B, T], the next token of the document.
-      weights: float32 [B, T], 1 where the target bears loss, else 0.
+      weights: float32 [B, T], 1 where the target counts in the loss, else 0.
       segment_ids: int32 [B, T], number of the document within the row, from 1; 0 where it is not filled.
       positions: int32 [B, T], from 0 at the start of each piece.
     With `isolate_documents` off there are no segment_ids and positions count through the row.
 
     Attributes:
-      plan: the rows in which some target bears loss.
-      rows_left_out: how many rows were planned in which no target bears loss.
+      plan: the rows with at least one target that counts in the loss.
+      rows_left_out: how many planned rows have no such target and are left out.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class PackedBatches(BatchSource):
         if left_out := self.rows_left_out:
             has, are = ("has", "is") if left_out == 1 else ("have", "are")
             rows = f"{left_out:,} of {left_out + self.plan.num_rows:,} rows of the {self.split.name} split"
-            notes.append(f"{rows} {has} no token that bears loss and {are} left out")
+            notes.append(f"{rows} {has} no token to train on and {are} left out")
         return notes
 
     def tokens_before(self, row: int) -> int:
@@ -96,7 +95,7 @@ class PackedBatches(BatchSource):
         is_filled = np.arange(self.context_length) < filled[:, None]
         positions = _ranges(lengths if self.isolate_documents else filled)
 
-        # A piece needs one token more than it has cells: all but the last are inputs, all but the first are targets.
+        # A piece of n cells has n + 1 tokens: all but the last are inputs, all but the first are targets.
         read = lengths + 1
         inputs = text = self.split.read_ranges(starts, read)
         trained = self.split.read_mask_ranges(starts, read)

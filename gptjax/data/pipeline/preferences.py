@@ -1,8 +1,8 @@
 """The batches of a run over preferences: each row is a pair of texts with one prompt.
 
-Of pairs the sides are the better and the worse answer. Of judgements (KTO) they are the answer that is judged, and a
-foreign one after the same prompt: that of the next example of the split whose prompt is another, round the end. Which
-examples come together therefore depends on the data alone, and so does what a reference model says of them.
+In a pair, the two sides have the better and the worse answer. In a judgement (KTO), they have the judged answer and an
+unrelated answer after the same prompt: that of the next example of the split with another prompt (the first example
+follows the last). So the rows depend on the data alone, and so do their log-probabilities under a reference model.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gptjax.data.pipeline.randomness import shuffled_epochs
 from gptjax.data.store.shards import TokenSplit
 from gptjax.errors import UserError
 
-_VERSION = 1  # of the rules below: what a reference model said under others is not used
+_VERSION = 1  # of the rules below; cached log-probabilities of another version are not used
 
 Ranges = Int64[np.ndarray, "examples pair"]
 
@@ -27,15 +27,14 @@ Ranges = Int64[np.ndarray, "examples pair"]
 class Examples:
     """The pairs, or the judged answers, of a split, as ranges of its tokens.
 
-    A side is the prompt and then the answer, which ends with its last token that bears loss. One that is longer than
-    the context loses the beginning of its prompt, on both sides as much; an example is left out where an answer leaves
-    no room for a token of the prompt.
+    A side is the prompt, then the answer up to its last token that counts in the loss. If a side is longer than the
+    context, both sides lose the same number of tokens at the beginning of the prompt; an example is left out if an
+    answer leaves no room for a token of the prompt.
 
     Attributes:
       prompt_starts, prompt_lengths, answer_starts, answer_lengths: of each side.
-      desirable: of judged answers: whether they are good ones. Of pairs: all true.
-      reference: the log-probabilities of both answers under the model of the beginning; NaN as long as nobody has
-        written them here.
+      desirable: whether a judged answer is good; true for pairs.
+      reference: the log-probabilities of both answers under the initial model; NaN until they are written here.
       left_out: how many examples were left out.
       shortened: how many lost a part of their prompt.
     """
@@ -57,10 +56,10 @@ class Examples:
         """Reads the loss masks of the whole split.
 
         Args:
-          judged: single answers, good or bad, are wanted: of a pair both are. Otherwise pairs.
+          judged: whether to read single answers, good or bad (a pair gives one of each), and not pairs.
 
         Raises:
-          UserError: the split has none of them.
+          UserError: the split has none.
         """
         kinds = split.document_kinds
         firsts = np.flatnonzero(kinds) if judged else np.flatnonzero(kinds == Kind.CHOSEN)
@@ -98,13 +97,13 @@ class Examples:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any text of any example does, or their order."""
+        """Changes with the text of any example and with their order."""
         identity = f"{_VERSION} {self.split.fingerprint} {self.context_length} {self.judged}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
     def prompts(self) -> Int64[np.ndarray, " examples"]:
-        """A number for each prompt, as far as it is within the context; equal prompts have the same."""
+        """A number for each prompt, without what the context cuts off; equal prompts have equal numbers."""
         return _prompt_numbers(self.split, self.prompt_starts[:, 0], self.prompt_lengths[:, 0])
 
     @property
@@ -123,7 +122,7 @@ class Examples:
         return notes
 
     def read(self, numbers: Int64[np.ndarray, " rows"]) -> Batch:
-        """The fields that `PreferenceBatches` describes, of these examples."""
+        """A batch of these examples, with the fields of `PreferenceBatches`."""
         prompts, answers = self.prompt_lengths[numbers], self.answer_lengths[numbers]
         starts = np.stack([self.prompt_starts[numbers], self.answer_starts[numbers]], -1).ravel()
         lengths = np.stack([prompts, answers], -1).ravel()
@@ -156,7 +155,7 @@ class PreferenceBatches(BatchSource):
     A batch has, with B rows of this process and T = context_length:
       tokens: int32 [B, 2, T], prompt and answer from column 0, then 0.
       targets: int32 [B, 2, T], the next token; 0 at the end.
-      weights: float32 [B, 2, T], 1 where the target is a token of the answer that bears loss.
+      weights: float32 [B, 2, T], 1 where the target is a token of the answer that counts in the loss.
       desirable: float32 [B], see `Examples`.
       reference: float32 [B, 2], see `Examples`.
     """
@@ -164,7 +163,7 @@ class PreferenceBatches(BatchSource):
     def __init__(self, examples: Examples, *, batch_size: int, seed: int, rows: slice | np.ndarray | None = None):
         """`batch_size` counts the rows of the global batch; `rows` are those of this process (default: all).
 
-        Raises UserError where there are too few examples for one batch of different ones.
+        Raises UserError if there are too few examples for one batch of different ones.
         """
         if len(examples) < batch_size:
             raise UserError(
@@ -190,7 +189,7 @@ class PreferenceBatches(BatchSource):
 
 
 class InOrder(BatchSource):
-    """All examples once, in their order; the last batch is filled with rows of zeros, which no loss counts."""
+    """All examples once, in their order; the last batch is filled with rows of zeros, which have no loss."""
 
     def __init__(self, parts: Sequence[Examples], *, batch_size: int, rows: slice | np.ndarray | None = None):
         self.parts = list(parts)
@@ -212,7 +211,7 @@ class InOrder(BatchSource):
 
 
 def _spans(split: TokenSplit) -> tuple[Int64[np.ndarray, "documents 2"], Int64[np.ndarray, "documents 2"]]:
-    """(start, length) of the prompt and of the answer of each document; both lengths are 0 where nothing bears loss."""
+    """(start, length) of prompt and answer of each document; both lengths are 0 if no token counts in the loss."""
     starts = split.document_starts
     learnt = np.append(np.flatnonzero(split.read_mask(0, split.num_tokens)), split.num_tokens)
     first = np.searchsorted(learnt, starts)
@@ -226,7 +225,7 @@ def _spans(split: TokenSplit) -> tuple[Int64[np.ndarray, "documents 2"], Int64[n
 def _prompt_numbers(
     split: TokenSplit, starts: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
-    """A number for each prompt; equal prompts have the same."""
+    """A number for each prompt; equal prompts have equal numbers."""
     known: dict[bytes, int] = {}
     texts = (
         split.read(start, length).tobytes() for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
@@ -235,13 +234,15 @@ def _prompt_numbers(
 
 
 def _next_with_another(numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Of each place the next, round the end, with another number. Raises UserError where all are the same."""
+    """For each index the next one with another number; the first follows the last. Raises UserError if all agree."""
     if len(numbers) and (numbers == numbers[0]).all():
-        raise UserError("all answers are to one prompt, and KTO compares with answers to others; use more prompts")
+        raise UserError(
+            "all answers are to one prompt, but KTO compares with answers to other prompts; use more prompts"
+        )
     n = len(numbers)
     following = np.zeros(n, np.int64)
     place = 0
-    for i in range(2 * n - 1, -1, -1):  # twice round: the second time what comes next is known
+    for i in range(2 * n - 1, -1, -1):  # two rounds: in the second, the next one is known
         if numbers[i % n] != numbers[(i + 1) % n]:
             place = (i + 1) % n
         following[i % n] = place

@@ -1,4 +1,4 @@
-"""Questions with answers to check, read from the dialogues of token stores, and which of them a step asks."""
+"""Questions with reference answers, read from the dialogues of token stores, and which of them a step asks."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +19,9 @@ class Question:
 
     Attributes:
       id: SOURCE:NUMBER, the number of the dialogue in its split, from 0.
-      tokens: what the model continues: all that the chat template writes before the answer, after what begins a text.
-      prompt: the same as text, special tokens as they are spelled.
+      tokens: what the model continues: the tokens that begin a text, then all that the chat template writes before the
+        answer.
+      prompt: the same as text, with special tokens written out.
       reference: the text of the answer.
     """
 
@@ -36,7 +37,7 @@ class Questions:
 
     Attributes:
       too_long: how many were left out, because prompt and answer would not fit into the context.
-      most_tokens: of a prompt.
+      most_tokens: tokens that a prompt may have.
     """
 
     questions: list[Question]
@@ -45,9 +46,9 @@ class Questions:
 
     @classmethod
     def read(cls, splits: Mapping[str, TokenSplit], tokenizer: Tokenizer, *, most_tokens: int) -> "Questions":
-        """The questions of all sources, in their order, those of at most `most_tokens` tokens.
+        """The questions of all sources that have at most `most_tokens` tokens, in their order.
 
-        Raises UserError where there are none, or a source has no dialogues.
+        Raises UserError if there are none, or a source has no dialogues.
         """
         found: list[Question] = []
         for name, split in splits.items():
@@ -74,7 +75,7 @@ class Questions:
 class PromptBatches(BatchSource):
     """Which questions are asked at each step: a batch has `questions`, int64 [batch_size / group_size].
 
-    A row is one answer: the questions of an epoch take group_size rows each, as often as they are learned from.
+    A row is one answer: in an epoch, each question takes group_size * num_iterations rows.
     """
 
     def __init__(self, questions: Questions, *, batch_size: int, group_size: int, num_iterations: int, seed: int):
@@ -94,7 +95,7 @@ class PromptBatches(BatchSource):
         return {"questions": shuffled_epochs(sequence, len(self.questions), self._seed)[1]}
 
     def tokens_before(self, row: int) -> int:
-        """Those of the prompts: how long the answers are is not known before they are written."""
+        """Tokens of the prompts; the lengths of answers are not known before they are written."""
         asked = self.read_rows(np.arange(row))["questions"] if row else np.zeros(0, np.int64)
         return self._group_size * int(self._lengths[asked].sum())
 
@@ -129,7 +130,7 @@ def _read(name: str, split: TokenSplit, tokenizer: Tokenizer) -> Iterator[Questi
 
 
 def spell(tokens: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text of tokens, special ones as they are spelled."""
+    """The text of tokens, with special tokens written out."""
     spelled = {i: text for text, i in tokenizer.special_tokens.items()}
     special = [i for i, token in enumerate(tokens) if int(token) in spelled]
     pieces, start = [], 0

@@ -1,10 +1,10 @@
-"""Random numbers and orders that are computed from their position alone, so that any of them is known at once."""
+"""Random numbers and orders that are computed from their position alone, so that each can be computed directly."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 _SHUFFLE_ROUNDS = 4  # of the block cipher that stands in for a stored permutation
-# Up to this length a permutation is made whole: the cipher, whose blocks have 16 bits at least, is slow on short ones.
+# Up to this length the whole permutation is computed: the cipher, with blocks of at least 16 bits, is slow on these.
 _SHORT = 4096
 
 

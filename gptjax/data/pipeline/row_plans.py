@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from gptjax.files import whole_file
 
-_VERSION = 1  # of the algorithm: a plan that another one made is not used
+_VERSION = 1  # of the algorithm; plans of another version are not used
 _MASK_TOKENS = 1 << 24  # read at once
 _DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
@@ -50,7 +50,7 @@ class Plan:
         return document_starts[self.document] + self.offset
 
     def with_rows(self, kept: Bool[np.ndarray, " rows"]) -> "Plan":
-        """The plan of the rows in `kept` alone, numbered anew."""
+        """The plan with only the rows in `kept`, renumbered from 0."""
         pieces = kept[self.row]
         numbers = np.cumsum(kept) - 1
         arrays = (self.document, self.offset, self.length, numbers[self.row], self.column)
@@ -127,13 +127,13 @@ def _best_fit(
 
 @runtime_checkable
 class MaskedSplit(Protocol):
-    """What is read of a `TokenSplit` with loss masks.
+    """The part of a `TokenSplit` with loss masks that packing reads.
 
     Attributes:
-      directory: where it is, and where the plan of its rows is kept; None where it is in memory alone.
-      fingerprint: changes when the tokens or the flags do.
-      has_mask: whether each token has a flag that says if it bears loss as a target.
-      document_is_worse: documents that get no row, where the split has preferences.
+      directory: where it is, and where the plan of its rows is cached; None if it is only in memory.
+      fingerprint: changes with the tokens and the flags.
+      has_mask: whether each token has a flag that says if it counts in the loss as a target.
+      document_is_worse: documents that get no row, if the split has preferences.
     """
 
     name: str
@@ -164,11 +164,11 @@ class MaskedSplit(Protocol):
 
 
 def plan_split(split: MaskedSplit, row_length: int) -> tuple[Plan, Int64[np.ndarray, " rows"]]:
-    """The rows of a split, and how many targets of each bear loss.
+    """(the rows of a split, how many targets of each row count in the loss).
 
-    They are kept in the directory of the split, so that only the first start plans all documents and reads all flags.
-    A file that is damaged, or that was made for other tokens or by another version, is replaced. A directory that
-    cannot be written to has none.
+    They are cached in the directory of the split, if it can be written, so that only the first start plans all
+    documents and reads all flags. A file that is damaged, or was made for other tokens or by another version, is
+    replaced.
     """
     file = split.directory / f"rows-of-{row_length}.npz" if split.directory else None
     identity = f"version={_VERSION} row_length={row_length} split={split.fingerprint}"
@@ -201,9 +201,9 @@ def _read_plan(file: Path, identity: str, row_length: int) -> tuple[Plan, Int64[
 def _trained_targets(
     split: MaskedSplit, starts: Int64[np.ndarray, " pieces"], lengths: Int64[np.ndarray, " pieces"]
 ) -> Int64[np.ndarray, " pieces"]:
-    """How many targets of each piece bear loss. Reads all flags of the split."""
+    """How many targets of each piece count in the loss. Reads all flags of the split."""
     borders = np.stack([starts + 1, starts + 1 + lengths])
-    before = np.zeros(borders.shape, np.int64)  # tokens of the split before each border that bear loss
+    before = np.zeros(borders.shape, np.int64)  # tokens before each border that count in the loss
     total = 0
     for start in range(0, split.num_tokens, _MASK_TOKENS):
         mask = split.read_mask(start, min(_MASK_TOKENS, split.num_tokens - start))

@@ -1,7 +1,7 @@
 """What a source of documents is.
 
-A source is a list of pieces that are read independently of each other, so that any number of workers can share
-it, and always the same: the pieces depend on the data alone.
+A source is a list of pieces that are read independently, so that any number of workers can share it. The pieces
+depend on the data alone.
 """
 
 import abc
@@ -26,9 +26,9 @@ class Piece(NamedTuple):
     """A share of a source that is read by itself.
 
     Attributes:
-      name: says which, for messages and for progress.
-      num_bytes: about how much it is.
-      content: what the source needs to find it, made of JSON values; changes when the data does.
+      name: for messages and progress.
+      num_bytes: its approximate size.
+      content: JSON values by which the source finds it; they change with the data.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Reading:
 
     @property
     def key(self) -> str:
-        """The values that are not the defaults, except decode_errors, which is always there."""
+        """decode_errors, and the options that differ from their defaults, as text."""
         changed = [name for name in READING if getattr(self, name) != getattr(Reading, name)]
         return " ".join(f"{name}={getattr(self, name)}" for name in dict.fromkeys(["decode_errors", *changed]))
 
@@ -70,14 +70,14 @@ READING = tuple(one.name for one in fields(Reading))
 
 @dataclass
 class Faults:
-    """What was wrong with the data in the latest reading.
+    """What was wrong with the data since `clear` was called.
 
     Attributes:
-      on_error: "raise" at the first thing that cannot be read, or "skip" it and go on.
+      on_error: "raise" at the first thing that cannot be read, or "skip" it and continue.
       replaced: U+FFFD written for bytes that are not UTF-8; 0 unless decode_errors is "replace".
       skipped: how many lines, documents or ends of files were left out.
       messages: what was wrong, for the first hundred.
-      notes: what was left unread on purpose, such as a key of records that nothing reads, and how often.
+      notes: what was not read on purpose, such as an unused key of records, and how often.
     """
 
     on_error: str = "raise"
@@ -90,7 +90,7 @@ class Faults:
         self.replaced, self.skipped, self.messages, self.notes = 0, 0, [], Counter()
 
     def note(self, what: str, count: int = 1) -> None:
-        """Counts what is left unread."""
+        """Counts something that is not read."""
         if what in self.notes or len(self.notes) < _MAX_FAULT_EXAMPLES:
             self.notes[what] += count
 
@@ -108,7 +108,7 @@ class Source(abc.ABC):
 
     Attributes:
       spec: the text it was opened with.
-      faults: what was wrong with the data read since it was cleared.
+      faults: what was wrong with the data.
     """
 
     spec: str
@@ -116,15 +116,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self) -> list[Piece]:
-        """The pieces, always the same while the data is the same."""
+        """The pieces; the same as long as the data is."""
 
     @abc.abstractmethod
     def read(self, piece: Piece) -> Iterator[Document]:
-        """The documents of one piece, in order. Raises UserError at one that cannot be read, unless told to skip."""
+        """The documents of one piece, in order. Raises UserError at one that cannot be read, unless `faults` skips."""
 
     @abc.abstractmethod
     def key(self) -> str:
-        """Changes whenever the documents may have changed; found without reading the texts."""
+        """A text that changes whenever the documents may have changed; computed without reading them."""
 
     def documents(self) -> Iterator[Document]:
         """The documents of all pieces, in order."""

@@ -1,4 +1,4 @@
-"""Where a large file is cut into byte ranges that are read independently."""
+"""Cuts a large file into byte ranges that are read independently."""
 
 import bisect
 import itertools
@@ -14,7 +14,7 @@ def cut_text(file: File, size: int) -> list[int]:
     """Offsets that cut a text into ranges of about `size` bytes, from 0 to its end.
 
     They are chosen like the cuts of `gptjax.data.documents.split_text`, so that a byte-level BPE gives the
-    ranges the ids that it gives the whole.
+    same ids to the ranges as to the whole text.
     """
     borders = [0]
     with open_bytes(file.path) as opened:
@@ -49,7 +49,7 @@ def _character_start(window: bytes, size: int) -> int:
 def cut_lines(file: File, size: int) -> list[tuple[int, int]]:
     """(offset, lines before it) of the borders between lines that cut a file into ranges of `size` bytes or more.
 
-    Reads the whole file once, at the speed of the disk, for the line numbers.
+    Reads the whole file once to count lines.
     """
     borders = [(0, 0)]
     position = lines = 0

@@ -8,7 +8,7 @@
     kdconv      {"messages": [{"message": "..."}, ...]}, speakers by turns
 
 A `system` or `system_prompt` beside the turns is a system turn before them. `"weight": 0`, or `"train"`, `"training"`
-or `"loss": false`, on an assistant's turn keeps it out of the loss. Other keys are in `gptjax.data.sources.schemas`.
+or `"loss": false`, on an assistant's turn leaves it out of the loss. Other keys are in `gptjax.data.sources.schemas`.
 
 JSON files hold an array of such objects, JSONL files one object per line.
 """
@@ -70,11 +70,11 @@ def read_dialogues(
       path: the file; its name without .gz, .zst and the like ends in .csv, .tsv, .parquet, .yml,
         .yaml, .json or .jsonl.
       format: one of `FORMATS`.
-      source: the spec that the documents name.
-      name: what ids begin with; the name of the file where it is left out.
+      source: the spec, for the field `source` of documents.
+      name: the beginning of ids; default: the name of the file.
       fields: for `pairs`, the two fields of an object or columns of a CSV file.
-      faults: says whether a bad dialogue raises or is left out and counted.
-      reading: what is done about calls of tools, and about two turns of one speaker in a row.
+      faults: decides whether a bad dialogue raises or is left out and counted.
+      reading: how to treat tool calls, and two turns of one speaker in a row.
       open_file: as for `read_records`.
 
     Raises:
@@ -88,24 +88,24 @@ def read_dialogues(
     name = name if name is not None else Path(path).name
     reader = DialogueReader(format, fields, reading, faults)
     key = "conversations" if format == "chatterbot" else None
-    for record in read_records(path, open_file, key, delimiter=reading.delimiter):
+    for record in read_records(path, open_file, key, delimiter=reading.delimiter, has_option=True):
         try:
             document = reader.document(record)
-        except (Damaged, UserError) as problem:  # the latter names the place itself
+        except (Damaged, UserError) as problem:  # a UserError names the place itself
             faults.skip(advised(problem, record, faults))
             continue
         yield {**document, "id": f"{name}:{record.number}", "source": source}
 
 
 def advised(problem: Damaged | UserError, record: Record, faults: Faults) -> UserError:
-    """What is wrong with a record, where, and what to do. A UserError names its place itself."""
+    """The error for a bad record: its place, what is wrong, and what to do. A UserError names its place itself."""
     place = f"{record.place}: " if isinstance(problem, Damaged) else ""
     advice = f"; {_ADVICE}" if faults.on_error == "raise" else ""
     return UserError(f"{place}{problem}{advice}")
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raises `Damaged` unless the speakers alternate, every turn has text or calls a tool, and an answer is learnt."""
+    """Raises `Damaged` unless speakers alternate, each turn has text or a tool call, and an answer is trained on."""
     for number, (message, previous) in enumerate(zip(messages, [None, *messages], strict=False), start=1):
         role, content = message["role"], message["content"]
         if role not in (*ROLES, "tool"):
@@ -116,14 +116,13 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise Damaged(f"turn {number} ({role}) has half a surrogate pair")
         if previous is not None and role == previous["role"] != "tool":
             raise Damaged(
-                f"turns {number - 1} and {number} are both of the {role}; --config.data.same_speaker=join makes one "
-                "turn of them"
+                f"turns {number - 1} and {number} are both of the {role}; --config.data.same_speaker=join merges them"
             )
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        raise Damaged("the dialogue has no assistant turn, so there is nothing to learn")
+        raise Damaged("the dialogue has no assistant turn, so there is nothing to train on")
     if not any(answer.get("train", True) for answer in answers):
-        raise Damaged("no turn of the assistant bears loss, so there is nothing to learn")
+        raise Damaged("all turns of the assistant are left out of the loss, so there is nothing to train on")
 
 
 class DialogueReader:
@@ -176,7 +175,7 @@ class DialogueReader:
         prompt, response = self._fields or _pair_fields(value)
         system: list[Message] = []
         others = {name: entry for name, entry in value.items() if name not in (prompt, response)}
-        if self._fields:  # who names two fields has seen the others
+        if self._fields:  # the user chose two fields, so the others are only noted
             for name in others:
                 if name not in schemas.ABOUT:
                     self._faults.note(f"field {name[:60]!r} of records, which was not asked for")
@@ -195,28 +194,28 @@ class DialogueReader:
         turns = entry.messages or entry.conversations or []
         system = _system(entry.system, entry.system_prompt)
         if system and turns and _role(turns[0]) == "system":
-            raise Damaged("there are two system texts: beside the turns, and as the first of them")
+            raise Damaged("there are two system texts: in a field of its own, and as the first turn")
         messages = self.messages(turns)
         return system + messages, self.tools(entry)
 
     def messages(self, turns: Sequence[schemas.Turn]) -> list[Message]:
-        """Turns with named speakers as messages, those of tools and of one speaker treated as `Reading` says."""
+        """Turns with named speakers as messages; tool turns and repeated speakers are treated as `Reading` says."""
         messages = [self._message(turn, number) for number, turn in enumerate(turns, start=1)]
         if self._reading.tool_turns == "reject":
             for number, message in enumerate(messages, start=1):
                 if _of_tools(message):
-                    raise Damaged(f"turn {number} ({message['role']}) is of a tool: {tool_turns.ADVICE}")
+                    raise Damaged(f"turn {number} ({message['role']}) is a tool call or result: {tool_turns.ADVICE}")
         if self._reading.tool_turns == "leave_out":
             messages = tool_turns.without(messages, self._faults)
         return self._joined(messages)
 
     def tools(self, entry: schemas.Dialogue | schemas.Preference) -> list[dict[str, Any]]:
-        """The descriptions of tools of a record, unless they are left out. Raises `Damaged` where they are refused."""
+        """The tool descriptions of a record, unless they are left out. Raises `Damaged` if they are refused."""
         tools = tool_turns.tools_of(entry.tools, "tools") or tool_turns.tools_of(entry.functions, "functions")
         if tools and self._reading.tool_turns == "reject":
-            raise Damaged(f"there are tools: {tool_turns.ADVICE}")
+            raise Damaged(f"the record describes tools: {tool_turns.ADVICE}")
         if tools and self._reading.tool_turns == "leave_out":
-            self._faults.note("descriptions of tools, which were left out", len(tools))
+            self._faults.note("tool descriptions, which were left out", len(tools))
             return []
         return tools
 
@@ -243,13 +242,15 @@ class DialogueReader:
         except Damaged as problem:
             raise Damaged(f"turn {number}: {problem}") from None
         if learnt and role != "assistant":
-            raise Damaged(f"turn {number} ({role[:60]}) asks to be learnt; only turns of the assistant bear loss")
+            raise Damaged(
+                f"turn {number} ({role[:60]}) is marked for the loss; only turns of the assistant are trained on"
+            )
         if learnt is False and role == "assistant":
             message["train"] = False
         if calls:
             message["tool_calls"] = calls
         if turn.name and role != "tool":
-            self._faults.note("key 'name' of records, which nothing reads")
+            self._faults.note("key 'name' of records, which is not used")
         if role == "tool":
             message |= {key: value for key in ("name", "tool_call_id") if (value := getattr(turn, key))}  # type: ignore
         return message
@@ -261,14 +262,14 @@ class DialogueReader:
         for message in messages:
             if joined and joined[-1]["role"] == message["role"] != "tool":
                 joined[-1] = tool_turns.joined(joined[-1], message)
-                self._faults.note("turns joined with the turn before them, of the same speaker")
+                self._faults.note("turns merged with the turn before them, of the same speaker")
             else:
                 joined.append(message)
         return joined
 
 
 def _last_alone(messages: list[Message]) -> list[Message]:
-    """The dialogue with no loss on the assistant's turns but the last."""
+    """The dialogue in which only the last of the assistant's turns counts in the loss."""
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     return [
         {**message, "train": False} if message["role"] == "assistant" and i != last else message
@@ -308,7 +309,7 @@ def _system(*texts: str | None) -> list[Message]:
 
 
 def _by_turns(statements: Sequence[Any]) -> list[Message]:
-    """The user begins."""
+    """Statements as messages of user and assistant in turn; the user begins."""
     return [
         {"role": "assistant" if i % 2 else "user", "content": _string(statement, f"turn {i + 1}")}
         for i, statement in enumerate(statements)

@@ -1,4 +1,4 @@
-"""Text files in other encodings than UTF-8: recognised by their mark, read as the option says, proposed in messages."""
+"""Reads text files in other encodings than UTF-8, by their byte-order mark or the option data.encoding."""
 
 import codecs
 import io
@@ -8,35 +8,40 @@ from gptjax.data.sources.base import Faults
 from gptjax.data.sources.utf8 import REPLACE, Utf8Decoder
 from gptjax.errors import UserError
 
-_MARKS = (  # UTF-32's begins like UTF-16's
+_MARKS = (  # UTF-32's first: it begins like UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_ESCAPES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")  # of names and programs, not of files
+_ESCAPES = (
+    "idna",
+    "punycode",
+    "unicode-escape",
+    "raw-unicode-escape",
+)  # encodings for names and programs, not for files
 _READ_BYTES = 1 << 20
 
 
 def checked(name: str) -> str:
-    """The standard name of an encoding: "utf-8" of UTF8. Raises UserError where Python has no such encoding of text."""
+    """The standard name of an encoding: "utf-8" for UTF8. Raises UserError if Python has no such text encoding."""
     try:
         found = codecs.lookup(name)
         if found.name in _ESCAPES:
             raise LookupError(name)
-        "".encode(found.name)  # refuses what encodes no text, such as zip
+        "".encode(found.name)  # raises for codecs that encode no text, such as zip
         codecs.getincrementaldecoder(found.name)("strict").decode(b"", True)
     except (LookupError, UnicodeError, ValueError):
         raise UserError(
-            f"data.encoding={name[:60]!r} is no encoding of text that is known: expected a name such as utf-8, "
+            f"data.encoding={name[:60]!r} is not a known text encoding: expected a name such as utf-8, "
             "gb18030, big5, utf-16, shift_jis, euc-kr, latin-1 or windows-1252"
         ) from None
     return {"utf-8-sig": "utf-8"}.get(found.name, found.name)
 
 
 def encoding_of(file: Any, encoding: str) -> str:
-    """That of an open file at its beginning: what its byte-order mark says, else `encoding`."""
+    """The encoding of a file that is open at its beginning: as its byte-order mark says, else `encoding`."""
     if hasattr(file, "peek"):
         head = file.peek(4)[:4]
     else:
@@ -46,10 +51,10 @@ def encoding_of(file: Any, encoding: str) -> str:
 
 
 def as_utf8(file: io.IOBase, encoding: str, decode_errors: str, where: str, faults: Faults) -> io.IOBase:
-    """The bytes of a text in UTF-8, whatever the encoding; `file` is open at its beginning.
+    """The bytes of a text converted to UTF-8; `file` is open at its beginning.
 
-    Reading raises UserError at a byte that is wrong in the encoding, or writes U+FFFD and counts it in `faults`. Bytes
-    of UTF-8 that are not to be repaired come as they are.
+    Reading raises UserError at a byte that is wrong in the encoding, or writes U+FFFD and counts it in `faults`. With
+    decode_errors "reject", a UTF-8 file is returned unchecked.
     """
     encoding = encoding_of(file, encoding)
     if encoding == "utf-8" and decode_errors == "reject":
@@ -62,7 +67,7 @@ def as_utf8(file: io.IOBase, encoding: str, decode_errors: str, where: str, faul
 
 
 class _Decoder:
-    """What `Utf8Decoder` is for UTF-8; a mark that is a character stays."""
+    """Like `Utf8Decoder`, for other encodings; a byte-order mark that decodes to a character stays."""
 
     def __init__(self, decode_errors: str, where: str, encoding: str):
         self.replaced = 0
@@ -81,15 +86,15 @@ class _Decoder:
                 f"{self._where}: byte {error.object[error.start]:#04x} at offset {offset} is not {self._encoding}; "
                 f"name the encoding of the text: --config.data.encoding=NAME, or continue {REPLACE}"
             ) from None
-        except UnicodeError:  # UTF-16 that is cut, or has no mark where it needs one
-            raise UserError(f"{self._where}: after offset {self._consumed} it is not {self._encoding}") from None
+        except UnicodeError:  # UTF-16 that is cut off, or lacks a needed mark
+            raise UserError(f"{self._where}: from offset {self._consumed} on it is not {self._encoding}") from None
         self._consumed += len(data)
         self.replaced += text.count("\ufffd")
         return text
 
 
 class _Transcoded(io.RawIOBase):
-    """A file as its decoder reads it, in UTF-8."""
+    """The text that a decoder reads from a file, as UTF-8."""
 
     def __init__(self, file: io.IOBase, decoder: Utf8Decoder | _Decoder, faults: Faults):
         self._file = file

@@ -35,7 +35,7 @@ class File(NamedTuple):
       path: absolute path, or URL.
       name: path below the fixed start of the glob, with `/`.
       size: bytes as stored.
-      version: changes when the file does: its modification time, or the tag that the remote store gives it.
+      version: changes with the file: its modification time, or the tag of the remote store.
     """
 
     path: str
@@ -95,7 +95,7 @@ def _matches(pattern: Path) -> Iterator[str]:
 
 
 def _directories(roots: list[str]) -> Iterator[str]:
-    """The directories at and below the roots that are not hidden, each once, by a link only where it must be."""
+    """The directories at and below the roots that are not hidden, each once, through a link only if necessary."""
     entered: set[tuple[int, int]] = set()
     direct, links = sorted(roots, reverse=True), []
     while direct or links:
@@ -105,7 +105,7 @@ def _directories(roots: list[str]) -> Iterator[str]:
             if (stat.st_dev, stat.st_ino) in entered:
                 continue
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name, reverse=True)
-        except OSError:  # no directory, a link to nothing, or not ours to read: as glob.glob does
+        except OSError:  # no directory, a link to nothing, no permission: skipped, as by glob.glob
             continue
         entered.add((stat.st_dev, stat.st_ino))
         yield directory
@@ -115,7 +115,7 @@ def _directories(roots: list[str]) -> Iterator[str]:
 
 
 def _each_once(paths: list[Path]) -> list[Path]:
-    """Of several paths to one file, the one without links, else the shortest."""
+    """One path for each file: the one without links, else the shortest."""
     chosen: dict[str, Path] = {}
     for path in paths:
         real = os.path.realpath(path)
@@ -123,7 +123,7 @@ def _each_once(paths: list[Path]) -> list[Path]:
         chosen[real] = min(before, path, key=lambda path: (str(path) != real, len(path.parts), path))
     if len(chosen) < len(paths):
         logging.getLogger(__name__).warning(
-            "%d paths lead to files that are read already, such as %s: each file is read once",
+            "%d paths lead to files that have another path too, such as %s: each file is read once",
             len(paths) - len(chosen),
             next(path for path in paths if path not in set(chosen.values())),
         )
@@ -131,7 +131,7 @@ def _each_once(paths: list[Path]) -> list[Path]:
 
 
 def _handed_over(path: str) -> File:
-    """What the shell gave as an open file: its own path, or of a pipe, which cannot be read twice, a copy."""
+    """A file that the shell has opened: its own path, or a copy of a pipe, which cannot be read twice."""
     try:
         if Path(path).is_file():
             return _local_file(regular(Path(os.path.realpath(path))), "stdin")
@@ -186,7 +186,7 @@ def _remote_version(info: dict[str, Any]) -> str:
 
 
 def _bucket(url: str) -> tuple[Bucket, str] | None:
-    """(the bucket of a URL, the name in it); None for another protocol, whose files are opened by fsspec."""
+    """(the bucket of a URL, the name in it); None for other protocols, which fsspec opens."""
     match = re.fullmatch(r"((?:gs|gcs|s3)://[^/]*)/(.+)", url, re.DOTALL)
     return (Bucket(match[1]), match[2]) if match else None
 
@@ -203,17 +203,17 @@ def _file_system(path: str) -> tuple[Any, str]:
 
 
 def check_version(path: str, version: str) -> None:
-    """Raises UserError where the local file is no longer the one that was found."""
+    """Raises UserError if the local file has changed since it was found."""
     if not is_remote(path) and (not Path(path).is_file() or str(Path(path).stat().st_mtime_ns) != version):
         raise UserError(f"{path} was changed or removed while it was read; run again when nothing writes to it")
 
 
 def open_bytes(path: str | Path, start: int = 0) -> io.IOBase:
-    """Opens what a file contains, decompressed by the end of its name, at byte `start`.
+    """Opens a file at byte `start`, decompressed as its suffix says.
 
     Raises:
-      OSError: it cannot be opened. Reading raises one of `DAMAGE` where it is damaged.
-      UserError: what opens files of this kind is not installed.
+      OSError: it cannot be opened. Reading raises one of `DAMAGE` if it is damaged.
+      UserError: the package that opens such files is not installed.
     """
     path = str(path)
     file = _open_stored(path)
@@ -238,7 +238,7 @@ _STREAMS = {
 
 
 class _Decompressed(io.BufferedReader):
-    """What a compressed file contains; closes the file with itself."""
+    """The decompressed content of a file; closing it also closes the file."""
 
     def __init__(self, stored: io.IOBase, suffix: str):
         self._stored = stored
@@ -260,7 +260,7 @@ def _open_stored(path: str) -> io.IOBase:
 
 @contextlib.contextmanager
 def named_damage(path: str) -> Iterator[None]:
-    """Raises UserError that names the file where opening or reading it fails."""
+    """Turns errors of opening or reading a file into a UserError that names it."""
     try:
         yield
     except DAMAGE as error:
@@ -272,10 +272,10 @@ def damage(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return words(error)
     if isinstance(error, EOFError):
-        return "the file is cut off: it ends before what is compressed in it does"
+        return "the file is cut off: its compressed data is incomplete"
     if isinstance(error, gzip.BadGzipFile):
-        return "what is compressed in it is damaged: its checksum differs, or what follows is not compressed"
-    return f"what is compressed in it is damaged: {' '.join(str(error).split())[:200]}"
+        return "its compressed data is damaged: the checksum differs, or uncompressed data follows"
+    return f"its compressed data is damaged: {' '.join(str(error).split())[:200]}"
 
 
 class ByteRange(io.RawIOBase):

@@ -25,14 +25,13 @@ _SAMPLE_ROWS = 100
 class HuggingFaceDataset(Source):
     """A dataset read by the `datasets` library, from the hub, from `save_to_disk` or from Parquet files.
 
-    NAME is a directory, or a dataset of the hub: `wikitext/wikitext-2-raw-v1` is read as owner and name, and
-    with three parts the last is the configuration. With SPLIT (`train`, `train[:10%]`) the documents are just
-    its rows. Without, they are those of train, validation and test, as far as the dataset has them, and carry
-    `split`.
+    NAME is a directory, or a dataset of the hub: two parts are owner and name, a third one is the configuration.
+    With SPLIT (`train`, `train[:10%]`) the documents are its rows. Without SPLIT they are the rows of train,
+    validation and test, if the dataset has them, and have a field `split`.
     """
 
     def __init__(self, spec: str, reading: Reading, faults: Faults):
-        """Opens the dataset, downloading it if needed. Raises UserError where it, a split or the field is not there."""
+        """Opens the dataset, downloading it if needed. Raises UserError if it, a split or the field is missing."""
         match = _SPEC.fullmatch(spec)
         if match is None:
             raise UserError(
@@ -51,7 +50,7 @@ class HuggingFaceDataset(Source):
         return {**self.__dict__, "_opened": None}
 
     def key(self) -> str:
-        # The library's manual (about_cache) names `_fingerprint`, and has no other way to tell what a dataset holds.
+        # The library's manual (about_cache) documents `_fingerprint`; nothing else identifies the content of a dataset.
         fingerprints = [rows._fingerprint for rows in self._splits().values()]
         return f"{self.spec} {self.reading.key} fingerprints={','.join(fingerprints)}"
 
@@ -107,7 +106,7 @@ def _open_splits(spec: str, name: str, split: str) -> dict[str, Any]:
         raise UserError(f"{spec!r} needs the library datasets: pip install 'gptjax[data]'") from None
     try:
         opened = _open_dataset(name)
-    except Exception as error:  # no network, no such name, damaged files: each its own
+    except Exception as error:  # no network, no such name, damaged files: each has its own error
         raise UserError(f"{spec!r} cannot be opened: {str(error).strip().partition(chr(10))[0]}") from None
     if not isinstance(opened, dict):
         opened = {"train": opened}

@@ -36,10 +36,10 @@ def open_source(spec: str, *, data_dir: str = "", on_error: str = "raise", **rea
 
     Args:
       spec: globs may contain `**` and begin with `gs://`, `s3://` or another protocol of fsspec; files may
-        end with .gz, .zst, .bz2 or .xz. FIELD is `text` where it is left out; `A+B` joins two fields with a line end.
+        end with .gz, .zst, .bz2 or .xz. FIELD is `text` by default; `A+B` joins two fields with a line end.
       data_dir: the directory of prepared TFDS datasets, with NAME[/CONFIG]/VERSION inside; empty for
         $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      on_error: "raise" an error at what cannot be read, or "skip" and count it.
+      on_error: "raise" an error at data that cannot be read, or "skip" and count it.
       reading: the fields of `Reading`.
 
     Raises:
@@ -83,8 +83,8 @@ def _open_files(spec: str, scheme: str, rest: str, reading: Reading, faults: Fau
     pattern, _, field = rest.partition("#") if kind.has_fields else (rest, "", "")
     names = field.split(",") if field else []
     if kind is DialogueFiles and names and (scheme != "pairs" or len(names) != 2 or not all(names)):
-        form = "pairs:GLOB#A,B, the field of the prompt and the field of the response"
-        raise UserError(f"{spec!r} names {len(names)} field{'s' * (len(names) != 1)}; only {form}, are named")
+        form = "pairs:GLOB#A,B names two, those of the prompt and the response"
+        raise UserError(f"{spec!r} names {len(names)} field{'s' * (len(names) != 1)}; only {form}")
     return kind(spec, scheme, field, find_files(spec, pattern), reading, faults)
 
 

@@ -12,8 +12,8 @@
     {"prompt": P, "completion": A, "label": true}                          TRL's form for KTO
     {"prompt": {"text": P, "replies": [{"text": A, "rank": 0}, ...]}}      a tree of OpenAssistant's
 
-Which of them a record is, its keys say. A ranking of n answers gives all n (n - 1) / 2 pairs (Ouyang et al. 2022),
-which share their `split_key`. What is learnt is the answer alone; assistant's turns of the prompt bear no loss.
+The keys of a record decide which format it has. A ranking of n answers gives all n (n - 1) / 2 pairs (Ouyang et al.
+2022), which share their `split_key`. Only the answer counts in the loss, not assistant's turns of the prompt.
 """
 
 import itertools
@@ -62,13 +62,13 @@ def read_preferences(
 
     Raises:
       UserError: the file cannot be opened; unless `faults` skips, also at the first bad record, with its place and
-        number: no prompt, an empty or missing side, equal sides, a ranking of one, a label that is none, or what
+        number: no prompt, an empty or missing side, equal sides, a ranking of one, a wrong label, or messages that
         `check_messages` refuses.
     """
     faults = faults or Faults()
     name = name if name is not None else Path(path).name
     reader = _Reader(reading, faults)
-    for record in read_records(path, open_file, delimiter=reading.delimiter):
+    for record in read_records(path, open_file, delimiter=reading.delimiter, has_option=True):
         try:
             documents = [
                 {**document, "id": f"{name}:{record.number}{suffix}", "source": source}
@@ -82,10 +82,10 @@ def read_preferences(
 
 
 def _documents(ranking: Ranking, place: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """(document without id and source, end of its id). `place` is that of the ranking within its record."""
+    """(document without id and source, suffix of its id). `place`: of the ranking within its record."""
     prompt = [{**m, "train": False} if m["role"] == "assistant" else m for m in ranking.prompt]
     if not prompt or prompt[-1]["role"] in ("assistant", "system"):
-        raise Damaged(f"{place}no prompt: a turn of the user must stand before the answers")
+        raise Damaged(f"{place}no prompt: a turn of the user must come before the answers")
     about: dict[str, Any] = {"split_key": "\n".join(message["content"] for message in prompt)}
     if ranking.tools:
         about["tools"] = list(ranking.tools)
@@ -100,7 +100,7 @@ def _documents(ranking: Ranking, place: str) -> Iterator[tuple[dict[str, Any], s
         yield {"messages": sides[0], "label": ranking.label, **about}, ""
         return
     if len(sides) < 2:
-        raise Damaged(f"{place}a ranking of {len(sides)} answers says nothing; it needs two or more")
+        raise Damaged(f"{place}a ranking needs two or more answers and has {len(sides)}")
     for (i, better), (j, worse) in itertools.combinations(enumerate(ranking.answers, start=1), 2):
         if better == worse:
             raise Damaged(f"{place}answers {i} and {j} are equal, so neither is the better one")
@@ -116,7 +116,7 @@ class _Reader:
         self._faults = faults
 
     def rankings(self, record: Record) -> Iterator[tuple[Ranking, str]]:
-        """(ranking, its place within the record where it has several). Raises `Damaged` or UserError."""
+        """(ranking, its place within the record if that has several). Raises `Damaged` or UserError."""
         if isinstance(record.value, Damaged):
             raise record.value
         if not isinstance(record.value, Mapping):
@@ -124,7 +124,9 @@ class _Reader:
         entry = check(schemas.Preference, dict(record.value), record.place)
         entry.check_keys("", self._faults)
         if entry.margin:
-            raise Damaged(f"margin is {entry.margin:g}, which is not read: no loss here has a margin for each pair")
+            raise Damaged(
+                f"margin is {entry.margin:g}, which is not supported: no loss here has a margin for each pair"
+            )
         if isinstance(entry.prompt, schemas.Reply):
             yield from self._tree(entry.prompt, [])
             return
@@ -148,13 +150,13 @@ class _Reader:
             elif prompt and prompt[-1]["role"] == "assistant":
                 prompt, answers = prompt[:-1], [prompt[-1:]]
             else:
-                raise Damaged(f"no answer that the label is of; fields: {shown_names(record.value)}")
+                raise Damaged(f"no answer to which the label belongs; fields: {shown_names(record.value)}")
         if entry.tools or entry.functions:
             tools = self._dialogues.tools(entry)
         return Ranking(prompt, answers, label, tools)
 
     def _sides(self, entry: schemas.Preference, place: str) -> tuple[list[Message], list[Answer]]:
-        """The prompt and the two answers; the prompt may be written within both."""
+        """The prompt and the two answers; both sides may begin with the prompt."""
         prompt = self._prompt(entry, place)
         sides = [self._answer(side) for side in (entry.chosen, entry.rejected)]
         if all(side and side[0]["role"] != "assistant" for side in sides):
@@ -166,7 +168,7 @@ class _Reader:
                 raise Damaged("one side is the beginning of the other, so it has no answer of its own")
             questions = [m for m in prompt if m["role"] != "system"]
             if questions and questions != [m for m in asked if m["role"] != "system"][-len(questions) :]:
-                raise Damaged("the prompt and the turns that chosen and rejected begin with are not the same")
+                raise Damaged("the prompt differs from the turns with which chosen and rejected begin")
             system = [m for m in prompt if m["role"] == "system" and m not in asked]
             prompt = system + asked
         return prompt, sides
@@ -185,21 +187,21 @@ class _Reader:
         prompt = self._turns(messages, "user")
         system = [text for text in (entry.system, entry.system_prompt) if text]
         if system and prompt and prompt[0]["role"] == "system":
-            raise Damaged("there are two system texts: beside the turns, and as the first of them")
+            raise Damaged("there are two system texts: in a field of its own, and as the first turn")
         return [*({"role": "system", "content": text} for text in dict.fromkeys(system)), *prompt]
 
     def _answer(self, side: Any) -> Answer:
         return self._turns(side, "assistant")
 
     def _turns(self, side: Any, role: str) -> list[Message]:
-        """The messages of a side; a text is one of `role`, or a dialogue as HH writes it."""
+        """The messages of a side; a text is one message of `role`, or a dialogue in the format of HH."""
         if isinstance(side, str):
             if not _SPOKEN.match(side):
                 return [{"role": role, "content": side}] if side else []
             _, *parts = _SPOKEN.split(side)
             said = [(_ROLES[who], text.strip()) for who, text in zip(parts[::2], parts[1::2], strict=True)]
             if role == "user" and said[-1] == ("assistant", ""):
-                said.pop()  # how a prompt ends that is continued
+                said.pop()  # a prompt ends with an open assistant turn
             side = [{"role": who, "content": text} for who, text in said]
         elif isinstance(side, schemas.Turn):
             side = [side]
@@ -207,7 +209,7 @@ class _Reader:
         return [{k: v for k, v in message.items() if k != "train"} for message in self._dialogues.messages(turns)]
 
     def _tree(self, node: schemas.Reply, before: list[Message]) -> Iterator[tuple[Ranking, str]]:
-        """The rankings below a message of OpenAssistant's, each with its place, "1.2: " for the second reply's."""
+        """The rankings below a message of OpenAssistant, each with its place: "1.2: " is below the second reply."""
         yield from self._replies(node, before, "")
 
     def _replies(self, node: schemas.Reply, before: list[Message], place: str) -> Iterator[tuple[Ranking, str]]:
@@ -222,7 +224,7 @@ class _Reader:
 
 
 def _label(entry: schemas.Preference) -> bool | None:
-    """Whether the answer is a good one; None where the record does not judge a single answer."""
+    """Whether the answer is good; None if the record does not judge a single answer."""
     said = [value for value in (entry.label, entry.kto_tag) if value not in (None, "")]
     if not said:
         return None

@@ -1,7 +1,7 @@
 """The embedded corpus: the language reference and the docstrings that ship inside every Python installation.
 
-About 2 MB of English, there without a network. It differs between Python versions, so figures measured on it
-name the fingerprint of the store they were measured on.
+About 2 MB of English that need no network. It differs between Python versions, so measured figures must name the
+fingerprint of their store.
 """
 
 import ast
@@ -38,9 +38,9 @@ class Docstring:
 
     Attributes:
       name: dotted name from the top-level module, as in `textwrap.dedent`.
-      signature: the name, with the arguments in parentheses where it is a function.
+      signature: the name, with the arguments in parentheses if it is a function.
       text: the docstring with its common indentation removed.
-      is_module: a module has no question asked about it.
+      is_module: no question is asked about modules.
     """
 
     name: str
@@ -54,8 +54,7 @@ class PythonDocs(Source):
     """The source `python_docs`, one piece, or a `part` of it.
 
     Attributes:
-      part: "" for everything, "questions" for the questions with their answers as texts, "dialogues" for the same as
-        dialogues.
+      part: "" for everything, "questions" for questions and answers as texts, "dialogues" for the same as dialogues.
     """
 
     part: str = ""
@@ -145,8 +144,8 @@ def question_answer_pairs() -> list[Document]:
 
     Returns:
       Documents whose `text` is the `prompt` ("Question: What does textwrap.dedent do?\\nAnswer:"), a space,
-      and the only one of the `references`. The `split_key` is the docstring, so a question falls into the
-      same split as it.
+      and the only entry of `references`. The `split_key` is the docstring, so a question is in the same split
+      as its docstring.
     """
     pairs: list[Document] = []
     for docstring in standard_library_docstrings():
@@ -168,7 +167,7 @@ def question_answer_pairs() -> list[Document]:
 
 
 def as_dialogue(pair: Document) -> Document:
-    """The question is the user's, the answer the assistant's."""
+    """A question and its answer as a dialogue of user and assistant."""
     question = pair["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
     (answer,) = pair["references"]
     return {
@@ -182,7 +181,7 @@ def as_dialogue(pair: Document) -> Document:
 
 
 def _summary(text: str) -> str:
-    """The first sentence, on one line; empty where the docstring begins with an example."""
+    """The first sentence, on one line; empty if the docstring begins with an example."""
     paragraph = " ".join(re.split(r"\n\s*\n|\n\s*>>>", text, maxsplit=1)[0].split())
     if paragraph.startswith(">>>"):
         return ""

@@ -6,7 +6,7 @@ MAX_BYTES = 64 << 20  # of one record
 
 
 class Damaged(Exception):
-    """A record that cannot be used; says what is wrong with it."""
+    """A record that cannot be used; the message says what is wrong."""
 
 
 class Record(NamedTuple):
@@ -14,8 +14,8 @@ class Record(NamedTuple):
 
     Attributes:
       place: file and line, for messages.
-      number: line in JSONL, otherwise the place in the file, from 1.
-      value: what JSON or YAML says, for CSV, TSV and Parquet the columns by name; or `Damaged`.
+      number: the line in JSONL, otherwise the place in the file, from 1.
+      value: the value in JSON or YAML, {column: value} in CSV, TSV and Parquet; or `Damaged`.
     """
 
     place: str

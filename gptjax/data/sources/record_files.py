@@ -40,7 +40,8 @@ class JsonLines(Files):
             return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
     def _documents(self, span: Span) -> Iterator[Document]:
-        records = read_records(span.path, lambda _: self._open_utf8(span), delimiter=self.reading.delimiter)
+        options = {"delimiter": self.reading.delimiter, "has_option": True}
+        records = read_records(span.path, lambda _: self._open_utf8(span), **options)
         for record in records:
             number = span.first + record.number
             place = f"{span.path}, line {number}" if span.first else record.place
@@ -65,7 +66,7 @@ class CsvFiles(JsonLines):
 
 
 def field_text(record: Any, field: str, reading: Reading, place: str) -> tuple[str, int]:
-    """The text of FIELD, or of A and B for `A+B`; these, and the strings of a list, are joined with line ends.
+    """The text of FIELD, or of A and B for `A+B`; fields, and the strings of a list, are joined with line ends.
 
     Returns:
       The text, and how many half surrogate pairs were replaced in it.
@@ -90,7 +91,7 @@ def field_text(record: Any, field: str, reading: Reading, place: str) -> tuple[s
         elif value is None and reading.null_fields == "empty":
             lines.append("")
         else:
-            advice = "; --config.data.null_fields=empty takes null for an empty text" if value is None else ""
+            advice = "; --config.data.null_fields=empty reads null as an empty text" if value is None else ""
             raise UserError(f"{place}: field {name!r} is {show(value)}, but must be text or a list of texts{advice}")
     # JSON can escape half a surrogate pair, which no UTF-8 text can contain.
     text, count = re.subn("[\ud800-\udfff]", "\ufffd", "\n".join(lines))

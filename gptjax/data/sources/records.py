@@ -26,7 +26,7 @@ _WHITE_SPACE = re.compile(r"[\s,]*")
 
 
 def open_utf8(path: str | Path) -> io.IOBase:
-    """A file of text, decompressed, in UTF-8 if it has a byte-order mark. Raises UserError for what never ends."""
+    """A text file, decompressed; with a byte-order mark, converted to UTF-8. Raises UserError if it never ends."""
     if not is_remote(str(path)):
         path = expand(path).absolute()
         path = regular(path) if path.exists() else path
@@ -41,18 +41,21 @@ def read_records(
     *,
     delimiter: str = "auto",
     lines: bool = False,
+    has_option: bool = False,
 ) -> Iterator[Record]:
     """The records of a file, by `suffix`: .csv, .tsv, .parquet, .yml or .yaml, otherwise JSON or JSONL.
 
-    What is wrong with one record is its value. What is wrong with the file from some place on (it is cut off,
-    it is not YAML) is the value of a last record.
+    A bad record has `Damaged` as its value. If the rest of the file cannot be read (it is cut off, it is not YAML),
+    a last record has `Damaged` as its value.
 
     Args:
       path: the file.
       open_file: opens it for reading bytes, decompressed and in UTF-8; default: `open_utf8`, for Parquet `open_bytes`.
       yaml_key: in YAML, the key whose list has the records; scalars in it are text.
       delimiter: of CSV; see the option data.delimiter.
-      lines: whether a file .txt has a record {"text": LINE} in each line that is not blank.
+      lines: whether each line of a .txt file that is not blank is a record {"text": LINE}.
+
+      has_option: whether data.encoding applies to the file, for the advice about bytes that are not UTF-8.
 
     Raises:
       UserError: the file cannot be opened.
@@ -67,18 +70,19 @@ def read_records(
     number = 0
     with file:
         try:
-            for record in _reader(path, yaml_key, delimiter, lines)(str(path), file):
+            for record in _reader(path, yaml_key, delimiter, lines, has_option)(str(path), file):
                 number = record.number
                 yield record
         except DAMAGE as error:
             yield _damaged(path, number + 1, f"the file cannot be read further ({damage(error)})")
         except UnicodeDecodeError as error:
-            byte = f"byte {error.object[error.start]:#04x} is not UTF-8; {other_encoding(error.object[error.start :])}"
+            advice = other_encoding(error.object[error.start :], has_option=has_option)
+            byte = f"byte {error.object[error.start]:#04x} is not UTF-8; {advice}"
             yield _damaged(path, number + 1, f"the rest of the file cannot be read: {byte}")
 
 
 def suffix(path: str | Path) -> str:
-    """The end of the name of a file once it is decompressed: ".csv" of words.csv.gz."""
+    """The suffix of the name of a file without compression: ".csv" of words.csv.gz."""
     return next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSED), "")
 
 
@@ -87,7 +91,7 @@ def _damaged(path: str | Path, number: int, problem: str) -> Record:
 
 
 def _reader(
-    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool
+    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool, has_option: bool
 ) -> Callable[[str, io.IOBase], Iterator[Record]]:
     readers = {
         ".csv": partial(read_csv, delimiter=delimiter),
@@ -97,7 +101,7 @@ def _reader(
         ".yaml": partial(read_yaml, key=yaml_key),
         **({".txt": _text_lines} if lines else {}),
     }
-    return readers.get(suffix(path), _json)
+    return readers.get(suffix(path), partial(_json, has_option=has_option))
 
 
 def _lines(file: io.IOBase) -> Iterator[bytes]:
@@ -110,14 +114,14 @@ def _text_lines(path: str, file: io.IOBase) -> Iterator[Record]:
             yield Record(f"{path}, line {number}", number, {"text": text})
 
 
-def _json(path: str, file: io.IOBase) -> Iterator[Record]:
+def _json(path: str, file: io.IOBase, *, has_option: bool) -> Iterator[Record]:
     head = file.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")
     if head.lstrip()[:1] != b"[":
-        return _json_lines(path, file, [head])
+        return _json_lines(path, file, [head], has_option)
     following = list(_to_text(file))
-    # A line that is a whole list, with more below it, is a record of JSON lines; a list of records ends the file.
-    if following and following[-1].strip() and not isinstance(_json_value(head), Damaged):
-        return _json_lines(path, file, [head, *following])
+    # If the first line is a complete list and more lines follow, the file has JSON lines; else it is one list.
+    if following and following[-1].strip() and not isinstance(_json_value(head, has_option), Damaged):
+        return _json_lines(path, file, [head, *following], has_option)
     text = b"".join([head, *following, file.read()])
     return _json_array(path, text.decode())
 
@@ -151,11 +155,11 @@ def _json_array(path: str, text: str) -> Iterator[Record]:
         yield _damaged(path, number, "the array does not end with ]; the file is cut off")
     elif text[position + 1 :].strip():
         line += text.count("\n", counted, position)
-        problem = Damaged(f"the list ends with ] in line {line}, and more follows, which cannot be read")
+        problem = Damaged(f"the list ends with ] in line {line}; the text after it cannot be read")
         yield Record(f"{path}, from record {number} on", number, problem)
 
 
-def _json_lines(path: str, file: io.IOBase, first: list[bytes]) -> Iterator[Record]:
+def _json_lines(path: str, file: io.IOBase, first: list[bytes], has_option: bool) -> Iterator[Record]:
     for number, line in enumerate(itertools.chain(first, _lines(file)), start=1):
         place = f"{path}, line {number}"
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -164,15 +168,15 @@ def _json_lines(path: str, file: io.IOBase, first: list[bytes]) -> Iterator[Reco
             problem = Damaged(f"a line of more than {MAX_LINE_BYTES >> 20} MiB is not a record")
             yield Record(place, number, problem)
         elif stripped := line.strip():
-            yield Record(place, number, _json_value(stripped))
+            yield Record(place, number, _json_value(stripped, has_option))
 
 
-def _json_value(line: bytes) -> Any:
+def _json_value(line: bytes, has_option: bool) -> Any:
     try:
         return _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         byte = f"byte {line[error.start]:#04x} at {error.start} of the line is not UTF-8"
-        return Damaged(f"{byte}; {other_encoding(line[error.start :])}")
+        return Damaged(f"{byte}; {other_encoding(line[error.start :], has_option=has_option)}")
     except Damaged as problem:
         return problem
     except (ValueError, RecursionError) as error:
@@ -181,19 +185,19 @@ def _json_value(line: bytes) -> Any:
 
 def _json_problem(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "lists or objects too deep inside each other"
+        return "lists or objects are too deep inside each other"
     if isinstance(error, json.JSONDecodeError):
         return f"column {error.colno}: {of_parser(error, error.doc)}"
-    return "a whole number of thousands of digits"
+    return "a whole number with thousands of digits"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises `Damaged` where one key has two values, of which the first would be lost."""
+    """An object. Raises `Damaged` if a key occurs twice, since its first value would be lost."""
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise Damaged(f"the key {twice[:60]!r} stands twice in one object")
+        raise Damaged(f"the key {twice[:60]!r} occurs twice in one object")
     return value
 
 
@@ -214,12 +218,12 @@ def _parquet(path: str, file: io.IOBase) -> Iterator[Record]:
 
 
 def parquet_file(path: str, file: io.IOBase) -> Any:
-    """Opens a `pyarrow.parquet.ParquetFile`. Raises UserError where it is none."""
+    """Opens a `pyarrow.parquet.ParquetFile`. Raises UserError if it is not one."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        # A compressed file cannot be read from its end, where Parquet has its table of contents.
+        # Parquet has its metadata at the end, and a compressed file cannot be read from there.
         return pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if is_compressed(path) else file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a Parquet file: {str(error)[:200]}") from None

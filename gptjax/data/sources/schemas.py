@@ -1,4 +1,4 @@
-"""What the records of dialogues must be, by format, and which of their keys nothing reads."""
+"""Schemas of dialogue records, by format, and the keys that are not used."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -9,7 +9,7 @@ from gptjax.data.sources.record import Damaged
 from gptjax.foreign import Schema
 from gptjax.json_text import show
 
-# Keys that would change the text or what is learnt, and why they are refused where they hold something.
+# {key that would change the text or the loss: why it is refused}.
 _REFUSED = {
     **dict.fromkeys(
         ("image", "images", "image_url", "audio", "audios", "video", "videos", "files", "attachments", "documents"),
@@ -21,10 +21,10 @@ _REFUSED = {
     ),
     **dict.fromkeys(
         ("mask", "loss_mask", "labels", "weight", "sample_weight", "loss_weight", "train", "prefix", "train_detail"),
-        "what bears loss is said by weight (0 or 1), train, training or loss (true or false) of a message",
+        "the loss is controlled by weight (0 or 1), train, training or loss (true or false) of a message",
     ),
 }
-# Of records and of turns: said of them, no part of the dialogue.
+# Keys with information about records and turns that is not part of the dialogue.
 ABOUT = frozenset(
     """
     id idx index uid uuid conversation_id dialogue_id dialog_id session_id message_id turn_id source dataset url split
@@ -37,21 +37,21 @@ ABOUT = frozenset(
 
 
 class _Entry(Schema):
-    """A record or a turn; `check_keys` says what is done about keys without a field here."""
+    """A record or a turn; `check_keys` treats keys without a field here."""
 
     IGNORED: ClassVar[frozenset[str]] = ABOUT
 
     def check_keys(self, where: str, faults: Faults) -> None:
-        """Notes the keys that nothing reads. Raises `Damaged` for one that would change the text or what is learnt."""
+        """Notes unused keys. Raises `Damaged` for one that would change the text or the loss."""
         if not self.model_extra:
             return
         for key in self.unknown():
             value = self.model_extra[key]
             if value in ("", [], {}) or (key.endswith("weight") and value == 1) or (key == "prefix" and value is False):
-                continue  # says nothing
+                continue  # no effect
             if key in _REFUSED:
                 raise Damaged(f"{where}{key} is {show(value)}, which is not read: {_REFUSED[key]}")
-            faults.note(f"key {key[:60]!r} of records, which nothing reads")
+            faults.note(f"key {key[:60]!r} of records, which is not used")
 
 
 class Part(_Entry):
@@ -79,11 +79,11 @@ class Turn(_Entry):
 
     @property
     def learnt(self) -> bool | None:
-        """Whether the record says that the turn bears loss, or None where it says nothing."""
+        """Whether the record says that the turn counts in the loss; None if it does not say."""
         said = [self.train, self.training, self.loss]
         if self.weight is not None:
             if self.weight not in (0, 1):
-                raise Damaged(f"weight is {self.weight:g}, but must be 0 (not learnt) or 1")
+                raise Damaged(f"weight is {self.weight:g}, but must be 0 (no loss) or 1")
             said.append(self.weight == 1)
         said = [one for one in said if one is not None]
         if len(set(said)) > 1:
@@ -113,7 +113,7 @@ class Reply(_Entry):
 
 
 class Preference(_Entry):
-    """A record that says which of some answers is better, or whether one is good; see `preferences`."""
+    """A record that ranks answers, or judges one answer; see `preferences`."""
 
     prompt: str | list[Turn] | Reply | None = None
     question: str | None = None
@@ -149,7 +149,7 @@ class KdDialogue(_Entry):
 
 
 class Alpaca(_Entry):
-    """An instruction with its answer, and what was said before."""
+    """An instruction with its answer, and the earlier turns."""
 
     instruction: str
     input: str | None = None
@@ -160,4 +160,4 @@ class Alpaca(_Entry):
 
 
 class Pair(_Entry):
-    """What is beside a prompt and its response."""
+    """The other keys of a record with a prompt and a response."""

@@ -10,10 +10,10 @@ _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
 
 def read_csv(path: str, file: io.IOBase, delimiter: str = "auto") -> Iterator[Record]:
-    """The rows by the columns that the first one names, each with the line in which it begins.
+    """The rows as {column: value}; the first row names the columns. A record has the line in which its row begins.
 
-    A row of another number of columns is `Damaged`, and so is one whose quote is not closed where a field ends: the
-    lines below the quote are then read as rows again.
+    A row with another number of columns is `Damaged`, and so is one whose quote is not closed at the end of a field:
+    the lines below that quote are then read again as rows.
     """
     csv.field_size_limit(MAX_BYTES)
     lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
@@ -51,12 +51,12 @@ def read_csv(path: str, file: io.IOBase, delimiter: str = "auto") -> Iterator[Re
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file, of which some can be read again.
+    """The lines of a file; the last ones can be read again.
 
     Attributes:
       number: of the last line that was taken.
-      taken: the lines since it was cleared.
-      ended: whether the end of the file was met.
+      taken: the lines since this list was cleared.
+      ended: whether the end of the file was reached.
     """
 
     def __init__(self, stream: io.TextIOBase):
@@ -76,7 +76,7 @@ class _Lines(Iterator[str]):
         return line
 
     def again(self, kept: int = 1) -> None:
-        """Gives back all taken lines but the first `kept`."""
+        """Lets all taken lines be read again, except the first `kept`."""
         back = self.taken[kept:]
         self.number -= len(back)
         self._next.extend(reversed(back))
@@ -85,7 +85,7 @@ class _Lines(Iterator[str]):
 
 
 def _found_delimiter(lines: _Lines) -> str:
-    """A comma if the first line has one outside quotes, else what it has most of semicolon, tab and pipe."""
+    """A comma if the first line has one outside quotes, else the most frequent of semicolon, tab and pipe."""
     head = next((line for line in lines if line.strip()), "")
     lines.again(0)
     outside = "".join(head.split('"')[::2])
@@ -107,7 +107,7 @@ def _open_quote(taken: list[str], separator: str, first: int) -> Damaged | None:
             quotes += text.count('"')
         if quotes % 2:
             return Damaged(f"the quote that opens in line {line} is not closed up to the end of the file")
-        return Damaged(f"the quote that opens in line {first} is closed within a field, {len(taken)} lines on")
+        return Damaged(f"the quote that opens in line {first} is closed within a field, {len(taken)} lines further")
     return None
 
 
@@ -116,5 +116,5 @@ def _named(names: list[str], row: list[str]) -> dict[str, object]:
     if len(record) < len(names):
         for name in names:
             if names.count(name) > 1:
-                record[name] = Damaged(f"the column {name[:60]!r} stands {names.count(name)} times in the first line")
+                record[name] = Damaged(f"the column {name[:60]!r} occurs {names.count(name)} times in the first line")
     return record

@@ -1,4 +1,4 @@
-"""The sources that are files of one text each, or of dialogues, and what is common to all sources of files."""
+"""Sources of files with one text each, or with dialogues, and the base class of all sources of files."""
 
 import abc
 import hashlib
@@ -26,14 +26,14 @@ from gptjax.errors import UserError
 MAX_PAGE_BYTES = 1 << 26
 READ_BYTES = 1 << 20
 _PIECE_FILES = 500
-_COMPRESSION = 4  # how much larger a compressed text is thought to be
+_COMPRESSION = 4  # assumed size of a text / its compressed size
 _PAGE_WEIGHT = 8  # a web page takes longer than a text of its size
 
 
 class Span(NamedTuple):
     """A file, or a share of it: the bytes or row groups from `begin` to `end`, -1 for the end of the file.
 
-    `first` counts what comes before, in the units in which the format numbers its documents.
+    `first`: how much comes before it, in the units by which the format numbers its documents (lines, rows, parts).
     """
 
     path: str
@@ -47,7 +47,7 @@ class Span(NamedTuple):
 class Files(Source):
     """Files in the order of their paths. Small ones share a piece; a large one is cut if its format allows it.
 
-    Where, depends on the files alone.
+    The pieces depend on the files alone.
     """
 
     has_fields = False
@@ -63,7 +63,7 @@ class Files(Source):
         self.faults = faults
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "files": []}  # a piece names its own, and there may be millions
+        return {**self.__dict__, "files": []}  # a piece names its own files, and there may be millions in all
 
     def key(self) -> str:
         digest = hashlib.sha256()
@@ -107,7 +107,7 @@ class Files(Source):
         return [whole(file)]
 
     def _can_be_cut(self, file: File) -> bool:
-        """Only UTF-8 says everywhere where a character begins."""
+        """Whether a text is UTF-8, where alone the beginning of a character can be found from any byte."""
         if not self.is_text:
             return True
         with open_bytes(file.path) as opened:
@@ -122,9 +122,9 @@ class Files(Source):
         return file if span.end < 0 else io.BufferedReader(ByteRange(file, span.end - span.begin), READ_BYTES)
 
     def _open_utf8(self, span: Span) -> io.IOBase:
-        """The bytes of the span in UTF-8; where asked for, with U+FFFD for those that are wrong in the encoding."""
+        """The bytes of the span in UTF-8; with decode_errors "replace", U+FFFD for wrong bytes."""
         file, reading = self._open(span), self.reading
-        if span.begin:  # a mark stands at the beginning only, and what is cut is UTF-8
+        if span.begin:  # only the beginning of a file has a mark, and only UTF-8 files are cut
             reading = replace(reading, encoding="utf-8")
         return as_utf8(file, reading.encoding, reading.decode_errors, span.path, self.faults)
 

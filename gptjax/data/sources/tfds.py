@@ -25,13 +25,12 @@ _READ_EXAMPLES = 64
 class TfdsDataset(Source):
     """A dataset that TFDS prepared as ArrayRecord files.
 
-    With SPLIT (a name, or TFDS's slicing such as `train[:10%]`) the documents are just these examples.
-    Without, they are those of the splits train, validation and test, as far as the dataset has them, and
-    carry `split`.
+    With SPLIT (a name, or TFDS's slicing such as `train[:10%]`) the documents are its examples. Without SPLIT
+    they are the examples of train, validation and test, if the dataset has them, and have a field `split`.
     """
 
     def __init__(self, spec: str, data_dir: str, reading: Reading, faults: Faults):
-        """Finds the dataset. Raises UserError where directory, split or field is not there."""
+        """Finds the dataset. Raises UserError if the directory, the split or the field is missing."""
         self.spec = spec
         self.faults = faults
         self.reading = reading
@@ -137,7 +136,7 @@ def _version_directory(spec: str, name: str, data_dir: str) -> Any:
 
 
 def _download_and_prepare(spec: str, name: str, root: Any) -> None:
-    """In a process of its own: preparing needs TensorFlow, which is never imported here."""
+    """Prepares a dataset in another process, since that needs TensorFlow, which is never imported here."""
     command = "from tensorflow_datasets.scripts.cli.main import launch_cli; launch_cli()"
     arguments = ["build", name, f"--data_dir={root}", "--file_format=array_record"]
     logging.getLogger(__name__).info("downloading and preparing %s in %s", name, root)

@@ -1,4 +1,4 @@
-"""Calls of tools and their results in dialogues: handed to the chat template, or left out."""
+"""Tool calls and their results in dialogues: passed to the chat template, or left out."""
 
 import contextlib
 import json
@@ -11,16 +11,16 @@ from gptjax.data.sources.record import Damaged
 from gptjax.data.sources.schemas import Turn
 from gptjax.json_text import show
 
-RESULTS = ("tool", "function", "observation")  # roles of what a tool answers
-_CALL = "function_call"  # ShareGPT's role of a turn that calls
+RESULTS = ("tool", "function", "observation")  # roles of tool results
+_CALL = "function_call"  # ShareGPT's role of a turn that calls a tool
 ADVICE = (
-    "--config.data.tool_turns=template has the tokenizer's chat template write them, "
+    "--config.data.tool_turns=template lets the tokenizer's chat template write them, "
     "--config.data.tool_turns=leave_out drops and counts them"
 )
 
 
 def calls_of(turn: Turn, role: str, content: str) -> tuple[list[dict[str, Any]], str]:
-    """The calls of a turn, as transformers' templates read them, and the text that is left of its content."""
+    """(the tool calls of a turn, in the form that transformers' templates read; the rest of its content)."""
     calls = [_call(call.get("function", call)) for call in turn.tool_calls or []]
     if turn.function_call:
         calls.append(_call(turn.function_call))
@@ -36,7 +36,7 @@ def calls_of(turn: Turn, role: str, content: str) -> tuple[list[dict[str, Any]],
 
 def _call(call: Any) -> dict[str, Any]:
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
-        raise Damaged(f'a call of a tool is {show(call)}, but must be {{"name": ..., "arguments": ...}}')
+        raise Damaged(f'a tool call is {show(call)}, but must be {{"name": ..., "arguments": ...}}')
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):  # OpenAI writes the arguments as JSON in a text
         with contextlib.suppress(ValueError, RecursionError):
@@ -45,7 +45,7 @@ def _call(call: Any) -> dict[str, Any]:
 
 
 def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
-    """The descriptions of tools of a record, which may be JSON in a text."""
+    """The tool descriptions of a record, which may be JSON in a text."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -58,7 +58,7 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def without(messages: list[Message], faults: Faults) -> list[Message]:
-    """The messages without calls and results; answers that then follow each other become one."""
+    """The messages without tool calls and results; answers that then follow each other are merged."""
     left: list[Message] = []
     dropped = gap = 0
     for message in messages:
@@ -76,14 +76,14 @@ def without(messages: list[Message], faults: Faults) -> list[Message]:
             left.append(message)
         gap = 0
     if dropped:
-        faults.note("calls of tools and their results, which were left out", dropped)
+        faults.note("tool calls and their results, which were left out", dropped)
     return left
 
 
 def joined(first: Message, second: Message) -> Message:
-    """Two turns of one speaker as one. Raises `Damaged` where only one of them bears loss."""
+    """Merges two turns of one speaker. Raises `Damaged` if only one of them counts in the loss."""
     if first.get("train", True) != second.get("train", True):
-        raise Damaged(f"two turns of the {first['role']} are to be one, and only one of them bears loss")
+        raise Damaged(f"two turns of the {first['role']} would be merged, but only one of them counts in the loss")
     calls = first.get("tool_calls", []) + second.get("tool_calls", [])
     text = "\n\n".join(text for text in (first["content"], second["content"]) if text)
     return {**first, "content": text, **({"tool_calls": calls} if calls else {})}  # type: ignore

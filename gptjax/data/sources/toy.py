@@ -1,4 +1,4 @@
-"""Toy tasks: questions made from a seed, each with its one right answer, as dialogues.
+"""Toy tasks: questions generated from a seed, each with one right answer, as dialogues.
 
     toy:copy      copy 3142         3142
     toy:reverse   reverse 3142      2413
@@ -8,8 +8,7 @@
     toy:数数       数一数「天」：天地天人    2
     toy:反转       反转：天地人            人地天
 
-Options follow a #, as in toy:reverse#length=4,size=5000. No question is there twice, and `split_key` is the question,
-so that what is held out is never trained on.
+Options follow a #, as in toy:reverse#length=4,size=5000. No question occurs twice, and `split_key` is the question.
 """
 
 import re
@@ -23,11 +22,11 @@ from gptjax.data.documents import Document
 from gptjax.data.sources.base import Faults, Piece, Source
 from gptjax.errors import UserError
 
-_VERSION = 1  # of the questions: a store of others is built anew
+_VERSION = 1  # of the questions; a store of another version is built again
 _DIGITS = "0123456789"
 _CHARACTERS = "天地人日月山水火木土"
 _MOST_LENGTH, _MOST_SIZE = 100, 1_000_000
-_TRIES = 20  # draws for each question that is wanted
+_TRIES = 20  # most draws per question
 
 
 class _Task(NamedTuple):
@@ -58,8 +57,8 @@ class ToyTask(Source):
     """The source toy:NAME[#length=4,size=2000,seed=0]: one piece.
 
     Attributes:
-      length: symbols in a question; of `add`, the most digits of each number.
-      size: questions; fewer where there are not as many.
+      length: symbols in a question; for `add`, the most digits of each number.
+      size: questions; fewer if there are not as many.
     """
 
     name: str
@@ -70,7 +69,7 @@ class ToyTask(Source):
 
     @classmethod
     def of_spec(cls, spec: str) -> "ToyTask":
-        """Raises UserError for a task or an option that there is not."""
+        """The task of a spec. Raises UserError for an unknown task or option."""
         name, _, options = spec.removeprefix("toy:").partition("#")
         if name not in _TASKS:
             raise UserError(f"unknown toy task {spec[:100]!r}: expected one of {', '.join(f'toy:{n}' for n in NAMES)}")
@@ -114,7 +113,7 @@ class ToyTask(Source):
         )
         seen: set[str] = set()
         for _ in range(_TRIES * self.size):
-            # Raw words of the generator and no method of it, whose draws may change with the version of NumPy.
+            # Raw words of the generator, since its methods may give other draws in other versions of NumPy.
             drawn = random.bit_generator.random_raw(symbols) >> np.uint64(32)
             question, answer = task.ask("".join(task.alphabet[i] for i in (drawn % len(task.alphabet)).tolist()))
             if question not in seen:

@@ -19,7 +19,7 @@ class Utf8Decoder:
     """
 
     def __init__(self, decode_errors: str, where: str, *, offset: int = 0):
-        """`where` and `offset`, that of the first byte, are for the message about a byte that is not UTF-8."""
+        """`where`, and the `offset` of the first byte, are for the message about a byte that is not UTF-8."""
         self.replaced = 0
         self._strict = decode_errors == "reject"
         self._where = where
@@ -52,14 +52,17 @@ class Utf8Decoder:
         return text
 
     def _count_replaced(self, data: bytes, text: str) -> None:
-        # A U+FFFD that the bytes do contain is not an error, and it may lie across two pieces.
+        # A U+FFFD that the bytes contain is not an error, and it may be cut between two calls.
         window = self._tail + data
         self.replaced += text.count("\ufffd") - window.count(b"\xef\xbf\xbd")
         self._tail = window[-2:]
 
 
-def other_encoding(data: bytes) -> str:
-    """What to do about bytes that are not UTF-8, from the first bad one on: the encoding that they seem to have."""
+def other_encoding(data: bytes, *, has_option: bool = True) -> str:
+    """Advice for bytes that are not UTF-8, from the first bad one on: the encoding that they seem to have.
+
+    `has_option`: whether data.encoding applies to the file; otherwise the advice is to convert the file.
+    """
     data = data[:_SAMPLE_BYTES]
     for name, is_common in (("gb18030", _is_common_gb), ("big5", _is_common_big5)):
         try:
@@ -68,7 +71,10 @@ def other_encoding(data: bytes) -> str:
             continue
         wide = [character.encode(name) for character in text if ord(character) > 0x7F]
         if len(wide) >= 2 and sum(map(is_common, wide)) >= 0.9 * len(wide):
-            return f"it reads as Chinese in {name.upper()}: --config.data.encoding={name}"
+            advice = f"--config.data.encoding={name}" if has_option else "convert the file to UTF-8"
+            return f"it reads as Chinese in {name.upper()}: {advice}"
+    if not has_option:
+        return "convert the file to UTF-8"
     return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
 
 

@@ -1,4 +1,4 @@
-"""Records of YAML files, within limits: what an anchor stands for may hold itself, or be far larger than the file."""
+"""Records of YAML files, within limits, since an anchor may contain itself, or stand for far more than the file."""
 
 import io
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ MAX_VALUES = 1_000_000  # of one record, each counted as often as aliases repeat
 
 
 def read_yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
-    """The entries of the list `key`."""
+    """The entries of the list under `key`."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -64,7 +64,7 @@ class _Values:
     def of(self, node: Any, depth: int = 1) -> Any:
         self._values += 1
         if depth > MAX_DEPTH:
-            raise Damaged(f"{_too_deep(node.start_mark.line + 1)}; an anchor (&) may hold itself")
+            raise Damaged(f"{_too_deep(node.start_mark.line + 1)}; an anchor (&) may contain itself")
         if node.id == "sequence":
             return [self.of(item, depth + 1) for item in node.value]
         if node.id != "scalar":

@@ -1,7 +1,7 @@
-"""A token store in an object store: what is small is copied when it is opened, a shard when it is first read.
+"""A token store in an object store: small files are copied when it is opened, a shard when it is first read.
 
-Copies are kept in the cache, in a directory named by the URL and the manifest: a store that is built anew at the same
-URL has another.
+Copies are kept in the cache, in a directory named after the URL and the manifest: a new store at the same URL gets
+another directory.
 """
 
 import hashlib
@@ -12,23 +12,23 @@ from filelock import FileLock
 from gptjax.buckets import Bucket, cache
 from gptjax.errors import UserError
 
-_SHARD = ".bin"  # the end of the names of what is large
+_SHARD = ".bin"  # the suffix of large files
 
 
 def directory_of(url: str, manifest: bytes) -> Path:
-    """Where the copies of the store at a URL are that has this manifest."""
+    """The directory for copies of the store at a URL with this manifest."""
     return cache() / f"store-{hashlib.sha256(url.rstrip('/').encode() + manifest).hexdigest()[:16]}"
 
 
 def mirrored(url: str, manifest: str) -> tuple[Path, dict[str, int]]:
-    """The directory of the copies of a store, with all but its shards in it, and the sizes of what is at the URL.
+    """(directory with copies of all files of a store but its shards, {file at the URL: bytes}).
 
-    Raises UserError where there is no store. `manifest`: the name of its manifest.
+    `manifest`: the name of its manifest. Raises UserError if there is no store.
     """
     bucket = Bucket(url)
     content = bucket.read(manifest)
     if content is None:
-        bucket.list()  # says so where there is no bucket
+        bucket.list()  # raises UserError if there is no bucket
         raise UserError(f"{url} is not a token store: it has no {manifest}; make one with gptjax prepare")
     directory = directory_of(url, content)
     sizes = {name: found.size for name, found in bucket.list().items()}
@@ -40,7 +40,7 @@ def mirrored(url: str, manifest: str) -> tuple[Path, dict[str, int]]:
 
 
 def fetch(url: str, path: Path, sha256: str) -> None:
-    """Copies a shard, the file of a URL, to `path`, unless it is there. Raises UserError where it is damaged."""
+    """Copies a shard, the file of a URL, to `path`, unless it is there. Raises UserError if it is damaged."""
     place, _, name = url.rpartition("/")
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.is_file():
@@ -59,7 +59,7 @@ def publish(directory: Path, url: str, *, first: str, last: str) -> None:
     """Writes a store to a URL and moves it to the copies.
 
     Args:
-      first: the file that says of what it is, so that an upload that is ended is known again.
+      first: the file that identifies source and options, so that an interrupted upload can be continued.
       last: the manifest, without which it is not a store.
     """
     bucket = Bucket(url)

@@ -1,9 +1,9 @@
 """The tokens and the document table of one split of a token store, written and read.
 
     tokens-00000.bin   flat little-endian uint16, or uint32 where the vocabulary needs it
-    mask-00000.bin     uint8, 1 where the token bears loss as a target; only where there are dialogues
+    mask-00000.bin     uint8, 1 where the token, as a target, counts in the loss; only if there are dialogues
     documents.npy      int64 [num_documents, 2]: offset of the first token, UTF-8 bytes of the text
-    kinds.npy          uint8 [num_documents]: `Kind` of each; only where there are preferences
+    kinds.npy          uint8 [num_documents]: `Kind` of each; only if there are preferences
 
 A document is [eot] t1 ... tn, so the target after its last token is the eot of the next.
 """
@@ -34,7 +34,7 @@ class ShardFile(NamedTuple):
     """A file of `tokens` tokens, or of as many mask bytes, after a header of `header` bytes.
 
     Attributes:
-      url: from where it is copied when it is first read, if it is in an object store; `sha256` is then checked.
+      url: where it is in an object store, or ""; it is copied from there, and its `sha256` checked, at the first read.
     """
 
     path: Path
@@ -50,19 +50,19 @@ class TokenSplit:
     Attributes:
       name: train, validation or test.
       directory: where its files are.
-      fingerprint: changes when the tokens, the documents or the loss masks do.
+      fingerprint: changes with the tokens, the documents and the loss masks.
       num_tokens: tokens, the eot of each document included.
       num_documents: documents.
       num_bytes: UTF-8 bytes of their text.
       num_characters: characters of their text.
-      has_mask: whether the split says which tokens bear loss; without a mask, all do.
-      has_preferences: whether some documents are answers that are judged, or compared with their neighbour.
+      has_mask: whether the split has a loss mask; without one, all tokens count in the loss.
+      has_preferences: whether some documents are judged answers or sides of a pair.
     """
 
     has_preferences = False
 
     def __init__(self, directory: Path, name: str, dtype: str, description: dict[str, Any], url: str = ""):
-        """`description` is what `SplitWriter.finish` returned; `url`: of what the directory is a copy, if it is one."""
+        """`description` is what `SplitWriter.finish` returned; `url`: the original, if the directory is a copy."""
         self.name = name
         self.directory = directory
         self.fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -106,7 +106,7 @@ class TokenSplit:
 
     @property
     def document_is_worse(self) -> Bool[np.ndarray, " documents"]:
-        """Which documents are answers to be unlearnt: they are not examples of language."""
+        """Which documents are worse answers; language modeling does not train on them."""
         return np.isin(self.document_kinds, WORSE)
 
     def read(self, start: int, length: int) -> Int32[np.ndarray, " length"]:
@@ -126,7 +126,7 @@ class TokenSplit:
         return self._tokens.read_ranges(starts, lengths, np.int32)
 
     def read_mask(self, start: int, length: int) -> Bool[np.ndarray, " length"]:
-        """Which of the tokens from `start` to `start + length` bear loss as targets."""
+        """Which of the tokens from `start` to `start + length` count in the loss as targets."""
         return self.read_mask_ranges(np.array([start]), np.array([length]))
 
     def read_mask_ranges(
@@ -214,7 +214,7 @@ class SplitWriter:
 
         Args:
           piece: the directory with SPLIT.tokens, SPLIT.mask, SPLIT.documents.npy and SPLIT.kinds.npy.
-          continued_bytes: bytes of the text that belongs to the last document before.
+          continued_bytes: bytes of text that continue the last document of the piece before.
           characters: of all the text.
         """
         documents = np.load(piece / f"{split}.documents.npy")

@@ -4,8 +4,8 @@ STORE/manifest.json      what it is made of and how; counts and sha256 of every 
 STORE/tokenizer.json     Hugging Face form
 STORE/card.json          the data card, for programs; card.md is the same for people
 STORE/duplicates.jsonl   the documents that were left out because they repeat another, if any
-STORE/SPLIT/             tokens and documents, see `gptjax.data.store.shards`; of dialogues also rows-of-N.npz, how they
-                         were packed when they were last read (it can be removed)
+STORE/SPLIT/             tokens and documents, see `gptjax.data.store.shards`; for dialogues also rows-of-N.npz, the
+                         cached packing into rows of N tokens (may be deleted)
 
 `gptjax.data.building.build` makes it.
 """
@@ -38,7 +38,7 @@ class Store:
     Attributes:
       directory: where it is.
       manifest: the content of manifest.json.
-      url: where it is, if `directory` has only copies of what was read; else "".
+      url: its URL, if `directory` has only copies of the files read so far; else "".
     """
 
     url = ""
@@ -55,14 +55,14 @@ class Store:
 
     @property
     def layout(self) -> str:
-        """sha256 over what the splits have of the text; it changes with the fractions and with what is left out."""
+        """sha256 over the contents of the splits; it changes with the fractions and with what is left out."""
         parts = ("documents", "tokens", "bytes", "characters", "documents_sha256", "kinds_sha256")
         told = {name: [split.get(part) for part in parts] for name, split in self.manifest["splits"].items()}
         return _sha256_of([told, self.manifest["tokenizer"]["sha256"]])
 
     @property
     def content(self) -> str:
-        """sha256 over the tokens of all splits, however their documents are called; "" where that is not known."""
+        """sha256 over the tokens of all splits, whatever the ids of the documents; "" if it is unknown."""
         told = [
             [name, split["documents_sha256"], *(shard.get(key) for shard in split["shards"] for key in _OF_SHARD)]
             for name, split in sorted(self.manifest["splits"].items())
@@ -72,24 +72,24 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Of the tokens of all splits."""
+        """Bytes of the tokens of all splits."""
         itemsize = np.dtype(self.manifest["dtype"]).itemsize
         return itemsize * sum(split["tokens"] for split in self.manifest["splits"].values())
 
     @property
     def notes(self) -> list[str]:
-        """What of the source was left unread, as its card says: "40 x key 'rejected' of records, ..."."""
+        """What was not read of the source, from the data card: "40 x key 'rejected' of records, ..."."""
         return [f"{count:,} x {what}" for what, count in sorted(self._card("notes", {}).items(), key=lambda n: -n[1])]
 
     @property
     def removed_by_cleaning(self) -> dict[str, int]:
-        """Documents that each step of the cleaning removed, of those that removed any, as the card says."""
+        """{cleaning step: documents that it removed}, from the data card, without steps that removed none."""
         steps = self._card("cleaning", {}).get("steps", [])
         removed = {step["step"]: step["documents_in"] - step["documents_out"] for step in steps}
         return {name: count for name, count in removed.items() if count}
 
     def _card(self, name: str, default: Any) -> Any:
-        """A part of the data card; the default where there is no card, or one without that part."""
+        """A part of the data card; the default if there is no card or it lacks that part."""
         try:
             card = json_text.read_json(self.directory / CARD)
         except UserError:
@@ -103,13 +103,13 @@ class Store:
         return tuple(self.manifest["splits"])
 
     def tokenizer(self) -> Tokenizer:
-        """Raises UserError where its file is damaged."""
+        """The tokenizer. Raises UserError if its file is damaged."""
         path = self.directory / TOKENIZER
         json_text.read_json(path)
         return Tokenizer.from_file(path)
 
     def split(self, name: str) -> TokenSplit:
-        """The split `name`. Raises UserError where the store has none."""
+        """The split `name`. Raises UserError if the store lacks it."""
         self._check_split(name)
         url = self.url and f"{self.url}/{name}"
         return TokenSplit(self.directory / name, name, self.manifest["dtype"], self.manifest["splits"][name], url)
@@ -122,7 +122,7 @@ class Store:
             )
 
     def verify(self) -> None:
-        """Reads every file. Raises UserError naming the first whose sha256 is not the manifest's."""
+        """Reads every file. Raises UserError that names the first whose sha256 differs from the manifest's."""
         for name, split in self.manifest["splits"].items():
             expected = {shard["file"]: shard["sha256"] for shard in split["shards"]}
             expected |= {shard["mask"]: shard["mask_sha256"] for shard in split["shards"] if "mask" in shard}
@@ -139,7 +139,7 @@ class Store:
 
 
 def open_store(directory: str | Path) -> Store:
-    """Opens a store, by its directory or URL or as `store:DIR`, and checks that its files are there, whole.
+    """Opens a store by its directory, its URL or `store:DIR`, and checks that its files are there and complete.
 
     Raises:
       UserError: it is not a token store, of another format version, or a file is missing or has another size.
@@ -171,9 +171,9 @@ def open_store(directory: str | Path) -> Store:
 
 
 def _check_splits(directory: Path, manifest: dict[str, Any], sizes: dict[str, int] | None) -> None:
-    """Raises UserError where the file of a split is missing or has another size.
+    """Raises UserError if a file of a split is missing or has another size.
 
-    `sizes`: of the files, by their names below the directory, where they are not there yet.
+    `sizes`: {name below the directory: bytes} of files that are not copied yet; None: look at the disk.
     """
     itemsize = np.dtype(manifest["dtype"]).itemsize
     for name, split in manifest["splits"].items():

@@ -1,8 +1,8 @@
 """`tokens:GLOB`: token files of other projects, read as they are.
 
 nanoGPT writes raw little-endian uint16, others uint32. llm.c writes a header of 256 int32 (magic, version, number of
-tokens) before uint16 of GPT-2 (20240520, 1) or uint32 of Llama 3 (20240801, 7). In all a document ends or begins with
-the end-of-text token, which is all that separates documents.
+tokens) before uint16 of GPT-2 (20240520, 1) or uint32 of Llama 3 (20240801, 7). In all of
+them, documents are separated only by the end-of-text token at their beginning or end.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from gptjax.files import beside, save_array
 
 _HEADERS = {20240520: (1, "uint16"), 20240801: (7, "uint32")}  # magic: version, type of the ids
 _HEADER_BYTES = 256 * 4
-# What begins files of other kinds, which would otherwise be read as tokens.
+# First bytes of files of other kinds, which would otherwise be read as tokens.
 _OTHER_KINDS = {
     b"\x93NUMPY": "an array of NumPy's (.npy): write its ids with array.astype('uint16').tofile(FILE)",
     b"PK\x03\x04": "a ZIP archive, such as NumPy's .npz or PyTorch's .pt",
@@ -127,7 +127,7 @@ class TokenFiles(Store):
         return ForeignSplit(name, self._shards[name], self.manifest["dtype"], self._tokenizer, table)
 
     def verify(self) -> None:
-        """Reads every token. Raises UserError where one is not in the vocabulary; there are no checksums."""
+        """Reads every token. Raises UserError if one is not in the vocabulary; there are no checksums."""
         for name in self.splits:
             self.split(name).find_documents()
 
@@ -201,7 +201,7 @@ def _split_name(spec: str, name: str) -> str:
 
 
 def _shard(path: Path, size: int, dtype: str, large: bool) -> tuple[ShardFile, str]:
-    """Where the tokens of a file are, and their type."""
+    """(position of the tokens in a file, their type). Raises UserError."""
     with path.open("rb") as opened:
         head = opened.read(_LOOK_BYTES)
     if kind := next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), None):
@@ -211,7 +211,7 @@ def _shard(path: Path, size: int, dtype: str, large: bool) -> tuple[ShardFile, s
         return _shard_with_header(path, size, *map(int, numbers[:3]))
     if size >= _HEADER_BYTES and _is_date(int(numbers[0])) and not numbers[8:].any():
         raise UserError(
-            f"{path} begins like a file of llm.c's with the magic number {numbers[0]}, which is none of token files "
+            f"{path} begins like an llm.c file, but its magic number {numbers[0]} is not one of token files "
             f"({', '.join(map(str, _HEADERS))})"
         )
     if dtype == "auto":
@@ -238,13 +238,13 @@ def _shard_with_header(path: Path, size: int, magic: int, version: int, tokens: 
 
 
 def _is_date(number: int) -> bool:
-    """Whether it is the year, month and day that llm.c numbers its formats with."""
+    """Whether a number is a date such as 20240520: llm.c numbers its formats by dates."""
     year, month, day = number // 10000, number // 100 % 100, number % 100
     return 2023 <= year <= 2035 and 1 <= month <= 12 and 1 <= day <= 31
 
 
 def _check_guess(path: Path, head: bytes, dtype: str) -> None:
-    """Raises UserError where ids without a header are most likely of another type than `dtype`."""
+    """Raises UserError if ids without a header are most likely of another type than `dtype`."""
     item = np.dtype(dtype).itemsize
     values = np.frombuffer(head[: len(head) // (2 * item) * 2 * item], f"<u{item}")
     first, second = values[::2], values[1::2]

@@ -15,7 +15,7 @@ _TRAINED, _NOT_TRAINED, _BORDER = "green", "dim", "bold magenta"
 def rows_as_text(store: Store, split_name: str, rows: int, row_tokens: int) -> Iterator[Text]:
     """The first `rows` rows of `row_tokens` tokens of a split.
 
-    A rule marks each document start. In dialogues, tokens that bear loss are green and the others are dim. Special
+    A rule marks each document start. In dialogues, tokens that count in the loss are green, others are dim. Special
     tokens are written out.
     """
     split, tokenizer = store.split(split_name), store.tokenizer()

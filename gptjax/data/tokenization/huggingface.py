@@ -20,12 +20,12 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """Raises UserError where the directory has none that can be read."""
+    """The tokenizer of a directory. Raises UserError if it has none that can be read."""
     return build_tokenizer(f"hf:{directory}")
 
 
 def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template of a directory, if it has one. Raises UserError where no model can be trained with it."""
+    """The chat template of a directory, if it has one. Raises UserError if no model can be trained with it."""
     template = ChatTemplate.of_tokenizer(tokenizer, directory)
     if template.jinja is None:
         return None
@@ -33,9 +33,10 @@ def read_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
 
 
 def fitted(tokenizer: Tokenizer, vocab_size: int, where: Path) -> Tokenizer:
-    """The tokenizer of a model, without special tokens at its end that the model has no rows for.
+    """The tokenizer of a model, without special tokens at its end for which the model has no embedding rows.
 
-    Such is a [PAD] that was added later; no text becomes one. Raises UserError where others are beyond the vocabulary.
+    An example is a [PAD] that was added later; no text is encoded as one. Raises UserError if other tokens are beyond
+    the model's vocabulary.
     """
     if tokenizer.vocab_size <= vocab_size:
         return tokenizer
@@ -57,9 +58,9 @@ def fitted(tokenizer: Tokenizer, vocab_size: int, where: Path) -> Tokenizer:
 
 
 def begin_ids(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """What its tokenizer puts before a text for a pretrained model; GPT-2's puts nothing.
+    """The ids that the tokenizer of a pretrained model puts before a text; GPT-2's puts none.
 
-    Nothing if it has a chat template, which writes its own beginning.
+    Empty if there is a chat template, which writes its own beginning.
     """
     return [] if template is not None else list(tokenizer.prefix)
 
@@ -68,7 +69,7 @@ def check_exportable(tokenizer: Tokenizer) -> None:
     """Raises UserError for the `jieba` kind, which cuts words before the tokenizer sees them."""
     if tokenizer.kind == "jieba":
         raise UserError(
-            "the tokenizer of the kind jieba cuts words with the library jieba, which a tokenizer.json cannot say; "
+            "the tokenizer of the kind jieba cuts words with the library jieba, which a tokenizer.json cannot express; "
             "models with the kinds char, byte, bpe, word and hf can be exported"
         )
 
@@ -78,7 +79,7 @@ def write(
 ) -> None:
     """Writes tokenizer.json and a tokenizer_config.json with which transformers' AutoTokenizer gives the same ids.
 
-    The chat template is in it as Jinja. Raises UserError where `check_exportable` does.
+    The chat template is in it as Jinja. Raises UserError as `check_exportable` does.
 
     Args:
       begins: whether the prompts of the model begin with the token that begins a text: `add_bos_token`.

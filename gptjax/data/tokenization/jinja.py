@@ -1,4 +1,4 @@
-"""A dialogue rendered by a Jinja chat template, in pieces: special tokens, and what the loss is on."""
+"""A dialogue rendered by a Jinja chat template, in pieces: special tokens, text, and which pieces have loss."""
 
 import functools
 import itertools
@@ -13,8 +13,8 @@ from gptjax.errors import UserError
 
 Span = tuple[int, int]
 MAX_LINES = 1_000_000  # steps of a template for one dialogue
-COUNTED = 10
-MAX_CHARACTERS = 10_000_000  # that it writes
+COUNTED = 10  # the first renderings of a template, in which steps are counted
+MAX_CHARACTERS = 10_000_000  # in one rendered dialogue
 
 NO_TOOLS = (
     "; name a tokenizer whose template does: --config.tokenizer=hf:DIR, or leave them out: "
@@ -24,7 +24,7 @@ _HAS_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class Segment(NamedTuple):
-    """A piece of a rendered dialogue: one special token, or text that is none; and whether it bears loss."""
+    """A piece of a rendered dialogue: one special token, or other text; `trained`: it counts in the loss."""
 
     text: str
     is_special: bool
@@ -40,14 +40,14 @@ def render_jinja(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Iterator[Segment]:
-    """The pieces of a dialogue, of which those that bear loss are what `ChatTemplate` says.
+    """The pieces of a dialogue; `ChatTemplate` says which of them are trained.
 
     Args:
       jinja: the template.
       messages: the dialogue.
-      special_tokens: what is a special token where the template, not a message, writes it.
+      special_tokens: texts that are special tokens if the template, not a message, writes them.
       variables: names that the template may use, such as eos_token.
-      add_generation_prompt: whether what begins an answer follows.
+      add_generation_prompt: whether the beginning of an answer is written at the end.
       tools: descriptions of tools that the template may write.
 
     Raises:
@@ -77,7 +77,7 @@ def render_jinja(
         except UserError:
             if not add_generation_prompt:
                 raise
-            spans = []  # of a prompt nothing bears loss
+            spans = []  # a prompt has no loss
     _check_tools(text.replace(within, ""), messages, tools)
     borders = [0, *itertools.chain.from_iterable(spans), len(text)]
     for number, (start, end) in enumerate(itertools.pairwise(borders)):
@@ -90,7 +90,7 @@ def render_jinja(
 
 
 def _protect(value: Any, special_tokens: Sequence[str], mark: str) -> Any:
-    """A text, or a value of JSON, with a mark within each special token that it spells, so that it is none."""
+    """A text, or a value of JSON; a mark inside each special token that it spells keeps it from becoming one."""
     if isinstance(value, str):
         for token in special_tokens:
             value = value.replace(token, token[0] + mark + token[1:])
@@ -103,25 +103,25 @@ def _protect(value: Any, special_tokens: Sequence[str], mark: str) -> Any:
 
 
 def _learnt(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
-    """The spans of the answers that bear loss."""
+    """The spans of the answers that count in the loss."""
     answers = [message.get("train", True) for message in messages if message["role"] == "assistant"]
     if all(answers):
         return spans
     if len(spans) != len(answers):
         raise UserError(
-            f"the chat template marks {len(spans)} spans of {len(answers)} answers, so those that are not to be learnt "
-            "(weight 0, train false) cannot be told from the others"
+            f"the chat template marks {len(spans)} spans for {len(answers)} answers, so it is unclear which spans are "
+            "the answers without loss (weight 0, train false)"
         )
     return [span for span, learnt in zip(spans, answers, strict=True) if learnt]
 
 
 def _check_tools(text: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
-    """Raises UserError where the template drops a call of a tool, a result or the description of a tool."""
+    """Raises UserError if the template drops a tool call, a result or the description of a tool."""
     calls = [call["function"]["name"] for message in messages for call in message.get("tool_calls", [])]
     results = [message["content"].strip() for message in messages if message["role"] == "tool"]
     described = [str(tool.get("function", tool).get("name", "")) for tool in tools or []]
     for missing in (name for name in [*calls, *results, *described] if name not in text):
-        raise UserError(f"the chat template does not write {missing[:60]!r} of a call of a tool{NO_TOOLS}")
+        raise UserError(f"the chat template does not write {missing[:60]!r} of a tool call{NO_TOOLS}")
 
 
 def _unused_characters(count: int, text: str) -> list[str]:
@@ -141,7 +141,7 @@ def _without_marks(text: str, begin: str, end: str) -> tuple[str, list[Span]]:
 def _added_by_answers(
     text: str, messages: Sequence[Message], render: Callable[[int, bool], str], special: re.Pattern[str]
 ) -> list[Span]:
-    """Where each answer is: from the end of what is rendered before it to where its turn ends."""
+    """The span of each answer: from the end of the text that is rendered before it to the end of its turn."""
     spans = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -149,8 +149,8 @@ def _added_by_answers(
             start, end = _to_end_of_turn(through, (len(before), len(through)), special)
             if not (through.startswith(before) and text.startswith(through[:end])):
                 raise UserError(
-                    f"the chat template renders the first {number + 1} of {len(messages)} messages otherwise "
-                    "than at the start of the whole dialogue, so the loss mask cannot be derived; write "
+                    f"the chat template renders the first {number + 1} of {len(messages)} messages differently "
+                    "alone than in the whole dialogue, so the loss mask cannot be derived; write "
                     "{% generation %} and {% endgeneration %} around the assistant's words in the template"
                 )
             spans.append((start, end))
@@ -158,7 +158,7 @@ def _added_by_answers(
 
 
 def _to_end_of_turn(text: str, span: Span, special: re.Pattern[str]) -> Span:
-    """The span up to the first of the special tokens at its end, or with the one that follows it."""
+    """The span up to and including the first special token at its end, or the one that directly follows it."""
     start, end = span
     ending = re.compile(rf"({special.pattern})(?:\s|{special.pattern})*\Z").search(text, start, end)
     if ending:
@@ -192,7 +192,7 @@ def _run(
 
 
 def _within_limits(template: Any, **names: Any) -> str:
-    """The rendered text. Raises OverflowError where the template loops without an end, or writes too much.
+    """The rendered text. Raises OverflowError if the template loops without an end, or writes too much.
 
     Steps are counted in the first dialogues of a template only, since counting is slow.
     """
@@ -205,7 +205,7 @@ def _within_limits(template: Any, **names: Any) -> str:
             raise OverflowError(f"it takes more than {MAX_LINES} steps")
         return count
 
-    if tracing is None and renderings <= COUNTED:  # not under a debugger or a measure of coverage
+    if tracing is None and renderings <= COUNTED:  # not under a debugger or a coverage tool
         sys.settrace(count)
     try:
         text = template.render(**names)
@@ -243,7 +243,7 @@ def _compiled(jinja: str) -> Any:
         raise TemplateError(message)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """No product or power that fills the memory."""
+        """A sandbox that refuses products and powers that would fill the memory."""
 
         intercepted_binops = frozenset(["*", "**"])
 

@@ -1,6 +1,6 @@
 """The tokenizer of a published model, from the files beside it, as transformers makes it.
 
-What tokenizer_config.json says is followed or refused. Where there is no tokenizer.json, the class that it names says
+Every setting of tokenizer_config.json is followed or refused. Without a tokenizer.json, the class named there decides
 how the vocabulary is used: GPT-2, Qwen2, BERT (the Chinese GPT-2) or Llama (SentencePiece).
 """
 
@@ -27,14 +27,14 @@ FILES = (
     WORDPIECES,
     SENTENCEPIECE,
 )
-# Qwen2's splitter, which is in no file beside vocab.json and merges.txt.
+# Qwen2's splitter; vocab.json and merges.txt do not have it.
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _ENDOFTEXT = "<|endoftext|>"
 _GPT2 = {"unk_token": _ENDOFTEXT, "bos_token": _ENDOFTEXT, "eos_token": _ENDOFTEXT}
-_CLASSES = {  # the class of transformers: the special tokens that it has where no file names them
+_CLASSES = {  # {class of transformers: its special tokens, unless a file names others}
     "GPT2Tokenizer": _GPT2,
     "Qwen2Tokenizer": {"unk_token": _ENDOFTEXT, "eos_token": _ENDOFTEXT, "pad_token": _ENDOFTEXT},
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
@@ -63,14 +63,14 @@ _CLASS_OF_MODEL = {
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
 }
-# Between a Chinese character, or a mark of Chinese, and anything: spaces that only the splitter put there.
+# Spaces beside a Chinese character or mark: only the splitter puts them there.
 _CHINESE = r"[\p{Han}\x{3000}-\x{303F}\x{FF00}-\x{FFEF}]"
 _SPACES = rf"(?<={_CHINESE}) | (?={_CHINESE})"
 _CLEAN_UP = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"]
 
 
 class Published(NamedTuple):
-    """A `tokenizers.Tokenizer`, and its end-of-text token where a file or the class names it."""
+    """A `tokenizers.Tokenizer`, and its end-of-text token if a file or the class names it."""
 
     tokenizer: Any
     end_of_text: str | None
@@ -85,7 +85,7 @@ def has_files(directory: Path) -> bool:
 def read(name: str) -> Published:
     """The tokenizer that `hf:name` names: a directory, a tokenizer.json, or a name on the Hugging Face hub.
 
-    Raises UserError where there is none, where a file of it is of another form, and for what cannot be followed.
+    Raises UserError if there is none, a file has another form, or a setting cannot be followed.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -94,15 +94,15 @@ def read(name: str) -> Published:
 
 
 def read_directory(directory: Path, file: Path | None = None) -> Published:
-    """`read` of a directory; `file` is its tokenizer.json where that has another name."""
+    """`read` for a directory; `file`: its tokenizer.json, if that has another name."""
     config = published_files.read_config(directory)
     named = published_files.read_special_tokens(directory)
     kind = _class(directory, config)
     file = file or directory / published_files.TOKENIZER
     if config.add_eos_token:
         raise UserError(
-            f"{directory / published_files.CONFIG}: add_eos_token is true, which ends every prompt before it is "
-            "continued; set it to false"
+            f"{directory / published_files.CONFIG}: add_eos_token is true, which would end every prompt before its "
+            "completion; set it to false"
         )
     roles = named.roles() | config.roles()
     if published_files.exists(file):
@@ -121,14 +121,16 @@ def read_directory(directory: Path, file: Path | None = None) -> Published:
         _add(tokenizer, token, directory, special=True)
     _set_beginning(tokenizer, directory, config, defaults | roles)
     splits_chinese = _splits_chinese(tokenizer)
-    if config.clean_up_tokenization_spaces and type(tokenizer.model).__name__ != "BPE":  # as transformers, of BPE not
+    if (
+        config.clean_up_tokenization_spaces and type(tokenizer.model).__name__ != "BPE"
+    ):  # as transformers does; not for BPE
         _clean_up(tokenizer)
     if splits_chinese:
         _join_chinese(tokenizer)
     if unknown := sorted({*config.unknown(), *named.unknown()}):
         print(
-            f"warning: {directory / published_files.CONFIG}: {', '.join(unknown)[:300]} is not known here and not "
-            "followed; compare some token ids with transformers",
+            f"warning: {directory / published_files.CONFIG}: {', '.join(unknown)[:300]} is unknown here and ignored; "
+            "compare some token ids with transformers",
             file=sys.stderr,
         )
     _probe(tokenizer, directory)
@@ -137,7 +139,7 @@ def read_directory(directory: Path, file: Path | None = None) -> Published:
 
 
 def _class(directory: Path, config: TokenizerConfig) -> str:
-    """The class that reads the vocabulary, by transformers' name without Fast; "" where nothing says it."""
+    """transformers' name, without Fast, of the class that reads the vocabulary; "" if it is unknown."""
     model = published_files.read_model_config(directory)
     name = config.tokenizer_class or model.tokenizer_class
     if name is None:
@@ -164,7 +166,7 @@ def _read_json(file: Path, kind: str, config: TokenizerConfig, directory: Path) 
     tokenizer = guarded(lambda: Tokenizer.from_str(text), file)
     space = config.add_prefix_space
     if space is None and kind in ("GPT2Tokenizer", "Qwen2Tokenizer") and config.tokenizer_class:
-        space = False  # what these classes do where nothing is said
+        space = False  # the default of these classes
     if space is not None:
         _set_prefix_space(tokenizer, space, directory)
     return tokenizer
@@ -173,7 +175,7 @@ def _read_json(file: Path, kind: str, config: TokenizerConfig, directory: Path) 
 def _build(
     directory: Path, kind: str, config: TokenizerConfig, roles: dict[str, Token]
 ) -> tuple[Any, dict[str, Token]]:
-    """(tokenizer, special tokens that its class or its vocabulary has) of a directory without tokenizer.json."""
+    """(tokenizer, special tokens of its class or its vocabulary) for a directory without tokenizer.json."""
     pair = next((p for p in ((VOCABULARY, MERGES), OPENAI) if all((directory / name).is_file() for name in p)), None)
     kind = kind or ("GPT2Tokenizer" if pair else "LlamaTokenizer")
     defaults: dict[str, Token] = dict(_CLASSES.get(kind, {}))
@@ -189,7 +191,7 @@ def _build(
         needed = "vocab.json with merges.txt, encoder.json with vocab.bpe, vocab.txt or tokenizer.model"
         which = f" that a {kind} reads" if has_files(directory) else ""
         raise UserError(
-            f"{directory} has neither tokenizer.json nor a vocabulary{which}: {needed}; name a directory that has"
+            f"{directory} has neither tokenizer.json nor a vocabulary{which}: {needed}; name a directory that has them"
         )
     raise UserError(f"{directory} has a vocabulary of a {kind} and no tokenizer.json; {_make(directory)}")
 
@@ -216,9 +218,7 @@ def _wordpiece(directory: Path, config: TokenizerConfig, unknown: str) -> Any:
     path = directory / WORDPIECES
     ids = published_files.read_lines(path)
     if unknown not in ids:
-        raise UserError(
-            f"{path} has no {unknown}, which stands for what is in no vocabulary; it is not a vocab.txt of BERT"
-        )
+        raise UserError(f"{path} has no {unknown}, the token for unknown text; it is not a vocab.txt of BERT")
     tokenizer = Tokenizer(guarded(lambda: models.WordPiece(ids, unk_token=unknown), path))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -245,7 +245,7 @@ def _add_numbered(tokenizer: Any, directory: Path, special: set[str]) -> None:
 
 
 def _add(tokenizer: Any, token: Token, where: Path, *, number: int | None = None, special: bool = False) -> None:
-    """Adds a token, or gives one that is there its flags. Raises UserError where it has another id than `number`."""
+    """Adds a token, or sets the flags of an existing one. Raises UserError if it has another id than `number`."""
     import tokenizers
 
     text = content(token)
@@ -264,7 +264,7 @@ def _add(tokenizer: Any, token: Token, where: Path, *, number: int | None = None
 
 
 def _set_beginning(tokenizer: Any, directory: Path, config: TokenizerConfig, roles: dict[str, Token]) -> None:
-    """What is put before a text: as add_bos_token says, else as tokenizer.json does, else as BERT's class does."""
+    """Sets the token before a text: as add_bos_token says, else as tokenizer.json does, else as BERT's class does."""
     from tokenizers import processors
 
     path, there = directory / published_files.CONFIG, beginning(tokenizer)
@@ -281,8 +281,8 @@ def _set_beginning(tokenizer: Any, directory: Path, config: TokenizerConfig, rol
     if there != tuple(number for _, number in tokens):
         if published_files.exists(directory / published_files.TOKENIZER):
             print(
-                f"warning: {path}: add_bos_token is {json.dumps(config.add_bos_token)}, and tokenizer.json does "
-                "otherwise, which transformers 5 follows; the setting is followed here",
+                f"warning: {path}: add_bos_token is {json.dumps(config.add_bos_token)}, but tokenizer.json does "
+                "not do so; transformers 5 follows tokenizer.json, gptjax the setting",
                 file=sys.stderr,
             )
         tokenizer.post_processor = processors.TemplateProcessing(f"{begin}:0 $A:0" if begin else "$A:0", None, tokens)
@@ -290,7 +290,7 @@ def _set_beginning(tokenizer: Any, directory: Path, config: TokenizerConfig, rol
 
 def beginning(tokenizer: Any) -> tuple[int, ...]:
     """The ids that a `tokenizers.Tokenizer` puts before a text when it is asked for special tokens."""
-    if tokenizer.post_processor is None:  # a vocabulary of characters may lack any that is tried
+    if tokenizer.post_processor is None:  # a vocabulary of characters may lack the "a" below
         return ()
     whole, plain = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
     places = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
@@ -298,7 +298,7 @@ def beginning(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _set_prefix_space(tokenizer: Any, space: bool, directory: Path) -> None:
-    """Whether a space is put before a text, where the splitter can do that."""
+    """Sets whether a space is put before a text, if the splitter has such a setting."""
     from tokenizers import Tokenizer
 
     description = json.loads(tokenizer.to_str())
@@ -315,14 +315,14 @@ def _set_prefix_space(tokenizer: Any, space: bool, directory: Path) -> None:
 
 
 def _splits_chinese(tokenizer: Any) -> bool:
-    """Whether it is BERT's, whose decoder writes the spaces that its splitter puts around Chinese characters."""
+    """Whether it is of BERT's kind, which splits around Chinese characters and decodes with spaces there."""
     parts = json.loads(tokenizer.to_str())
     apart = (parts["normalizer"] or {}).get("handle_chinese_chars", False)
     return apart and (parts["decoder"] or {}).get("type") == "WordPiece"
 
 
 def _join_chinese(tokenizer: Any) -> None:
-    """No space beside a Chinese character in decoded texts."""
+    """Removes spaces beside Chinese characters from decoded texts."""
     from tokenizers import Regex, decoders
 
     joined = decoders.Replace(Regex(_SPACES), "")
@@ -330,7 +330,7 @@ def _join_chinese(tokenizer: Any) -> None:
 
 
 def _clean_up(tokenizer: Any) -> None:
-    """No space before marks in decoded texts."""
+    """Removes spaces before punctuation marks from decoded texts."""
     from tokenizers import decoders
 
     steps = [tokenizer.decoder] if tokenizer.decoder else []
@@ -342,7 +342,7 @@ def _clean_up(tokenizer: Any) -> None:
 
 
 def guarded(make: Callable[[], Any], where: object) -> Any:
-    """What `make` returns. Raises UserError for what the library raises: a bare Exception, or a panic of its Rust."""
+    """What `make` returns. Raises UserError for errors of the library: bare Exceptions, and panics of its Rust code."""
     try:
         return make()
     except (UserError, KeyboardInterrupt, SystemExit):
@@ -355,15 +355,15 @@ def guarded(make: Callable[[], Any], where: object) -> Any:
 
 
 def _probe(tokenizer: Any, directory: Path) -> None:
-    """Raises UserError where the tokenizer fails at a text: of an unknown character, for instance."""
+    """Raises UserError if the tokenizer fails at a text, for example with an unknown character."""
     model = json.loads(tokenizer.to_str())["model"]
-    if model.get("type") != "WordLevel":  # our own of characters and words, which are used in another way
+    if model.get("type") != "WordLevel":  # our own kinds char, word and jieba are WordLevel and used differently
         guarded(lambda: tokenizer.encode("a\u00e9 \u4e2d\U0001f600\x00\n", add_special_tokens=True), directory)
 
 
 def _make(directory: Path) -> str:
     return (
-        'make tokenizer.json of it where transformers is: python -c "from transformers import AutoTokenizer; '
+        'make a tokenizer.json with transformers: python -c "from transformers import AutoTokenizer; '
         f"AutoTokenizer.from_pretrained('{directory}').save_pretrained('{directory}')\""
     )
 

@@ -1,7 +1,7 @@
 """The files beside a published model that say how its texts become tokens: what each may hold.
 
 tokenizer_config.json, special_tokens_map.json, added_tokens.json, the head of tokenizer.json, vocab.json, merges.txt,
-vocab.txt, chat_template.jinja. Everything is checked here, so that the readers behind this door meet no surprise.
+vocab.txt, chat_template.jinja. Everything is checked here, so that other modules can rely on the values.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ Text = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=1000)]
 
 
 class AddedToken(foreign.Schema):
-    """A token that is cut out of a text before the vocabulary is asked."""
+    """A token that is found in a text before the vocabulary is applied."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"__type", "id"})
     content: Text
@@ -45,7 +45,7 @@ class NamedTemplate(foreign.Schema):
 
 
 class SpecialTokensMap(foreign.Schema):
-    """special_tokens_map.json: which token has which part."""
+    """special_tokens_map.json: {role: special token}."""
 
     bos_token: Token | None = None
     eos_token: Token | None = None
@@ -58,7 +58,7 @@ class SpecialTokensMap(foreign.Schema):
     extra_special_tokens: list[Token] | dict[str, Token] | None = None
 
     def roles(self) -> dict[str, Token]:
-        """The tokens by their part, those that only this model knows (image_token) among them."""
+        """{role: token}, including roles that only this model has (image_token)."""
         extra = self.model_extra or {}
         own = {name: value for name, value in sorted(extra.items()) if _is_own_role(name, value)}
         named = {role: getattr(self, role) for role in ROLES}
@@ -80,17 +80,17 @@ class TokenizerConfig(SpecialTokensMap):
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         " ".join(
             (
-                # Where files are and who wrote them.
+                # Names and origins of files.
                 "name_or_path tokenizer_file vocab_file merges_file special_tokens_map_file processor_class",
                 "backend is_local local_files_only cache_dir revision token trust_remote_code use_fast",
                 "transformers_version init_inputs _commit_hash fix_mistral_regex",
-                # How batches are cut and filled up, which is done by the batches here.
+                # Truncation and padding of batches, which are done elsewhere here.
                 "model_max_length max_length max_len padding padding_side padding_strategy truncation",
                 "truncation_side truncation_strategy stride pad_to_multiple_of pad_token_type_id",
                 "model_input_names return_token_type_ids",
-                # Of text that spells a special token, which is never one here; of decoding bytes that are not text.
+                # Text that spells a special token (never one here); decoding of bytes that are not UTF-8.
                 "split_special_tokens spaces_between_special_tokens errors",
-                # Of SentencePiece's own library, and of a dialogue's words (the chat template has its own).
+                # Settings of the sentencepiece library; wording of dialogues (the chat template decides).
                 "sp_model_kwargs legacy use_default_system_prompt response_template",
                 # BERT's basic splitter is in the normalizer and the pre-tokenizer.
                 "do_basic_tokenize never_split",
@@ -118,7 +118,7 @@ class TokenizerConfig(SpecialTokensMap):
         return tokens
 
     def template(self, where: object) -> str | None:
-        """The chat template; of several the one named default. Raises UserError where none is."""
+        """The chat template, or the one named default of several. Raises UserError if none has that name."""
         if not isinstance(self.chat_template, list | dict):
             return self.chat_template
         named = self.chat_template
@@ -157,22 +157,22 @@ class TokenizerHead(foreign.Schema):
 
 
 def read_config(directory: Path) -> TokenizerConfig:
-    """tokenizer_config.json; an empty one where there is none."""
+    """tokenizer_config.json; empty if there is none."""
     return _read(TokenizerConfig, directory / CONFIG)
 
 
 def read_special_tokens(directory: Path) -> SpecialTokensMap:
-    """special_tokens_map.json; an empty one where there is none."""
+    """special_tokens_map.json; empty if there is none."""
     return _read(SpecialTokensMap, directory / SPECIAL_TOKENS)
 
 
 def read_model_config(directory: Path) -> ModelConfig:
-    """What config.json says about the tokenizer; nothing where there is none."""
+    """What config.json says about the tokenizer; empty if there is none."""
     return _read(ModelConfig, directory / MODEL_CONFIG)
 
 
 def read_template(directory: Path, config: TokenizerConfig) -> str | None:
-    """The chat template of a directory: the file of its own, else the one in tokenizer_config.json."""
+    """The chat template of a directory: chat_template.jinja, else the one in tokenizer_config.json."""
     path = directory / TEMPLATE
     jinja = read_text(path) if exists(path) else config.template(directory / CONFIG)
     if jinja is not None and len(jinja) > MAX_TEMPLATE_CHARACTERS:
@@ -181,7 +181,7 @@ def read_template(directory: Path, config: TokenizerConfig) -> str | None:
 
 
 def check_tokenizer(text: str, where: object) -> None:
-    """Raises UserError where a text is not the JSON of a tokenizer: which field, and what it must be."""
+    """Raises UserError, with the field and what it must be, if a text is not a tokenizer.json."""
     value = json_text.parse_json(text, where)
     foreign.check(TokenizerHead, value, where)
     vocabulary = value["model"].get("vocab")
@@ -218,14 +218,14 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def read_lines(path: Path) -> dict[str, int]:
-    """vocab.txt: a token a line; its number is its id."""
+    """vocab.txt: one token per line; the number of the line, from 0, is its id."""
     lines = read_text(path).split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
     return {line.removesuffix("\r"): number for number, line in enumerate(lines)}
 
 
 def read_text(path: Path) -> str:
-    """A text in UTF-8. Raises UserError with the line where it is none."""
+    """The text of a UTF-8 file. Raises UserError with the first line that is not UTF-8."""
     path = files.regular(path)
     try:
         data = path.read_bytes()
@@ -239,7 +239,7 @@ def read_text(path: Path) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything of that name, a link to nothing included, which is then told when it is read."""
+    """Whether there is a file or a link of that name; reading reports a link to nothing."""
     return path.exists() or path.is_symlink()
 
 

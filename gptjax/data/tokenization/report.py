@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a sample of text: how short, how faithful, and how much of its vocabulary is used."""
+"""Figures of a tokenizer on a sample of text: tokens per byte, round trips, and how much of the vocabulary is used."""
 
 import re
 from collections.abc import Iterable
@@ -32,8 +32,8 @@ def tokenizer_report(tokenizer: Tokenizer, texts: Iterable[str], used: np.ndarra
 
     Returns:
       `scripts`: for "latin", "han" and "other", the documents, bytes and tokens of the texts in that script
-      and `bytes_per_token`; `round_trip`: texts that come back, texts in all, and the first that do not;
-      `lacking`: what of the sample the vocabulary lacks; `unused_ids`: how many ids do not occur; `vocab_size`.
+      and `bytes_per_token`; `round_trip`: texts that decode to themselves, texts in all, and the first that do not;
+      `lacking`: what the vocabulary lacks of the sample; `unused_ids`: how many ids do not occur; `vocab_size`.
     """
     texts = [text for text in texts if text]
     scripts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in ("latin", "han", "other")}

@@ -37,23 +37,23 @@ _FIELDS: dict[str, dict[str, tuple[int, str, str | None]]] = {  # number, kind, 
 
 
 def read(path: Path, *, add_prefix_space: bool | None = None) -> tuple[Any, dict[str, str]]:
-    """(tokenizer, special tokens by their part) of a SentencePiece model of the kind unigram or BPE.
+    """(tokenizer, {role: special token}) of a SentencePiece model of the kind unigram or BPE.
 
     Args:
       add_prefix_space: whether a text gets a space before it; default: what the model says.
 
-    Raises UserError where the file is none.
+    Raises UserError if the file is not such a model.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     proto = _parse(path)
     trainer, spec = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type not in (_UNIGRAM, _BPE):
-        raise UserError(f"{path}: a SentencePiece model of words or characters; those of unigrams and of BPE are read")
+        raise UserError(f"{path}: a SentencePiece model of words or characters; only unigram and BPE models are read")
     if trainer.treat_whitespace_as_suffix or not spec.escape_whitespaces:
-        raise UserError(f"{path}: a SentencePiece model that marks spaces behind a word, or not at all, is not read")
+        raise UserError(f"{path}: SentencePiece models that mark spaces after a word, or not at all, are not read")
     if not 0 <= trainer.unk_id < len(proto.pieces):
-        raise UserError(f"{path}: a SentencePiece model without a piece for the unknown is not read")
+        raise UserError(f"{path}: a SentencePiece model without a piece for unknown text is not read")
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     if trainer.model_type == _UNIGRAM:
         model = models.Unigram(pieces, trainer.unk_id, byte_fallback=trainer.byte_fallback)
@@ -90,7 +90,10 @@ def read(path: Path, *, add_prefix_space: bool | None = None) -> tuple[Any, dict
 
 
 def _splits_of_controls(proto: Any) -> str:
-    """Cuts what spells a control piece after its first character, so that no text becomes one; BPE joins none."""
+    """A pattern that cuts text after the first character of a control piece, so that none is found in a text.
+
+    BPE models need no such cut, since no merge makes a control piece.
+    """
     controls = [piece.piece for piece in proto.pieces if piece.type == _CONTROL and len(piece.piece) > 1]
     return "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in controls)
 
@@ -104,7 +107,7 @@ def _parse(path: Path) -> Any:
         proto.ParseFromString(files.regular(path).read_bytes())
         wrong = None if proto.pieces else "it has no pieces"
     except DecodeError:
-        wrong = "the file is cut, or something else"
+        wrong = "the file is cut off, or of another kind"
     except OSError as error:
         wrong = files.words(error)
     if wrong:
@@ -114,8 +117,10 @@ def _parse(path: Path) -> Any:
 
 @functools.cache
 def _message_class() -> Any:
-    """sentencepiece_model.proto without what is not read. The generated module of the library sentencepiece would bind
-    its users to one version of protobuf."""
+    """The fields of sentencepiece_model.proto that are read here.
+
+    The generated module of the library sentencepiece would bind its users to one version of protobuf.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -137,7 +142,7 @@ def _message_class() -> Any:
 
 
 def _merges(proto: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others; those of better pieces, which SentencePiece joins first, come first."""
+    """Every pair of pieces that joins to a piece; pieces with a higher score, which are joined first, come first."""
     found = []
     for number, piece in enumerate(proto.pieces):
         if piece.type in (_CONTROL, _USER_DEFINED):

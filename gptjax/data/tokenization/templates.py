@@ -1,7 +1,7 @@
-"""Chat templates: a dialogue as tokens, with the mask of those that bear loss.
+"""Chat templates: a dialogue as tokens, with a loss mask.
 
-Loss is on the assistant's words and on the token that ends its turn; without the latter a model never stops.
-What a message spells never becomes a special token: only the template itself writes those.
+The assistant's words and the token that ends its turn count in the loss; without the latter a model never stops.
+The text of a message never becomes a special token: only the template itself writes those.
 """
 
 import itertools
@@ -38,13 +38,13 @@ class ChatTemplate:
 
     A Jinja template runs in jinja2's sandbox, with the names that transformers gives it except
     `strftime_now`: a training set must not depend on the day. Its loss mask is what {% generation %} blocks
-    enclose. Without such blocks it is what each assistant message adds to the dialogue rendered before it,
-    for which the template must render a prefix of a dialogue as a prefix of its text.
+    enclose. Without such blocks it is what each assistant message adds to the text of the dialogue before it, so
+    the template must render the first messages of a dialogue as the beginning of its text.
 
     Attributes:
       jinja: the template; None is ChatML, which needs no jinja2.
       special_tokens: the tokens that only the template may write; the tokenizer must have those it uses.
-      variables: what the template calls bos_token, eos_token and so on.
+      variables: the values of bos_token, eos_token and so on in the template.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class ChatTemplate:
         special_tokens: Sequence[str] = (IM_START, IM_END),
         variables: Mapping[str, str] | None = None,
     ):
-        """Raises UserError where it is not Jinja, or ends an assistant's turn without a special token."""
+        """Raises UserError if it is not Jinja, or ends an assistant's turn without a special token."""
         self.jinja = jinja
-        # A token of one character could not be written apart from that character in a text.
+        # A token of one character could not be distinguished from that character in a text.
         self.special_tokens = tuple(token for token in special_tokens if len(token) > 1)
         self.variables = dict(variables or {})
         trained = [segment for segment in self.render(_PROBE) if segment.trained]
@@ -70,7 +70,7 @@ class ChatTemplate:
     @classmethod
     def of_tokenizer(cls, tokenizer: Tokenizer, directory: str | Path | None = None) -> "ChatTemplate":
         """The chat template beside a tokenizer: chat_template.jinja, else `chat_template` in
-        tokenizer_config.json ("default" where it has several), else ChatML."""
+        tokenizer_config.json ("default" if it has several), else ChatML."""
         if directory is None:
             return cls()
         config = published_files.read_config(Path(directory))
@@ -83,7 +83,7 @@ class ChatTemplate:
         return cls(jinja, special_tokens=list(tokenizer.special_tokens), variables=variables)
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """The description that `from_json` reads."""
         return {"jinja": self.jinja, "special_tokens": list(self.special_tokens), "variables": self.variables}
 
     @classmethod
@@ -95,7 +95,7 @@ class ChatTemplate:
         )
 
     def prepare_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
-        """`tokenizer`, with ChatML's two tokens added where it lacks them.
+        """`tokenizer`, with ChatML's two tokens added if it lacks them.
 
         Raises:
           UserError: the tokenizer lacks a special token of a Jinja template.
@@ -115,18 +115,18 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Segment]:
-        """The dialogue in pieces; with `add_generation_prompt`, followed by what begins an answer.
+        """The dialogue in pieces; with `add_generation_prompt`, followed by the beginning of an answer.
 
         Args:
           tools: descriptions that a Jinja template may write before the dialogue.
 
         Raises:
-          UserError: the template refuses the dialogue or cannot write its calls of tools, or its loss mask cannot be
+          UserError: the template refuses the dialogue or cannot write its tool calls, or the loss mask cannot be
             derived.
         """
         if self.jinja is None:
             if tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
-                raise UserError(f"the built-in chat template writes no calls of tools{NO_TOOLS}")
+                raise UserError(f"the built-in chat template writes no tool calls{NO_TOOLS}")
             pieces = _chatml(messages, add_generation_prompt)
         else:
             pieces = render_jinja(
@@ -141,7 +141,7 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Encoded:
-        """(ids, mask): the token ids of a dialogue, and which of them bear loss as targets.
+        """(ids, mask): the token ids of a dialogue, and which of them count in the loss as targets.
 
         The ids before an answer are those of `encode_prompt` of the messages before it.
         """
@@ -176,7 +176,7 @@ def _chatml(messages: Sequence[Message], add_generation_prompt: bool) -> Iterato
 
 
 def _merged(segments: Iterator[Segment]) -> list[Segment]:
-    """Joins neighbouring texts that are trained alike, and drops empty ones."""
+    """Joins successive texts with the same `trained`, and drops empty ones."""
     merged: list[Segment] = []
     for segment in segments:
         if merged and not segment.is_special and merged[-1][1:] == segment[1:]:
@@ -187,7 +187,7 @@ def _merged(segments: Iterator[Segment]) -> list[Segment]:
 
 
 def _encode(dialogues: Sequence[Sequence[Segment]], tokenizer: Tokenizer) -> list[Encoded]:
-    """A text between special tokens continues the texts before it, as in pretraining."""
+    """Encodes dialogues; pieces of text without a special token between them are encoded as one text."""
     texts, context = [], ""
     for segment in itertools.chain.from_iterable(dialogues):
         context = "" if segment.is_special else context + segment.text
@@ -210,7 +210,7 @@ def _encode_one(segments: Sequence[Segment], continued: Iterator[np.ndarray], to
         joint = next(continued)
         if np.array_equal(joint[: len(context)], context):
             ids.append(joint[len(context) :])
-        else:  # a token would lie across the border, where generation starts from the tokens before it
+        else:  # a token would cross the border, but generation starts from the tokens before it
             ids.append(tokenizer.encode(text))
         context = joint
     trained = np.array([segment.trained for segment in segments], np.bool_)

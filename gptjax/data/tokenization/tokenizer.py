@@ -22,14 +22,14 @@ END_OF_TEXT = "<|endoftext|>"
 SPECS = ("char", "byte", "bpe:VOCAB_SIZE[:digits=N]", "word:VOCAB_SIZE", "jieba:VOCAB_SIZE", "hf:DIR_OR_NAME")
 
 MAX_VOCAB_SIZE = 1_000_000
-_SHOWN_PIECES, _SHOWN_CHARACTERS = 10, 20  # of what a vocabulary lacks
-# Of the kinds that are trained: the smallest vocabulary, and what it has.
+_SHOWN_PIECES, _SHOWN_CHARACTERS = 10, 20  # of text that a vocabulary lacks, in a message
+# {kind that is trained: (its smallest vocabulary, the content of that)}
 _SMALLEST = {
     "bpe": (257, "the 256 bytes and eot"),
     "word": (3, "a word, <|unknown|> and eot"),
     "jieba": (3, "a word, <|unknown|> and eot"),
 }
-# End-of-text tokens of well-known models, in the order in which they are looked for when a file does not say.
+# End-of-text tokens of well-known models, in the order in which they are tried if no file names one.
 _END_OF_TEXT_NAMES = (
     END_OF_TEXT,
     "</s>",
@@ -56,7 +56,7 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: Any, eot_token: str | None = None):
-        """Wraps a `tokenizers.Tokenizer`. Raises UserError where it has no end-of-text token."""
+        """Wraps a `tokenizers.Tokenizer`. Raises UserError if it has no end-of-text token."""
         from tokenizers import AddedToken
 
         description = json.loads(tokenizer.to_str())
@@ -75,7 +75,7 @@ class Tokenizer:
 
     @classmethod
     def from_str(cls, text: str, *, eot_token: str | None = None) -> "Tokenizer":
-        """Reads the text of a `tokenizer.json`. Raises UserError where it is none."""
+        """Reads the text of a `tokenizer.json`. Raises UserError if it is not one."""
         from tokenizers import Tokenizer as HuggingFaceTokenizer
 
         return cls(published.guarded(lambda: HuggingFaceTokenizer.from_str(text), "tokenizer.json"), eot_token)
@@ -87,7 +87,7 @@ class Tokenizer:
         return cls.from_str(published_files.read_text(path), eot_token=_configured_end_of_text(path.parent))
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
-        """This vocabulary with the special tokens it lacks added at its end, such as <|im_start|>."""
+        """This vocabulary, with missing special tokens such as <|im_start|> added at its end."""
         from tokenizers import AddedToken, Tokenizer
 
         tokenizer = Tokenizer.from_str(self.to_str())
@@ -96,16 +96,16 @@ class Tokenizer:
 
     @functools.cached_property
     def prefix(self) -> tuple[int, ...]:
-        """The ids that the tokenizer.json has other programs put before a text, such as <s>; `encode` does not."""
+        """The ids that other programs put before a text, as tokenizer.json says, such as <s>; `encode` adds none."""
         return published.beginning(self._tokenizer)
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """What begins a text that a model continues: `prefix`, or the end-of-text token where there is none."""
+        """The ids before a text that a model continues: `prefix`, or the end-of-text token if that is empty."""
         return self.prefix or (self.eot_id,)
 
     def extends(self, other: "Tokenizer") -> bool:
-        """Whether this gives all texts the ids that `other` gives; it may have more special tokens."""
+        """Whether this encodes every text to the same ids as `other`; it may have more special tokens."""
         if self.sha256 == other.sha256:
             return True
         ours, theirs = (json.loads(tokenizer.to_str()) for tokenizer in (self, other))
@@ -133,7 +133,7 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of the `tokenizer.json`, whatever its white space and the order of its keys."""
+        """sha256 of the `tokenizer.json`, independent of white space and of the order of keys."""
         canonical = json.dumps(json.loads(self.to_str()), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -159,7 +159,7 @@ class Tokenizer:
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
-        """UTF-8 bytes of text that each token stands for; none for special tokens.
+        """UTF-8 bytes of the text of each token; 0 for special tokens.
 
         Raises:
           UserError: the tokens of this kind are not pieces of the text.
@@ -188,7 +188,7 @@ class Tokenizer:
 
     @functools.cached_property
     def unknown_token(self) -> str | None:
-        """What stands for a piece of text that the vocabulary lacks, such as [UNK]; None where it lacks nothing."""
+        """The token for text that the vocabulary lacks, such as [UNK]; None if it lacks nothing."""
         model = json.loads(self.to_str())["model"]
         token = model.get("unk_token")
         if model.get("unk_id") is not None and not model.get("byte_fallback"):
@@ -196,8 +196,8 @@ class Tokenizer:
         return token if token is not None and self._tokenizer.token_to_id(token) is not None else None
 
     def lacking(self, texts: Iterable[str]) -> str:
-        """What of some texts is not in the vocabulary, as a sentence; empty where everything is."""
-        if self.kind in ("char", "word", "jieba") or self.unknown_token is None:  # refused, or so by intent
+        """A sentence about the parts of some texts that the vocabulary lacks; empty if it has all."""
+        if self.kind in ("char", "word", "jieba") or self.unknown_token is None:  # refused, or intended
             return ""
         number = self._tokenizer.token_to_id(self.unknown_token)
         pieces: collections.Counter[str] = collections.Counter()
@@ -229,7 +229,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
       spec: `char` has the characters of the texts, in their order, then eot. `byte` has the 256 bytes, whose
         ids are their values, then eot. `bpe:N` is a byte-level BPE with GPT-2's pre-tokenisation, in which
         Han characters never merge with others, trained on the texts, of at most N ids with eot the last;
-        `bpe:N:digits=3` cuts numbers into groups of at most three digits, as GPT-4's does.
+        `bpe:N:digits=3` cuts numbers into groups of at most three digits, as GPT-4's tokenizer does.
         `word:N` and `jieba:N` have the N - 2 most frequent words of the texts, as white space and punctuation
         or as jieba separates them; every other word is <|unknown|>, and `word` does not keep white space: for
         ablations, not for models that write. `hf:DIR_OR_NAME` is a Hugging Face tokenizer on disk or on the
@@ -237,7 +237,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
       texts: read once, and not for `byte` and `hf`.
 
     Raises:
-      UserError: the spec is unknown, the texts are empty, or the Hugging Face tokenizer cannot be had.
+      UserError: the spec is unknown, the texts are empty, or the Hugging Face tokenizer cannot be loaded.
     """
     scheme, _, rest = spec.partition(":")
     if spec == "char":
@@ -256,7 +256,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
 
 
 def check_spec(spec: "str | Tokenizer") -> None:
-    """Raises UserError where a text describes no tokenizer; opens no file and reads no corpus."""
+    """Raises UserError if a spec describes no tokenizer; opens no file and reads no corpus."""
     if not isinstance(spec, str) or spec in ("char", "byte"):
         return
     scheme, _, rest = spec.partition(":")
@@ -266,7 +266,7 @@ def check_spec(spec: "str | Tokenizer") -> None:
         if scheme == "bpe" and colon:
             if not re.fullmatch(r"digits=[1-9]", digits):
                 raise UserError(
-                    f"tokenizer {spec[:60]!r}: after bpe:N: is digits=D, the most digits of a number in a token, from "
+                    f"tokenizer {spec[:60]!r}: expected bpe:N:digits=D, where D is the most digits in a token, from "
                     "1 to 9, such as bpe:8192:digits=3"
                 )
             rest = size
@@ -283,7 +283,7 @@ def check_spec(spec: "str | Tokenizer") -> None:
 
 
 def _size_and_digits(rest: str) -> tuple[int, int]:
-    """Of what follows "bpe:" and the like: the vocabulary, and the most digits in a token, 0 where it does not say."""
+    """(vocabulary size, most digits in a token or 0) of the text after "bpe:"."""
     size, _, digits = rest.partition(":digits=")
     return int(size), int(digits or 0)
 
@@ -335,7 +335,7 @@ def _kind(description: dict) -> str:
 
 
 def _codepoint_table(description: dict) -> Int32[np.ndarray, " codepoints"]:
-    """Token id of each code point up to the one after the largest, -1 where there is none."""
+    """Token id of each code point, up to one more than the largest; -1 if it has none."""
     vocabulary = {ord(text): i for text, i in description["model"]["vocab"].items() if len(text) == 1}
     table = np.full(max(vocabulary, default=0) + 2, -1, dtype=np.int32)
     table[list(vocabulary)] = list(vocabulary.values())
@@ -343,9 +343,9 @@ def _codepoint_table(description: dict) -> Int32[np.ndarray, " codepoints"]:
 
 
 def known_vocab_size(spec: str) -> int:
-    """The tokens of a tokenizer that are known without the corpus it is trained on; 0: they are not.
+    """The vocabulary size of a tokenizer without its training corpus; 0 if it depends on that.
 
-    bpe:N, word:N and jieba:N have N at most. Raises UserError for hf:... whose files are not there.
+    bpe:N, word:N and jieba:N have N at most. Raises UserError if the files of hf:... are missing.
     """
     check_spec(spec)
     scheme, _, rest = spec.partition(":")

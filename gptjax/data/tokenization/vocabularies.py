@@ -27,7 +27,7 @@ BYTE_SYMBOLS = _byte_symbols()
 
 
 def characters(texts: Iterable[str], end_of_text: str) -> Any:
-    """One id for each character seen, in code point order. Raises UserError where there is no text."""
+    """One id for each character seen, in code point order. Raises UserError if there is no text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     seen: set[str] = set()
@@ -52,15 +52,15 @@ def all_bytes(end_of_text: str) -> Any:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str, *, digits: int = 0) -> Any:
-    """A byte-level BPE of `vocab_size` ids, or of fewer where the texts have no more pairs to merge.
+    """A byte-level BPE of `vocab_size` ids, or of fewer if the texts have no more pairs to merge.
 
-    A run of Han characters is a word of its own, so no token has both Han and other characters. With `digits` a number
-    is cut from the left into groups of so many, without the space before it, and a token has at most one of them;
-    0: a number is a word.
+    A run of Han characters is a word of its own, so no token has both Han and other characters. With `digits` > 0, a
+    number without the space before it is cut from the left into groups of that many digits, and no token crosses the
+    border of a group; 0: a number is a word.
 
-    Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly. A word of more than `MAX_WORD_CHARACTERS`
-    (a line of letters without a space) is trained on in pieces of that length, since training takes a time that grows
-    with the square of the length of a word; encoding does not, and takes words whole.
+    Texts of more than `MAX_TRAINING_CHARACTERS` in all are sampled evenly. For training, a word of more than
+    `MAX_WORD_CHARACTERS` (a line of letters without a space) is cut into pieces of that length, since the time grows
+    with the square of the length; encoding takes words whole.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -84,7 +84,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str, *, digits
 
 
 def _without_long_words(text: str, splitter: Any) -> Iterator[str]:
-    """The text, cut within words that are too long, and nowhere else."""
+    """The text, cut only within words that are too long."""
     longest = max(map(len, text.split()), default=0)
     if longest <= MAX_WORD_CHARACTERS and not _LONG_SPACE.search(text):
         yield text
@@ -126,7 +126,7 @@ def words(kind: str, texts: Iterable[str], vocab_size: int, end_of_text: str) ->
 
 
 def segmented(text: str) -> str:
-    """`text` with `WORD_BORDER` between the words that jieba finds. Raises UserError where jieba is missing."""
+    """`text` with `WORD_BORDER` between the words that jieba finds. Raises UserError if jieba is missing."""
     try:
         import jieba
     except ImportError:

@@ -366,7 +366,7 @@ def test_text_that_cannot_be_written_back_is_stamped(tmp_path):
     source = open_source(f"text:{tmp_path}/a.txt")
     store = build_store(source, tmp_path / "s", tokenizer="byte", cleaning="plain+lowercase", test_fraction=0.0)
     assert store.manifest["invertible"] is False
-    assert "it cannot be written back" in (store.directory / "card.md").read_text("utf-8")
+    assert "the original cannot be restored" in (store.directory / "card.md").read_text("utf-8")
     plain = build_store(source, tmp_path / "t", tokenizer="byte", cleaning="plain", test_fraction=0.0)
     assert plain.manifest["invertible"] is True
 

@@ -28,7 +28,7 @@ def test_a_finished_store_of_the_same_inputs_is_a_success(tmp_path, corpus):
     again = build_store(open_source(corpus), tmp_path / "s", tokenizer="byte")
     assert again.fingerprint == first.fingerprint and first.directory.stat().st_mtime_ns == changed
     assert not work.exists()
-    with pytest.raises(UserError, match="it exists, and is not of this source and these options"):
+    with pytest.raises(UserError, match="it exists, and was not built from this source with these options"):
         build_store(open_source(corpus), tmp_path / "s", tokenizer="char")
 
 

@@ -139,7 +139,7 @@ def test_rows_without_loss_are_left_out_and_counted():
     assert batches.rows_left_out == plan_rows(np.array([39, 4, 4, 4, 19]), 16).num_rows - 1
     assert batches[0]["weights"].sum() == batches[1]["weights"].sum() == 3
     left_out = batches.rows_left_out
-    assert f"{left_out} of {left_out + 1} rows of the train split have no token that bears loss and are left out" in (
+    assert f"{left_out} of {left_out + 1} rows of the train split have no token to train on and are left out" in (
         batches.notes
     )
     for batch in (batches_of(), batches_of(isolate_documents=False)):

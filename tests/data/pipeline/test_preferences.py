@@ -1,4 +1,4 @@
-"""From a file of preferences through the store to batches: a pair is never torn, and only answers bear loss."""
+"""From a file of preferences through the store to batches: a pair is never torn, and only answers count in the loss."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def spelled(tokenizer, ids):
 
 
 def sides(store, batch, row):
-    """(all text, what bears loss) of both sides of a row."""
+    """(all text, the trained text) of both sides of a row."""
     tokenizer = store.tokenizer()
     for side in range(2):
         tokens, targets, weights = (batch[name][row, side] for name in ("tokens", "targets", "weights"))

@@ -101,7 +101,7 @@ BAD = [
     ([USER, ASSISTANT, ASSISTANT], "turns 2 and 3 are both of the assistant"),
     (
         [USER, {"role": "tool", "content": "x"}],
-        r"turn 2 \(tool\) is of a tool: --config\.data\.tool_turns=template",
+        r"turn 2 \(tool\) is a tool call or result: --config\.data\.tool_turns=template",
     ),
     ([USER, {"role": "assistant", "content": " \n"}], r"turn 2 \(assistant\) is empty"),
     ([USER, {"role": "assistant", "content": None}], r"turn 2 \(assistant\): content is null, but must be text"),

@@ -52,7 +52,7 @@ def test_each_file_is_read_once_whatever_links_lead_to_it(tmp_path):
     ("pattern", "message"),
     [
         ("/dev/zero", "is a device"),
-        ("/proc/self/*", "is a window into the kernel"),
+        ("/proc/self/*", "is a virtual file of the kernel"),
         ("{}/pipe", "is a named pipe"),
         ("{}/p*", "is a named pipe"),
         ("~no-such-user-here/x", "there is no user"),
@@ -75,9 +75,9 @@ def test_a_list_in_the_first_line_hides_nothing(tmp_path):
         read(tmp_path, "a.jsonl", lines, "jsonl")
     texts, source = read(tmp_path, "a.jsonl", lines, "jsonl", on_error="skip")
     assert texts == ["b"] and source.faults.skipped == 1
-    with pytest.raises(UserError, match=r"ends with \] in line 2, and more follows"):
+    with pytest.raises(UserError, match=r"ends with \] in line 2; the text after it"):
         read(tmp_path, "a.json", '[{"text": "a"},\n{"text": "b"}]\n{"text": "c"}\n', "jsonl")
-    with pytest.raises(UserError, match="the key 'text' stands twice"):
+    with pytest.raises(UserError, match="the key 'text' occurs twice"):
         read(tmp_path, "a.jsonl", '{"text": "a", "text": "b"}', "jsonl")
 
 
@@ -102,7 +102,7 @@ def test_columns(tmp_path):
         assert read(tmp_path, "a.csv", f"id{delimiter}text\n1{delimiter}x,y\n", "csv")[0] == ["x,y"]
     assert read(tmp_path, "a.csv", 'text;"a,b"\nx,y;1\n', "csv")[0] == ["x,y"]
     assert read(tmp_path, "a.csv", "text;a,b\nx,y;1\n", "csv", delimiter="semicolon")[0] == ["x,y"]
-    with pytest.raises(UserError, match="column 'text' stands 2 times"):
+    with pytest.raises(UserError, match="column 'text' occurs 2 times"):
         read(tmp_path, "a.csv", "text,text\nx,y\n", "csv")
 
 
@@ -127,7 +127,7 @@ def test_encodings(tmp_path):
     texts, source = read(tmp_path, "a.txt", b"ab\xff", "text", encoding="gb18030", decode_errors="replace")
     assert texts == ["ab\ufffd"] and source.faults.replaced == 1
     for name in ("nonsense", "zip", "rot13", "", "idna", "a\0b"):
-        with pytest.raises(UserError, match="no encoding of text"):
+        with pytest.raises(UserError, match="not a known text encoding"):
             open_source("python_docs", encoding=name)
 
 
@@ -152,10 +152,10 @@ def test_what_bears_loss(tmp_path):
     (messages,), _ = read(tmp_path, "a.jsonl", dialogue(USER, {**ANSWER, "weight": 0}, USER, ANSWER), "messages")
     assert [message.get("train", True) for message in messages] == [True, False, True, True]
     for bad, message in (
-        ([USER, {**ANSWER, "weight": 0}], "no turn of the assistant bears loss"),
+        ([USER, {**ANSWER, "weight": 0}], "all turns of the assistant are left out of the loss"),
         ([USER, {**ANSWER, "weight": 0.5}], "weight is 0.5"),
         ([USER, {**ANSWER, "train": "no"}], r'messages\[1\]\.train is "no", but must be true or false'),
-        ([{**USER, "train": True}, ANSWER], "only turns of the assistant bear loss"),
+        ([{**USER, "train": True}, ANSWER], "only turns of the assistant are trained on"),
         ([USER, {**ANSWER, "reasoning_content": "x"}], "reasoning_content"),
     ):
         with pytest.raises(UserError, match=message):
@@ -169,14 +169,14 @@ def test_no_key_of_a_record_is_lost_in_silence(tmp_path):
     (messages,), _ = read(tmp_path, "a.jsonl", '{"prompt":"p","response":"r","system_prompt":"S"}', "pairs")
     assert [message["content"] for message in messages] == ["S", "p", "r"]
     _, source = read(tmp_path, "a.jsonl", dialogue(USER, ANSWER, id=1, other=[1]), "messages")
-    assert dict(source.faults.notes) == {"key 'other' of records, which nothing reads": 1}
+    assert dict(source.faults.notes) == {"key 'other' of records, which is not used": 1}
     with pytest.raises(UserError, match=r"images is .* only text is read"):
         read(tmp_path, "a.jsonl", dialogue(USER, ANSWER, images=["x"]), "messages")
     with pytest.raises(UserError, match=r"history is 5, but must be a list"):
         read(tmp_path, "a.json", '[{"instruction": "i", "output": "o", "history": 5}]', "alpaca")
     with pytest.raises(UserError, match="names 1 field"):
         read(tmp_path, "a.jsonl#prompt", "", "pairs")
-    with pytest.raises(UserError, match=r"margin is 2, which is not read"):
+    with pytest.raises(UserError, match=r"margin is 2, which is not supported"):
         read(tmp_path, "a.jsonl", '{"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2.0}', "preference")
     with pytest.raises(UserError, match=r"turn 1: weight is 0, which is not read"):
         read(tmp_path, "a.json", '[{"messages": [{"message": "a", "weight": 0}, {"message": "b"}]}]', "kdconv")
@@ -195,7 +195,7 @@ def test_fields_beside_those_that_were_named_are_counted(tmp_path):
 
 def test_what_follows_a_compressed_file_is_told_in_words(tmp_path):
     data = gzip.compress(b'{"text": "a"}\n') + b"more"
-    with pytest.raises(UserError, match=r"its checksum differs, or what follows is not compressed") as error:
+    with pytest.raises(UserError, match=r"the checksum differs, or uncompressed data follows") as error:
         read(tmp_path, "a.jsonl.gz", data, "jsonl")
     assert "b'" not in str(error.value)
 

@@ -58,7 +58,7 @@ def test_the_same_build_is_found_and_another_is_refused(place, tiny_corpus):
     generation = Bucket(place).modified("manifest.json")
     build(tiny_corpus, place)
     assert Bucket(place).modified("manifest.json") == generation
-    with pytest.raises(UserError, match=rf"cannot build a token store at {re.escape(place)}: something is there"):
+    with pytest.raises(UserError, match=rf"cannot build a token store at {re.escape(place)}: what is there was"):
         build(tiny_corpus, place, validation_fraction=0.3)
 
 

@@ -151,7 +151,7 @@ def test_texts_of_a_vocabulary_of_bert_come_back_without_spaces_beside_chinese(t
     ("config", "message"),
     [
         ({"tokenizer_class": "CpmTokenizer"}, "the tokenizer is a CpmTokenizer, which is not read here"),
-        ({"add_eos_token": True}, "add_eos_token is true, which ends every prompt"),
+        ({"add_eos_token": True}, "add_eos_token is true, which would end every prompt"),
         ({"add_prefix_space": "yes"}, 'add_prefix_space is "yes", but must be true or false'),
         ({"added_tokens_decoder": {"x": {"content": "a"}}}, "an object whose names are ids"),
         ({"added_tokens_decoder": {"9": {"content": 5}}}, "content is 5, but must be text"),
@@ -169,7 +169,7 @@ def test_what_cannot_be_followed_is_refused(config, message, tmp_path):
 def test_what_nobody_knows_is_warned_of(tmp_path, capsys):
     write_byte_level(tmp_path, "gpt2", "GPT2Tokenizer", word_tokenizer_type="mecab", model_max_length=5)
     build_tokenizer(f"hf:{tmp_path}")
-    assert "tokenizer_config.json: word_tokenizer_type is not known here" in capsys.readouterr().err
+    assert "tokenizer_config.json: word_tokenizer_type is unknown here and ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

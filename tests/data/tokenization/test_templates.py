@@ -220,9 +220,9 @@ LAST_TURN_DIFFERS = (
     ("jinja", "messages", "message"),
     [
         ("{% for", [], "line 1 of the chat template is not Jinja"),
-        ("{{ messages[0].content }}", [], "otherwise than at the start|does not end"),
+        ("{{ messages[0].content }}", [], "differently alone than in the whole dialogue|does not end"),
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", [], "could not learn to stop"),
-        (LAST_TURN_DIFFERS, DIALOGUE, "renders the first 3 of 5 messages otherwise.*generation %"),
+        (LAST_TURN_DIFFERS, DIALOGUE, "renders the first 3 of 5 messages differently.*generation %"),
         (
             MISTRAL.replace("eos_token", "'<|im_end|>'"),
             DIALOGUE,
