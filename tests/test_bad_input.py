@@ -295,8 +295,8 @@ def test_workdir_that_cannot_be_made(refuses_to_train, tmp_path):
 
 def test_init_from_another_model(refuses_to_train, trained):
     message = refuses_to_train(f"--config.init_from={trained}", "--config.model.embed_dim=8")
-    assert "is another model" in message
-    assert "model.embed_dim: 16 there, 8 here\n" in message
+    assert "options do not fit the model of init_from=" in message
+    assert "--config.model.embed_dim=8: the model has 16\n" in message
 
 
 def test_init_from_nothing(refuses_to_train, tmp_path):

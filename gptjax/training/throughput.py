@@ -66,8 +66,8 @@ class Meter:
     """Times the steps between two readings, and says where the time of the run goes.
 
     Seconds are those of this process, which runs ahead of the device by at most two steps: "data" is waiting for a
-    batch and sending it, "step" is waiting for the device, "idle" what is left (metrics, the loop itself). Only "step"
-    is productive. A run that continues goes on counting from the last line before; work that was lost is in no line.
+    batch and sending it, "step" is waiting for the device, "idle" is the rest (metrics, the loop itself). Only "step"
+    is productive. A run that continues counts on from its last line; work that was lost is not counted.
     """
 
     def __init__(
