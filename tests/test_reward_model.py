@@ -204,7 +204,7 @@ def test_micro_batches_meshes_and_adapters(pairs, plain, tmp_path):
 def test_objectives_that_it_does_not_have_are_refused():
     config = config_lib.get_default()
     config.objective.update(name="reward_model", z_loss=1e-4)
-    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not have"):
+    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not support"):
         reward_model.make(config)
 
 
@@ -294,6 +294,7 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
         (["--best_of=4", "--reward=format", "--temperature=0"], "--temperature=0 draws --best_of=4 equal"),
         (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 searches and draws nothing; leave out --best_of"),
         (["--best_of=4", "--reward=exact_match", "--prompt=a"], "exact_match compares with a reference, and 'a' has"),
+        (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "--reward='model:/"),
         (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is not a reward model; train one with"),
         (["--best_of=4", "--reward=model:/nowhere", "--prompt=a"], "no checkpoint in /nowhere/checkpoints"),
     ],

@@ -42,7 +42,7 @@ def open_reward(text: str, trained: "Trained", requests: Sequence[dict[str, Any]
         raise UserError(f'--reward={needed[0]} compares with a reference, and {prompt[:60]!r} has no "reference"')
     config = trained.config.copy_and_resolve_references().unlock()
     config.objective.update(reward=text, reward_errors="skip")  # `choose` says what fails
-    return rewards.Reward(config, trained.tokenizer)
+    return rewards.Reward(config, trained.tokenizer, "--reward")
 
 
 class Chosen(NamedTuple):
