@@ -269,11 +269,11 @@ def test_workdir_of_another_config(refuses_to_train, trained):
         f"--workdir={trained}", "--config.optimizer.learning_rate=0.5", "--config.model.num_layers=2"
     )
     assert "holds a run of another config" in message
-    assert "model.num_layers is 1 there and 2 now" in message
+    assert "model.num_layers was 1 and is 2 now" in message
     assert f"--config.init_from={trained}" in message
     assert "\n" not in message.strip()
     message = refuses_to_train(f"--workdir={trained}", "--config.optimizer.learning_rate=0.5")
-    assert "optimizer.learning_rate is 0.001 there and 0.5 now. With --allow_changes it goes on from step" in message
+    assert "optimizer.learning_rate was 0.001 and is 0.5 now. With --allow_changes it goes on from step" in message
     assert (trained / "config.json").read_text() == before
 
 

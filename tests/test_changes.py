@@ -71,7 +71,7 @@ def test_a_longer_run_is_the_one_that_was_long_from_the_start(run, tmp_path):
     run(extended)
     refused = run(extended, *longer, status=2)
     assert refused.count("\n") == 1
-    assert "train.num_steps is 6 there and 12 now. With --allow_changes it goes on from step 6" in refused
+    assert "train.num_steps was 6 and is 12 now. With --allow_changes it goes on from step 6" in refused
     told = run(extended, *longer, "--allow_changes")
     assert "changed from here on: train.num_steps is 12, it was 6" in told
     assert "new learning rate" not in told, "a constant rate is the same"
