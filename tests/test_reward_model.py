@@ -258,7 +258,7 @@ def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
     lines = map(json.loads, (tmp_path / "e.items.jsonl").read_text().splitlines())
     shown = [line["hypothesis"] for line in lines if "hypothesis" in line]
     assert shown == [line["completion"].strip() for line in expected]
-    with pytest.raises(UserError, match="--beams=2 searches and draws nothing"):
+    with pytest.raises(UserError, match="--beams=2 searches instead of sampling"):
         evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best, "--beams=2"])
 
 
@@ -292,7 +292,10 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
         (["--reward=format"], "--reward chooses among --best_of completions; add --best_of=8"),
         (["--best_of=4", "--reward=nothing"], "--reward='nothing': 'nothing' is not a reward; choose from exact_match"),
         (["--best_of=4", "--reward=format", "--temperature=0"], "--temperature=0 draws --best_of=4 equal"),
-        (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 searches and draws nothing; leave out --best_of"),
+        (
+            ["--best_of=4", "--reward=format", "--beams=2"],
+            "--beams=2 searches instead of sampling; leave out --best_of",
+        ),
         (["--best_of=4", "--reward=exact_match", "--prompt=a"], "exact_match compares with a reference, and 'a' has"),
         (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "--reward='model:/"),
         (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is not a reward model; train one with"),
