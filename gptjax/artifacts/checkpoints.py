@@ -246,7 +246,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def reading(checkpoint: Path) -> Iterator[None]:
-    """Turns what Orbax raises for a checkpoint that it cannot read into a UserError that names it."""
+    """Turns errors of Orbax for a checkpoint that it cannot read into a UserError that names the checkpoint."""
     try:
         yield
     except (UserError, MemoryError):
@@ -261,7 +261,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 class _disk_errors:
-    """Turns what Orbax raises when a disk is full or not writable into a RunError that says what is safe."""
+    """Turns errors of Orbax on a full or read-only disk into a RunError that says what is saved."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints

@@ -154,6 +154,7 @@ def insert(
     tokens, lengths, slots = map(jnp.asarray, (prompts.tokens, prompts.lengths, prompts.slots))
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     ends = lengths if starts is None else jnp.asarray(starts) + lengths
+    # 1. The model, and then the draft, read the tokens; the logits after the last ones are the model's.
     caches, scores = [], None
     for architecture, own, cache in zip(architectures, params, state.caches, strict=True):
         model, layers = _bind(architecture, own)
@@ -163,12 +164,13 @@ def insert(
             at = jnp.where(places < lengths[:, None], jnp.asarray(starts)[:, None] + places, cache.capacity)
             rows = _rows_of_cache(cache, slots)
             hidden, new = model.hidden(tokens, positions=at, cache=rows, layers=layers)
-        if not caches:  # the first is the model, the second the draft
+        if not caches:
             last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
             logits = model.logits(last)[:, 0]
             if targets is not None:
                 scores = _scores(model, hidden, jnp.asarray(targets))
         caches.append(_insert_cache(cache, new, slots))
+    # 2. The rows of the slots start afresh; `seen` has the tokens of the whole prompt so far.
     batch, vocab = logits.shape
     written, capacity = caches[0].tokens[slots], caches[0].capacity
     written = jnp.where(jnp.arange(capacity) < ends[:, None], written, vocab)

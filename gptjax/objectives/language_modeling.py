@@ -21,10 +21,10 @@ class LanguageModeling:
     """Cross-entropy of the next token, weighted by token.
 
     Attributes:
-      isolate_documents: documents of a row do not see each other.
+      isolate_documents: tokens attend only to their own document of a row.
       smooths: label smoothing is on.
       logits_chunk: see `sum_losses`.
-      dialogues: dialogues are packed whole, and only their assistant's turns bear loss.
+      dialogues: dialogues are packed whole, and only the assistant's turns bear loss.
     """
 
     isolate_documents: bool

@@ -117,6 +117,7 @@ class Run:
 
         Raises UserError. Every process of a run calls it.
         """
+        # 1. The model to start from, the devices, and a config that fits both.
         group = distributed.current()
         sinks.check(config.logging.trackers)
         origin = pretrained.of_own(workdir, config) or pretrained.find(config.init_from)
@@ -130,22 +131,23 @@ class Run:
         config_lib.validate(with_devices)
         footprint.check_batch(config, mesh, len(partition.process_rows(config.train.batch_size, mesh)))
 
-        with group.first_goes_first(), _naming_cache(cache):  # it builds the token store, if there is none
+        # 2. Data, objective and program. All processes must have the same config and data.
+        with group.first_goes_first(), _naming_cache(cache):  # process 0 builds the token store, if there is none
             data = RunData.open(config, tokenizer=pretrained.own_tokenizer(origin, config), progress=progress)
         config, objective, batches = settle(config, origin, data, partition.process_rows(config.train.batch_size, mesh))
         group.same("config", dict(config_lib.flat_values(config)))
         group.same("data", {"source_fingerprint": data.identity["source_fingerprint"]})
         program = Program.of(config, mesh, objective=objective)
         _ = program.hyperparameters  # raises UserError for values that are not finite
-        # Limits of the kernel and of memory, before the work directory is touched.
+        # 3. Limits of the attention kernel and of sharding, before the work directory is changed.
         task = kernels.Task.of(
             program.architecture, packed=config.data.isolate_documents, context=mesh.shape["context"]
         )
         attention = kernels.resolve(program.architecture.attention, task, mesh.devices.flat[0].platform)
         footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
         identity = {"source": config.data.source, **data.identity}
+        # 4. The work directory, and the checkpoint from which the run continues.
         changes = group.first(lambda: claim(workdir, config, allow_changes=allow_changes))
-
         monitor = objective.monitor
         checkpoints = checkpoints_lib.Checkpoints(
             workdir,

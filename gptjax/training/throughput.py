@@ -116,7 +116,7 @@ class Meter:
     def read(self, tokens: int, steps: int) -> dict[str, float | str]:
         """Figures since the last reading, for the tokens of its steps. `data_wait_s` and `step_time_s` are per step."""
         now = time.perf_counter()
-        paused, steps = (self._paused, steps) if steps else (0.0, 1)  # the first step alone: with its compilation
+        paused, steps = (self._paused, steps) if steps else (0.0, 1)  # only the first step: with its compilation
         step_time = max(now - self._start - paused, 1e-9) / steps
         figures = {
             "tokens_per_second": tokens / steps / step_time,

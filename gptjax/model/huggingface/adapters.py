@@ -78,7 +78,7 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
     if not (directory / WEIGHTS).exists():
         raise UserError(f"{directory / WEIGHTS} is missing; adapters are read from safetensors, not from .bin files")
     # 2. Each module of PEFT becomes one pair per linear layer of ours. All problems are reported together.
-    # Tensors are taken out of `tensors` as they are found: what is left in the end belongs to no linear layer.
+    # Tensors are removed from `tensors` when they are found; those that remain belong to no linear layer.
     _, layout = layouts.exportable(a)
     tensors = dict(files.open_safetensors(directory / WEIGHTS))
     found: dict[str, list[tuple[np.ndarray, np.ndarray] | None]] = {}

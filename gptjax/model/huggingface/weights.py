@@ -24,7 +24,7 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # torch.compile and data pa
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The options of `config.model` that config.json gives. Raises UserError for what is not supported.
+    """The options of `config.model` that config.json gives. Raises UserError for values that are not supported.
 
     One warning names all unknown keys.
     """
