@@ -114,7 +114,7 @@ def cudnn(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
 
 
 def splash(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
-    """Splash attention: blocks that the mask leaves empty are skipped. Interpreted where there is no TPU."""
+    """Splash attention: blocks that the mask leaves empty are skipped. Interpreted, so slow, without a TPU."""
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     _, length, heads, head_dim = q.shape

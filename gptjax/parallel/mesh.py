@@ -28,13 +28,13 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, memb
     if total == 0 or total > len(devices) or len(devices) % total:
         wanted = " x ".join(f"{axis} {mesh.get(axis, size)}" for axis, size in sizes.items())
         raise UserError(
-            f"the mesh {wanted} does not fit {len(devices)} {devices[0].platform} device(s); change mesh.* so that "
-            "their product divides the number of devices"
+            f"the mesh {wanted} does not fit {len(devices)} {devices[0].platform} device(s); change --config.mesh.* so "
+            "that their product divides the number of devices"
         )
     if idle := {device.process_index for device in devices} - {device.process_index for device in devices[:total]}:
         raise UserError(
             f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} has none of them; start fewer "
-            "processes, or change mesh.* so that every process has some"
+            "processes, or change --config.mesh.* so that every process has some"
         )
     return Mesh(arrange(devices[:total], sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 

@@ -94,7 +94,7 @@ def _from_flags(given: Mapping[str, str | int], environment: Mapping[str, str]) 
 
 
 class _Launcher(NamedTuple):
-    """The variables that a launcher of processes sets: of all processes, and of those on one machine."""
+    """The variables that a launcher sets: size and rank among all processes, and among those on one machine."""
 
     name: str
     size: str
@@ -103,7 +103,7 @@ class _Launcher(NamedTuple):
     local_rank: str
 
 
-# A process of one of these may have been started by srun, whose variables then say something else.
+# These are read before Slurm's: if srun started the launcher, Slurm's variables describe the launcher.
 LAUNCHERS = (
     _Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"),
     _Launcher(

@@ -29,7 +29,7 @@ Describe = Callable[[BaseException], tuple[int, str]]
 
 
 class Group:
-    """The processes of a run. This class is a run of one process; `_Members` has the rest.
+    """The processes of a run. This class is for a run of one process, `_Members` for several.
 
     Attributes:
       index: number of this process.

@@ -1,7 +1,7 @@
 """The machines of a managed training job, from the variables of the service. Nothing here imports JAX.
 
 Vertex AI custom jobs: CLUSTER_SPEC. SageMaker training jobs: resourceconfig.json, or SM_HOSTS and SM_CURRENT_HOST where
-its toolkit starts the command. Huawei ModelArts (and Volcano, which it is made of): VC_WORKER_HOSTS and VC_TASK_INDEX.
+its toolkit starts the command. Huawei ModelArts (and Volcano, on which it is built): VC_WORKER_HOSTS and VC_TASK_INDEX.
 """
 
 import json

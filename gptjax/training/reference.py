@@ -149,7 +149,7 @@ def _write(path: Path, values: np.ndarray) -> None:
 
 
 def _compute(program: Program, params: gpt.Params, part: Examples) -> np.ndarray:
-    """float32 [examples, pair]. Micro-batches are as large as those of the training."""
+    """Log-probabilities, float32 [examples, pair], in micro-batches as large as those of the training."""
     train, mesh, objective = program.config.train, program.mesh, program.objective
     rows = train.batch_size // train.accumulation
     batches = InOrder([part], batch_size=rows, rows=partition.process_rows(rows, mesh))
