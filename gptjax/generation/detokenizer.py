@@ -45,7 +45,7 @@ class Detokenizer:
         open_text = self._decode([*self._open, *new])
         text = self._held + open_text
         found = [(text.index(stop, self._shown), stop) for stop in self._stops if stop in text[self._shown :]]
-        if found and len(tokens) > 1:  # one by one, so that `tokens` ends at the stop text
+        if found and len(tokens) > 1:  # one by one: the same result as from single pushes
             return "".join(self.push([token]) for token in tokens)
         self.tokens += tokens
         self._open += new
@@ -70,7 +70,7 @@ class Detokenizer:
         return new
 
     def _settle(self, text: str) -> None:
-        """Closes open tokens, whose text is given, once later tokens cannot change it, to decode them no more."""
+        """Closes the open tokens once later ones cannot change their `text`, so that they are not decoded again."""
         counts: Sequence[int] = ()
         if len(self._open) >= CONTEXT_TOKENS and not text.endswith(HALF_CHARACTER):
             counts = (len(self._open),)

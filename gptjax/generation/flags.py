@@ -80,8 +80,8 @@ def define(flag_values: flags.FlagValues, default: SamplingParams = SamplingPara
         "divides the scores of tokens that are in the text already, e.g. --repetition_penalty=1.2",
         (1e-3, 1000),
     )
-    number("presence_penalty", "subtracted from scores of generated tokens, e.g. --presence_penalty=0.5", (-2, 2))
-    number("frequency_penalty", "the same, times how often it was generated, e.g. --frequency_penalty=0.5", (-2, 2))
+    number("presence_penalty", "subtracted once if a token was generated before, e.g. --presence_penalty=0.5", (-2, 2))
+    number("frequency_penalty", "subtracted each time a token was generated, e.g. --frequency_penalty=0.5", (-2, 2))
     number("seed", "the same seed gives the same text, e.g. --seed=1", (0, 2**32 - 1), whole=True)
     meaning = "continue after an end-of-text token, e.g. --ignore_eos"
     flags.DEFINE_bool("ignore_eos", False, meaning, flag_values=flag_values)
