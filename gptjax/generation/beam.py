@@ -174,7 +174,7 @@ def _run(
     layers = params["blocks"]
     model = gpt.bind(architecture, {**params, "blocks": layers[0]})
     vocab = architecture.padded_vocab_size
-    kept = min((1 + max(len(ends), 1)) * beams, beams * vocab)  # even if all that can end do, `beams` do not
+    kept = min((1 + max(len(ends), 1)) * beams, beams * vocab)  # at least `beams` of them do not end
 
     # 1. Prompts are read once; then each beam has a copy.
     positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
