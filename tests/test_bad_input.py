@@ -269,11 +269,11 @@ def test_workdir_of_another_config(refuses_to_train, trained):
         f"--workdir={trained}", "--config.optimizer.learning_rate=0.5", "--config.model.num_layers=2"
     )
     assert "holds a run of another config" in message
-    assert "model.num_layers is 1 there and 2 now" in message
+    assert "model.num_layers was 1 and is 2 now" in message
     assert f"--config.init_from={trained}" in message
     assert "\n" not in message.strip()
     message = refuses_to_train(f"--workdir={trained}", "--config.optimizer.learning_rate=0.5")
-    assert "optimizer.learning_rate is 0.001 there and 0.5 now. With --allow_changes it goes on from step" in message
+    assert "optimizer.learning_rate was 0.001 and is 0.5 now. With --allow_changes it goes on from step" in message
     assert (trained / "config.json").read_text() == before
 
 
@@ -295,8 +295,8 @@ def test_workdir_that_cannot_be_made(refuses_to_train, tmp_path):
 
 def test_init_from_another_model(refuses_to_train, trained):
     message = refuses_to_train(f"--config.init_from={trained}", "--config.model.embed_dim=8")
-    assert "is another model" in message
-    assert "model.embed_dim: 16 there, 8 here\n" in message
+    assert "options do not fit the model of init_from=" in message
+    assert "--config.model.embed_dim=8: the model has 16\n" in message
 
 
 def test_init_from_nothing(refuses_to_train, tmp_path):

@@ -71,10 +71,10 @@ def test_a_longer_run_is_the_one_that_was_long_from_the_start(run, tmp_path):
     run(extended)
     refused = run(extended, *longer, status=2)
     assert refused.count("\n") == 1
-    assert "train.num_steps is 6 there and 12 now. With --allow_changes it goes on from step 6" in refused
+    assert "train.num_steps was 6 and is 12 now. With --allow_changes it goes on from step 6" in refused
     told = run(extended, *longer, "--allow_changes")
     assert "changed from here on: train.num_steps is 12, it was 6" in told
-    assert "laid anew" not in told, "a constant rate is the same"
+    assert "new learning rate" not in told, "a constant rate is the same"
     assert story(extended) == story(tmp_path / "straight")
     ours, theirs = parameters(extended), parameters(tmp_path / "straight")
     assert ours.keys() == theirs.keys()
@@ -96,7 +96,7 @@ def test_the_rest_is_trained_with_the_new_values(run, tmp_path):
     rates = {step: rate for split, step, _, rate in story(tmp_path) if split == "train"}
     expected = [2e-3 * (1 - 0.9 * (step - 2) / 8) for step in range(6, 10)]  # linear from step 2 to 10, to a tenth
     np.testing.assert_allclose([rates[step] for step in range(7, 11)], expected, rtol=1e-5)
-    assert "learning rate laid anew: step 7: 0.0011" in told
+    assert "new learning rate: step 7: 0.0011" in told
     assert changes(tmp_path)[0]["options"]["schedule.name"] == ["constant", "linear"]
     assert "evaluation.every" in changes(tmp_path)[0]["options"], "what needs no flag is recorded, too"
 

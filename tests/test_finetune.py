@@ -298,10 +298,13 @@ def test_adapters_are_merged_for_use_and_for_export(lora_run, tmp_path, tokens):
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
-        (["--config.model.num_layers=3"], ["is another model", "model.num_layers: 2 there, 3 here"]),
-        (["--config.model.context_length=64"], ["model.context_length: 24 there, 64 here; it may only be shorter"]),
+        (
+            ["--config.model.num_layers=3"],
+            ["do not fit the model of init_from=", "--config.model.num_layers=3: the model has 2"],
+        ),
+        (["--config.model.context_length=64"], ["--config.model.context_length=64: the model has 24; use at most"]),
         (["--config.tokenizer=bpe:300"], ["was trained with another tokenizer", "--config.tokenizer=hf:"]),
-        (["--config.model.qk_norm=False", "--config.model.num_heads=2"], ["model.qk_norm: True there, False here"]),
+        (["--config.model.qk_norm=False", "--config.model.num_heads=2"], ["model.qk_norm=False: the model has True"]),
     ],
 )
 def test_a_run_that_contradicts_its_origin_is_refused(options, messages, config_file, tmp_path, capsys):

@@ -259,7 +259,7 @@ def test_a_run_whose_table_and_beginning_are_gone_is_not_continued(config_file, 
     for path in (tmp_path / "cache" / "references").iterdir():
         path.unlink()
     (tmp_path / "run" / "reference.json").write_text('{"parameters": "of another model"}')
-    with pytest.raises(UserError, match="now gives other parameters than it began with"):
+    with pytest.raises(UserError, match="is no longer the model that the run started with"):
         Run.open(config_of(config_file, **options), tmp_path / "run").state()
 
 

@@ -204,7 +204,7 @@ def test_micro_batches_meshes_and_adapters(pairs, plain, tmp_path):
 def test_objectives_that_it_does_not_have_are_refused():
     config = config_lib.get_default()
     config.objective.update(name="reward_model", z_loss=1e-4)
-    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not have"):
+    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not"):
         reward_model.make(config)
 
 
@@ -258,7 +258,7 @@ def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
     lines = map(json.loads, (tmp_path / "e.items.jsonl").read_text().splitlines())
     shown = [line["hypothesis"] for line in lines if "hypothesis" in line]
     assert shown == [line["completion"].strip() for line in expected]
-    with pytest.raises(UserError, match="--beams=2 searches and draws nothing"):
+    with pytest.raises(UserError, match="--beams=2 searches instead of sampling"):
         evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best, "--beams=2"])
 
 
@@ -292,8 +292,12 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
         (["--reward=format"], "--reward chooses among --best_of completions; add --best_of=8"),
         (["--best_of=4", "--reward=nothing"], "--reward='nothing': 'nothing' is not a reward; choose from exact_match"),
         (["--best_of=4", "--reward=format", "--temperature=0"], "--temperature=0 draws --best_of=4 equal"),
-        (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 searches and draws nothing; leave out --best_of"),
+        (
+            ["--best_of=4", "--reward=format", "--beams=2"],
+            "--beams=2 searches instead of sampling; leave out --best_of",
+        ),
         (["--best_of=4", "--reward=exact_match", "--prompt=a"], "exact_match compares with a reference, and 'a' has"),
+        (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "--reward='model:/"),
         (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is not a reward model; train one with"),
         (["--best_of=4", "--reward=model:/nowhere", "--prompt=a"], "no checkpoint in /nowhere/checkpoints"),
     ],

@@ -1,8 +1,8 @@
 """One writer in a work directory in a bucket: the object `.lock` says which process writes there.
 
-It is written under the condition that it is not there, which object stores decide for one writer. The owner writes it
-anew every BEAT seconds; the clock is that of the store. One that is left is taken over by the process that makes the
-object with the token of the lock in its name, and still finds the lock as it was.
+It is written on condition that it does not exist; object stores let only one writer succeed. The owner rewrites it
+every BEAT seconds; the clock is that of the store. An abandoned lock is taken over by the process that creates the
+object with the lock's token in its name and then finds the lock unchanged.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ class BucketLock:
     def __init__(self, bucket: Bucket, owner: Owner):
         self._bucket, self._owner = bucket, owner
         self._text = (json.dumps(dataclasses.asdict(owner)) + "\n").encode()
-        self._hasty = Bucket(bucket.url, patience=0.0)  # for what is done again in a while, or for the last time
+        self._hasty = Bucket(bucket.url, patience=0.0)  # without retries: for heartbeats, and for the release
 
     @classmethod
     def take(cls, bucket: Bucket, owner: Owner) -> "BucketLock":
-        """Raises UserError where another process writes there, or the bucket is not there or not to be written."""
+        """Raises UserError where another process writes there, or the bucket does not exist or cannot be written."""
         lock = cls(bucket, owner)
         while True:
             holder = _read(bucket, NAME)
@@ -36,13 +36,13 @@ class BucketLock:
                 return lock
 
     def check(self) -> None:
-        """Raises RunError where another process has taken the run over, since this one gave no sign of life."""
+        """Raises RunError where another process has taken the run over, because this one gave no sign of life."""
         holder = _read(self._bucket, NAME)
         if holder is not None and holder.token != self._owner.token:
             raise RunError(owners.taken_over(self._bucket.url, holder))
 
     def beat(self) -> None:
-        """A sign of life. A store that does not answer gets the next one."""
+        """Writes a sign of life. If the store does not answer, the next one follows in BEAT seconds."""
         with contextlib.suppress(UserError, RunError):
             if (holder := _read(self._hasty, NAME)) is not None and holder.token == self._owner.token:
                 self._hasty.write(NAME, self._text)
@@ -53,9 +53,9 @@ class BucketLock:
                 self._hasty.remove([NAME])
 
     def _take_over(self, holder: Owner) -> bool:
-        """Whether a lock whose owner is gone is now this one's. Raises UserError where the owner is there."""
+        """Takes an abandoned lock over; returns whether that succeeded. Raises UserError if its owner is alive."""
         claim, mine = f"{NAME}.{holder.token}.claim", f"{NAME}.{self._owner.token}"
-        self._bucket.write(mine, self._text)  # the clock of the store
+        self._bucket.write(mine, self._text)  # its time is the clock of the store
         try:
             now = self._bucket.modified(mine) or time.time()
             if holder.is_there(self._silence(NAME, now)):
@@ -64,7 +64,7 @@ class BucketLock:
                 rival = _read(self._bucket, claim)
                 if rival is not None and rival.is_there(self._silence(claim, now)):
                     raise UserError(owners.refusal(self._bucket.url, rival))
-                self._bucket.remove([claim])  # of a process that died over it
+                self._bucket.remove([claim])  # its process died while taking over
                 return False
             try:
                 if _read(self._bucket, NAME) != holder:
@@ -77,7 +77,7 @@ class BucketLock:
             self._bucket.remove([mine])
 
     def _silence(self, name: str, now: float) -> float:
-        """Seconds since an object was written; of one that is gone, as of an owner that is."""
+        """Seconds since an object was written; STALE if it does not exist."""
         modified = self._bucket.modified(name)
         return STALE if modified is None else now - modified
 

@@ -1,8 +1,8 @@
-"""Checkpoints as a run writes and continues them; `loading` reads them for use. No other module uses Orbax.
+"""Checkpoints as a run writes and continues them; `loading` reads them for inference. No other module uses Orbax.
 
 WORKDIR/checkpoints/STEP/ holds `state` (a tree with step, params, opt_state and ema_params) and `metadata` (config,
 tokenizer, metrics), so that the directory of one step is self-contained. A save is asynchronous and atomic: it is
-written beside its place and renamed. Its checksums follow in the background; what is damaged, `integrity` says.
+written beside its place and renamed. Its checksums follow in the background; `integrity` checks them.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ _FAILED_WRITE = "RESOURCE_EXHAUSTED: Error writing"  # TensorStore's words for a
 
 
 class _OrbaxRecords(logging.Filter):
-    """Drops what Orbax itself logs, from any of its threads, and passes what everybody else does.
+    """Drops the log records of Orbax, from any of its threads, and passes all others.
 
-    Orbax logs every phase of a save, and every error that it raises as well: by absl's logger, and by asyncio's for
-    tasks that nobody waits for after an error.
+    Orbax logs every phase of a save, and also every error that it raises: with absl's logger, and with asyncio's for
+    tasks that are not awaited after an error.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -54,7 +54,7 @@ class _OrbaxRecords(logging.Filter):
 
 
 def _hook(what: Any) -> None:
-    """Drops what is printed when a save has failed and its other writes end, up to the end of the process."""
+    """Drops what Python prints when the remaining writes of a failed save end, up to the end of the process."""
     closed = str(what.exc_value) == "Event loop is closed" or _FAILED_WRITE in str(what.exc_value)
     left = getattr(getattr(what.object, "cr_code", None), "co_filename", "").startswith(_ORBAX)
     if not (closed or left):
@@ -66,15 +66,15 @@ _at_work: set[object] = set()
 
 
 def _quiet(user: object) -> None:
-    """Keeps the log lines of Orbax from the terminal until all who asked for that have `ended`.
+    """Keeps the log lines of Orbax from the terminal until `_ended` was called for every user.
 
-    One whose save has failed never ends: asyncio tells of what it leaves at any time, up to the end of the process.
+    It is never called after a failed save: asyncio may log its remains at any time until the process ends.
     """
     if sys.unraisablehook is not _hook:
         _hook.before, sys.unraisablehook = sys.unraisablehook, _hook
     _at_work.add(user)
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_RECORDS)  # which adds it once
+        logging.getLogger(name).addFilter(_RECORDS)  # adding it twice has no effect
 
 
 def _ended(user: object) -> None:
@@ -131,7 +131,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def advice(self) -> str:
-        """How a run that ended goes on, from what is on disk."""
+        """From where a run that ended continues, by what is on disk."""
         good = finished_steps(self.directory)
         where = (
             f"step {good[-1]} ({shown(self.directory / str(good[-1]))})"
@@ -141,10 +141,10 @@ class Checkpoints:
         return f"the same command continues from {where}"
 
     def stopped_by(self, error: OSError) -> RunError:
-        """What ended a run that could not write: the file, why, what to do, and from where the run then goes on."""
+        """The error of a run that could not write: the file, why, what to do, and from where the run then continues."""
         text = files.explain(error)
         if not text.endswith("the same command then goes on"):
-            text += ". Once that is put right the same command continues"
+            text += ". Once this is fixed, the same command continues"
         return RunError(text + self.advice().removeprefix("the same command continues"))
 
     def save(
@@ -158,7 +158,7 @@ class Checkpoints:
         generation: dict[str, Any] | None = None,
         metrics: dict[str, float],
     ) -> None:
-        """Starts a save and returns; a failure of this save shows at the next call. Raises RunError."""
+        """Starts a save and returns. Raises RunError, for a failed save at the next call."""
         metadata = {
             "format": FORMAT,
             "step": step,
@@ -196,7 +196,7 @@ class Checkpoints:
             print(f"warning: {reason}; {shown(directory)} has no checksums", file=sys.stderr)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises RunError if it could not be written."""
+        """Waits until the last save is on disk. Raises RunError if it could not be written."""
         with _disk_errors(self):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -207,7 +207,7 @@ class Checkpoints:
         metadata = read_metadata(self.directory / str(step))
         if metadata["format"] > 1:
             return self._restore(step, abstract_state)
-        # Format 1 has no parameters of a reference, and no part for clipping in the optimizer's state where it is off.
+        # Format 1 has no reference_params, and without clipping no entry for it in the optimizer's state.
         clips = bool(metadata["config"]["optimizer"]["clip_norm"])
         nothing, inner = abstract_state.opt_state
         parts = {name: getattr(abstract_state, name) for name in ("step", "params", "opt_state", "ema_params")}
@@ -219,7 +219,7 @@ class Checkpoints:
         with reading(self.directory / str(step)):
             there, here = map(_shapes, (self._manager.item_metadata(step)["state"].tree, abstract_state))
         if names := sorted(name for name in there | here if there.get(name) != here.get(name)):
-            known = [f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here" for name in names]
+            known = [f"{name}: {there.get(name, 'none')} saved, {here.get(name, 'none')} expected" for name in names]
             more = f" and {len(known) - 3} more" if len(known) > 3 else ""
             raise UserError(
                 f"the checkpoint {shown(self.directory / str(step))} is of another model or optimizer ("
@@ -230,7 +230,7 @@ class Checkpoints:
             return self._manager.restore(step, args=args)["state"]
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Lower is better; of equals the first, of those that say nothing the last."""
+        """Lower is better. Among equal values the earliest step wins, among steps without a value the latest."""
         value, step = metrics.get(self._monitor, math.nan), metrics.get("step", 0)
         if not math.isfinite(value):
             return math.inf, -step
@@ -246,7 +246,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def reading(checkpoint: Path) -> Iterator[None]:
-    """Turns what Orbax raises for a checkpoint that it cannot read into a UserError that names it."""
+    """Turns errors of Orbax for a checkpoint that it cannot read into a UserError that names the checkpoint."""
     try:
         yield
     except (UserError, MemoryError):
@@ -261,7 +261,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 class _disk_errors:
-    """Turns what Orbax raises when a disk is full or not writable into a RunError that says what is safe."""
+    """Turns errors of Orbax on a full or read-only disk into a RunError that says what is saved."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
@@ -280,7 +280,7 @@ class _disk_errors:
 
 
 def _reason(error: BaseException, directory: Path) -> OSError | None:
-    """What the system said, in an error of Orbax or in the reason of that."""
+    """The OSError in an error of Orbax or in its causes; None if there is none."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:

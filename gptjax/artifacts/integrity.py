@@ -1,7 +1,7 @@
 """Whether the checkpoint of a step is whole: what must be in its directory, and the checksums of what Orbax wrote.
 
-Checksums are written in the background once a save is complete (`seal`), and read before a checkpoint is used
-(`fault`). A directory without them is older, or its process was killed at that moment; only its form is checked.
+Checksums are written in the background once a save is complete (`seal`), and compared before a checkpoint is used
+(`fault`). If there are none, because the checkpoint is older or its process was killed, only the files are checked.
 A damaged directory is never deleted: a run that continues before it renames it (`set_aside`).
 """
 
@@ -24,7 +24,7 @@ from gptjax.artifacts.mirror import shown
 from gptjax.buckets import Object
 from gptjax.errors import UserError
 
-FORMAT = 2  # of checkpoints that are written; those of a lower one are read
+FORMAT = 2  # of checkpoints that are written; lower ones can be read
 CHECKSUMS = "checksums.json"
 _DIFFERS = "{} is not as it was written (its checksum differs)"
 _WORKERS = 4  # files that are read at once; hashing lets other threads run
@@ -57,7 +57,7 @@ class _Config(foreign.Schema):
 
 
 class _Checksums(foreign.Schema):
-    """Of a step that was saved on a disk, sha256; of one in a bucket what the bucket itself keeps, md5."""
+    """sha256 of a step saved on a disk; md5, which the bucket itself keeps, of a step in a bucket."""
 
     sha256: dict[str, str]
     md5: dict[str, str] = pydantic.Field(default_factory=dict)
@@ -81,7 +81,7 @@ def finished_steps(directory: Path) -> list[int]:
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """Config, tokenizer and metrics stored with a checkpoint, in the present form.
+    """Config, tokenizer and metrics stored with a checkpoint, in the current format.
 
     Raises UserError where it cannot be read, or was written by a newer gptjax.
     """
@@ -103,7 +103,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
 
 
 class _Newer(UserError):
-    """A checkpoint is not damaged but newer."""
+    """A checkpoint is not damaged, but of a newer format."""
 
 
 # ---- Checksums ---------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def _form(checkpoint: Path) -> str | None:
-    """What is missing or cannot be read of what every checkpoint has; cheap."""
+    """Which part of a checkpoint is missing or cannot be read. Cheap: no checksums."""
     for name in ("state", "metadata"):
         if not (checkpoint / name).is_dir():
             return f"{name} is missing"
@@ -179,7 +179,7 @@ def _form(checkpoint: Path) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _content(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> str | None:
-    """Which file is not as it was written. `stamps` says whether the answer of before still holds."""
+    """Which file has changed since it was written. `stamps` (names, sizes, times) are the key of the cached answer."""
     if not (checkpoint / CHECKSUMS).exists():
         return None
     try:
@@ -197,7 +197,7 @@ def _content(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> str 
 
 
 def _content_of(checkpoint: Path, there: dict[str, Object]) -> str | None:
-    """`_content` of a step in a bucket: the bucket's own sums are compared, and what came from a disk is read."""
+    """`_content` of a step in a bucket: compares the bucket's own md5, and reads files that have sha256."""
     if CHECKSUMS not in there:
         return None
     try:
@@ -230,7 +230,7 @@ def read_config(metadata: dict[str, Any], where: Path) -> config_lib.Config:
 def newest_whole(directory: Path, *, tell: bool = True) -> int:
     """The newest step under a checkpoints directory that is whole; 0 if there is no checkpoint at all.
 
-    Tells of each newer one that is damaged. Raises UserError where there are checkpoints and none is whole.
+    Warns of each newer one that is damaged. Raises UserError where there are checkpoints but none is whole.
     """
     steps, faults = step_directories(directory), []
     for step in reversed(steps):
@@ -250,7 +250,7 @@ def newest_whole(directory: Path, *, tell: bool = True) -> int:
 
 
 def set_aside(directory: Path, newest: int) -> None:
-    """Renames what is damaged: what is newer than the newest whole step, and what has not the form of a checkpoint."""
+    """Renames damaged checkpoints: those newer than the newest whole step, and those with missing parts."""
     for step in step_directories(directory):
         path = directory / str(step)
         if step > newest or _form(path):
@@ -262,15 +262,15 @@ def set_aside(directory: Path, newest: int) -> None:
             with files.about(path):
                 mirror.set_aside(path, place)
             print(
-                f"warning: the damaged checkpoint {shown(path)} is now {shown(place)}; nothing reads it",
+                f"warning: the damaged checkpoint {shown(path)} was renamed to {shown(place)}; it is ignored",
                 file=sys.stderr,
             )
 
 
 def mend(workdir: Path, step: int) -> None:
-    """Puts a config.json that is missing or damaged right, from the checkpoint of `step`; 0: there is none.
+    """Restores a missing or damaged config.json from the checkpoint of `step`; 0: there is none. Prints a warning.
 
-    A damaged one is kept beside it. Tells of that.
+    A damaged one is kept as config.json.damaged.
     """
     path, checkpoint = workdir / "config.json", workdir / "checkpoints" / str(step)
     try:
@@ -284,7 +284,7 @@ def mend(workdir: Path, step: int) -> None:
         path.replace(path.with_name("config.json.damaged"))
     if step:
         files.write_whole(path, config_lib.to_json(read_config(read_metadata(checkpoint), checkpoint)))
-        reason += f"; it is written anew from {checkpoint}"
+        reason += f"; it is restored from {checkpoint}"
     if reason:
         print(f"warning: {reason}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""A checkpoint read for use: the model, its tokenizer and its template, without what training needs beside them."""
+"""Reads a checkpoint for inference: the model, its tokenizer and its template, without the state of training."""
 
 import dataclasses
 import math
@@ -22,13 +22,13 @@ from gptjax.model.architecture import Architecture
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A checkpoint read for use: everything that evaluation and generation need.
+    """A checkpoint for inference: everything that evaluation and generation need.
 
     Attributes:
-      architecture: for inference; how the run computed is in `config`.
-      template: of the dialogues that the model was trained on; None where it was trained on text.
-      generation: what came with a pretrained model: `eos_token_ids`, each of which ends a text; `begin_token_ids`,
-        which begin one; and the sampling that it was published with, by the names of SamplingParams.
+      architecture: for inference; `config` has the kernel and precision of the training run.
+      template: of the dialogues that the model was trained on; None if it was trained on text.
+      generation: settings of a pretrained model: `eos_token_ids`, each of which ends a text; `begin_token_ids`, which
+        begin one; and its published sampling, by the names of SamplingParams.
     """
 
     path: Path
@@ -44,8 +44,8 @@ class Trained:
 def find(workdir: str | Path, which: str = "best") -> Path:
     """The directory of a checkpoint that is whole: `best` (by validation), `last` or a step, of a work directory.
 
-    The directory of a checkpoint is given back as it is. Tells where the last or the best one is damaged, and another
-    is taken. Raises UserError, also for a damaged one that is asked for by its step.
+    The directory of a checkpoint is returned as it is. If the last or the best one is damaged, another is used, with a
+    warning. Raises UserError, also for a damaged one that is asked for by its step.
     """
     workdir = mirror.opened(workdir)
     if (workdir / "metadata").exists() or workdir.absolute().parent.name == "checkpoints":
@@ -75,7 +75,7 @@ def _whole(checkpoint: Path) -> Path:
 
 
 def _best(directory: Path) -> Path:
-    """The best checkpoint that is whole; the newest where nothing was validated."""
+    """The best checkpoint that is whole; the newest if none was validated."""
     faults = []
     known = {}
     for step in integrity.step_directories(directory):
@@ -92,11 +92,11 @@ def _best(directory: Path) -> Path:
         reason = integrity.fault(directory / str(best))
         if reason is None:
             if faults:
-                print(f"warning: {'; '.join(faults[:3])}; step {best} is taken", file=sys.stderr)
+                print(f"warning: {'; '.join(faults[:3])}; step {best} is used instead", file=sys.stderr)
             return directory / str(best)
         faults.append(f"the checkpoint {shown(directory / str(best))} is damaged: {reason}")
         del known[best]
-    integrity.newest_whole(directory)  # says that none is whole
+    integrity.newest_whole(directory)  # raises UserError with all faults
     raise UserError(f"no checkpoint in {directory} is whole")
 
 
@@ -124,7 +124,7 @@ def load(workdir: str | Path, which: str = "best", *, shardings: Any = None, mer
       workdir: a work directory or the directory of one checkpoint.
       which: best, last or a step.
       shardings: function from abstract parameters to their shardings; default: all on one device.
-      merge: adapters become a part of the kernels beside them, and the model one without adapters.
+      merge: whether adapters are merged into their kernels, which gives a model without adapters.
     """
     path = find(workdir, which)
     metadata = read_metadata(path)

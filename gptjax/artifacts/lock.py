@@ -1,15 +1,15 @@
 """One writer in a work directory: WORKDIR/.lock says which process writes there.
 
-The file appears whole or not at all (a link to a file that is written before), which also holds on NFS, where `flock`
-does not keep other machines out. It names the host, the process, and since when.
+The file is created whole, as a link to a finished file. This is atomic on NFS too, where `flock` does not exclude other
+machines. It names the host, the process, and its time.
 
-* An owner on this machine (the same boot, the same view of processes) counts as long as its process is there; that the
-  number was not given to another process since is told by the time at which the process started.
-* Of an owner elsewhere only the lock itself is seen: the owner touches it every BEAT seconds, and one that was not
-  touched for STALE seconds is left. The clock is that of the disk.
-* A lock that is left is taken over by exactly one process: the one that links its own claim to a name with the token
-  of the lock in it, and still finds the lock as it was. A claim of a process that then died is taken over likewise.
-* A run in a bucket has the lock of its mirror, which is of this machine, and one in the bucket (`bucket_lock`).
+* The lock of an owner on this machine (same boot, same container) is valid as long as its process is alive. The start
+  time of the process shows whether its number was given to another process.
+* An owner elsewhere touches its lock every BEAT seconds; a lock that was not touched for STALE seconds is abandoned.
+  The clock is that of the disk.
+* An abandoned lock is taken over by exactly one process: the one that links its own claim to a name with the lock's
+  token, and then finds the lock unchanged. The claim of a process that died is taken over in the same way.
+* A run in a bucket has the lock of its mirror, for this machine, and one in the bucket (`bucket_lock`).
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Lock:
 
     @classmethod
     def take(cls, workdir: Path) -> "Lock":
-        """Makes the directory where there is none. Raises UserError if another process writes there, or nobody can."""
+        """Makes the directory if needed. Raises UserError if another process writes there, or it is not writable."""
         lock = cls(workdir)
         lock._make_directory()
         lock._acquire()
@@ -57,7 +57,7 @@ class Lock:
         return lock
 
     def check(self) -> None:
-        """Raises RunError where another process has taken the directory over, since this one gave no sign of life."""
+        """Raises RunError if another process has taken the directory over, because this one gave no sign of life."""
         holder = _read(self._path)
         if holder is not None and holder.token != self._owner.token:
             raise RunError(owners.taken_over(mirror.shown(self._path.parent), holder))
@@ -65,7 +65,7 @@ class Lock:
             self._bucket.check()
 
     def release(self) -> None:
-        """Removes the lock, and the directory if it was made for nothing."""
+        """Removes the lock, and the directory if `take` made it and it is empty."""
         if self._ended.is_set():
             return
         self._ended.set()
@@ -77,7 +77,7 @@ class Lock:
             with contextlib.suppress(OSError):
                 self._path.unlink()
         for directory in reversed(self._made):
-            with contextlib.suppress(OSError):  # something is in it
+            with contextlib.suppress(OSError):  # it is not empty
                 directory.rmdir()
 
     def _make_directory(self) -> None:
@@ -124,8 +124,8 @@ class Lock:
             return True
 
     def _take_over(self, mine: Path) -> bool:
-        """Whether a lock whose owner is gone is now this one's. Raises UserError where the owner is there."""
-        chain, place = [], self._path  # the lock, the claim to it, the claim to that, ...
+        """Takes an abandoned lock over; returns whether that succeeded. Raises UserError if its owner is alive."""
+        chain, place = [], self._path  # the lock, the claim to it, the claim to that claim, ...
         while (owner := _read(place)) is not None:
             chain.append((place, owner))
             place = self._path.with_name(f"{NAME}.{owner.token}.claim")
@@ -144,13 +144,13 @@ class Lock:
         if head != chain[0][1]:  # another process was faster
             place.unlink(missing_ok=True)
             return False
-        os.replace(place, self._path)  # noqa: PTH105, it says that a file there is replaced
+        os.replace(place, self._path)  # noqa: PTH105 (the name says that an existing file is replaced)
         for claim, _ in chain[1:]:
             claim.unlink(missing_ok=True)
         return True
 
     def _sweep(self) -> None:
-        """Removes what starters that were killed have left; a claim to a lock that is no more is void."""
+        """Removes files of processes that were killed while they took the lock, and claims to locks that are gone."""
         for path in self._path.parent.glob(f"{NAME}.*"):
             with contextlib.suppress(OSError):
                 old = self._path.stat().st_mtime - path.stat().st_mtime > STALE
@@ -168,7 +168,7 @@ class Lock:
 
 
 def _read(path: Path) -> Owner | None:
-    """What a lock says; None if there is none. One that cannot be read has an owner of which nothing is known."""
+    """The owner in a lock; None if there is no lock. A lock that cannot be read has an unknown owner."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _read(path: Path) -> Owner | None:
 
 
 def _refused(what: str, error: OSError | ValueError) -> Exception:
-    """The error to raise: a mistake in the request, or, of a full or broken disk, the error itself."""
+    """The error to raise: a UserError, or the error itself if the disk is full or broken."""
     if isinstance(error, ValueError):
         return UserError(f"{what}: it is not a path")
     return UserError(f"{what}: {files.words(error)}") if error.errno in _REFUSED else error

@@ -1,4 +1,4 @@
-"""manifest.json: what produced a run, so that "why do these two runs differ" has an answer."""
+"""manifest.json: what produced a run, to answer why two runs differ."""
 
 import contextlib
 import hashlib
@@ -95,7 +95,7 @@ def parameter_table(config: Config, mesh: Mesh, params: Any) -> list[dict[str, A
 
 
 def initialisation(config: Config, name: str) -> str:
-    """How a parameter starts, in words."""
+    """The initialisation of a parameter, as text."""
     std, layers, initial = config.model.init_std, config.model.num_layers, parameters.find(name).initial
     factor = parameters.multiplier(config.model.init_multipliers, name, "model.init_multipliers")
     times = "" if factor == 1 else f"{factor:g} x "
@@ -107,7 +107,7 @@ def initialisation(config: Config, name: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name and widest instructions. Programs for one kind round differently from those for another."""
+    """The processor's name and widest instructions: programs for different processors round differently."""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
@@ -118,7 +118,7 @@ def processor() -> str:
 
 
 def git_state() -> dict[str, str] | None:
-    """Commit and hash of the uncommitted difference of the checkout this package runs from, if it is one."""
+    """Commit of the checkout that this package runs from, and hash of its uncommitted changes; None without one."""
     root = Path(__file__).parent.parent.parent
 
     def git(*arguments: str) -> str:

@@ -1,9 +1,9 @@
 """A work directory in an object store, and its mirror on this machine.
 
-Everything of a run but the arrays of its checkpoints is written and read in the mirror, a directory in the cache that
-names its bucket in the file `POINTER`; `push` writes to the bucket whole what has changed. Orbax writes checkpoints to
-the bucket itself, from each of several machines. What is in the bucket counts: `pull` makes the mirror like it. All
-functions take the path of any work directory, and do nothing for one that is on a disk.
+The mirror is a directory in the cache, whose file `POINTER` names the bucket. All files of a run except the arrays of
+its checkpoints are read and written there; `push` copies files that have changed to the bucket. Orbax writes
+checkpoints to the bucket directly, from every machine. `pull` makes the mirror equal to the bucket. All functions take
+the path of any work directory, and do nothing for one on a disk.
 """
 
 import contextlib
@@ -25,23 +25,22 @@ from gptjax.buckets import Bucket, Object, cache, file_md5, is_url
 from gptjax.errors import UserError
 
 POINTER = ".bucket.json"
-OWN = (POINTER, ".pull.lock")  # what a mirror of nothing has in it
-LOG = "log.txt"  # of a cell: its study has it open, so it is written to the bucket and, if it is here, not read back
-COMMITTED = "commit_success.txt"  # Orbax's word in a bucket that a step is whole
+OWN = (POINTER, ".pull.lock")  # the files of an empty mirror
+LOG = "log.txt"  # of a cell: its study has it open, so `pull` does not replace it
+COMMITTED = "commit_success.txt"  # Orbax writes it into a bucket once a step is complete
 CHECKPOINTS = "checkpoints"
 _STATE = re.compile(r"checkpoints/[^/]+/state/.*")  # the arrays: Orbax reads them where they are
-_OF_CELL = re.compile(r"cells/[^/]+/checkpoints/.*")  # of a study: only the run itself needs it
-_LOCAL = re.compile(r"(.*/)?\.[^/]*|checkpoints/.*")  # what `push` leaves alone: locks, the pointer, what is not whole
-_urls: dict[str, str] = {}  # of the mirrors that this process has named
-_pushed: dict[Path, dict[str, tuple[int, int]]] = {}  # size and time of the files of a mirror when it was last equal
+_OF_CELL = re.compile(r"cells/[^/]+/checkpoints/.*")  # in a study: only the cell's own run needs them
+_LOCAL = re.compile(r"(.*/)?\.[^/]*|checkpoints/.*")  # not copied by `push`: locks, the pointer, unfinished files
+_urls: dict[str, str] = {}  # {mirror: URL}, for messages
+_pushed: dict[Path, dict[str, tuple[int, int]]] = {}  # (size, time) of the files that the bucket has
 
 
 def place(text: str | Path, *, part: str = "read") -> Path:
-    """The directory that a command names: itself, or the mirror of a URL, which is not yet brought up to date.
+    """The directory that a command names: itself, or the mirror of a URL, which is not brought up to date here.
 
     Args:
-      part: of a mirror, what tells those apart that would disturb each other: a run, and each of its processes, has
-        one of its own; what only reads shares one.
+      part: separates mirrors of one URL: each process of a run has its own, and all readers share one.
 
     Raises UserError for a URL that cannot be opened.
     """
@@ -74,21 +73,21 @@ def within(workdir: Path, name: str) -> Path:
 
 
 def in_words(text: str) -> str:
-    """A text for a person: with the URLs of mirrors in the place of their directories."""
+    """`text` for the user: with URLs instead of the directories of mirrors."""
     for directory in sorted(_urls, key=len, reverse=True):
         text = text.replace(directory, _urls[directory])
     return text
 
 
 def opened(text: str | Path) -> Path:
-    """`place`, up to date, for what reads a run. Raises UserError where the bucket cannot be read."""
+    """`place`, brought up to date, to read a run. Raises UserError where the bucket cannot be read."""
     path = place(text)
     pull(path.parents[1] if path.parent.name == CHECKPOINTS else path)
     return path
 
 
 def copies(url: str, names: Collection[str]) -> Path:
-    """A mirror of these objects alone, of those that are there. Raises UserError where the bucket cannot be read."""
+    """A mirror of these objects only, as far as they exist. Raises UserError where the bucket cannot be read."""
     directory = place(url, part="files")
     bucket = bucket_of(directory)
     bucket.get([name for name in names if name in bucket.list()], directory)
@@ -100,7 +99,7 @@ def writable(text: str | Path, *, process: int = 0) -> Path:
     if is_url(text) and not os.fspath(text).startswith("gs://"):
         scheme = os.fspath(text).partition("://")[0]
         raise UserError(
-            f"--workdir={text}: checkpoints cannot be written to {scheme}://, since Orbax cannot; use gs:// or a "
+            f"--workdir={text}: Orbax cannot write checkpoints to {scheme}://; use gs:// or a "
             f"directory, and copy the run to {scheme}:// when it is done"
         )
     return place(text, part=f"run-{process}")
@@ -131,7 +130,7 @@ def _owner(path: Path) -> tuple[Bucket, str] | None:
 
 
 def shown(path: Path) -> str:
-    """What a person knows a path as: that of a mirror by its URL."""
+    """A path as the user knows it: by URL if it is in a mirror."""
     owner = _owner(path)
     if owner is None:
         return str(path)
@@ -149,7 +148,7 @@ def orbax_path(path: Path) -> Any:
 
 
 def arrays(checkpoint: Path) -> Any:
-    """The directory of a checkpoint's arrays as Orbax can read it: where it cannot read the store, a copy."""
+    """The directory of a checkpoint's arrays for Orbax: a local copy if Orbax cannot read the store."""
     owner = _owner(checkpoint)
     if owner is None or owner[0].scheme == "gs":
         return orbax_path(checkpoint / "state")
@@ -161,7 +160,7 @@ def arrays(checkpoint: Path) -> Any:
 
 
 def objects(checkpoint: Path) -> dict[str, Object] | None:
-    """What the bucket has of a checkpoint, by names relative to it; None on a disk."""
+    """The objects of a checkpoint in its bucket, by names relative to it; None on a disk."""
     owner = _owner(checkpoint)
     if owner is None:
         return None
@@ -170,9 +169,9 @@ def objects(checkpoint: Path) -> dict[str, Object] | None:
 
 
 def pull(workdir: Path, below: str = "") -> None:
-    """Makes a mirror like its bucket, or what is below a name; arrays and steps that are not whole are left out.
+    """Makes a mirror equal to its bucket, or only the part `below` a name. Leaves out arrays and incomplete steps.
 
-    Of a study, all but the checkpoints of its cells; a cell whose run is still at work on this machine is left alone.
+    In a study, also leaves out checkpoints of cells, and does not touch cells that are running on this machine.
     """
     if (bucket := bucket_of(workdir)) is None:
         return
@@ -193,7 +192,7 @@ def pull(workdir: Path, below: str = "") -> None:
                 (workdir / name).unlink(missing_ok=True)
         fetched = [name for name, there in wanted.items() if not _equal(workdir / name, there)]
         bucket.get(fetched, workdir)
-        for name in fetched:  # of several evaluations the newest counts
+        for name in fetched:  # keep the times: of several evaluations the newest is used
             if modified := wanted[name].modified:
                 os.utime(workdir / name, (modified, modified))
         for step in whole:  # an empty directory: where the arrays would be
@@ -213,9 +212,9 @@ def _is_held(lock: Path) -> bool:
 
 
 def push(workdir: Path, names: Collection[str] | None = None) -> None:
-    """Writes the files of a mirror that have changed since it was last equal to the bucket; `names`: of these.
+    """Copies the files of a mirror that have changed since it was last equal to the bucket; `names`: only these.
 
-    Of a study, not those of its cells, which are mirrors of their own.
+    In a study, leaves out the files of cells, which have mirrors of their own.
     """
     if (bucket := bucket_of(workdir)) is None:
         return

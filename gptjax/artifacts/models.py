@@ -1,4 +1,4 @@
-"""A model by the name that a command gives it: a run, a checkpoint, or `hf:` and a directory, also of adapters."""
+"""Finds and loads the model that a command names: a run, a checkpoint, or `hf:` and a directory, also of adapters."""
 
 import dataclasses
 from pathlib import Path
@@ -16,12 +16,12 @@ HUGGING_FACE = "hf:"
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """Where a model is. To find it costs nothing; `load` reads it.
+    """Where a model is. Finding it is cheap; `load` reads it.
 
     Attributes:
       path: of the checkpoint, or of the published model.
-      config: of the run; of a published model, the default with its options of `model`.
-      name: by which a published model was asked for, without hf:; None for a checkpoint.
+      config: of the run; for a published model, the default with its options of `model`.
+      name: the name of a published model in the command, without hf:; None for a checkpoint.
       adapter: a directory of PEFT on top of a published model.
     """
 
@@ -58,7 +58,7 @@ def find(name: str, which: str = "best", *, adapter: str = "") -> Location:
         raise UserError(f"--adapter={adapter} belongs to a published model, hf:DIR, not to {name}")
     directory = mirror.opened(name)
     if directory.is_dir() and not (directory / "checkpoints").exists() and _looks_published(directory):
-        raise UserError(f"{name} is a directory of Hugging Face; write {HUGGING_FACE}{name}")
+        raise UserError(f"{name} is a Hugging Face directory; write {HUGGING_FACE}{name}")
     path = loading.find(directory, which)
     return Location(path, loading.read_config(path))
 
@@ -76,7 +76,7 @@ def _published(name: str, adapter: str) -> Location:
 
 
 def _base(adapters: Path) -> tuple[Path, str]:
-    """The model that adapters belong to, and its name: a directory, also beside the adapters, or a name on the hub."""
+    """The base model of adapters, and its name: a directory, perhaps relative to the adapters, or a name on the hub."""
     path = adapters / adapter_config.CONFIG
     base = adapter_config.read(adapters).base_model_name_or_path
     if not base:

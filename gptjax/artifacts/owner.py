@@ -21,8 +21,8 @@ class Owner:
     """Who writes in a work directory, as its lock says.
 
     Attributes:
-      machine: what processes that see each other have in common: a boot and a namespace of processes.
-      started: when the process started, in the ticks of its machine; "" where that is not known.
+      machine: an id of the boot and the process namespace: equal for processes that can see each other.
+      started: when the process started, in the ticks of its machine; "" if that is not known.
       token: of this lock alone.
     """
 
@@ -39,14 +39,14 @@ class Owner:
         return cls(socket.gethostname(), machine(), pid, started(pid), since, uuid.uuid4().hex)
 
     def is_there(self, silence: float) -> bool:
-        """Whether the process is at work; `silence`: seconds since it touched its lock, by the clock of the place."""
+        """Whether the process is alive; `silence`: seconds since it touched its lock, by the clock of disk or store."""
         if self.machine and self.machine == machine():
             return files.alive(self.pid) and started(self.pid) == self.started
         return silence < STALE
 
 
 def read(text: str) -> Owner:
-    """What a lock says. One that cannot be read has an owner of which nothing is known."""
+    """The owner in the text of a lock; an unknown owner if it cannot be read."""
     with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
         value: dict[str, Any] = json.loads(text)
         owner = Owner(**{field.name: value[field.name] for field in dataclasses.fields(Owner)}) if value else None
@@ -60,9 +60,9 @@ def unreadable(reason: str) -> Owner:
 
 
 def refusal(workdir: str | Path, owner: Owner) -> str:
-    """Why another process may not write there."""
+    """The error for a process that may not write there."""
     text = (
-        f"--workdir={workdir}: process {owner.pid} on {owner.host} writes there since {owner.since}; "
+        f"--workdir={workdir}: process {owner.pid} on {owner.host} has been writing there since {owner.since}; "
         "wait for its end, stop it, or use another --workdir"
     )
     if owner.machine != machine():
@@ -71,15 +71,15 @@ def refusal(workdir: str | Path, owner: Owner) -> str:
 
 
 def taken_over(workdir: str | Path, owner: Owner) -> str:
-    """What a process is told whose lock another one has."""
+    """The error for a process whose lock another one has taken over."""
     return (
-        f"{workdir} was taken over by process {owner.pid} on {owner.host} since {owner.since}: this process gave no "
-        f"sign of life for {STALE:.0f} s. It writes nothing any more"
+        f"{workdir} was taken over by process {owner.pid} on {owner.host} since {owner.since}, because this process "
+        f"gave no sign of life for {STALE:.0f} s. This process has stopped writing"
     )
 
 
 def machine() -> str:
-    """The same for processes that see each other's numbers: of one boot, in one namespace (container)."""
+    """An id that is equal for processes of one boot in one process namespace (container), which see each other."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -1,4 +1,4 @@
-"""A published model, in the Hugging Face layout, read for use."""
+"""Reads a published model in the Hugging Face layout for inference."""
 
 import dataclasses
 import sys
@@ -60,12 +60,12 @@ def read(
     """The model of a directory as the checkpoint of step 0, its adapters beside the kernels that they change.
 
     Args:
-      name: by which the directory was asked for; default: itself.
-      adapter: a directory of PEFT. Its own tokenizer and template, where it has them, go before those of the model.
+      name: the name of the directory in the command; default: itself.
+      adapter: a directory of PEFT. Its tokenizer and template, if it has them, replace those of the model.
       allow_pickle: whether weights in a pickle are read.
-      add_bos_token: whether prompts begin with the token that begins a text: auto (the tokenizer says it), true, false.
+      add_bos_token: whether prompts begin with the begin-of-text token: auto (as the tokenizer says), true, false.
 
-    Raises UserError for what cannot be read. A chat template that cannot be used is left out, which is said on stderr.
+    Raises UserError for files that cannot be read. A chat template that cannot be used is left out, with a warning.
     """
     config = read_config(directory, name, adapter)
     source = _of_tokenizer(directory, adapter)
@@ -90,5 +90,5 @@ def read(
 
 
 def _of_tokenizer(directory: Path, adapter: Path | None) -> Path:
-    """The directory whose tokenizer counts."""
+    """The directory whose tokenizer is used."""
     return adapter if adapter is not None and tokenizer_files.has_tokenizer(adapter) else directory

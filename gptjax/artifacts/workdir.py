@@ -1,4 +1,4 @@
-"""The work directory of a run: whose it is, and files that are whole or not there."""
+"""The work directory of a run: whether a config, and data, may continue the run in it."""
 
 import os
 import sys
@@ -12,16 +12,16 @@ from gptjax.artifacts import integrity, mirror
 from gptjax.errors import UserError
 from gptjax.files import words
 
-# What may differ when a work directory is continued: none of it changes a parameter that is trained.
+# Effects of options that may differ when a run continues: they do not change the trained parameters.
 FREE = ("computation", "place", "record", "score")
-# What may differ on request: the rest of the run is trained in another way, from the same state and place in the data.
+# Those that may differ with --allow_changes: state and position in the data stay, the further training differs.
 ON_REQUEST = ("hyper", "course")
-UNSAID = (("objective.name", "auto"), ("data_seed", -1))  # in the config of an older run, which did not resolve them
-SWITCHES = ("train.ema_decay",)  # on or off, they decide what a checkpoint holds
+UNSAID = (("objective.name", "auto"), ("data_seed", -1))  # unresolved in configs of older versions
+SWITCHES = ("train.ema_decay",)  # switching them on or off changes what a checkpoint holds
 
 _OF_DATA = {
     "source_fingerprint": "the source fingerprint",
-    "splits": "what is trained on and what is held out (fractions, cleaning, what is left out)",
+    "splits": "the split into training and held-out data (fractions, cleaning, exclusions)",
     "tokenizer": "the tokenizer",
     "weights": "the weights",
 }
@@ -30,11 +30,11 @@ Changes = dict[str, list[Any]]  # {"section.option": [before, now]}
 
 
 def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_changes: bool = False) -> Changes:
-    """Makes the directory, or checks that the run in it may go on with this config. Returns what is different.
+    """Makes the directory, or checks that the run in it may continue with this config. Returns the differences.
 
     Args:
-      step: that of the checkpoint from which the run goes on; 0: there is none, and on request anything may change.
-      allow_changes: whether options that affect the rest of the training may differ, too.
+      step: of the checkpoint from which the run continues; 0: none, and with `allow_changes` any option may differ.
+      allow_changes: whether options that affect further training may differ, too.
 
     Raises UserError with the differences.
     """
@@ -67,7 +67,7 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
         )
     asked = [name for name in changes if name not in free]
     if asked and not allow_changes:
-        place = f"goes on from step {step}" if step else "begins anew"
+        place = f"goes on from step {step}" if step else "starts over"
         raise UserError(
             f"{mirror.shown(workdir)} holds a run of another config: {_listed(changes, asked)}. With --allow_changes "
             f"it {place} with the new values; otherwise use the old ones or a new --workdir"
@@ -76,17 +76,17 @@ def claim(workdir: Path, config: config_lib.Config, *, step: int = 0, allow_chan
 
 
 def _listed(changes: Changes, names: Sequence[str], most: int = 5) -> str:
-    known = [f"{name} is {changes[name][0]!r} there and {changes[name][1]!r} now" for name in names[:most]]
+    known = [f"{name} was {changes[name][0]!r} and is {changes[name][1]!r} now" for name in names[:most]]
     return ", ".join(known) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_data(workdir: Path, identity: dict) -> None:
-    """Raises UserError where the data are not those that a run was trained on, as its manifest says."""
+    """Raises UserError if the data differ from those in the manifest of the run."""
     if reason := integrity.manifest_fault(workdir):
-        print(f"warning: {reason}; whether the data are those of before is not checked", file=sys.stderr)
+        print(f"warning: {reason}; cannot check whether the data are the same as before", file=sys.stderr)
         return
     recorded = _read_manifest(workdir)["data"]
-    same = bool(recorded.get("tokens")) and recorded["tokens"] == identity["tokens"]  # whatever the files are called
+    same = bool(recorded.get("tokens")) and recorded["tokens"] == identity["tokens"]  # files may be renamed
     for key in ("tokenizer", "weights") if same else ("source_fingerprint", "splits", "tokenizer", "weights"):
         if key in recorded and recorded[key] != identity.get(key):
             raise UserError(
@@ -96,13 +96,13 @@ def check_data(workdir: Path, identity: dict) -> None:
 
 
 def read_changes(workdir: Path) -> list[dict[str, Any]]:
-    """What was changed while a run went on, the first change first: {"step", "options": {name: [before, now]}}."""
+    """Options that were changed during a run, in order of time: {"step", "options": {name: [before, now]}}."""
     changes = _read_manifest(workdir).get("changes")
     return [change for change in changes if isinstance(change, dict)] if isinstance(changes, list) else []
 
 
 def _read_manifest(workdir: Path) -> dict[str, Any]:
-    """What manifest.json holds; nothing where it is missing or damaged."""
+    """The content of manifest.json; empty if it is missing or damaged."""
     try:
         manifest = json_text.read_json(workdir / "manifest.json")
     except UserError:

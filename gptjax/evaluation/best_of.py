@@ -27,7 +27,7 @@ def check(count: int, reward: str, *, beams: int = 1, temperature: float = 1.0) 
             f"one of {', '.join(rewards.BUILT_IN)}"
         )
     if beams > 1:
-        raise UserError(f"--beams={beams} searches and draws nothing; leave out --best_of")
+        raise UserError(f"--beams={beams} searches instead of sampling; leave out --best_of")
     if temperature == 0:
         raise UserError(f"--temperature=0 draws --best_of={count} equal completions; use a higher one")
     rewards.parse(reward, "--reward")
@@ -42,7 +42,7 @@ def open_reward(text: str, trained: "Trained", requests: Sequence[dict[str, Any]
         raise UserError(f'--reward={needed[0]} compares with a reference, and {prompt[:60]!r} has no "reference"')
     config = trained.config.copy_and_resolve_references().unlock()
     config.objective.update(reward=text, reward_errors="skip")  # `choose` says what fails
-    return rewards.Reward(config, trained.tokenizer)
+    return rewards.Reward(config, trained.tokenizer, "--reward")
 
 
 class Chosen(NamedTuple):

@@ -1,8 +1,8 @@
-"""Beam search: the completions that a model finds most probable, with their scores.
+"""Beam search: the most probable completions under a model, with their scores.
 
-The rule is that of transformers, whose results it reproduces. After each token the best continuations of all beams are
-ranked. Those among the first `beams` that end are finished; the best that do not end are the next beams. The search of
-one prompt does not depend on the prompts beside it.
+It gives the results of transformers. After each token the best continuations of all beams are ranked. Those among the
+first `beams` that end are finished; the best that do not end are the next beams. The search of one prompt does not
+depend on other prompts.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from gptjax.model.architecture import Architecture
 from gptjax.model.cache import Cache
 from gptjax.parallel import partition
 
-ROWS = 32  # of the cache: prompts that are searched together times beams
+ROWS = 32  # of the cache: prompts searched together x beams
 MIN_LENGTH = 16
-NOTHING = -1e9  # the score of what is not a completion
+NOTHING = -1e9  # the score of a place without a completion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Hypothesis:
 def search(
     generator: Generator, prompts: Sequence[np.ndarray], params: BeamParams, *, mesh: Mesh | None = None
 ) -> list[list[Hypothesis]]:
-    """The `num_best` completions of each prompt, the best first; fewer where there are no more.
+    """The `num_best` completions of each prompt, the best first; fewer if fewer were found.
 
     Args:
       generator: its model, its tokenizer, and the tokens that end a text.
@@ -82,7 +82,7 @@ def search(
 def _search(
     generator: Generator, prompts: Sequence[np.ndarray], params: BeamParams, rows: int
 ) -> list[list[Hypothesis]]:
-    """`search` of prompts that are padded to `rows` rows of one length."""
+    """`search` for prompts padded to `rows` rows of one length."""
     architecture, ends = generator.model.architecture, () if params.ignore_eos else generator.end_ids
     context = architecture.context_length
     length = min(_power(len(prompts[0]), MIN_LENGTH), context)
@@ -128,7 +128,7 @@ def _hypothesis(generator: Generator, prompt: np.ndarray, best: "_Finished", end
 
 
 class _Finished(NamedTuple):
-    """Finished completions of each prompt, the best first; of those that are not there yet the length is 0."""
+    """Finished completions of each prompt, the best first; places that are still free have length 0."""
 
     tokens: Int[Array, "prompts beams steps"]
     lengths: Int[Array, "prompts beams"]
@@ -174,7 +174,7 @@ def _run(
     layers = params["blocks"]
     model = gpt.bind(architecture, {**params, "blocks": layers[0]})
     vocab = architecture.padded_vocab_size
-    kept = min((1 + max(len(ends), 1)) * beams, beams * vocab)  # so that `beams` of them do not end
+    kept = min((1 + max(len(ends), 1)) * beams, beams * vocab)  # at least `beams` of them do not end
 
     # 1. Prompts are read once; then each beam has a copy.
     positions = jnp.broadcast_to(jnp.arange(length), prompts.shape)
@@ -184,21 +184,21 @@ def _run(
     room = min(length + steps, architecture.context_length) - length
     cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room), *[(0, 0)] * (x.ndim - 2)]), cache)
     cache = _of_parents(cache, jnp.zeros((count, beams), jnp.int32))
-    # Only the first beam counts at first, so that the next ones differ.
+    # All beams are equal here: only the first counts, else the next ones would be equal, too.
     sums = jnp.where(jnp.arange(beams) == 0, 0.0, NOTHING) + jnp.zeros((count, 1))
     tokens = jnp.zeros((count, beams, steps), jnp.int32)
     nothing = jnp.full((count, beams), NOTHING)
     finished = _Finished(tokens, jnp.zeros((count, beams), jnp.int32), nothing, nothing)
 
     def body(state: _State) -> _State:
-        number = state.step + 1  # of tokens in a completion that ends now
+        number = state.step + 1  # tokens in a completion that ends now
         # 2. The best continuations of all beams together.
         sums = state.sums[:, :, None] + jax.nn.log_softmax(state.logits, axis=-1)
         sums, places = jax.lax.top_k(sums.reshape(count, -1), kept)
         parents, token = places // vocab, places % vocab
         tokens = jnp.take_along_axis(state.tokens, parents[:, :, None], axis=1).at[:, :, state.step].set(token)
         over = (token[:, :, None] == ends).any(-1) | (number >= limits)[:, None]
-        # 3. Those among the first `beams` that end, beside those that ended before.
+        # 3. Those among the first `beams` that end are ranked with those that ended before.
         scores = sums / number.astype(jnp.float32) ** length_penalty
         counts = over & (jnp.arange(kept) < beams) & state.going[:, None]
         new = _Finished(tokens, jnp.where(counts, number, 0), sums, jnp.where(counts, scores, NOTHING))
@@ -207,7 +207,7 @@ def _run(
         # 4. The best that do not end are the next beams.
         sums, chosen = jax.lax.top_k(jnp.where(over, NOTHING, sums), beams)
         parents, token, tokens = _rows((parents, token, tokens), chosen)
-        # 5. Whether it goes on: the best beam, as if it ended at `end`, against the worst finished completion.
+        # 5. A search goes on while the best beam, if it ended at `end`, could beat the worst finished completion.
         end = jnp.where(length_penalty > 0, limits, number) if early_stopping == "never" else number
         possible = sums[:, 0] / jnp.maximum(end, 1).astype(jnp.float32) ** length_penalty
         full = (finished.lengths > 0).all(1)
@@ -230,7 +230,7 @@ def _rows(tree: Any, places: Int[Array, "prompts chosen"]) -> Any:
 
 
 def _of_parents(cache: Cache, parents: Int[Array, "prompts beams"]) -> Cache:
-    """The cache of beams that continue `parents`, which are numbers of a prompt's rows."""
+    """The cache reordered for beams that continue `parents`, which are indices of a prompt's rows."""
     count, beams = parents.shape
 
     def take(x: Array) -> Array:

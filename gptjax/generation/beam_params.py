@@ -11,15 +11,15 @@ EarlyStopping = Literal["false", "true", "never"]
 
 @dataclasses.dataclass(frozen=True)
 class BeamParams:
-    """How completions are searched. The score of one is the sum of its log-probabilities / length ** length_penalty.
+    """Settings of a search. A completion's score is its log-probability / length ** length_penalty.
 
     Attributes:
       beams: unfinished completions that are kept after each token.
-      num_best: completions wanted, the best first; at most `beams`.
-      length_penalty: more than 0 favours long completions, less than 0 short ones; 0 compares the bare sums.
-      early_stopping: when the search ends once there are as many finished completions as beams, as transformers has it.
-        "true": at once. "false": where no beam would be better if it ended now. "never": where none can become better
-        up to max_new_tokens.
+      num_best: completions to return, the best first; at most `beams`.
+      length_penalty: more than 0 favours long completions, less than 0 short ones; 0 compares log-probabilities.
+      early_stopping: when a search with as many finished completions as beams ends, as in transformers. "true": at
+        once. "false": when no beam would be better if it ended now. "never": when no beam can become better within
+        max_new_tokens.
       max_new_tokens: the largest number of generated tokens.
       ignore_eos: whether to go on after an end-of-text token.
     """

@@ -17,7 +17,7 @@ from gptjax.generation.params import SamplingParams
 OnText = Callable[[int, str], None]
 
 BATCH_SIZE = 32
-STREAMING_ROUNDS = 4  # tokens between two pieces of text shown to a person
+STREAMING_ROUNDS = 4  # tokens between two pieces of streamed text
 
 
 class Generator:
@@ -60,7 +60,7 @@ class Generator:
         for model in filter(None, (trained, draft)):
             if model.config.objective.name == "reward_model":
                 raise UserError(
-                    f"{model.path} is a reward model: it judges answers and writes none; name it where a model writes: "
+                    f"{model.path} is a reward model: it judges answers and writes none; use it to choose answers: "
                     "`gptjax generate --workdir=WRITER --best_of=8 --reward=model:WORKDIR`"
                 )
         if draft is not None:
@@ -112,10 +112,10 @@ class Generator:
 
         Args:
           prompts: token ids.
-          params: how to draw, and where to end.
-          on_text: called with the place of a prompt in `prompts` and a new piece of its text, as soon as the piece is
-            final. The pieces together are the text of the completion; no piece has half a character.
-          indices: give equal prompts different draws; default: the places in `prompts`.
+          params: how to sample, and where to end.
+          on_text: called with the index of a prompt and a new piece of its text, as soon as the piece is final. Joined,
+            the pieces are the text of the completion; no piece has half a character.
+          indices: give equal prompts different samples; default: the indices in `prompts`.
 
         Raises:
           UserError: `params` are out of range; a prompt is empty, longer than the context, or has an id that
@@ -131,8 +131,8 @@ class Generator:
             max_waiting=len(prompts),
             rounds=STREAMING_ROUNDS if on_text else decoding.ROUNDS,
         )
-        # Sorted by length, so that prompts of similar length are read together. The longest come first, so that a lack
-        # of memory shows at once and no cache has to grow.
+        # Sorted by length, so that prompts of similar length are read together. The longest come first, so that no
+        # cache has to grow, and too little memory shows at once.
         requests = sorted(enumerate(zip(prompts, indices, strict=True)), key=lambda request: -len(request[1][0]))
         places = {engine.submit(prompt, params, index=index): place for place, (prompt, index) in requests}
         events: list[list[Event]] = [[] for _ in prompts]

@@ -1,7 +1,7 @@
 """Texts that must match a JSON schema or a regular expression, by llguidance (pip install 'gptjax[serve]').
 
-The library tells after each token which tokens may come next; all others are removed before one is drawn. A text ends
-where the grammar does.
+After each token, the library gives the tokens that may come next; all others are removed before one is sampled. A text
+ends where the grammar ends.
 """
 
 import functools
@@ -19,7 +19,7 @@ _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 
 
 class Grammar:
-    """What a text must look like; `start` follows one text."""
+    """A grammar that texts must match; `start` follows one text."""
 
     def __init__(self, tokenizer: Tokenizer, grammar: str):
         """`grammar` is llguidance's own description. Raises UserError for one that it refuses."""
@@ -28,16 +28,16 @@ class Grammar:
 
     @classmethod
     def of_schema(cls, tokenizer: Tokenizer, schema: Mapping[str, Any] | bool) -> "Grammar":
-        """A JSON value that a JSON schema admits. Raises UserError for what is not a schema, or one not supported.
+        """JSON values that match a schema. Raises UserError for an invalid or unsupported schema.
 
-        White space is that of `json.dumps`: where more may come, a weak model writes nothing else until it is cut off.
+        White space is that of `json.dumps`: if more were allowed, a weak model could write nothing else.
         """
         text = json.dumps(schema)
         return cls(tokenizer, _written(lambda matcher: matcher.grammar_from_json_schema(text, overrides=_SPACES)))
 
     @classmethod
     def of_regex(cls, tokenizer: Tokenizer, pattern: str) -> "Grammar":
-        """A text that a regular expression matches as a whole. Raises UserError for what is none."""
+        """Texts that a regular expression matches as a whole. Raises UserError for an invalid expression."""
         return cls(tokenizer, _written(lambda matcher: matcher.grammar_from_regex(pattern)))
 
     def start(self) -> "Follower":
@@ -51,13 +51,13 @@ class Grammar:
 
 
 class Follower:
-    """One text in a grammar."""
+    """Follows one text through a grammar."""
 
     def __init__(self, matcher: Any, tokenizer: Tokenizer):
         self._matcher, self._size, self._end_id = matcher, tokenizer.vocab_size, tokenizer.eot_id
 
     def allowed(self, vocab: int) -> Bool[np.ndarray, " vocab"]:
-        """Which tokens may come next; the end of the text alone where the grammar is at its end."""
+        """Which tokens may come next; only the end-of-text token where the grammar ends."""
         import llguidance.numpy
 
         allowed = np.zeros(vocab, bool)
@@ -90,7 +90,7 @@ def _written(write: Any) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _library_tokenizer(tokenizer: Tokenizer) -> Any:
-    """The vocabulary as the library reads it. A kind that it does not know is given token by token."""
+    """The vocabulary for the library. A kind of tokenizer that it does not know is given token by token."""
     import llguidance
 
     try:
@@ -100,7 +100,7 @@ def _library_tokenizer(tokenizer: Tokenizer) -> Any:
 
 
 class _Vocabulary:
-    """The names that llguidance reads of a tokenizer."""
+    """The attributes of a tokenizer that llguidance reads."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -115,7 +115,7 @@ class _Vocabulary:
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         try:
             return self._tokenizer.encode(text).tolist()
-        except UserError:  # a vocabulary of characters lacks one
+        except UserError:  # a character that the vocabulary lacks
             return []
 
 

@@ -1,4 +1,4 @@
-"""A conversation with a model: turns, what of them fits in its context, and the file that keeps them."""
+"""A conversation with a model: its turns, which of them fit in the context, and saving and loading."""
 
 import bisect
 import dataclasses
@@ -22,13 +22,13 @@ SUFFIX = ".jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model said.
+    """An answer of the model.
 
     Attributes:
       finish_reason: as in `Event`; "cancelled" after `stop`.
-      prompt_tokens: read before it.
-      left_out: messages that no longer fit in the context, the oldest ones.
-      lacking: what of the question is not in the vocabulary (`Tokenizer.lacking`).
+      prompt_tokens: tokens of the prompt.
+      left_out: number of the oldest messages, which no longer fit in the context.
+      lacking: characters of the question that are not in the vocabulary (`Tokenizer.lacking`).
     """
 
     text: str
@@ -41,7 +41,7 @@ class Answer:
 
 
 class _Question(NamedTuple):
-    """A question, the number of turns before it, and which draw of its answer is wanted."""
+    """A question, the number of turns before it, and how many answers to it were sampled before."""
 
     text: str
     place: int
@@ -49,21 +49,21 @@ class _Question(NamedTuple):
 
 
 class Conversation:
-    """Turns of a user and a model. What raises leaves the conversation as it was.
+    """Turns of a user and a model. A method that raises leaves the conversation unchanged.
 
-    By a model with a chat template each question is answered. A model without one was trained on plain text: it
-    continues the text so far, in which a question begins on a new line.
+    A model with a chat template answers each question. A model without one was trained on plain text: it continues the
+    text so far, in which a question begins on a new line.
 
-    The n-th answer is a function of the messages, the parameters and the number of times that it was drawn again.
+    An answer depends only on the messages, the parameters and how often it was sampled again.
 
     Attributes:
-      messages: the system's, if there is one, then questions and answers by turns.
-      params: how answers are drawn.
-      answers: of this session.
+      messages: the system's, if there is one, then questions and answers in turn.
+      params: how answers are sampled.
+      answers: those of this session.
     """
 
     def __init__(self, generator: Generator, params: SamplingParams, *, system: str = ""):
-        """Raises UserError where the model takes no system text."""
+        """Raises UserError if the model does not support a system text."""
         self.messages: list[Message] = []
         self.params = params
         self.answers: list[Answer] = []
@@ -88,10 +88,10 @@ class Conversation:
         return len(self._encode([*head, *turns[self._left_out :]])) if turns else 0
 
     def set_system(self, text: str) -> None:
-        """The text that stands before all turns; "" removes it. Raises UserError where the template has no place."""
+        """Sets the text before all turns; "" removes it. Raises UserError if the template does not support one."""
         head: list[Message] = [{"role": "system", "content": text}] if text.strip() else []
         if head and self._generator.template is None:
-            raise UserError("this model was trained without a chat template, so it knows no system text")
+            raise UserError("this model was trained without a chat template, so it does not support a system text")
         self._encode([*head, {"role": "user", "content": "question"}])
         self.messages = head + self._split(self.messages)[1]
 
@@ -108,19 +108,19 @@ class Conversation:
         return self._answer(_Question(question, len(self._split(self.messages)[1]), 0), on_text)
 
     def regenerate(self, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Another answer to the last question, in the place of that before. Raises UserError where there is none."""
+        """Replaces the last answer by a new one. Raises UserError where there is no question."""
         if self._last is None:
             raise UserError("there is no question to answer again")
         return self._answer(self._last._replace(draw=self._last.draw + 1), on_text)
 
     def stop(self) -> None:
-        """Ends the answer that is being written; from a signal handler, or another thread."""
+        """Ends the answer that is being written. May be called from a signal handler or another thread."""
         self._stopped = True
 
     def save(self, path: str | Path) -> None:
         """Writes the conversation as one JSON line with `messages`, which data.source=messages:FILE reads.
 
-        Raises UserError where a file that is not this conversation's is there; RunError where it cannot be written.
+        Raises UserError if the file exists and is not this conversation's; RunError if it cannot be written.
         """
         path = files.expand(path)
         if path.suffix != SUFFIX:
@@ -137,7 +137,7 @@ class Conversation:
         self._saved = path.absolute()
 
     def load(self, path: str | Path) -> None:
-        """Takes the place of this conversation by that of a file, checked as training data are. Raises UserError."""
+        """Replaces this conversation by that of a file, which is checked like training data. Raises UserError."""
         path = files.expand(path)
         found = list(read_dialogues(files.regular(path), "messages", source=str(path)))
         if len(found) != 1:
@@ -148,7 +148,8 @@ class Conversation:
         answered = bool(asked) and asked[-1] < len(turns) - 1
         self._encode(messages)
         self._last = _Question(turns[asked[-1]]["content"], asked[-1], 0 if answered else -1) if asked else None
-        self.messages = messages if answered or not asked else messages[:-1]  # what has no answer, `regenerate` answers
+        # A question without an answer is left to `regenerate`.
+        self.messages = messages if answered or not asked else messages[:-1]
         self._left_out = 0
 
     # ---- One turn ----------------------------------------------------------------------------------------------------
@@ -185,14 +186,14 @@ class Conversation:
         return answer
 
     def _fit(self, messages: list[Message]) -> tuple[np.ndarray, int]:
-        """(the prompt, messages after the system's that are left out of it). The last question always stays.
+        """(the prompt, number of messages after the system's that are left out). The last question always stays.
 
-        An answer may need up to half of the context, which is kept free. Raises UserError where a question alone fills
-        the context.
+        Up to half of the context is kept free for the answer. Raises UserError where a question alone fills the
+        context.
         """
         head, turns = self._split(messages)
         room = self.context_length - min(self.params.max_new_tokens, self.context_length // 2)
-        # The model may see everything, or what begins with one of the later questions.
+        # Try all messages first, then leave out one question after the other with its answer.
         starts = [0, *(place for place, message in enumerate(turns) if place and message["role"] == "user")]
         first = bisect.bisect_left(starts[:-1], True, key=lambda i: len(self._encode([*head, *turns[i:]])) <= room)
         prompt = self._encode([*head, *turns[starts[first] :]])

@@ -1,10 +1,10 @@
-"""The compiled programs of generation: reading prompts into slots, then writing tokens in all slots on the device.
+"""The compiled programs of generation: reading prompts into slots (prefill), then decoding in all slots on the device.
 
 A slot is a row of the state. Prompts are read into free slots while the other slots wait. One decode loop serves all
 slots, each with its own settings. With a draft model the loop is speculative: the draft proposes a few tokens, the
-model reads all of them at once, and the proposals that the model would have drawn itself are kept. Model and draft draw
-with the same random key at a position. So the tokens, sampled or greedy, are exactly those without a draft, and equal
-distributions give equal draws
+model reads all of them at once, and the proposals that the model would have sampled itself are kept. Model and draft
+sample with the same random key at a position. So the tokens, sampled or greedy, are exactly those without a draft, and
+equal distributions give equal samples
 (Daliri, Musco and Suresh 2024, "Coupling without communication and drafter-invariant speculative decoding").
 """
 
@@ -43,8 +43,8 @@ class State(NamedTuple):
       positions: the position that the next token will have.
       seen: tokens of the prompt.
       counts: how often each token was generated.
-      keys: one random key per slot; folded with a position, it is the key of one draw.
-      controls, biases: how each slot draws.
+      keys: one random key per slot; folded with a position, it is the key of one sample.
+      controls, biases: how each slot samples.
       end_ids: tokens that end the text of a slot, filled up with NO_TOKEN.
     """
 
@@ -63,7 +63,7 @@ class Prompts(NamedTuple):
     """Prompts to read, or the next chunks of prompts, padded on the right.
 
     Attributes:
-      lengths: how many of the tokens are there.
+      lengths: the number of tokens without padding.
       slots: the slot of each prompt.
       seeds, indices: together they decide the random key of a text.
     """
@@ -92,7 +92,7 @@ class Written(NamedTuple):
 
 @partial(jax.jit, static_argnames="architecture")
 def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
-    """Parameters as decoding reads them: one tree per layer, matrices in the compute dtype.
+    """Parameters in the form for decoding: one tree per layer, matrices in the compute dtype.
 
     Decoding reads every parameter for every token. Slices of stacked layers would be copied each time, and matrices
     in float32 would be read at full size and converted each time. The router of experts and the norms stay in float32.
@@ -106,7 +106,7 @@ def prepare(params: gpt.Params, *, architecture: Architecture) -> gpt.Params:
 
 @partial(jax.jit, static_argnames=("architectures", "slots", "capacity"))
 def new_state(*, architectures: Architectures, slots: int, capacity: int) -> State:
-    """A state in which all slots are free. `capacity`: tokens that prompt and completion may have together."""
+    """A state in which all slots are free. `capacity`: the largest number of tokens of prompt and completion."""
     zeros, vocab = jnp.zeros(slots, jnp.int32), architectures[0].padded_vocab_size
     return _split(
         State(
@@ -145,30 +145,32 @@ def insert(
       prompts: whole prompts, or chunks of them.
       starts: the position of the first token of each chunk; the tokens before it are in the slot already. None:
         position 0, which is cheaper, since nothing is read from the caches.
-      targets: tokens whose log-probabilities are wanted: each after the token in its place of `prompts`. None computes
-        scores only after the last tokens.
+      targets: the token after each token of `prompts`, whose log-probability is wanted. None computes logits only
+        after the last tokens.
 
     Returns:
-      The state, and what was asked for with `targets`.
+      The state, and the log-probabilities of `targets` with the most probable tokens, or None.
     """
     tokens, lengths, slots = map(jnp.asarray, (prompts.tokens, prompts.lengths, prompts.slots))
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     ends = lengths if starts is None else jnp.asarray(starts) + lengths
+    # 1. The model, and then the draft, read the tokens; the logits after the last ones are the model's.
     caches, scores = [], None
     for architecture, own, cache in zip(architectures, params, state.caches, strict=True):
         model, layers = _bind(architecture, own)
         if starts is None:
             hidden, new = model.hidden(tokens, positions=places, new_cache=True, layers=layers)
-        else:  # padding is beyond the capacity, so that it is not written
+        else:  # padding gets a position beyond the capacity, so that it is not written
             at = jnp.where(places < lengths[:, None], jnp.asarray(starts)[:, None] + places, cache.capacity)
             rows = _rows_of_cache(cache, slots)
             hidden, new = model.hidden(tokens, positions=at, cache=rows, layers=layers)
-        if not caches:  # the scores of the model, not of the draft
+        if not caches:
             last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
             logits = model.logits(last)[:, 0]
             if targets is not None:
                 scores = _scores(model, hidden, jnp.asarray(targets))
         caches.append(_insert_cache(cache, new, slots))
+    # 2. The rows of the slots start afresh; `seen` has the tokens of the whole prompt so far.
     batch, vocab = logits.shape
     written, capacity = caches[0].tokens[slots], caches[0].capacity
     written = jnp.where(jnp.arange(capacity) < ends[:, None], written, vocab)
@@ -184,7 +186,7 @@ def insert(
 
 
 def _scores(model: gpt.GPT, hidden: Float[Array, "batch length embed"], targets: Int[Array, "batch length"]):
-    """Log-probabilities of `targets`, and the most probable tokens; one position at a time has its logits in memory."""
+    """Log-probabilities of `targets`, and the most probable tokens. Few positions have logits in memory at a time."""
 
     def one(inputs):
         hidden, target = inputs
@@ -215,8 +217,8 @@ def decode(
       remaining: tokens that each slot may still get; 0 for a free slot.
       num_rounds: at most ROUNDS.
       until_one_ends: whether to return as soon as a text has ended, to make room for a waiting prompt.
-      allowed: tokens that may be drawn, for one round and without a draft.
-      top: whether the most probable tokens are wanted beside those that are drawn.
+      allowed: tokens that may be sampled; only for one round and without a draft.
+      top: whether to return the most probable tokens, too.
       draft_tokens: proposals of the draft model per round.
     """
     # The loop runs on the device, so that no token waits for the host.
@@ -229,7 +231,7 @@ def decode(
         sampling.Drawn(no_tokens, no_scores, jnp.zeros(tops, jnp.int32), jnp.zeros(tops)), jnp.zeros(slots, jnp.int32)
     )
 
-    # Slots that were free from the start have not `ended`: they must not stop a call that waits for an end.
+    # Slots that were free from the start do not count as `ended`: with `until_one_ends` they would stop the loop.
     def unfinished(carry):
         round_, _, remaining, _, _ = carry
         ended = began & (remaining == 0)
@@ -240,7 +242,7 @@ def decode(
         active = remaining > 0
         state, drawn = _round(architectures, params, state, active, allowed, top, draft_tokens)
         tokens = drawn.tokens
-        # A round may overshoot: a text takes the tokens up to the first that ends it, and no more than `remaining`.
+        # A round may write too many: keep tokens up to the first that ends the text, and at most `remaining`.
         places = jnp.arange(1 + draft_tokens)
         ends = (tokens[:, :, None] == state.end_ids[:, None, :]).any(-1) & (tokens != NO_TOKEN)
         after_end = jnp.cumsum(ends, axis=1) - ends > 0
@@ -272,8 +274,8 @@ def _round(
 ) -> tuple[State, sampling.Drawn]:
     """One pass of the model: the next token of each slot, and the proposals that the model agrees with.
 
-    Returns the new state and [slots, tokens] that are kept (then NO_TOKEN). Inactive slots are computed, too; they
-    write to a place of the cache that no other token reads.
+    Returns the new state and the kept tokens [slots, 1 + draft_tokens], filled up with NO_TOKEN. Inactive slots are
+    computed, too; they write to a place of the cache that no other token reads.
     """
     rows, positions = jnp.arange(active.shape[0]), state.positions
     controls = sampling.only(active, state.controls)
@@ -284,13 +286,14 @@ def _round(
         seen = state.seen | (counts > 0)
         return sampling.sample(logits, seen, controls, keys, counts=counts, biases=biases, allowed=allowed)
 
+    # 1. The next token, from the logits of the round before. The draft then proposes the tokens after it.
     token, log_probability = draw(state.logits, state.counts, 0)
     drawn = [sampling.drawn(state.logits, token, log_probability, top)]
     proposals, counts = [token], [state.counts.at[rows, token].add(1)]
     caches = list(state.caches)
     for ahead in range(draft_tokens):
         block, at = proposals[-1][:, None], positions[:, None] + ahead
-        if ahead == 0:  # the last proposal that the model took is not yet in the cache of the draft
+        if ahead == 0:  # if the model kept all proposals, the draft has not read the last one yet
             before = jnp.maximum(positions - 1, 0)[:, None]
             block = jnp.concatenate([jnp.take_along_axis(state.caches[0].tokens, before, axis=1), block], axis=1)
             at = jnp.concatenate([before, at], axis=1)
@@ -299,6 +302,8 @@ def _round(
         proposals.append(proposal)
         counts.append(counts[-1].at[rows, proposal].add(1))
 
+    # 2. The model reads all of them at once, and samples at each position; equal proposals are kept up to the first
+    # that differs.
     block, ahead = jnp.stack(proposals, axis=1), jnp.arange(1 + draft_tokens)
     logits, caches[0] = _extend(architectures[0], params[0], block, positions[:, None] + ahead, caches[0])
     agreed = [active]
@@ -306,6 +311,7 @@ def _round(
         token, log_probability = draw(logits[:, i], counts[i], i + 1)
         drawn.append(sampling.drawn(logits[:, i], token, log_probability, top))
         agreed.append(agreed[-1] & (token == proposals[i + 1]))
+    # 3. The state after the last kept token.
     agreed = jnp.stack(agreed, axis=1)
     last = jnp.maximum(agreed.sum(1) - 1, 0)
     state = state._replace(

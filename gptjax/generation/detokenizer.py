@@ -29,14 +29,14 @@ class Detokenizer:
         self._stops = tuple(stop)
         self._invisible = frozenset(tokenizer.special_tokens.values())
         self._context, self._prefix = self._end_of([int(token) for token in prompt[-CONTEXT_TOKENS:]])
-        self._open: list[int] = []  # tokens after the context, decoded again at each push
+        self._open: list[int] = []  # tokens after the context; decoded again at each push
         self._held = ""  # text before the open tokens that is not shown yet
         self._shown = 0  # characters of the held and the open text that are shown
 
     def push(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """Adds tokens; returns the new text that is final. After a stop text, no more tokens are taken.
+        """Adds tokens; returns the new text that is final. Tokens after a stop text are ignored.
 
-        An unfinished character at the end is held back, and so is an end that may begin a stop text.
+        The end of the text is held back if it is half a character or may be the beginning of a stop text.
         """
         if self.stop is not None:
             return ""
@@ -45,7 +45,7 @@ class Detokenizer:
         open_text = self._decode([*self._open, *new])
         text = self._held + open_text
         found = [(text.index(stop, self._shown), stop) for stop in self._stops if stop in text[self._shown :]]
-        if found and len(tokens) > 1:  # one by one, so that the result does not depend on how many came at once
+        if found and len(tokens) > 1:  # one by one: the same result as from single pushes
             return "".join(self.push([token]) for token in tokens)
         self.tokens += tokens
         self._open += new
@@ -58,7 +58,7 @@ class Detokenizer:
         return piece
 
     def finish(self, *, cut: bool) -> str:
-        """The text that was held back. `cut`: the text was cut off, so half a character at its end is left out."""
+        """The text that was held back; with `cut`, without half a character at its end."""
         if self.stop is not None:
             return ""
         text = self._held + self._decode(self._open)
@@ -70,11 +70,11 @@ class Detokenizer:
         return new
 
     def _settle(self, text: str) -> None:
-        """Closes the open tokens, whose text is given. Later tokens cannot change it: they are not decoded again."""
+        """Closes the open tokens once later ones cannot change their `text`, so that they are not decoded again."""
         counts: Sequence[int] = ()
         if len(self._open) >= CONTEXT_TOKENS and not text.endswith(HALF_CHARACTER):
             counts = (len(self._open),)
-        elif len(self._open) >= MAX_OPEN_TOKENS:  # the bytes are not text: a character has at most four
+        elif len(self._open) >= MAX_OPEN_TOKENS:  # the bytes are no text, since a character has at most four
             last = len(self._open) - CONTEXT_TOKENS
             counts = range(last, last - 4, -1)
         for count in counts:
@@ -87,8 +87,8 @@ class Detokenizer:
                 return
 
     def _end_of(self, tokens: list[int]) -> tuple[list[int], str]:
-        """The last few tokens and their text. They begin with a whole character where they can: some decoders give up
-        a whole run of bytes that begins with half a character."""
+        """The last few tokens and their text. They begin with a whole character if possible, since some decoders do
+        not decode bytes after half a character."""
         ends = (tokens[-count:] for count in range(CONTEXT_TOKENS, CONTEXT_TOKENS - 4, -1))
         texts = [(end, self._tokenizer.decode(end)) for end in ends]
         return next((pair for pair in texts if not pair[1].startswith(HALF_CHARACTER)), texts[0])
@@ -98,10 +98,10 @@ class Detokenizer:
         text = self._tokenizer.decode([*self._context, *tokens])
         if text.startswith(self._prefix):
             return text[len(self._prefix) :]
-        # The prompt ended in half a character, which the completion has completed.
+        # The prompt ended in half a character, and the completion has the other half.
         return text[len(self._prefix.rstrip(HALF_CHARACTER)) :]
 
     def _unfinished_stop(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop text."""
+        """Length of the longest end of `text` with which a stop text begins."""
         lengths = range(min(len(text), max(map(len, self._stops), default=1) - 1), 0, -1)
         return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)

@@ -27,7 +27,7 @@ MIN_CAPACITY = 64  # a smaller one would take longer to compile than it saves
 # twice as long (124M parameters, one H200: 1.22 ms for one row, 0.54 ms for eight).
 GPU_SLOTS = 8
 GROUP = 4  # prompts that are read at once while not all slots are free
-CHUNK = 256  # tokens of a prompt that are read at once; those who write wait for no more
+CHUNK = 256  # tokens of a prompt that are read at once; other slots wait no longer than that
 
 
 class Busy(RunError):
@@ -44,7 +44,7 @@ class Statistics:
 
     @property
     def accepted(self) -> int:
-        """Number of proposals of the draft that the model took."""
+        """Number of proposals of the draft that were kept."""
         return self.tokens - self.passes
 
 
@@ -55,8 +55,8 @@ class Engine:
     of the same model shape: there is one decode program per number of slots and power of two of the capacity. For
     reading prompts there is one per power of two of their length and group size: 1, 4, or the number of slots.
 
-    An engine of fixed capacity, for a server, has few programs, which `warm_up` compiles. It reads prompts one by one:
-    each number is computed by the same program whoever else is there.
+    An engine of fixed capacity, for a server, has few programs, which `warm_up` compiles. It reads prompts one by one,
+    so that the same program computes a result whatever other requests there are.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Engine:
           end_ids: tokens that end a text.
           slots: requests that decode at the same time. At least 8 on a GPU; with a mesh, rounded up to a
             multiple of the parts into which rows are split.
-          capacity: tokens that a prompt and its completion may have together; longer requests are refused. Default:
-            the context length, with caches only as large as the present requests need.
-          chunk: a longer prompt is read in chunks of so many tokens, between which others write; a power of two.
+          capacity: the largest number of tokens of a prompt and its completion; longer requests are refused. Default:
+            the context length, with caches only as large as the current requests need.
+          chunk: a longer prompt is read in chunks of so many tokens, a power of two; other slots decode in between.
           max_waiting: requests that may wait for a slot; `submit` refuses more.
-          rounds: tokens between two looks of the host at the text. Fewer show text sooner, more cost less time.
+          rounds: tokens per call of the device. Fewer show text sooner, more take less time in all.
           mesh: slots are split over its data, fsdp and expert axes, heads over tensor; the parameters must be on it.
           draft: a small model with the same vocabulary that proposes `draft_tokens` tokens at a time. It changes the
             speed, not the tokens.
@@ -102,11 +102,11 @@ class Engine:
         self._tokenizer = tokenizer
         self._end_ids = tuple(end_ids)
         self._mesh = mesh
-        # Raised first, rounded up second: the number of slots must remain a multiple of the shards.
+        # First the minimum, then rounding up: the number of slots must be a multiple of the shards.
         shards = partition.row_shards(mesh) if mesh else 1
         slots = max(slots, GPU_SLOTS) if platform(model.params) == "gpu" else slots
         self._slots = Slots(-(-slots // shards) * shards, chunk)
-        # Caches of a given capacity are made once; otherwise they start empty and grow with the requests.
+        # Caches of a given capacity are made once; others start empty and grow with the requests.
         self._limit = min(capacity or model.architecture.context_length, model.architecture.context_length)
         self._capacity = self._limit if capacity else 0
         self._fixed = capacity is not None
@@ -114,8 +114,8 @@ class Engine:
         self._lengths = reading.few_lengths(chunk) if self._fixed else None
         self._rounds = min(rounds, decoding.ROUNDS)
         self._state: decoding.State | None = None
-        self._group: tuple[Request, ...] = ()  # those that are being read
-        # What `submit` and `cancel` touch from other threads: only under the lock of `_changed`.
+        self._group: tuple[Request, ...] = ()  # requests whose prompts are being read
+        # `submit` and `cancel` change these from other threads: use them only under the lock of `_changed`.
         self._max_waiting = max_waiting
         self._waiting: deque[Request] = deque()
         self._cancelled: set[int] = set()
@@ -150,11 +150,11 @@ class Engine:
 
         Args:
           prompt: token ids, continued exactly as given.
-          index: gives equal prompts with equal seeds different draws.
+          index: gives equal prompts with equal seeds different samples.
           end_ids: tokens that end this text; default: the `end_ids` of the engine.
-          top: how many of the most probable tokens are told beside each token, at most 20.
-          score_prompt: whether the log-probabilities of the prompt are told; its whole context is read.
-          constraint: what the text must look like.
+          top: how many of the most probable tokens are returned with each token, at most 20.
+          score_prompt: whether to return log-probabilities of the prompt, which is then read without reuse of a cache.
+          constraint: which tokens may come next.
 
         Raises:
           UserError: `params` are out of range; the prompt is empty, too long or not of this vocabulary.
@@ -169,9 +169,9 @@ class Engine:
         if wrong := [token for token, _ in params.logit_bias if token >= vocab]:
             raise UserError(f"logit_bias has the token id {wrong[0]}, outside 0 to {vocab - 1}, the model's vocabulary")
         if not 0 <= top <= sampling.TOP:
-            raise UserError(f"top is {top}; the {sampling.TOP} most probable tokens can be told at most")
+            raise UserError(f"top is {top}; at most the {sampling.TOP} most probable tokens can be returned")
         if constraint and self._draft_tokens:
-            raise UserError("a text with a constraint cannot be drafted; leave the draft out")
+            raise UserError("a request with a constraint cannot use a draft model; leave out the draft")
         ends = self._end_ids if end_ids is None else tuple(end_ids)
         ends = () if params.ignore_eos else ends
         if len(ends) > decoding.MAX_END_IDS:
@@ -186,9 +186,9 @@ class Engine:
         return request.handle
 
     def warm_up(self) -> None:
-        """Compiles all programs of an engine of fixed capacity, so that none is compiled while people wait.
+        """Compiles all programs of an engine of fixed capacity, so that none is compiled while users wait.
 
-        Raises the error of a program that cannot be compiled, or has no room.
+        Raises the error of a program that cannot be compiled, or does not fit in memory.
         """
         lengths = [read + size for read in (0, self._chunk) for size in self._lengths or ()]
         prompts = [np.zeros(min(length, max(self._limit - 1, 1)), np.int32) for length in lengths]
@@ -240,9 +240,9 @@ class Engine:
         return events
 
     def _fail(self, error: BaseException) -> None:
-        """Ends the requests in slots. The state may be half written, or its buffers donated, so it is made anew.
+        """Ends the requests in slots. Drops the state, which may be half written, or its buffers donated.
 
-        Those of which nothing was read yet wait again.
+        Requests of which nothing was read yet wait again.
         """
         self._state = None
         lost = self._slots.forget()
@@ -280,7 +280,7 @@ class Engine:
             self._provide(length)
 
     def _provide(self, length: int) -> None:
-        """Caches that hold `length` tokens."""
+        """Makes or grows the caches for `length` tokens."""
         context = self._architectures[0].context_length
         capacity = self._capacity if self._fixed else min(reading.bucket(length, MIN_CAPACITY), context)
         if self._state is None:
@@ -296,14 +296,14 @@ class Engine:
         self._capacity = capacity
 
     def _read(self) -> None:
-        """Reads all prompts in slots; while others write, as many tokens as a chunk has, the oldest prompts first."""
+        """Reads all prompts in slots, the oldest first; while other slots decode, only about one chunk of tokens."""
         others_write, tokens = any(request.writing for _, request in self._slots), 0
         while (group := self._next_to_read()) and not (others_write and tokens >= self._chunk):
             tokens += len(group) * self._shape(group[0][1])[0]
             self._insert(group)
 
     def _next_to_read(self) -> list[tuple[int, Request]]:
-        """Slots and requests whose next chunks are read together: the oldest one, and others of similar length."""
+        """Slots and requests whose next chunks are read together: the oldest one, and others of the same shape."""
         waiting = [(slot, request) for slot, request in self._slots if not request.writing]
         alike = [pair for pair in waiting if self._shape(pair[1]) == self._shape(waiting[0][1])]
         most = 1 if self._fixed else GROUP if alike and alike[0][1].scored else len(self._slots)
@@ -334,14 +334,14 @@ class Engine:
         self._group = ()
 
     def _decode(self) -> None:
-        """Writes a few tokens in the slots whose prompts are read."""
+        """Decodes a few tokens in the slots whose prompts have been read."""
         writing = [(slot, request) for slot, request in self._slots if request.writing]
         remaining = np.zeros(len(self._slots), np.int32)
         for slot, request in writing:
             remaining[slot] = request.remaining
         allowed = self._allowed(writing)
         top = any(request.top for _, request in writing)
-        # One token, and the next chunk, as long as somebody waits for the first.
+        # While a prompt is not fully read, only one token is decoded between two chunks.
         unread = any(not request.writing for _, request in self._slots)
         rounds = 1 if unread or allowed is not None else self._rounds
         self._state, written = decoding.decode(
@@ -370,20 +370,20 @@ class Engine:
                 self._slots.leave(slot)
 
     def _allowed(self, writing: list[tuple[int, Request]]) -> np.ndarray | None:
-        """The tokens that each slot may write next; None where all may write all."""
+        """The tokens that each slot may write next; None if no slot has a constraint."""
         if not any(request.constraint for _, request in writing):
             return None
         allowed = np.ones((len(self._slots), self._architectures[0].padded_vocab_size), bool)
         for slot, request in writing:
             if request.constraint:
                 allowed[slot] = request.constraint.allowed(allowed.shape[1])
-                # Where the text may end, it may end in each of its ways: a chat model writes the end of its turn.
+                # If the text may end, all its end tokens are allowed: a chat model writes the end of its turn.
                 allowed[slot, list(request.end_ids)] = allowed[slot, self._tokenizer.eot_id]
         return allowed
 
 
 class _Anything:
-    """A constraint that allows all tokens, to compile the program for those that do not."""
+    """A constraint that allows all tokens, to compile the program for constraints."""
 
     def allowed(self, vocab: int) -> np.ndarray:
         return np.ones(vocab, bool)

@@ -13,7 +13,7 @@ class PromptScores:
     """Log-probabilities of the tokens of a prompt from the second on, in nats.
 
     Attributes:
-      top: the most probable tokens in the place of each; empty where none were asked for.
+      top: the most probable tokens at the position of each; empty if they were not requested.
     """
 
     log_probabilities: tuple[float, ...]
@@ -30,13 +30,13 @@ class Event:
       tokens: new tokens; the last event includes the token that ends the text, or the tokens of the stop text.
       log_probabilities: of these tokens, in nats, under the model's own distribution: temperature 1, no token
         removed or penalised.
-      finish_reason: None while it goes on; "stop" at the end of the text or turn or at a stop text, "length" at
+      finish_reason: None before the last event; "stop" at the end of the text or turn or at a stop text, "length" at
         max_new_tokens or where the context is full, "cancelled", or "error".
       stop: the stop text that was found, or None.
       error: the exception that was raised while the request was in a slot, if the reason is "error".
-      top: the most probable tokens in the place of each token, where they were asked for.
+      top: the most probable tokens at the position of each token, if they were requested.
       cached_tokens: in the first event, tokens of the prompt that did not have to be read.
-      prompt_scores: in the first event, where they were asked for.
+      prompt_scores: in the first event, if they were requested.
     """
 
     handle: int

@@ -14,7 +14,7 @@ from gptjax.generation.params import SamplingParams
 
 
 class Number(flags.ArgumentParser):
-    """A number within limits, and plain words for what is none."""
+    """Parses a number within limits, with plain error messages."""
 
     def __init__(self, lowest: float, highest: float, *, whole: bool = True):
         self.lowest, self.highest, self.whole = lowest, highest, whole
@@ -53,37 +53,38 @@ def define_model(flag_values: flags.FlagValues) -> None:
     where = "a run, a checkpoint or hf:DIR_OR_NAME, e.g. --workdir=runs/quickstart or --workdir=hf:models/gpt2"
     flags.DEFINE_string("workdir", None, where, **define)
     flags.DEFINE_string("checkpoint", "best", "of a run: best, last or a step, e.g. --checkpoint=2000", **define)
-    flags.DEFINE_string("adapter", "", "adapters of PEFT for hf:DIR, e.g. --adapter=adapters/mine", **define)
+    flags.DEFINE_string("adapter", "", "directory of PEFT adapters for hf:DIR, e.g. --adapter=adapters/mine", **define)
 
 
 def define_draft(flag_values: flags.FlagValues) -> None:
     """Adds --draft and --draft_tokens."""
-    meaning = "a small model that speeds this one up, e.g. --draft=runs/small"
+    meaning = "a small model for speculative decoding, e.g. --draft=runs/small"
     flags.DEFINE_string("draft", None, meaning, flag_values=flag_values)
-    meaning = "tokens that the draft proposes at a time, e.g. --draft_tokens=4"
+    meaning = "tokens that --draft proposes at a time, e.g. --draft_tokens=4"
     define_number(flag_values, "draft_tokens", 4, meaning, (1, 64))
 
 
 def define(flag_values: flags.FlagValues, default: SamplingParams = SamplingParams()) -> None:  # noqa: B008 (frozen)
-    """Adds one flag for each field of SamplingParams but `logit_bias`, which is for programs."""
+    """Adds one flag for each field of SamplingParams except `logit_bias`."""
 
     def number(name: str, meaning: str, limits: tuple[float, float], *, whole: bool = False) -> None:
         define_number(flag_values, name, getattr(default, name), meaning, limits, whole=whole)
 
     number("max_new_tokens", "largest number of generated tokens, e.g. --max_new_tokens=200", (1, 2**24), whole=True)
     number("temperature", "0 = the most probable token, e.g. --temperature=0.8", (0, 1000))
-    number("top_k", "draw from the k most probable tokens; 0 = all, e.g. --top_k=50", (0, 2**31 - 1), whole=True)
-    number("top_p", "draw from the smallest set with this probability, e.g. --top_p=0.95", (1e-9, 1))
-    number("min_p", "drop tokens less probable than this share of the best one, e.g. --min_p=0.05", (0, 1))
+    number("top_k", "sample from the k most probable tokens; 0 = all, e.g. --top_k=50", (0, 2**31 - 1), whole=True)
+    number("top_p", "sample from the fewest tokens with this total probability, e.g. --top_p=0.95", (1e-9, 1))
+    number("min_p", "drop tokens less probable than this times the most probable one, e.g. --min_p=0.05", (0, 1))
     number(
         "repetition_penalty",
         "divides the scores of tokens that are in the text already, e.g. --repetition_penalty=1.2",
         (1e-3, 1000),
     )
-    number("presence_penalty", "lowers the scores of generated tokens, e.g. --presence_penalty=0.5", (-2, 2))
-    number("frequency_penalty", "the same, once for each time it came, e.g. --frequency_penalty=0.5", (-2, 2))
+    number("presence_penalty", "subtracted once if a token was generated before, e.g. --presence_penalty=0.5", (-2, 2))
+    number("frequency_penalty", "subtracted each time a token was generated, e.g. --frequency_penalty=0.5", (-2, 2))
     number("seed", "the same seed gives the same text, e.g. --seed=1", (0, 2**32 - 1), whole=True)
-    flags.DEFINE_bool("ignore_eos", False, "go on after a document, e.g. --ignore_eos", flag_values=flag_values)
+    meaning = "continue after an end-of-text token, e.g. --ignore_eos"
+    flags.DEFINE_bool("ignore_eos", False, meaning, flag_values=flag_values)
     flags.DEFINE_multi_string(
         "stop",
         None,
@@ -94,9 +95,9 @@ def define(flag_values: flags.FlagValues, default: SamplingParams = SamplingPara
 
 def define_beams(flag_values: flags.FlagValues, *, default: int | None = 1) -> None:
     """Adds --beams and --length_penalty."""
-    meaning = "search with this many beams instead of drawing, e.g. --beams=4"
+    meaning = "beam search with so many beams instead of sampling, e.g. --beams=4"
     define_number(flag_values, "beams", default, meaning, (1, 1024))
-    meaning = "scores are log-probability / length ** this, e.g. --length_penalty=0.8"
+    meaning = "beam search ranks by log-probability / length ** this, e.g. --length_penalty=0.8"
     penalty = None if default is None else 1.0
     define_number(flag_values, "length_penalty", penalty, meaning, (-100, 100), whole=False)
 
@@ -104,23 +105,23 @@ def define_beams(flag_values: flags.FlagValues, *, default: int | None = 1) -> N
 def define_search(flag_values: flags.FlagValues) -> None:
     """Adds the flags of BeamParams that `define` does not have."""
     define_beams(flag_values)
-    define_number(flag_values, "num_best", 1, "the best completions of a search, e.g. --num_best=4", (1, 1024))
+    define_number(flag_values, "num_best", 1, "completions that a beam search returns, e.g. --num_best=4", (1, 1024))
     flags.DEFINE_enum(
         "early_stopping",
         "false",
         ["false", "true", "never"],
-        "end a search where no beam would be better now, at the first --beams completions, or where none can become "
-        "better, e.g. --early_stopping=never",
+        "with --beams completions finished, end a beam search: false = when no beam is better now, true = at once, "
+        "never = when no beam can become better, e.g. --early_stopping=never",
         flag_values=flag_values,
     )
 
 
 def read_search(flag_values: flags.FlagValues) -> BeamParams | None:
-    """The search of the command line; None where tokens are drawn. Raises UserError for flags of the other way."""
+    """The beam search of the command line; None for sampling. Raises UserError for flags of the other one."""
     own = [name for name in ("num_best", "length_penalty", "early_stopping") if flag_values[name].present]
     if flag_values.beams == 1:
         if own:
-            raise UserError(f"--{own[0]} belongs to a search; add --beams=4")
+            raise UserError(f"--{own[0]} is for beam search; add --beams=4")
         return None
     names = {field.name for field in dataclasses.fields(SamplingParams)} | {"num_samples", "draft", "logprobs"}
     drawing = [
@@ -129,7 +130,7 @@ def read_search(flag_values: flags.FlagValues) -> BeamParams | None:
         if name in flag_values and flag_values[name].present and (name, flag_values[name].value) != ("temperature", 0)
     ]
     if drawing:
-        raise UserError(f"--beams={flag_values.beams} searches and draws nothing; leave out {', '.join(drawing)}")
+        raise UserError(f"--beams={flag_values.beams} searches instead of sampling; leave out {', '.join(drawing)}")
     params = BeamParams(**{field.name: flag_values[field.name].value for field in dataclasses.fields(BeamParams)})
     params.validate()
     return params

@@ -1,4 +1,4 @@
-"""A model as decoding reads it, and what can be asked of it."""
+"""A model in the form for decoding, and checks of prompts and drafts."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ from gptjax.model.architecture import Architecture
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model in the form that decoding reads; made by `Model.prepare`.
+    """A model in the form for decoding, made by `Model.prepare`.
 
     Attributes:
       params: from `decoding.prepare`.
-      name: how messages call the model.
+      name: the name of the model in messages.
     """
 
     architecture: Architecture

@@ -9,7 +9,7 @@ MAX_BIASES = 300  # entries of `logit_bias`
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn, and where a completion ends.
+    """How tokens are sampled, and where a completion ends.
 
     Attributes:
       max_new_tokens: the largest number of generated tokens.
@@ -19,10 +19,10 @@ class SamplingParams:
       min_p: keeps only tokens whose probability is at least min_p times that of the most probable one; 0 = all.
       repetition_penalty: divides the scores of tokens that are already in the text; 1 = none.
       presence_penalty: subtracted from the scores of tokens that were generated before; 0 = none.
-      frequency_penalty: subtracted as many times as a token was generated before; 0 = none.
+      frequency_penalty: subtracted once for each time that a token was generated before; 0 = none.
       logit_bias: (token id, number added to its score), at most MAX_BIASES of them.
       stop: texts that end a completion; they are not part of it.
-      seed: seed of the draws. The same seed, prompt and index of the prompt give the same tokens.
+      seed: of the random numbers. The same seed, prompt and index of the prompt give the same tokens.
       ignore_eos: whether to go on after an end-of-text token.
     """
 
@@ -51,7 +51,11 @@ class SamplingParams:
             ("repetition_penalty", 0 < self.repetition_penalty < infinity, "more than 0; 1 is no penalty"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2; 0 is no penalty"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2; 0 is no penalty"),
-            ("logit_bias", _biases(self.logit_bias), f"at most {MAX_BIASES} token ids, each with a number to 100"),
+            (
+                "logit_bias",
+                _biases(self.logit_bias),
+                f"at most {MAX_BIASES} token ids, each with a number from -100 to 100",
+            ),
             ("stop", all(self.stop), "texts that are not empty"),
             ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
         )

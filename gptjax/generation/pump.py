@@ -17,7 +17,7 @@ from gptjax.generation.engine import Engine
 from gptjax.generation.events import Event
 from gptjax.generation.params import SamplingParams
 
-IDLE = 0.2  # seconds after which a thread with nothing to do looks at deadlines
+IDLE = 0.2  # seconds after which an idle thread checks deadlines
 
 
 class Closed(RunError):
@@ -25,11 +25,12 @@ class Closed(RunError):
 
 
 class Stream:
-    """The events of one request, once: `for event in stream` or `async for event in stream`. The last has a reason.
+    """The events of one request: `for event in stream` or `async for event in stream`, only once. The last one has a
+    `finish_reason`.
 
     Attributes:
       prompt_tokens, completion_tokens, cached_tokens: counts so far.
-      expired: whether the deadline has ended it.
+      expired: whether the request was ended because its deadline had passed.
       first_token_at: time.monotonic() of the first event with a token, or None.
     """
 
@@ -60,7 +61,7 @@ class Stream:
             waiter, self._waiter = self._waiter, None
         if waiter:
             loop, future = waiter
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody waits
                 loop.call_soon_threadsafe(_wake, future)
 
     def __iter__(self) -> Iterator[Event]:
@@ -95,7 +96,7 @@ class Pump:
         self.engine = engine
         self._streams: dict[int, Stream] = {}
         self._handles: dict[Stream, int] = {}
-        self._lock = threading.Lock()  # events are given out only when `submit` has entered their stream
+        self._lock = threading.Lock()  # held by `submit` until the stream is registered, so that no event comes before
         self._closing = self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"pump of {name}", daemon=True)
         self._thread.start()
@@ -103,7 +104,7 @@ class Pump:
     def submit(
         self, prompt: Sequence[int] | np.ndarray, params: SamplingParams, *, seconds: float | None = None, **options
     ) -> Stream:
-        """Queues a prompt. `seconds`: after which it is cancelled. Options and errors: see `Engine.submit`.
+        """Queues a prompt, which is cancelled after `seconds`. Options and errors: see `Engine.submit`.
 
         Raises:
           Closed: the pump is closing.
@@ -122,7 +123,7 @@ class Pump:
         return self._thread.is_alive() and not self._closing
 
     def close(self, seconds: float = 0.0) -> None:
-        """Takes no more requests, finishes those that are there for so long, cancels the others, ends the thread."""
+        """Refuses new requests, gives the present ones so many `seconds`, cancels the rest, and ends the thread."""
         with self._lock:
             self._closing = True
         end = time.monotonic() + seconds
@@ -146,13 +147,13 @@ class Pump:
                 continue
             try:
                 events = self.engine.step()
-            except BaseException as error:  # a bug of the engine, or an interrupt: the next step tells what it ended
+            except BaseException as error:  # a bug, or an interrupt: the next step returns the events
                 events = self._lost(error)
             for event in events:
                 self._deliver(event)
 
     def _expire(self) -> None:
-        """Cancels what has passed its deadline."""
+        """Cancels requests that have passed their deadline."""
         now = time.monotonic()
         with self._lock:
             late = [s for s in self._handles if s.deadline is not None and now > s.deadline and not s.expired]
@@ -161,7 +162,7 @@ class Pump:
             stream.cancel()
 
     def _lost(self, error: BaseException) -> list[Event]:
-        """Ends all requests, where `step` itself has failed and says nothing of them."""
+        """Ends all requests, if `step` itself failed without events for them."""
         for handle in list(self._streams):
             self.engine.cancel(handle)
         with self._lock:
@@ -172,7 +173,7 @@ class Pump:
             stream = self._streams.get(event.handle)
             if stream is not None and event.finish_reason:
                 del self._streams[event.handle], self._handles[stream]
-        if stream is not None:  # what was cancelled twice, or has ended with an error, has none
+        if stream is not None:  # None for a request that was cancelled twice, or ended with an error
             stream.put(event)
 
 

@@ -1,7 +1,7 @@
 """How prompts are cut into chunks, and which chunks are read together.
 
-Chunks begin at multiples of their size, whatever was reused: so that a token is always read by the same program, at the
-same place of it, after the same tokens.
+Chunks begin at multiples of their size, even if a part of the prompt was reused. So a token is always read by the same
+program, at the same place in the chunk.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from jaxtyping import Int
 from gptjax.generation import decoding, sampling
 from gptjax.generation.request import Request
 
-MIN_LENGTH = 16  # of a compiled program; a shorter one would take longer to compile than it saves
+MIN_LENGTH = 16  # of a chunk; a program for shorter ones would take longer to compile than it saves
 
 
 class Shape(NamedTuple):
-    """What chunks that are read together have in common: a program.
+    """The properties that chunks must share to be read together by one compiled program.
 
     Attributes:
-      length: to which they are padded.
-      first: whether nothing comes before them.
-      scored: whether log-probabilities are told.
+      length: after padding.
+      first: whether they are at the beginning of their prompts.
+      scored: whether log-probabilities are returned.
     """
 
     length: int
@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 
 
 def shape(request: Request, chunk: int, lengths: Sequence[int] | None) -> Shape:
-    """That of the next chunk. `lengths`: the padded lengths that there are; None: all powers of two."""
+    """The shape of the next chunk. `lengths`: the allowed lengths after padding; None: all powers of two."""
     count = _end(request, chunk) - request.read
     if lengths is None:
         length = min(bucket(count, MIN_LENGTH), max(chunk, MIN_LENGTH))
@@ -41,7 +41,7 @@ def shape(request: Request, chunk: int, lengths: Sequence[int] | None) -> Shape:
 
 
 def few_lengths(chunk: int) -> list[int]:
-    """A quarter of the powers of two up to the size of a chunk, for an engine that compiles all its programs."""
+    """Every second power of two up to the size of a chunk, for an engine that compiles all its programs."""
     lengths = [MIN_LENGTH]
     while lengths[-1] < chunk:
         lengths.append(min(4 * lengths[-1], chunk))

@@ -1,4 +1,4 @@
-"""One prompt in an engine: what is read of it, what is generated, what is told of it."""
+"""One prompt in an engine: how far it is read, what was generated, and its events."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -15,7 +15,7 @@ from gptjax.generation.params import SamplingParams
 
 @runtime_checkable
 class Constraint(Protocol):
-    """What a text must look like, followed token by token (`gptjax.generation.constraints`)."""
+    """Follows a text token by token and says which tokens may come next (`gptjax.generation.constraints`)."""
 
     def allowed(self, vocab: int) -> Bool[np.ndarray, " vocab"]:
         """Which tokens may come next."""
@@ -29,8 +29,8 @@ class Request:
     """A prompt and the tokens generated for it.
 
     Attributes:
-      top: how many of the most probable tokens are told beside each token.
-      scored: whether the log-probabilities of the prompt are told.
+      top: how many of the most probable tokens are returned with each token.
+      scored: whether the log-probabilities of the prompt are returned.
       read: tokens of the prompt that are in the cache.
       cached: tokens of the prompt that were in the cache of the slot already.
       remaining: tokens that may still be generated; 0 when the text has ended.
@@ -48,7 +48,7 @@ class Request:
     constraint: Constraint | None = None
 
     def __post_init__(self, limit: int):
-        # The token after a prompt that fills the context can be drawn, though no other can follow it.
+        # After a prompt that fills the context, one token can be sampled, but no more.
         room = max(limit - len(self.prompt), int(self.scored))
         self.remaining = min(self.params.max_new_tokens, room)
         self.length = min(len(self.prompt) + self.remaining, limit)
@@ -59,11 +59,11 @@ class Request:
 
     @property
     def writing(self) -> bool:
-        """Whether the whole prompt is read."""
+        """Whether the whole prompt has been read."""
         return self.read == len(self.prompt)
 
     def targets(self, start: int, length: int) -> Int[np.ndarray, " length"]:
-        """The tokens of the prompt after those from `start` on; 0 where there is none."""
+        """prompt[start + 1 : start + 1 + length], filled up with 0."""
         targets = np.zeros(length, np.int32)
         following = self.prompt[start + 1 : start + 1 + length]
         targets[: len(following)] = following
@@ -110,7 +110,7 @@ class Request:
         )
 
     def _prompt_scores(self) -> PromptScores:
-        """Of prompt[1:]: nothing comes before the first token."""
+        """Scores of prompt[1:]; the first token has none."""
         count = len(self.prompt) - 1
         together = sampling.Drawn(*(np.concatenate(parts)[:count] for parts in zip(*self._scores, strict=True)))
         values: Float[np.ndarray, " tokens"] = together.log_probabilities

@@ -20,7 +20,7 @@ Count = Int[Array, "#batch"] | Int[np.ndarray, "#batch"]
 
 REMOVED = -jnp.inf
 NO_TOKEN = -1
-TOP = 20  # most probable tokens that can be told of each token
+TOP = 20  # most probable tokens that can be returned with each token
 # Logits divided by a smaller temperature would leave the range of float32.
 GREEDY_TEMPERATURE = 1e-5
 
@@ -49,17 +49,17 @@ OFF = {
 
 
 class Bias(NamedTuple):
-    """What is added to the scores of single tokens; unused places have the id NO_TOKEN and the value 0."""
+    """Values added to the scores of single tokens; unused places have the id NO_TOKEN and the value 0."""
 
     ids: Int[Array, "batch biases"] | Int[np.ndarray, "batch biases"]
     values: Float[Array, "batch biases"] | Float[np.ndarray, "batch biases"]
 
 
 class Drawn(NamedTuple):
-    """Tokens, and what the model itself thought of them: in nats, under softmax(logits), nothing removed or penalised.
+    """Tokens, and their log-probabilities in nats under softmax(logits), with no token removed or penalised.
 
     Attributes:
-      top_ids, top_values: the TOP most probable tokens, the best first; zeros where they were not asked for.
+      top_ids, top_values: the TOP most probable tokens, the best first; zeros if they were not requested.
     """
 
     tokens: Int[Array, "*batch"]
@@ -89,7 +89,7 @@ def bias(rows: Sequence[SamplingParams]) -> Bias:
 
 
 def only(active: Bool[Array, "batch"], controls: Controls) -> Controls:
-    """`controls`, switched off in rows that are not active, so that these rows cost nothing."""
+    """`controls`, switched off in rows that are not active, so that these rows take no time."""
     return Controls(*(jnp.where(active, value, OFF[name]) for name, value in controls._asdict().items()))
 
 
@@ -103,16 +103,16 @@ def sample(
     biases: Bias | None = None,
     allowed: Bool[Array, "batch vocab"] | None = None,
 ) -> tuple[Int[Array, "batch"], Float[Array, "batch"]]:
-    """Draws one token per row.
+    """Samples one token per row.
 
     Args:
       logits: float32 scores.
       seen: True for the tokens that are in the prompt of the row or were generated in it.
       controls: see `SamplingParams`. A temperature below 1e-5 takes the token with the highest score.
-      keys: one random key per row, so that the draw of a row does not depend on other rows.
+      keys: one random key per row, so that the sample of a row does not depend on other rows.
       counts: how often each token was generated in the row.
       biases: added to single scores.
-      allowed: tokens that may be drawn at all.
+      allowed: tokens that may be sampled.
 
     Returns:
       The tokens, and their log-probabilities in nats under the unmodified softmax(logits).
@@ -133,14 +133,14 @@ def sample(
         scores = top_p(scores, controls.top_p)
         scores = min_p(scores, controls.min_p)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(keys)
-        return jnp.where(greedy, best, highest(scores + noise))  # the Gumbel-max trick: a draw from softmax(scores)
+        return jnp.where(greedy, best, highest(scores + noise))  # the Gumbel-max trick: a sample from softmax(scores)
 
     tokens = jax.lax.cond(greedy.all(), lambda scores: best, draw, scores)
     return tokens, log_probability(logits, tokens)
 
 
 def log_probability(logits: Float[Array, "*batch vocab"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Of given tokens, in nats, under softmax(logits)."""
+    """Log-probabilities of tokens, in nats, under softmax(logits)."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -151,9 +151,9 @@ def drawn(
     log_probabilities: Float[Array, "*batch"],
     wanted: Bool[Array, ""] | bool,
 ) -> Drawn:
-    """Tokens with the most probable ones beside them, where `wanted`.
+    """Tokens and, where `wanted`, the most probable ones.
 
-    The number of the token itself in that list has the same bits: both are a score minus the same number.
+    If the token is among these, both log-probabilities have the same bits: a score minus the same number.
     """
     count = min(TOP, logits.shape[-1])
 
@@ -239,7 +239,7 @@ def _column(values: Array | np.ndarray) -> Array:
 
 
 def _keep_top(logits: Logits, enough: Callable[[Array], Array]) -> Logits:
-    """Removes all but the smallest set {score >= t} that is enough; everything stays where none is.
+    """Removes all but the smallest set {score >= t} that is `enough`; removes nothing if no set is.
 
     Bisects t over all float32 numbers, in the order of their bit patterns: 32 passes over the vocabulary take
     a tenth of the time of sorting it.

@@ -1,8 +1,8 @@
-"""The slots of an engine: which are free, and what the caches of free ones still hold.
+"""The slots of an engine: which are free, and what the caches of free ones still hold (prefix caching).
 
-A slot keeps the keys and values of its prompt when its text has ended. A new prompt that begins alike reads only the
-rest. Only whole chunks are reused, and only those of prompts: the same program has read them in the same chunks as it
-would again, so that the result has the same bits. What was generated was read token by token and is read again.
+A slot keeps the keys and values of its prompt when its text has ended. Of a new prompt that begins with the same
+tokens, only the rest is read. Only whole chunks of prompts are reused: the same program would read them again in the
+same chunks, so that the result has the same bits. Generated tokens are not reused, since they were read one by one.
 """
 
 import itertools
@@ -36,7 +36,7 @@ class Slots:
         return None in self.requests
 
     def put(self, request: Request) -> None:
-        """Gives a request the free slot with the longest beginning of its prompt; else the one unused for longest."""
+        """Gives a request the free slot that holds the most of its prompt; else the least recently used one."""
         free = [slot for slot, other in enumerate(self.requests) if other is None]
         reusable = {slot: 0 if request.scored else self._reusable(slot, request.prompt) for slot in free}
         slot = max(free, key=lambda slot: (reusable[slot], -self._used[slot]))
@@ -46,7 +46,7 @@ class Slots:
         self._used[slot] = next(self._clock)
 
     def has_read(self, slot: int, request: Request) -> None:
-        """Notes what of the prompt is in the slot now."""
+        """Records how much of the prompt the slot holds now."""
         self._kept[slot] = request.prompt[: request.read]
 
     def leave(self, slot: int) -> None:
@@ -60,10 +60,10 @@ class Slots:
         return lost
 
     def _reusable(self, slot: int, prompt: np.ndarray) -> int:
-        """Tokens that need not be read again: whole chunks, and not the last token, whose scores are needed."""
+        """Number of tokens that need not be read again: whole chunks, never the last token, whose logits are needed."""
         kept = self._kept[slot]
         most = min(len(kept), len(prompt) - 1)
-        if most < self._chunk:  # most of the time: with many slots the comparison is what takes long
+        if most < self._chunk:  # the usual case; skips the slow comparison
             return 0
         differs = np.flatnonzero(kept[:most] != prompt[:most])
         same = int(differs[0]) if len(differs) else most

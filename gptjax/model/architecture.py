@@ -90,7 +90,7 @@ class Architecture:
 
     @property
     def widening(self) -> float:
-        """How many times as wide the model is as that whose rates it takes over (Yang et al. 2022); 1 without muP."""
+        """muP: embed_dim over that of the base model whose learning rates are used (Yang et al. 2022); 1 without."""
         return self.embed_dim / self.mup_base_width if self.mup_base_width else 1.0
 
     def for_inference(self) -> "Architecture":

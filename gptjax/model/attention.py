@@ -67,7 +67,7 @@ class Visibility(NamedTuple):
         return mask
 
     def bias(self) -> Float[Array, "batch_or_one heads length keys"] | None:
-        """What ALiBi adds to the scores, if it is on."""
+        """The ALiBi term of the scores, or None without ALiBi."""
         if self.slopes is None:
             return None
         distance = self.queries[:, None, :, None] - self.keys[:, None, None, :]
@@ -85,7 +85,7 @@ def reference(
     v: Float[Array, "batch keys kv_heads head_dim"],
     visibility: Visibility,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """softmax(q k^T / sqrt(head_dim) + bias) v over the visible keys; softmax in float32. Heads share keys in groups.
+    """softmax(q k^T / sqrt(head_dim) + bias) v over the visible keys; softmax in float32. Groups of heads share keys.
 
     No gradient flows through the maximum, since softmax does not depend on it. The backward pass is cheaper than
     that of jax.nn.softmax.

@@ -25,17 +25,17 @@ BLOCK = 512  # tokens in a block of keys
 
 
 def blocked(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
-    """Attention over keys that are all on this device, or split over devices as XLA likes."""
+    """Attention over keys that are all on this device, or are split over devices by XLA."""
     return _attend(q, k, v, visibility._replace(window=0), window=visibility.window, devices=1)
 
 
 def ring(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
     """Attention where each device of the context axis has a part of the row (Liu et al. 2023, "Ring Attention").
 
-    A device keeps its queries. The parts of keys and values go from device to device until each was everywhere; in the
-    backward pass their gradients go with them. No device ever holds a whole row, so memory falls with the axis. A part
-    that no query of a device sees is passed on and not multiplied. The device with the last queries multiplies all
-    parts, and the others wait for it.
+    Each device keeps its queries. The parts of keys and values go around the ring; in the backward pass their gradients
+    go with them. No device ever holds a whole row, so that a longer axis needs less memory per device. A device passes
+    on a part without multiplying if none of its queries sees it. The device with the last queries multiplies all parts,
+    and the others wait for it.
     """
     devices = sharding.axis_size("context")
     if devices == 1:
@@ -64,7 +64,7 @@ def ring(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
 
 
 def _attend(q: Queries, k: Keys, v: Keys, visibility: Visibility, *, window: int, devices: int) -> Queries:
-    """`window` is apart from `visibility` because the number of tokens must be known when the program is traced."""
+    """`window` is an argument of its own because it is static: a number when the program is traced, not an array."""
     batch, length, heads, head_dim = q.shape
     kv_heads, block = k.shape[2], min(BLOCK, k.shape[1])
     padding = -k.shape[1] % block
@@ -87,7 +87,7 @@ def _blocked(q, k, v, visibility, window, block, devices):
 
 
 class _Part(NamedTuple):
-    """Keys and values, and what decides who sees them."""
+    """Keys and values, with the places and segments that decide which queries see them."""
 
     k: Keys
     v: Keys
@@ -166,10 +166,10 @@ _blocked.defvjp(_forward, _backward)
 
 
 def _together(x: Array, sight: Visibility) -> tuple[Array, Visibility]:
-    """Both as they are, and XLA and JAX cannot use one before the other is there.
+    """Both unchanged, behind a barrier: neither can be used before both are computed.
 
-    Masks depend on no parameter. Rematerialisation would make those of all blocks once and keep them for all layers:
-    30 GiB of booleans for rows of 131,072 tokens on 16 devices.
+    Masks do not depend on parameters. Without the barrier, the masks of all blocks would be computed once and kept for
+    all layers: 30 GiB of booleans for rows of 131,072 tokens on 16 devices.
     """
     window = sight.window
     x, sight = lax.optimization_barrier((x, sight._replace(window=0)))
@@ -179,9 +179,9 @@ def _together(x: Array, sight: Visibility) -> tuple[Array, Visibility]:
 def _around(
     devices: int, sight: Visibility, add_part: Callable[..., tuple[Any, Any]], sums: Any, part: _Part, of_part: Any
 ) -> tuple[Any, Any]:
-    """Takes each part around the ring: `sums, of_part = add_part(sums, part, of_part)` on every device that sees it.
+    """Passes each part around the ring: `sums, of_part = add_part(sums, part, of_part)` on each device that sees it.
 
-    `sums` stay on their device. `of_part`, what all devices add for a part, goes with it and comes home at the end.
+    `sums` stay on their device. `of_part`, the sums for the part, travel with it and end on the device of the part.
     """
     if devices == 1:
         return add_part(sums, part, of_part)

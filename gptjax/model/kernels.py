@@ -75,9 +75,9 @@ def limits(implementation: str, task: Task) -> str | None:
         if task.head_dim % 8 or task.head_dim > 128:
             return f"needs a head dimension that is a multiple of 8 and at most 128, not {task.head_dim}"
         if task.packed:
-            return "takes no packed documents (data.isolate_documents)"
+            return "cannot mask packed documents (data.isolate_documents)"
         if task.context > 1:
-            return "takes no split rows (mesh.context)"
+            return "cannot split rows over devices (mesh.context)"
     if implementation == "splash" and task.length // task.context % 128:
         return f"needs rows that are a multiple of 128 tokens on each device, not {task.length // task.context}"
     if implementation in ("cudnn", "splash") and task.alibi:
@@ -114,7 +114,7 @@ def cudnn(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
 
 
 def splash(q: Queries, k: Keys, v: Keys, visibility: Visibility) -> Queries:
-    """Splash attention: blocks that the mask leaves empty are skipped. Interpreted where there is no TPU."""
+    """Splash attention: blocks that the mask leaves empty are skipped. Interpreted, so slow, without a TPU."""
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     _, length, heads, head_dim = q.shape

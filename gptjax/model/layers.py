@@ -54,7 +54,7 @@ def ngram_rows(
 
 
 class Gate(nnx.Module):
-    """sigmoid(x W), a number for each head. W starts at zero, and so do the gates at 1/2."""
+    """sigmoid(x W), one number per head. W starts at zero, so that gates start at 1/2."""
 
     def __init__(self, a: Architecture, heads: int):
         self.kernel = nnx.Param(jnp.zeros((a.embed_dim, heads)))

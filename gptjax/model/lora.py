@@ -69,7 +69,7 @@ class Linear(nnx.Linear):
 
 
 def split(params: Params) -> tuple[Params, Params]:
-    """(trained, frozen): adapters and the rest; without adapters, everything and nothing. `join` is the inverse."""
+    """(trained, frozen): adapters and the rest. Without adapters, all is trained. `join` is the inverse."""
     trained = _select(params, adapters=True)
     return (trained, _select(params, adapters=False)) if trained else (params, {})
 

@@ -1,7 +1,8 @@
 """The reward that a model gives to a text: one number, read from the final state of its last token.
 
-It is the score of the vocabulary's first token, which a model that rewards does not write. A reward model therefore has
-the parameters of any other model: it begins with one, and is sharded, adapted, saved and exported as one.
+The number is the logit of the vocabulary's first token; a reward model writes no text and needs no logits otherwise.
+So it has the same parameters as a language model: it starts from one, and is sharded, adapted, saved and exported like
+one.
 """
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from gptjax.model import head
 from gptjax.model.gpt import GPT
 
-TOKEN = 0  # whose score it is
+TOKEN = 0  # the token whose logit is the reward
 
 
 def rewards(

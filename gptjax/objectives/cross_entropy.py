@@ -1,4 +1,4 @@
-"""Cross-entropy from final hidden states, with whole logits or with the logits of a piece of each row at a time."""
+"""Cross-entropy from final hidden states, with all logits at once or in chunks of each row."""
 
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ Weights = Float[Array, "batch length"]
 
 
 class Terms(NamedTuple):
-    """What is added to the cross-entropy of a token: float32 scalars, which may be traced.
+    """What changes the cross-entropy of a token: float32 scalars, which may be traced.
 
     Attributes:
       z_loss: adds z * log_partition^2 (Chowdhery et al. 2022).
@@ -47,7 +47,7 @@ def token_losses(
     """(cross-entropy in nats, log-partition, whether no other token scores higher) of every token, in float32."""
     top = jax.lax.stop_gradient(logits.max(-1))
     log_partition = _log_partition(logits, top)
-    # A masked sum, not a gather: it fuses with the other sums over the vocabulary, also where that is split.
+    # A masked sum, not a gather: it fuses with the other sums over the vocabulary, even if that is split over devices.
     chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(-1)
     # The maximum, not argmax, which takes as long as all the other sums over the vocabulary together.
     return log_partition - chosen, log_partition, chosen == top
@@ -92,11 +92,11 @@ def score_tokens(a: Architecture, hidden: Hidden, table: Table, targets: Targets
 def sum_losses(
     a: Architecture, terms: Terms, hidden: Hidden, table: Table, targets: Targets, weights: Weights, *, chunk: int = 0
 ) -> Sums:
-    """(sum over tokens of weight x loss, {"loss", "accuracy"}: the same sum of cross-entropy alone and of hits).
+    """(sum of weight x loss over tokens, {"loss": that of cross-entropy alone, "accuracy": that of correct tokens}).
 
     With a chunk, only the logits of that many tokens of a row exist at a time: on a vocabulary of 50,000, whole logits
-    are most of the memory of a small model's step. Their gradient is made at once, while they are there, so that
-    nothing is computed twice. `weights` and `terms` are constants: no gradient comes back to them.
+    are most of the memory of a small model's step. The forward pass also computes their gradient, so that nothing is
+    computed twice. `weights` and `terms` are constants and get no gradient.
     """
     pieces = Pieces.of(hidden.shape[1], chunk)
     if pieces.count == 1:
@@ -122,7 +122,7 @@ def _sums(a: Architecture, terms: Terms, hidden: Hidden, table: Table, targets: 
 
 
 class Pieces(NamedTuple):
-    """Rows in `count` pieces, such that every device keeps what it has of a row that is split over `shards`."""
+    """Rows in `count` pieces. If rows are split over `shards` devices, each device keeps its part of every row."""
 
     count: int
     shards: int
@@ -143,7 +143,7 @@ class Pieces(NamedTuple):
         return sharding.constrain(x, None, *sharding.BETWEEN[:2], *[None] * (x.ndim - 3))
 
     def join(self, x: Array) -> Array:
-        """The way back."""
+        """The inverse of `split`."""
         x = x.reshape(self.count, x.shape[1], self.shards, -1, *x.shape[3:])
         return jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[4:])
 
@@ -160,7 +160,7 @@ def _sums_in_pieces(
 
 
 def _forward(a, pieces, terms, hidden, table, targets, weights):
-    """The sums, and the gradients of the first of them."""
+    """The sums, and the gradients of the first one."""
 
     def add(carry, piece):
         sums, table_gradient = carry

@@ -1,7 +1,7 @@
-"""Learning from a teacher's next-token distribution beside the text's own next token (Hinton et al. 2015).
+"""Learning from a teacher's next-token distribution and the text's own next token (Hinton et al. 2015).
 
-loss = (1 - w) cross-entropy + w t^2 KL(teacher || student), both distributions at the temperature t; t^2 keeps the
-gradients of both terms in proportion. The teacher's likeliest tokens count each, the rest of its mass together.
+loss = (1 - w) cross-entropy + w t^2 KL(teacher || student), both distributions at temperature t; t^2 keeps the
+gradients of both terms in proportion. KL is over the teacher's top_k tokens and one more for the rest of its mass.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class Distillation:
     """The loss of language modelling, of text or of dialogues, mixed with the divergence from a teacher.
 
     Attributes:
-      text: what is learnt from the text alone, and from which batches.
-      top_k: how many of the teacher's tokens count each.
+      text: the objective without a teacher: its loss and its batches.
+      top_k: how many of the teacher's most probable tokens are compared one by one.
       temperature: of both distributions.
     """
 
@@ -60,7 +60,7 @@ class Distillation:
         return teacher.TaughtBatches(source, architecture, params, self.top_k, self.temperature)
 
     def validation(self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None) -> None:
-        """None: what counts is the likelihood of the validation split."""
+        """None: the likelihood of the validation split is enough."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.text.weight(batch)
@@ -74,7 +74,7 @@ class Distillation:
         hyper: Mapping[str, Array],
         dropout_keys: jax.Array | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Metrics: `loss` (cross-entropy alone), `accuracy`, `teacher_divergence` (nats a token, softened)."""
+        """Metrics: `loss` (cross-entropy alone), `accuracy`, `teacher_divergence` (nats per token, softened)."""
         model = models.policy
         hidden, _, balance = model.forward(
             batch["tokens"],
@@ -100,12 +100,12 @@ class Distillation:
 
 
 def make(config: Config) -> Distillation:
-    """The objective of a config. Raises UserError without a teacher, and for terms that it does not have."""
+    """The objective of a config. Raises UserError without a teacher, and for loss terms that it does not support."""
     objective = config.objective
     if not objective.teacher:
         raise UserError("objective.name=distillation needs a teacher: --config.objective.teacher=WORKDIR or hf:DIR")
     for name in ("z_loss", "label_smoothing", "logits_chunk"):
         if objective[name]:
-            raise UserError(f"objective.{name} is {objective[name]}, which distillation does not have; set it to 0")
+            raise UserError(f"objective.{name} is {objective[name]}, which distillation does not support; set it to 0")
     text = LanguageModeling(config.data.isolate_documents, smooths=False, logits_chunk=0)
     return Distillation(text, objective.teacher_top_k, objective.distillation_temperature)

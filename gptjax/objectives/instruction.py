@@ -1,6 +1,6 @@
-"""Instruction tuning: the assistant's turns of dialogues bear loss, what they answer does not.
+"""Instruction tuning: in dialogues, only the assistant's turns bear loss.
 
-Dialogues are packed whole. A source of a mixture that is text is read in windows, and all of its tokens bear loss.
+Dialogues are packed whole. If a mixture has sources of text, these are read in windows, and all tokens bear loss.
 """
 
 from gptjax.config import Config

@@ -21,10 +21,10 @@ class LanguageModeling:
     """Cross-entropy of the next token, weighted by token.
 
     Attributes:
-      isolate_documents: documents of a row do not see each other.
+      isolate_documents: tokens attend only to their own document of a row.
       smooths: label smoothing is on.
       logits_chunk: see `sum_losses`.
-      dialogues: dialogues are packed whole, and only their assistant's turns bear loss.
+      dialogues: dialogues are packed whole, and only the assistant's turns bear loss.
     """
 
     isolate_documents: bool
@@ -46,7 +46,7 @@ class LanguageModeling:
         return data.batches(config, rows=rows, dialogues=self.dialogues)
 
     def validation(self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None) -> None:
-        """None: the likelihood of the validation split is this loss, on all of it."""
+        """None: evaluation computes this loss on the whole validation split anyway."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return jnp.maximum(batch["weights"].sum(), 1.0)
@@ -60,7 +60,7 @@ class LanguageModeling:
         hyper: Mapping[str, Array],
         dropout_keys: jax.Array | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Metrics: `loss` (cross-entropy alone), `accuracy`, and of a mixture of experts `balance_loss` (1 = balanced).
+        """Metrics: `loss` (cross-entropy alone), `accuracy`, and with experts `balance_loss` (1 = balanced).
 
         hyper: `z_loss` and `label_smoothing` as in `Terms`, `balance_loss` the weight of `experts.balance_loss`.
         """

@@ -1,7 +1,8 @@
-"""What a training objective is. One module beside this one is one objective, and its name that of `objective.name`.
+"""What a training objective is. Each objective is a module beside this one, with the name used in `objective.name`.
 
-A module has `make(config) -> Objective`. To add an objective is to add the module (and data that have its fields).
-The data room is named in annotations and not imported: a plan for a TPU runs where what it needs is not installed.
+A module has `make(config) -> Objective`. To add an objective, add the module (and data that have its fields).
+Types of gptjax.data appear only in annotations and are not imported, so that a plan for a TPU does not need what they
+import.
 """
 
 import importlib
@@ -19,7 +20,7 @@ from gptjax.model.gpt import GPT
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Array]
-Rows = Any  # which rows of the global batch are of this process
+Rows = Any  # the rows of the global batch that this process reads
 
 
 class Field(NamedTuple):
@@ -46,7 +47,7 @@ class Monitor(NamedTuple):
 
 
 class Models(NamedTuple):
-    """What a loss may look at. `reference` has the parameters of the beginning, where the objective wants them."""
+    """The models that a loss may use. `reference` has the initial parameters, if the objective needs them."""
 
     policy: GPT
     reference: GPT | None = None
@@ -54,13 +55,13 @@ class Models(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """From batches to the loss that is minimised.
+    """Computes the loss that is minimised from batches.
 
     Attributes:
       fields: what a batch has. Shardings, micro-batches, `plan` and the checks of the data derive from it.
       sizes: lengths of the axes that are neither "row" nor "length".
       monitor: see `Monitor`.
-      reference: whether the parameters of the beginning are kept beside the trained ones and passed to `loss`.
+      reference: whether the initial parameters are kept beside the trained ones and passed to `loss`.
     """
 
     fields: Mapping[str, Field]
@@ -77,11 +78,11 @@ class Objective(Protocol):
     def validation(
         self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None
     ) -> "gptjax.data.pipeline.batches.BatchSource | None":
-        """Batches whose metrics are averaged at each evaluation; None where the likelihood says all there is."""
+        """Batches whose metrics are averaged at each evaluation; None where the likelihood is enough."""
         ...
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        """What the loss of a global batch is divided by: its tokens, pairs or sequences that count."""
+        """The divisor of the loss of a global batch: its number of tokens, pairs or sequences that bear loss."""
         ...
 
     def loss(
@@ -103,39 +104,39 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Referenced(Protocol):
-    """An objective whose batches hold what the model of the beginning says of their texts.
+    """An objective whose batches hold log-probabilities of their texts under the initial model.
 
-    It is computed once, before training, so that no second copy of the parameters is kept.
+    They are computed once, before training, so that no second copy of the parameters is kept.
     """
 
     def referenced(
         self, data: "gptjax.data.opening.RunData", config: Config
     ) -> "list[gptjax.data.pipeline.preferences.Examples]":
-        """What is to be told; empty where no reference is needed."""
+        """The examples that need log-probabilities; empty where no reference is needed."""
         ...
 
     def log_probabilities(self, model: GPT, batch: Batch) -> Float[Array, "row pair"]:
-        """Of the answers, in nats."""
+        """Those of the answers, in nats."""
         ...
 
 
 @runtime_checkable
 class OfWholeBatch(Protocol):
-    """An objective whose loss of a row depends on numbers of all rows, through which no gradient goes."""
+    """An objective whose loss of a row depends on numbers computed from all rows, which get no gradient."""
 
     def whole_batch(self, models: Models, batch: Batch, *, total_weight: Float[Array, ""]) -> Metrics:
-        """Those numbers of a micro-batch, scalars that add up to those of the batch: `loss` finds them in `hyper`."""
+        """The numbers for a micro-batch: scalars whose sums over micro-batches `loss` finds in `hyper`."""
         ...
 
 
 @runtime_checkable
 class Writing(Protocol):
-    """An objective whose batches the model writes: what `batches` gives are questions (see `training.rollouts`).
+    """An objective whose batches the model writes; `batches` gives only questions (see `training.rollouts`).
 
     Attributes:
       group_size: answers to each question.
       max_new_tokens: of an answer.
-      num_iterations: updates with the same answers. Checkpoints and evaluations are between answers and answers.
+      num_iterations: updates with the same answers; checkpoints and evaluations come only after the last of them.
     """
 
     group_size: int
@@ -144,7 +145,7 @@ class Writing(Protocol):
 
 
 def make(config: Config) -> Objective:
-    """The objective of a config. One that only the data could tell ("auto") is taken as language modelling."""
+    """The objective of a config. "auto", which depends on the data, is taken as language modelling here."""
     name = config.objective.name
     return importlib.import_module(f"gptjax.objectives.{'language_modeling' if name == 'auto' else name}").make(config)
 

@@ -18,7 +18,8 @@ from gptjax.objectives.cross_entropy import Pieces, Targets, token_losses
 
 PerToken = Float[Array, "batch length"]
 
-# Rewards of a group that differ by less are equal: a deviation of rounding errors would be blown up to advantages of 1.
+# Smaller differences between the rewards of a group count as none: dividing by a deviation that is only rounding error
+# would give advantages of about 1.
 MIN_DEVIATION = 1e-6
 
 
@@ -27,8 +28,8 @@ def advantages(
 ) -> tuple[Float64[np.ndarray, "groups size"], Bool[np.ndarray, " groups"]]:
     """(advantage of each answer, which groups have a signal).
 
-    The reward minus the mean of its group; "normalized" divides it by the deviation of the group, the sample's, with
-    size - 1, as TRL has it. Equal rewards, and groups in which one is NaN, have the advantages 0 and no signal.
+    The reward minus the mean of its group; "normalized" also divides by the standard deviation of the group, the
+    sample's, with size - 1 as in TRL. Groups with equal rewards or a NaN have advantages 0 and no signal.
     """
     centered = rewards - rewards.mean(1, keepdims=True)
     deviation = rewards.std(1, ddof=1)
@@ -75,7 +76,7 @@ def _score(a: Architecture, hidden: Hidden, table: Table, targets: Targets) -> P
 
 
 class Surrogate(NamedTuple):
-    """The loss of each token, and whether its gradient is cut off by the clipping."""
+    """The loss of each token, and whether clipping makes its gradient 0."""
 
     loss: PerToken
     clipped: Bool[Array, "batch length"]
@@ -86,7 +87,7 @@ def surrogate(
 ) -> Surrogate:
     """-min(r A, clip(r, 1 - low, 1 + high) A), with r = exp(log_ratio) (Schulman et al. 2017, equation 7).
 
-    Two bounds as in DAPO, equation 10. At r = 1 and advantages whose mean is 0 the loss is 0, and its gradient is not.
+    Two bounds as in DAPO, equation 10. With r = 1 and advantages of mean 0, the loss is 0 but its gradient is not.
     """
     ratio, advantage = jnp.exp(log_ratio), advantage[:, None]
     plain, bounded = ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage
@@ -96,7 +97,7 @@ def surrogate(
 def divergence(log_probability: PerToken, reference: PerToken) -> PerToken:
     """An estimate of KL(policy || reference) from one token: r - log r - 1, r = reference / policy (Schulman 2020, k3).
 
-    Never negative, 0 where they agree, and unbiased where the token was drawn from the policy.
+    Never negative, 0 if the two are equal, and unbiased if the token was sampled from the policy.
     """
     log_ratio = reference - log_probability
     return jnp.expm1(log_ratio) - log_ratio

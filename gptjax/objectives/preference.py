@@ -1,9 +1,8 @@
 """Learning from preferences: better answers become more likely than worse ones, good answers than bad ones.
 
-`objective.preference_loss` says by which formula of `preference_losses`. Where that compares with a reference, it is
-the model that the run starts from, and its log-probabilities are computed once before training (`training.reference`).
-KTO's estimate of the divergence is the mean over the global batch of the log-ratios of foreign answers
-(`data.pipeline.preferences`), whatever the micro-batches.
+`objective.preference_loss` names a formula of `preference_losses`. If the formula uses a reference, this is the initial
+model of the run, whose log-probabilities are computed once before training (`training.reference`). KTO estimates the
+divergence as the mean log-ratio of mismatched answers (`data.pipeline.preferences`) over the global batch.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ class Preference:
     logits_chunk: int
     sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"pair": 2})
     monitor: Monitor = LOSS
-    reference: bool = False  # parameters are not kept: batches hold what the reference says
+    reference: bool = False  # its parameters are not kept: batches hold its log-probabilities
 
     @property
     def judged(self) -> bool:
@@ -138,7 +137,7 @@ def log_probabilities(model: GPT, texts: Batch, *, logits_chunk: int = 0) -> Flo
 def _scored(
     model: GPT, texts: Batch, dropout_keys: jax.Array | None, logits_chunk: int
 ) -> tuple[Float[Array, "row pair"], Float[Array, "row"] | None]:
-    """(log-probability of each answer, load-balancing loss of each row). Both sides of a row drop the same units."""
+    """(log-probability of each answer, load-balancing loss of each row). Both answers of a row share dropout."""
     rows, sides, length = texts["tokens"].shape
     tokens, targets, weights = (texts[name].reshape(rows * sides, length) for name in TEXTS)
     keys = None if dropout_keys is None else jnp.repeat(dropout_keys, sides, axis=0)
@@ -150,12 +149,12 @@ def _scored(
 
 
 def counts(batch: Batch) -> Float[Array, "row"]:
-    """1 for a row that holds an example, 0 for one that only fills the batch."""
+    """1 for a row that holds an example, 0 for one that pads the batch."""
     return (batch["weights"].sum((1, 2)) > 0).astype(jnp.float32)
 
 
 def make(config: Config) -> Preference:
-    """The objective of a config. Raises UserError for label smoothing of a loss that has none."""
+    """The objective of a config. Raises UserError for label smoothing with a loss that does not support it."""
     objective = config.objective
     name = objective.preference_loss
     if objective.label_smoothing and name not in preference_losses.SMOOTHED:

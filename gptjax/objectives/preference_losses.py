@@ -1,4 +1,4 @@
-"""The formulas of preference losses, for a row by itself: log-probabilities of answers to a loss and to rewards.
+"""The formulas of preference losses: from the log-probabilities of a row's answers to its loss and rewards.
 
 Log-probabilities are sums over the tokens of an answer, in nats, [row, pair] with the better answer first.
 """
@@ -14,11 +14,11 @@ Hyper = Mapping[str, Array]
 
 
 class Answers(NamedTuple):
-    """What is known of the answers of each row.
+    """The inputs of a loss, for the answers of each row.
 
     Attributes:
       policy: log-probabilities under the model that is trained.
-      reference: under the model of the beginning; not read by losses without a reference.
+      reference: log-probabilities under the initial model; not used by losses without a reference.
       lengths: tokens of each answer that bear loss, at least 1.
     """
 
@@ -37,7 +37,7 @@ class Loss(NamedTuple):
 def dpo(x: Answers, hyper: Hyper) -> Loss:
     """-log sigmoid(r_better - r_worse) with r = beta (log pi - log pi_reference) (Rafailov et al. 2023).
 
-    With label smoothing s, a share s of the pairs is taken to be the other way round (conservative DPO, Mitchell 2023).
+    With label smoothing s, a share s of the pairs is assumed to be reversed (conservative DPO, Mitchell 2023).
     """
     rewards = hyper["beta"] * (x.policy - x.reference)
     return Loss(_smoothed(rewards[:, 0] - rewards[:, 1], hyper), rewards)
@@ -73,7 +73,7 @@ def kto(
     Args:
       ratio: log pi - log pi_reference of the judged answer.
       desirable: 1 for good answers, 0 for bad ones.
-      kl: the estimate over the batch, not below 0, through which no gradient goes.
+      kl: the estimate over the batch, at least 0; it gets no gradient.
     """
     value = hyper["beta"] * (ratio - kl) * (2 * desirable - 1)
     weight = jnp.where(desirable > 0, hyper["desirable_weight"], hyper["undesirable_weight"])

@@ -1,6 +1,6 @@
-"""Reinforcement with rewards that can be checked (GRPO): answers that the model writes, weighted by their advantage.
+"""Reinforcement learning with verifiable rewards (GRPO): the model's own answers, weighted by their advantage.
 
-The rows of a batch are answers, each behind its question. They are written, and rewarded, before the step
+A row of a batch is a question and its answer. Answers are written and rewarded before the step
 (`training/rollouts.py`). The loss starts at 0 and says little: look at `reward`.
 """
 
@@ -24,22 +24,22 @@ PER_ROW = Field(("row",), "float32")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reinforcement:
-    """The clipped surrogate of GRPO, by token.
+    """The clipped surrogate of GRPO, per token.
 
-    A batch has, with R rows and T the context length, or less where question and answer need less:
+    A batch has, with R rows and T at most the context length:
       tokens, targets, positions: int32 [R, T], a question and its answer from column 0, then 0.
       weights: float32 [R, T], 1 where the target is a token of an answer that bears loss.
       advantages: float32 [R].
-      token_share: float32 [R], 1 / the number of weights that are 1 in the global batch: for means over tokens.
-      sampler: float32 [R, T], log-probability of the target when it was drawn.
-      old: the same by the trained form of the model, where there are several updates with one batch.
+      token_share: float32 [R], 1 / the number of weights that are 1 in the global batch, for means over tokens.
+      sampler: float32 [R, T], log-probability of the target when it was sampled.
+      old: the same under the training form of the model; only if one batch is used for several updates.
 
     Attributes:
       mean: "token", "sequence" or "constant": what the loss is divided by.
       max_new_tokens: of an answer.
-      num_iterations: updates with the same answers. With 1, the old policy is the present one, and the ratio 1.
+      num_iterations: updates with the same answers. With 1, the old policy is the current one, and the ratio is 1.
       logits_chunk: see `policy_gradient.score`.
-      reference: whether the divergence from the parameters of the beginning is a part of the loss.
+      reference: whether the loss includes the divergence from the initial model.
     """
 
     mean: str
@@ -60,14 +60,14 @@ class Reinforcement:
     def batches(
         self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None
     ) -> "gptjax.data.pipeline.prompts.PromptBatches":
-        """Which questions are asked at each step; what makes batches of them is `training.rollouts`."""
+        """The questions of each step; `training.rollouts` makes batches from them."""
         return data.prompts(config)
 
     def validation(self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None) -> None:
         """None: the reward of answers to held-out questions is measured by `evaluation.answering`."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        """Tokens, answers, or answers x max_new_tokens that bear loss: what bears none is in no divisor."""
+        """The number of tokens or answers that bear loss, or that of answers x max_new_tokens."""
         weights = batch["weights"]
         total = weights.sum() if self.mean == "token" else weights.any(1).sum().astype(jnp.float32)
         return jnp.maximum(total, 1.0) * (self.max_new_tokens if self.mean == "constant" else 1.0)
@@ -81,8 +81,8 @@ class Reinforcement:
         hyper: Mapping[str, Array],
         dropout_keys: jax.Array | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Metrics, means over the tokens of answers, in nats: `entropy`; `kl`, of the policy from the reference, where
-        there is one; `clip_fraction`; `sampler_difference`, how far |log-probability| was from that of the sampler."""
+        """Metrics, means over the tokens of answers, in nats: `entropy`; `kl` from the reference, if there is one;
+        `clip_fraction`; `sampler_difference`, |log-probability - that of the sampler|."""
         scores = self.scores(models.policy, batch, dropout_keys)
         old = batch.get("old", jax.lax.stop_gradient(scores.log_probability))
         log_ratio = jnp.where(batch["weights"] > 0, scores.log_probability - old, 0.0)
@@ -102,7 +102,7 @@ class Reinforcement:
         return total, {"loss": total} | {name: (value * share).sum() for name, value in values.items()}
 
     def scores(self, model: GPT, batch: Batch, dropout_keys: jax.Array | None = None) -> PolicyScores:
-        """What a model says of the targets of a batch."""
+        """Log-probability and entropy at each target of a batch."""
         hidden, _ = model.hidden(batch["tokens"], positions=batch["positions"], dropout_keys=dropout_keys)
         return policy_gradient.score(
             model.architecture, hidden, model.table(), batch["targets"], chunk=self.logits_chunk

@@ -1,6 +1,6 @@
-"""A model that says how good an answer is, learnt from which of two answers people prefer (Ouyang et al. 2022).
+"""A model that scores answers, trained on which of two answers people prefer (Ouyang et al. 2022).
 
-What the reward of an answer is, `gptjax.model.reward` says. With `objective.reward=model:WORKDIR` others learn from it.
+`gptjax.model.reward` defines the reward. Other runs learn from this model with `objective.reward=model:WORKDIR`.
 """
 
 import dataclasses
@@ -78,22 +78,22 @@ def rewards(
 ) -> tuple[Float[Array, "row pair"], Float[Array, "row"] | None]:
     """(reward of each answer of a batch with the fields of `preference.TEXTS`, load-balancing loss of each row).
 
-    Both sides of a row drop the same units.
+    Both answers of a row have the same dropout.
     """
     rows, sides, length = texts["tokens"].shape
     tokens, weights = (texts[name].reshape(rows * sides, length) for name in ("tokens", "weights"))
     keys = None if dropout_keys is None else jnp.repeat(dropout_keys, sides, axis=0)
-    # The last token of an answer is the target of the last weight, in the column after it.
+    # The last token of an answer is the target of the last non-zero weight, so it is one column later.
     last = jnp.where(weights > 0, jnp.arange(1, length + 1), 0).max(1)
     found, balance = reward.rewards(model, tokens, last, dropout_keys=keys)
     return found.reshape(rows, sides), None if balance is None else balance.reshape(rows, sides).mean(1)
 
 
 def make(config: Config) -> RewardModel:
-    """The objective of a config. Raises UserError for terms that it does not have."""
+    """The objective of a config. Raises UserError for loss terms that it does not support."""
     for name in ("z_loss", "label_smoothing", "logits_chunk"):
         if value := config.objective[name]:
             raise UserError(
-                f"objective.{name} is {value}, which objective.name=reward_model does not have; set it to 0"
+                f"objective.{name} is {value}, which objective.name=reward_model does not support; set it to 0"
             )
     return RewardModel()

@@ -1,8 +1,8 @@
-"""What a teacher model says of the tokens of a batch: its likeliest next tokens, computed as the batch is read.
+"""The most probable next tokens of a teacher model, computed when a batch is read.
 
-Nothing is kept on disk. Windows of text begin elsewhere in every epoch, and augmentation changes them, so that a table
-by position would answer for other contexts than the student sees; read this way, a batch stays a function of seed and
-step, and the teacher works while the step before is computed. It has to fit on one device.
+Nothing is kept on disk: windows of text begin elsewhere in every epoch, and augmentation changes them, so that a table
+by position would be for other contexts than the student sees. This way a batch stays a function of seed and step, and
+the teacher works while the step before is computed. The teacher must fit on one device.
 """
 
 from functools import partial
@@ -45,8 +45,8 @@ def load(config: Config, tokenizer: Tokenizer) -> tuple[Architecture, gpt.Params
     same = theirs.sha256 == tokenizer.sha256 if theirs else architecture.vocab_size == tokenizer.vocab_size
     if not same:
         raise UserError(
-            f"objective.teacher={name} has another tokenizer than {config.data.source}, so its next tokens are others; "
-            f"use its own for the data: --config.tokenizer=hf:DIR of it, or another teacher"
+            f"objective.teacher={name} has another tokenizer than {config.data.source}; prepare the data with the "
+            f"teacher's: --config.tokenizer=hf:DIR, or use another teacher"
         )
     if architecture.context_length < config.model.context_length:
         raise UserError(
@@ -57,11 +57,11 @@ def load(config: Config, tokenizer: Tokenizer) -> tuple[Architecture, gpt.Params
 
 
 class TaughtBatches(BatchSource):
-    """The batches of a source with what the teacher says of each cell.
+    """The batches of a source, with the teacher's most probable next tokens at each position.
 
     Beside the fields of the source, with B rows of this process, T = context_length and k tokens:
-      teacher_tokens: int32 [B, T, k], the likeliest next tokens, the first the likeliest.
-      teacher_log_probabilities: float32 [B, T, k], of these at the temperature, among the whole vocabulary.
+      teacher_tokens: int32 [B, T, k], the k most probable next tokens, in falling order.
+      teacher_log_probabilities: float32 [B, T, k], theirs at the temperature, normalised over the whole vocabulary.
     """
 
     def __init__(self, source: BatchSource, architecture: Architecture, params: gpt.Params, k: int, temperature: float):
@@ -111,10 +111,10 @@ class TaughtBatches(BatchSource):
 
 
 def divergence(teacher_log_probabilities: Array, student_log_probabilities: Array, *, whole: bool) -> Array:
-    """KL(teacher || student) of each cell [row, length], from log-probabilities of the teacher's tokens [..., k].
+    """KL(teacher || student) at each position [row, length], from log-probabilities of the teacher's tokens [..., k].
 
-    The rest of the vocabulary counts as one token more, so that the value is a lower bound of the exact one, which it
-    is where k is the `whole` vocabulary.
+    The rest of the vocabulary counts as one more token, so that the value is a lower bound of the exact KL. It is exact
+    if k is the `whole` vocabulary.
     """
     p, q = teacher_log_probabilities, student_log_probabilities
     kl = (jnp.exp(p) * (p - q)).sum(-1)

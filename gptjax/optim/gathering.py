@@ -1,7 +1,7 @@
-"""Batches that grow in a run: from a step on, the gradients of several batches make one update.
+"""Batches that grow during a run: from a given step on, the gradients of several steps make one update.
 
-A step takes one batch all the same, so that the data, the tokens and the learning rate of a step are what they are
-without stages (McCandlish et al. 2018, arXiv:1812.06162, on when larger batches pay).
+A step still takes one batch, so that its data, tokens and learning rate are the same as without stages (McCandlish et
+al. 2018, arXiv:1812.06162, on when larger batches pay).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ WEIGHT = "batch_weight"  # key of the weight by which the loss of the batch was 
 
 
 class Gathered(NamedTuple):
-    """The optimizer's own state, the sum of the gradients since its last update, and that of their weights."""
+    """The optimizer's own state, the sum of the gradients since its last update, and the sum of their weights."""
 
     inner: Any
     total: Any
@@ -27,7 +27,7 @@ class Gathered(NamedTuple):
 def gathered(
     optimizer: optax.GradientTransformation, updates: ArrayLike, weight: ArrayLike
 ) -> optax.GradientTransformation:
-    """The optimizer on the mean of the gradients since its last update: that of one batch of all their rows.
+    """The optimizer on the mean of the gradients since its last update, which is the gradient of one large batch.
 
     Args:
       updates: whether this step ends with an update (more than 0) or only adds its gradients; it may be traced.
@@ -55,9 +55,9 @@ def update_steps(stages: Sequence[tuple[int, int]], num_steps: int) -> np.ndarra
     """Whether each step ends with an update: bool [num_steps].
 
     Args:
-      stages: (first step, batches for an update), with rising steps; before the first, an update has one batch.
+      stages: (first step, batches per update), in order of steps; before the first, an update has one batch.
 
-    Batches that are being gathered when a stage begins are gathered to their end, and the last step is an update.
+    An update that has begun when a stage starts is completed first. The last step ends with an update.
     """
     ends = np.zeros(num_steps, bool)
     step = 0

@@ -50,7 +50,7 @@ class Hyperparameters:
         if not config.optimizer.clip_norm:
             self.constant["clip_norm"] = np.float32(np.inf)
         self.constant["dropout_key"] = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
-        # Computed before a run starts, away from its mesh: learning rates are one program, of numbers on the host.
+        # All learning rates are computed on the host by one program, before a run starts and without its mesh.
         num_steps, peaks = config.train.num_steps, self._peaks.items()
         schedules = {name: make_schedule(config.schedule, peak=peak, num_steps=num_steps) for name, peak in peaks}
 
@@ -67,5 +67,5 @@ class Hyperparameters:
         return self.constant | self.rates(step)
 
     def rates(self, step: int) -> Hyper:
-        """This step's learning rates, and whether it ends with an update where not every step does."""
+        """This step's learning rates and, with `batch_stages`, whether it ends with an update."""
         return {name: rates[min(step, len(rates) - 1)] for name, rates in self._rates.items()}

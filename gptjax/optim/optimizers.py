@@ -23,9 +23,9 @@ def make_optimizer(
     Args:
       options: `config.optimizer`.
       params: the trained parameters, which may be abstract.
-      hyper: this step's hyper-parameters, which may be traced; the form of the state does not depend on them.
-      widening: `Architecture.widening`: with muP, by how much the rates of matrices fall where the size of an update
-        does not follow from its shape, and their decay rises, so that the product stays.
+      hyper: this step's hyper-parameters, which may be traced; the structure of the state does not depend on them.
+      widening: `Architecture.widening`. With muP, the learning rates of matrices are divided by it and their weight
+        decay is multiplied by it, unless the algorithm scales updates by the shape of the matrix (`SPECTRAL`).
 
     Raises UserError for multipliers that match no parameter.
     """
@@ -49,7 +49,7 @@ def make_optimizer(
         return update + change
 
     def rate(name: str) -> optax.GradientTransformation:
-        # Its state counts steps, as that of an optax schedule.
+        # A schedule, although the rate is given: its state counts steps, as checkpoints expect.
         plain = optax.scale_by_learning_rate(lambda count: hyper[name])
         if all(factor == 1 for factor in rates.values()):
             return plain
@@ -63,18 +63,18 @@ def make_optimizer(
 
     transform = _algorithm(options.name).build(Parts(options, hyper, _by_path(decay), rate))
     if options.learning_rate_multipliers:
-        # An empty part, so that the state keeps the form that it has in checkpoints.
+        # The identity keeps the structure that the state has in checkpoints.
         transform = optax.chain(transform, optax.identity())
     return optax.chain(optax.clip_by_global_norm(hyper["clip_norm"]), transform)
 
 
 def average(options: ConfigDict) -> Callable[[Hyper, Any, Any], Any] | None:
-    """The function that finds the average of the parameters which the optimizer keeps, from its state; None: none."""
+    """The algorithm's own average of the parameters, a function of its state; None if it keeps none."""
     return getattr(_algorithm(options.name), "average", None)
 
 
 def updater(name: str, row: Parameter) -> str:
-    """The algorithm that updates a parameter: some leave all but the matrices in blocks to AdamW."""
+    """The algorithm that updates a parameter. Some update only the matrices in blocks, and AdamW the rest."""
     return "adamw" if getattr(_algorithm(name), "MATRICES_ONLY", False) and not row.matrix else name
 
 

@@ -14,10 +14,10 @@ class Parts:
     """The parts that all algorithms share.
 
     Attributes:
-      options: `config.optimizer`, of which an algorithm reads what is not a number.
+      options: `config.optimizer`; an algorithm reads only options that are not numbers from it.
       hyper: this step's hyper-parameters, which may be traced.
-      decay: adds weight decay to a direction, which comes first.
-      rate: `rate("learning_rate")` multiplies by minus that learning rate, and by the multiplier of each path.
+      decay: adds weight decay to the update; comes before the learning rate.
+      rate: `rate("learning_rate")` multiplies by minus that learning rate and by the multiplier of each path.
     """
 
     options: ConfigDict

@@ -28,13 +28,13 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, memb
     if total == 0 or total > len(devices) or len(devices) % total:
         wanted = " x ".join(f"{axis} {mesh.get(axis, size)}" for axis, size in sizes.items())
         raise UserError(
-            f"the mesh {wanted} does not fit {len(devices)} {devices[0].platform} device(s); change mesh.* so that "
-            "their product divides the number of devices"
+            f"the mesh {wanted} does not fit {len(devices)} {devices[0].platform} device(s); change --config.mesh.* so "
+            "that their product divides the number of devices"
         )
     if idle := {device.process_index for device in devices} - {device.process_index for device in devices[:total]}:
         raise UserError(
             f"the mesh has {total} of {len(devices)} devices, and process {min(idle)} has none of them; start fewer "
-            "processes, or change mesh.* so that each has a part"
+            "processes, or change --config.mesh.* so that every process has some"
         )
     return Mesh(arrange(devices[:total], sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -42,8 +42,7 @@ def make_mesh(mesh: ConfigDict, devices: list[jax.Device] | None = None, *, memb
 def arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
     """The devices in an order in which neighbours in the mesh are neighbours in the network.
 
-    TPU slices that are joined only by the data-centre network lie along the data axis, whose traffic is one sum of
-    gradients per step. The other axes stay inside a slice.
+    Only the data axis spans TPU slices, which the data-centre network joins: it needs one sum of gradients per step.
     """
     shape = tuple(sizes.values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -51,8 +50,8 @@ def arrange(devices: Sequence[Any], sizes: dict[str, int]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if sizes["data"] % slices:
         raise UserError(
-            f"mesh.data is {sizes['data']}, which {slices} slices do not divide; the other axes stay inside a slice "
-            f"of {len(devices) // slices} devices"
+            f"mesh.data is {sizes['data']}, but must be a multiple of the number of slices, {slices}; the other axes "
+            f"stay inside a slice of {len(devices) // slices} devices"
         )
     inside = tuple((sizes | {"data": sizes["data"] // slices}).values())
     across = tuple(slices if axis == "data" else 1 for axis in sizes)

@@ -120,7 +120,7 @@ def to_device(
 
 
 def place(array: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process has on the devices of all processes."""
+    """Puts an array that every process holds on the devices of all processes."""
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(np.shape(array), sharding, np.asarray(array).__getitem__)

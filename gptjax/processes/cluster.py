@@ -19,7 +19,7 @@ from absl import flags
 from gptjax.errors import UserError
 from gptjax.processes import managed
 
-TPU_PORT = 8490  # beside those that libtpu uses, 8471 to 8482
+TPU_PORT = 8490  # libtpu itself uses 8471 to 8482
 FLAGS = ("coordinator", "num_processes", "process_id")
 _MOST_NODES = 100_000
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -51,7 +51,7 @@ class Cluster:
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """Adds the flags of a run with several processes; Slurm and Cloud TPU need none of them."""
+    """Adds the flags of a run with several processes, which are not needed with Slurm and Cloud TPU."""
     define = dict(flag_values=flag_values)
     flags.DEFINE_string(
         "coordinator", None, "several processes: HOST:PORT of process 0, e.g. --coordinator=10.0.0.1:9000", **define
@@ -94,7 +94,7 @@ def _from_flags(given: Mapping[str, str | int], environment: Mapping[str, str]) 
 
 
 class _Launcher(NamedTuple):
-    """The variables that a launcher of processes sets: of all processes, and of those on one machine."""
+    """The variables that a launcher sets: size and rank among all processes, and among those on one machine."""
 
     name: str
     size: str
@@ -103,7 +103,7 @@ class _Launcher(NamedTuple):
     local_rank: str
 
 
-# A process of one of these may have been started by srun, whose variables then say something else.
+# These are read before Slurm's: if srun started the launcher, Slurm's variables describe the launcher.
 LAUNCHERS = (
     _Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"),
     _Launcher(
@@ -121,9 +121,10 @@ LAUNCHERS = (
 
 
 def _from_launcher(environment: Mapping[str, str]) -> Cluster | None:
-    """torchrun, accelerate, Kubeflow's PyTorchJob: RANK and WORLD_SIZE; Open MPI, MPICH and Intel MPI: theirs.
+    """From RANK and WORLD_SIZE (torchrun, accelerate, Kubeflow's PyTorchJob), or the variables of an MPI.
 
-    Raises UserError where the variables say that there are several processes, and not which or where.
+    Raises UserError where the variables say that there are several processes, but not which one this is, or where
+    process 0 is.
     """
     slurm = "SLURM_STEP_NUM_TASKS" in environment
     for launcher in LAUNCHERS:
@@ -134,7 +135,7 @@ def _from_launcher(environment: Mapping[str, str]) -> Cluster | None:
             continue
         if launcher.rank not in environment:
             raise UserError(
-                f"{launcher.size}={count} says that this is one of several processes, and {launcher.rank} is not set; "
+                f"{launcher.size}={count} says that this is one of several processes, but {launcher.rank} is not set; "
                 f"unset {launcher.size} for a run of one process, or start each with --coordinator, --num_processes "
                 "and --process_id"
             )
@@ -149,19 +150,19 @@ def _from_launcher(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def _address(environment: Mapping[str, str], launcher: _Launcher, *, alone: bool) -> str:
-    """HOST:PORT of process 0: MASTER_ADDR and MASTER_PORT, or, of an MPI job on one machine (`alone`), a port of it."""
+    """HOST:PORT of process 0: MASTER_ADDR and MASTER_PORT, or a local port for an MPI job on one machine (`alone`)."""
     host, port = environment.get("MASTER_ADDR"), _whole(environment, "MASTER_PORT", 0)
     if host is None and alone and launcher.name == "mpirun":
         host = "127.0.0.1"
     if host is None:
         raise UserError(
-            f"{launcher.size} is set, as {launcher.name} does, and MASTER_ADDR is not: where is process 0? Set "
+            f"{launcher.size} is set, as by {launcher.name}, but MASTER_ADDR, the host of process 0, is not. Set "
             "MASTER_ADDR and MASTER_PORT for all processes (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=9000 ...), use "
             "srun, or give each process --coordinator, --num_processes and --process_id"
         )
     if port and "TORCHELASTIC_RUN_ID" not in environment:
         return f"{host}:{port}"
-    # torchrun itself listens on MASTER_PORT. Of an MPI job on one machine, all processes have one parent.
+    # torchrun itself listens on MASTER_PORT. The processes of an MPI job on one machine have the same parent.
     job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid") or str(os.getppid())
     return f"{host}:{10_000 + 2 * (zlib.crc32(f'{port} {job * (not port)}'.encode()) % 11_000)}"
 
@@ -184,10 +185,10 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     if len(nodes) != len(tasks) or sum(tasks) != count:
         raise UserError(
             f"SLURM_STEP_NODELIST names {len(nodes)} nodes, and SLURM_STEP_TASKS_PER_NODE has {sum(tasks)} tasks on "
-            f"{len(tasks)} nodes, where SLURM_STEP_NUM_TASKS={count}; give each "
+            f"{len(tasks)} nodes, but SLURM_STEP_NUM_TASKS={count}; give each "
             "process --coordinator, --num_processes and --process_id"
         )
-    # Slurm's default distribution fills node after node. With another one, only messages name wrong hosts.
+    # Slurm's default distribution fills node after node. With another one, only the hosts in messages are wrong.
     hosts = tuple(node for node, number in zip(nodes, tasks, strict=True) for _ in range(number))
     # One port per job and job step, below the range that the kernel gives to outgoing connections.
     step = environment.get("SLURM_STEP_ID", "0")
@@ -202,7 +203,7 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def _share_of_devices(environment: Mapping[str, str], tasks: int, local_id: int) -> tuple[int, ...] | None:
-    """The GPUs of this task, where several tasks on a node see the same GPUs: each takes its part."""
+    """The GPUs of this task if several tasks on a node see the same GPUs: each takes an equal share."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     count = len(visible.split(",")) if visible else tasks
     if tasks == 1 or count < tasks:
@@ -212,7 +213,7 @@ def _share_of_devices(environment: Mapping[str, str], tasks: int, local_id: int)
 
 
 def expand_nodes(text: str) -> list[str]:
-    """["n01", "n02", "gpu7"] from Slurm's "n[01-02],gpu7"; of several brackets in a name the last runs first.
+    """["n01", "n02", "gpu7"] from Slurm's "n[01-02],gpu7"; if a name has several brackets, the last counts fastest.
 
     Raises UserError where it is not such a list.
     """

@@ -1,8 +1,8 @@
 """Several processes as one run: start together, agree, end together.
 
-Every process holds a connection to process 0 for as long as the run lasts, beside JAX's own. It carries the roll
-call at the start, small values that all must know, requests to stop, and the last message of a process. When a
-process dies, its connection breaks at once, whereas a collective of JAX would wait, or abort without a reason.
+Beside JAX's own connections, every process holds one to process 0 for the whole run. It carries the roll call at the
+start, small values that all need, requests to stop, and the last message of a process. When a process dies, its
+connection breaks at once, while a collective of JAX would wait, or abort without a reason.
 """
 
 import ctypes
@@ -29,19 +29,19 @@ Describe = Callable[[BaseException], tuple[int, str]]
 
 
 class Group:
-    """The processes of a run. This class is a run of one process; `_Members` has the rest.
+    """The processes of a run. This class is for a run of one process, `_Members` for several.
 
     Attributes:
       index: number of this process.
       size: number of processes.
-      advice: makes a hint for the user if the run is ended from outside: where it can be continued.
+      advice: returns a hint for the user if another process ends the run: where the run can be continued.
     """
 
     index, size = 0, 1
     advice: Callable[[], str] = staticmethod(lambda: "")
 
     def gather(self, value: Any = None) -> list[Any]:
-        """The values of all processes, in their order, as JSON. A barrier: all must call it equally often."""
+        """The values (JSON) of all processes, in order of index. A barrier: all must call it equally often."""
         return [value]
 
     def first(self, make: Callable[[], Any] = lambda: None) -> Any:
@@ -50,7 +50,7 @@ class Group:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """The other processes run the body after process 0, and so find the files that it leaves on a shared disk."""
+        """Other processes run the body after process 0, so that they find its files on a shared disk."""
         if self.index:
             self.gather()
         yield
@@ -67,7 +67,7 @@ class Group:
                 raise UserError(f"process {process} has another {name} than process 0: {pairs}")
 
     def stops_at(self, step: int, received: str) -> str:
-        """The signal because of which to stop before `step`, or "": the same answer in every process.
+        """The signal that stops the run before `step`, or "": the same answer in every process.
 
         Call it once before each step, with the signal that this process has received or "".
         """
@@ -86,15 +86,15 @@ def current() -> Group:
 def join(options: flags.FlagValues, describe: Describe) -> Iterator[Group]:
     """Joins the other processes of the run, if flags, Slurm or Cloud TPU say that there are any.
 
-    An error in the body ends all processes. With several processes the error does not leave this function: the process
-    ends, since otherwise a peer that waits in a collective, or JAX waiting for such a peer, could keep it forever.
+    An error in the body ends all processes. With several processes, this function does not raise the error but ends the
+    process, which could otherwise wait forever for a peer in a collective.
 
     Args:
       describe: makes (exit status, last line) of an error.
 
     Raises:
       UserError: the flags do not fit, or the port is taken.
-      RunError: a process did not show up; the message names it.
+      RunError: a process did not connect in time; the message names it.
     """
     global _current
     cluster = cluster_lib.find(options)
@@ -115,7 +115,7 @@ def join(options: flags.FlagValues, describe: Describe) -> Iterator[Group]:
 def _start_jax(cluster: Cluster, timeout: float) -> None:
     import jax
 
-    # JAX's handler of SIGTERM would hide the signal from us; our processes agree themselves on where to stop.
+    # JAX's handler of SIGTERM would hide the signal; `stops_at` decides where all processes stop.
     jax.config.update("jax_enable_preemption_service", False)
     host, _, port = cluster.address.rpartition(":")
     jax.distributed.initialize(
@@ -130,7 +130,7 @@ def _start_jax(cluster: Cluster, timeout: float) -> None:
 
 
 class _PeerEnded(Exception):
-    """Another process has ended, so that what this one waits for will not come."""
+    """Another process has ended, so its answer will never come."""
 
 
 class _Members(Group):
@@ -160,10 +160,10 @@ class _Members(Group):
             return self._gathered.pop(self._round)
 
     def stops_at(self, step: int, received: str) -> str:
-        """A process that hears of a signal answers with its next step; all stop at the latest of these steps.
+        """When process 0 announces a signal, each process answers with its next step; all stop at the latest of these.
 
-        Without a signal nothing is exchanged, and no process waits for the step of another one. After answering, a
-        process waits only at the first step at which it might have to stop.
+        Without a signal nothing is exchanged, and no process waits for another. After answering, a process waits only
+        at the first step at which it might have to stop.
         """
         with self._changed:
             self._step = step
@@ -176,7 +176,7 @@ class _Members(Group):
             return self._signal if self._signal and step >= (self._stop_step or 0) else ""
 
     def part(self) -> None:
-        """The ordinary end: all are done, and no process takes the end of another one for a failure."""
+        """The normal end: after it, the end of another process is no failure."""
         import jax
 
         self.gather()
@@ -233,7 +233,7 @@ class _Members(Group):
             self._changed.notify_all()
 
     def _on_signal(self, sender: int, message: Message) -> None:
-        """Process 0 has heard of a signal. Only the first signal counts."""
+        """In process 0: some process received a signal. Only the first signal counts."""
         with self._changed:
             known, self._signal = self._signal, self._signal or message["signal"]
         if not known:
@@ -255,7 +255,7 @@ class _Members(Group):
             self._changed.notify_all()
 
     def _on_ended(self, sender: int, message: Message) -> None:
-        # The others are told first: as soon as this process knows, its main thread may end it at any moment.
+        # Send to the others first: once `_ended` is set, the main thread may end this process at any moment.
         if self.index == 0 and sender == message["process"]:
             for process, connection in self._connections.items():
                 if process != sender:
@@ -297,27 +297,27 @@ class _Members(Group):
     def _last_words(self, ended: Message | None) -> tuple[int, str]:
         """The exit status and the last line of a process that ends because of `ended`, or because of JAX if None."""
         if ended and ended["line"]:
-            return ended["status"], f"{ended['line']} (said by {self._cluster.describe(ended['process'])})"
+            return ended["status"], f"{ended['line']} (reported by {self._cluster.describe(ended['process'])})"
         if ended:
             name = self._cluster.describe(ended["process"])
             what = f"{name} of {self.size} was killed or crashed, and the run cannot go on without it"
         else:
-            # For example, a peer hangs but is alive: JAX waits 100 s for its heartbeat.
-            what = "JAX aborted this process, and the lines above say why"
+            # For example, a peer hangs: JAX waits 100 s for its heartbeat.
+            what = "JAX aborted this process; the lines above say why"
         advice = self.advice()
         return 1, f"failed: {what}; {advice}" if advice else f"failed: {what}"
 
     def _catch_abort(self) -> None:
-        """Prints a last line when JAX aborts a process whose coordinator is gone; handlers of Python run too late."""
+        """Prints a last line when JAX aborts a process whose coordinator is gone; Python's handlers run too late."""
 
         def handler(_: int) -> None:
-            # Uses no lock and no stream of Python, since the aborting thread may hold them.
+            # Uses no lock and no Python stream, since the aborting thread may hold them.
             deadline = time.monotonic() + 2
             while not self._ended and time.monotonic() < deadline:
                 time.sleep(0.02)
             _abort(*self._last_words(self._ended))
 
-        self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # kept alive as long as the group
+        self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # a reference keeps the handler alive
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).signal(int(signal.SIGABRT), self._abort_handler)
 

@@ -1,7 +1,7 @@
-"""The machines of a job of managed training, as the service's variables say. Nothing here imports JAX.
+"""The machines of a managed training job, from the variables of the service. Nothing here imports JAX.
 
 Vertex AI custom jobs: CLUSTER_SPEC. SageMaker training jobs: resourceconfig.json, or SM_HOSTS and SM_CURRENT_HOST where
-its toolkit starts the command. Huawei ModelArts (and Volcano, which it is made of): VC_WORKER_HOSTS and VC_TASK_INDEX.
+its toolkit starts the command. Huawei ModelArts (and Volcano, on which it is built): VC_WORKER_HOSTS and VC_TASK_INDEX.
 """
 
 import json
@@ -48,7 +48,7 @@ def _vertex(environment: Mapping[str, str]) -> Job:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise UserError(f"CLUSTER_SPEC={environment['CLUSTER_SPEC'][:300]}: no cluster of worker pools") from None
     if pool not in POOLS or not 0 <= index < len(pools[pool]):
-        raise UserError(f"CLUSTER_SPEC: task {index} of {pool}; gptjax runs in {' and '.join(POOLS)} only")
+        raise UserError(f"CLUSTER_SPEC: task {index} of {pool}; gptjax must run in {' or '.join(POOLS)} only")
     hosts = tuple(address.rpartition(":")[0] for address in (*pools[POOLS[0]], *pools[POOLS[1]]))
     return Job(VERTEX, hosts, index + (len(pools[POOLS[0]]) if pool == POOLS[1] else 0), port)
 
@@ -70,7 +70,7 @@ def _sagemaker(environment: Mapping[str, str]) -> Job | None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """So that algo-10 follows algo-9."""
+    """A sort key with which algo-10 follows algo-9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -86,7 +86,7 @@ def _modelarts(environment: Mapping[str, str]) -> Job:
 
 
 def read(name: str, text: str) -> Any:
-    """What a text of JSON says. Raises UserError with `name` where it is none."""
+    """The value of a JSON text. Raises UserError with `name` if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -94,5 +94,5 @@ def read(name: str, text: str) -> Any:
 
 
 def _port(name: str, hosts: list[str]) -> int:
-    """One per job, below the range that the kernel gives to outgoing connections."""
+    """A port for the job, below the range that the kernel gives to outgoing connections."""
     return 10_000 + 2 * (zlib.crc32(f"{name} {hosts}".encode()) % 11_000)

@@ -13,7 +13,7 @@ from gptjax.errors import RunError, UserError
 from gptjax.processes.cluster import Cluster
 
 Message = dict[str, Any]
-HELLO_BYTES = 1024  # more than a process sends before it is answered
+HELLO_BYTES = 1024  # more than the first message of a process has
 
 
 class Connection:
@@ -52,7 +52,7 @@ def _parse(line: bytes) -> Message | None:
 
 
 def roll_call(cluster: Cluster, timeout: float) -> dict[int, Connection]:
-    """Waits for all processes. Returns the connections of process 0 to all others, of the others to process 0."""
+    """Waits for all processes. Returns {process: connection}: process 0 has all others, each other has process 0."""
     call = _call_members if cluster.process_id == 0 else _answer
     return call(cluster, timeout, time.monotonic() + timeout)
 
@@ -74,8 +74,8 @@ def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int
             process, size, sock = caller
             if process in there or size != cluster.num_processes or not 0 < process < size:
                 problem = (
-                    f"a process says that it is {process} of {size}, and this run has "
-                    f"{cluster.num_processes}, each once; check --num_processes and --process_id"
+                    f"a process joined as number {process} of {size}, but this run has {cluster.num_processes} "
+                    "processes with different numbers; check --num_processes and --process_id"
                 )
             there[process] = Connection(sock)
     absent = [process for process in range(1, cluster.num_processes) if process not in there]
@@ -93,9 +93,9 @@ def _call_members(cluster: Cluster, timeout: float, deadline: float) -> dict[int
 
 
 def _callers(stack: ExitStack, server: socket.socket, deadline: float) -> Iterator[tuple[int, int, socket.socket]]:
-    """(number, size of its run, connection) of each process that says hello, until the deadline.
+    """(number, size of its run, connection) of each process that connects before the deadline.
 
-    All connections are read at the same time, so that a foreign connection that sends nothing delays nobody.
+    All connections are read at the same time: a foreign one that sends nothing does not delay the others.
     """
     selector = stack.enter_context(selectors.DefaultSelector())
     server.setblocking(False)
@@ -131,7 +131,7 @@ def _callers(stack: ExitStack, server: socket.socket, deadline: float) -> Iterat
 
 def _listen(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
-        with suppress(OSError):  # compiled in, and not there
+        with suppress(OSError):  # IPv6 is compiled in, but the machine has none
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", port), backlog=1024)
 

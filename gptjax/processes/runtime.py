@@ -32,7 +32,7 @@ COMPILER_FLAGS = {
         ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler", "true"),
     ),
 }
-VIRTUAL_DEVICES = 16  # of the CPU, of which a mesh may have more than there are cores
+VIRTUAL_DEVICES = 16  # of the CPU: a mesh may have so many even on fewer cores
 BFLOAT16_CAPABILITY = 8.0  # NVIDIA's Ampere; earlier GPUs have no bfloat16 arithmetic
 
 
@@ -85,7 +85,7 @@ def _sees_gpu() -> bool:
 
 
 def missing_platform(error: BaseException) -> str | None:
-    """What JAX_PLATFORMS asks for and this machine has not, if that is why JAX did not start, and what to do."""
+    """If JAX did not start because this machine lacks a platform of JAX_PLATFORMS: which one, and what to do."""
     chosen, frames = os.environ.get("JAX_PLATFORMS", ""), traceback.extract_tb(error.__traceback__)
     if not chosen or not frames or not frames[-1].filename.endswith("xla_bridge.py"):
         return None
@@ -97,9 +97,7 @@ def missing_platform(error: BaseException) -> str | None:
         "tpu": ("tpu", "a TPU", importlib.util.find_spec("libtpu") is not None),
     }
     if name not in kinds:
-        return (
-            f"JAX_PLATFORMS={chosen}: {name} is not a platform that JAX knows here; use cpu, cuda or tpu, or unset it"
-        )
+        return f"JAX_PLATFORMS={chosen}: {name} is not a platform of JAX; use cpu, cuda or tpu, or unset it"
     extra, device, installed = kinds[name]
     if not installed:
         what = f"JAX for {device} is not installed; pip install 'gptjax[{extra}]', or unset it"
@@ -123,10 +121,10 @@ def provide_cpu_devices(mesh: ConfigDict, rows: int) -> None:
 
     XLA runs the program of one CPU device mostly on one core; on two cores, data parallelism over virtual devices is
     up to twice as fast. The number of devices is that of the mesh where the mesh gives one, else the largest number of
-    cores that divides `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and have equally
-    many devices each. A mesh of more than VIRTUAL_DEVICES, and than the cores, is left to `make_mesh` to refuse:
-    devices by the hundred take minutes to start. Nothing changes where the user chose a number (XLA_FLAGS,
-    JAX_NUM_CPU_DEVICES); GPU and TPU back-ends ignore the number.
+    cores that divides `rows`, the rows of a micro-batch. Several processes share the mesh or the rows, and each has the
+    same number of devices. If the mesh needs more than both VIRTUAL_DEVICES and the cores, they are not made, since
+    hundreds take minutes to start; `make_mesh` then refuses the mesh. A number chosen by the user (XLA_FLAGS,
+    JAX_NUM_CPU_DEVICES) is kept; GPU and TPU back-ends ignore it.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0:
         return
@@ -153,10 +151,10 @@ def _cores(group: distributed.Group) -> list[tuple[list[int], int]]:
 def _keep_freed_memory() -> None:
     """Makes glibc keep large freed blocks instead of giving them back to the kernel. For training on the CPU only.
 
-    XLA's CPU client allocates its temporary buffer anew for every step. Above 32 MiB glibc maps and unmaps it each
-    time, and the page faults take up to a third of a step (4 layers, batch 16 to 24). Other C libraries lack the
-    function or ignore it. There is one arena, since only the first can grow. That is why this is not used with a GPU:
-    nothing is gained there, and the threads that load data would wait for each other.
+    XLA's CPU client allocates a new temporary buffer for every step. Above 32 MiB, glibc maps and unmaps it each time,
+    and the page faults take up to a third of a step (4 layers, batch 16 to 24). Other C libraries lack the function or
+    ignore it. Only one arena is allowed, since only the first can grow. So this is not used with a GPU: nothing is
+    gained there, and the threads that load data would wait for each other.
     """
     mmap_max, trim_threshold, arena_max = -4, -1, -8  # names of malloc.h
     try:

@@ -13,7 +13,7 @@ def final_number(text: str) -> str | None:
 
 
 def reference_number(text: str) -> str | None:
-    """The same of a right answer, which may be the number alone."""
+    """The same for a reference answer, which may be only the number."""
     number = final_number(text)
     if number is None and _NUMBER.fullmatch(text.strip()):
         number = _plain(text.strip())

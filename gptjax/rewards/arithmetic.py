@@ -7,7 +7,7 @@ from fractions import Fraction
 
 MAX_CHARACTERS = 500
 MAX_DEPTH = 50
-MAX_BITS = 4096  # of the numerator and of the denominator of every value on the way
+MAX_BITS = 4096  # of the numerator and the denominator of every intermediate value
 MAX_EXPONENT = 100
 
 _BINARY: dict[type, Callable[[Fraction, Fraction], Fraction | int]] = {
@@ -36,11 +36,11 @@ def value(text: str) -> Fraction | None:
 
 
 def _value(node: ast.expr, text: str, depth: int) -> Fraction:
-    """Raises ValueError or ArithmeticError where there is none."""
+    """Raises ValueError or ArithmeticError if there is no value."""
     if not depth:
         raise ValueError("too deep")
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        # From the digits as they are written: 0.1 is a tenth. Python's own float has lost that.
+        # From the digits as written, so that 0.1 is exactly a tenth; a float is not.
         written = ast.get_source_segment(text, node) or ""
         if "e" in written.lower() and abs(int(written.lower().partition("e")[2])) > MAX_EXPONENT:
             raise ValueError("a large exponent")

@@ -13,29 +13,29 @@ from gptjax.model import gpt, reward
 from gptjax.rewards.processes import Item, Verdict
 
 PREFIX = "model:"
-_ROWS = 32  # texts that are read at once
+_ROWS = 32  # texts that are scored at once
 _STEP = 64  # lengths are multiples of it, each a compiled program
 
 
 class ModelReward:
-    """Reads the tokens of items as they were written: the model has the tokenizer of the one that wrote them."""
+    """Scores the tokens of items directly: the model has the same tokenizer as the one that wrote them."""
 
-    def __init__(self, spec: str, tokenizer: Tokenizer):
-        """`spec` is model:WORKDIR. The model is kept on one device.
+    def __init__(self, spec: str, tokenizer: Tokenizer, option: str = "objective.reward"):
+        """`spec` is model:WORKDIR; `option` names it in messages. The model is kept on one device.
 
         Raises UserError where there is no reward model, or one with another tokenizer.
         """
         place = models.find(spec.removeprefix(PREFIX))
         if place.is_published or place.config.objective.name != "reward_model":
             raise UserError(
-                f"objective.reward={spec!r}: {place.path} is not a reward model; train one with "
+                f"{option}={spec!r}: {place.path} is not a reward model; train one with "
                 "--config.objective.name=reward_model on pairs of answers"
             )
         trained = place.load()
         if trained.tokenizer.sha256 != tokenizer.sha256:
             raise UserError(
-                f"objective.reward={spec!r} has another tokenizer than the model that writes, so it would read other "
-                "texts; begin both with one model: --config.init_from=WORKDIR"
+                f"{option}={spec!r} has another tokenizer than the model that writes the answers; train both from the "
+                "same model: --config.init_from=WORKDIR"
             )
         self._params, self._context = trained.params, trained.architecture.context_length
 
@@ -46,7 +46,7 @@ class ModelReward:
         self._score = partial(score, self._params)
 
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
-        """The reward of each item, at the last token of its completion, whether or not that ends it."""
+        """The reward of each item, at the last token of its completion, even if the completion was cut off."""
         lengths = np.array([len(item.tokens) for item in items])
         values = np.full(len(items), np.nan)
         short = np.flatnonzero(lengths <= self._context)

@@ -1,4 +1,4 @@
-"""Reward functions of users, called in processes of their own that are ended when they hang."""
+"""Reward functions of users, called in processes of their own, which are ended if they hang."""
 
 import collections
 import contextlib
@@ -24,11 +24,11 @@ _START_SECONDS = 120.0  # for the imports of the user's file
 
 
 class Item(NamedTuple):
-    """What a reward is asked about.
+    """What a reward is computed from.
 
     Attributes:
-      prompt, completion, reference: texts, special tokens of the prompt as they are spelled.
-      tokens: those of the prompt and then of the completion, for a reward model.
+      prompt, completion, reference: texts; special tokens of the prompt are spelled out.
+      tokens: those of the prompt, then of the completion, for a reward model.
     """
 
     prompt: str
@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What it said: a finite number, or what went wrong."""
+    """The result of a reward: a finite number, or NaN and what went wrong."""
 
     value: float
     error: str = ""
@@ -47,16 +47,16 @@ class Verdict(NamedTuple):
 class UserFunction:
     """FILE.py:function, called as function(prompt, completion, reference) -> float."""
 
-    def __init__(self, spec: str, *, seconds: float, workers: int):
+    def __init__(self, spec: str, *, seconds: float, workers: int, option: str = "objective.reward"):
         """Starts one process, which imports the file; the others start when they are needed.
 
-        Raises UserError where there is no such file or function.
+        `option` names the reward in messages. Raises UserError where there is no such file or function.
         """
         path, _, name = spec.rpartition(":")
-        self.spec, self._seconds = spec, seconds
+        self.spec, self._seconds, self._option = spec, seconds, option
         self._path, self._name = expand(path).absolute(), name
         if not self._path.is_file():
-            raise UserError(f"objective.reward={spec!r}: {self._path} is not a file")
+            raise UserError(f"{option}={spec!r}: {self._path} is not a file")
         self._processes: list[_Process | None] = [None] * workers
         self._processes[0] = self._start()
 
@@ -65,12 +65,12 @@ class UserFunction:
         reply = process.reply(_START_SECONDS)
         if reply is None or "ready" not in reply:
             process.end()
-            why = (reply or {}).get("error") or f"it does not load within {_START_SECONDS:.0f} s, or ends"
-            raise UserError(f"objective.reward={self.spec!r} cannot be loaded: {why}")
+            why = (reply or {}).get("error") or f"it ended, or was not imported within {_START_SECONDS:.0f} s"
+            raise UserError(f"{self._option}={self.spec!r} cannot be loaded: {why}")
         return process
 
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
-        """The verdict on each item. A process that hangs is ended, and the item is told as failed."""
+        """The verdict on each item. A process that hangs is ended, and its item fails."""
         waiting = collections.deque(enumerate(items))
         verdicts: list[Verdict | None] = [None] * len(items)
         failures: list[BaseException] = []
@@ -122,7 +122,7 @@ class _Process:
     """A worker and its two pipes."""
 
     def __init__(self, command: list[str]):
-        # A session of its own: Ctrl-C is for the run, which ends its workers when it is ready.
+        # A session of its own: Ctrl-C reaches only the run, which ends its workers itself.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._rest = b""
         self._gone = False  # it has closed its pipes
@@ -137,7 +137,7 @@ class _Process:
         return self.reply(seconds)
 
     def reply(self, seconds: float) -> dict[str, Any] | None:
-        """The next line; None where none comes in time, or the process has ended."""
+        """The next line; None if none comes in time, or the process has ended."""
         end, out = time.monotonic() + seconds, self._process.stdout
         while b"\n" not in self._rest:
             if not select.select([out], [], [], max(end - time.monotonic(), 0))[0]:
@@ -155,7 +155,7 @@ class _Process:
         return value if isinstance(value, dict) else None
 
     def end(self) -> str | None:
-        """Ends it. Returns how it had ended by itself, or None."""
+        """Ends the process. If it had already ended by itself, returns how, else None."""
         status = None
         if self._gone:
             with contextlib.suppress(subprocess.TimeoutExpired):

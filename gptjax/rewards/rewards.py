@@ -1,4 +1,4 @@
-"""Rewards that can be checked: one number for a prompt, a completion and a reference, all of them texts.
+"""Rewards: one number for a prompt, a completion and a reference, which are all texts.
 
 `objective.reward` names a reward, or several with weights: "exact_match", "number + 0.2*format",
 "rewards.py:mine - 0.1*length". FILE.py:function is a function (prompt, completion, reference) -> float of the user,
@@ -25,7 +25,7 @@ _TERM = re.compile(r"(?P<sign>[+-])(?:(?P<weight>\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)
 
 
 class Failure(NamedTuple):
-    """A reward that could not be told: the place of the item, and what the function did."""
+    """A reward that could not be computed: the index of the item, and what the function did."""
 
     place: int
     what: str
@@ -41,22 +41,23 @@ class Scores(NamedTuple):
 class Reward:
     """The weighted sum of `objective.reward`."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer):
-        """`tokenizer`: of the model that writes.
+    def __init__(self, config: Config, tokenizer: Tokenizer, option: str = "objective.reward"):
+        """`tokenizer`: of the model that writes the completions. `option` names the reward in messages.
 
-        Raises UserError for a name that no reward has, a pattern that is none, or what cannot be loaded.
+        Raises UserError for an unknown reward, an invalid pattern, or a file or model that cannot be loaded.
         """
         objective = config.objective
         self._terms: list[tuple[float, str, Callable[[Sequence[Item]], list[Verdict]]]] = []
         self._users: list[UserFunction] = []
         self._seconds, self._fatal = objective.reward_seconds, objective.reward_errors == "raise"
-        for weight, name in parse(objective.reward):
+        for weight, name in parse(objective.reward, option):
             if name in BUILT_IN:
                 function = BUILT_IN[name](config)
             elif name.startswith(model.PREFIX):
-                function = model.ModelReward(name, tokenizer)
+                function = model.ModelReward(name, tokenizer, option)
             else:
-                user = UserFunction(name, seconds=objective.reward_seconds, workers=objective.reward_workers)
+                seconds, workers = objective.reward_seconds, objective.reward_workers
+                user = UserFunction(name, seconds=seconds, workers=workers, option=option)
                 self._users.append(user)
                 function = user
             self._terms.append((weight, name, function))
@@ -73,7 +74,7 @@ class Reward:
                     what = f"the reward {name} {verdict.error} for the question {ids[place]}"
                     if self._fatal:
                         raise RunError(
-                            f"{what}; correct it, or leave such questions out with "
+                            f"{what}; correct the reward, or skip such questions with "
                             "--config.objective.reward_errors=skip. The same command continues"
                         )
                     failures.setdefault(place, Failure(place, what))
@@ -90,7 +91,7 @@ class Reward:
 def parse(text: str, option: str = "objective.reward") -> list[tuple[float, str]]:
     """(weight, name) of each term of "exact_match + 0.2*format".
 
-    Raises UserError for what is not a sum of rewards; `option` names it.
+    Raises UserError for other texts; `option` names them in the message.
     """
     terms = []
     # A sign between spaces separates; within a path it is a part of the name.
@@ -117,7 +118,7 @@ def _each(score: Callable[[Item], float]) -> Callable[[Sequence[Item]], list[Ver
 
 
 def _exact_match(config: Config):
-    """1 where the completion is the reference, but for white space at its ends."""
+    """1 if the completion is the reference, apart from white space at its ends."""
     return _each(lambda item: item.completion.strip() == item.reference.strip())
 
 
@@ -153,7 +154,7 @@ def _format(config: Config):
 
 
 def _length(config: Config):
-    """0 up to `objective.reward_length` characters, then falling evenly to -1 at twice as many, and no further.
+    """0 up to `objective.reward_length` characters, then falling linearly to -1 at twice as many, and -1 beyond.
 
     The soft punishment of overlong answers of Yu et al. 2025 (DAPO, arXiv:2503.14476), in characters.
     """

@@ -1,8 +1,8 @@
-"""A process that calls one reward function of a user: `python worker.py FILE FUNCTION`, spoken to in lines of JSON.
+"""A process that calls one reward function of a user: `python worker.py FILE FUNCTION`. It talks in lines of JSON.
 
-It imports nothing of gptjax. First it writes {"ready": true} or {"error": ...}; then for each line
-{"prompt", "completion", "reference", "seconds"} a line {"value": number} or {"error": ...}. What the function prints
-goes to stderr.
+It imports nothing of gptjax. First it writes {"ready": true} or {"error": ...}. Then it answers each line
+{"prompt", "completion", "reference", "seconds"} with {"value": number} or {"error": ...}. What the function prints goes
+to stderr.
 """
 
 import importlib.util
@@ -53,7 +53,7 @@ def _answer(function, request):
 
 def main(path, name):
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what the function reads and prints stands in nobody's way
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # keeps the function's own reads and prints out of the pipes
     os.dup2(2, 1)
     try:
         function = _load(path, name)
@@ -63,7 +63,7 @@ def main(path, name):
     _say(replies, {"ready": True})
     for line in requests:
         request = json.loads(line)
-        # If the run is gone, nobody else ends a function that hangs: the default action of the alarm does.
+        # If the run is gone and the function hangs, only this alarm ends the process, by its default action.
         signal.setitimer(signal.ITIMER_REAL, 2 * request["seconds"] + 10)
         reply = _answer(function, request)
         signal.setitimer(signal.ITIMER_REAL, 0)

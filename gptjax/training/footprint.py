@@ -1,4 +1,4 @@
-"""Bytes that the training state takes on each device, and whether they are there, before anything is compiled."""
+"""Bytes of the training state on each device, and whether they fit, before anything is compiled."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from gptjax.parallel import partition
 from gptjax.parameters import find, path_string
 from gptjax.training.state import TrainState
 
-_BATCHES = 2  # that are on the host at the same time
+_BATCHES = 2  # on the host at the same time
 LARGE = 2**20  # bytes: a smaller parameter may be on every device
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of a tree of arrays, or shapes, with shardings."""
+    """`tree` has arrays, or shapes with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -39,11 +39,11 @@ def describe(state: TrainState, mesh: Mesh) -> str:
 
 
 def warnings(state: TrainState, mesh: Mesh) -> list[str]:
-    """What of the optimizer's state is large and whole on every device of an fsdp axis, as sentences."""
+    """One for each large part of the optimizer's state that is replicated along the fsdp axis."""
     if mesh.shape["fsdp"] == 1:
         return []
     return [
-        f"warning: the optimizer's {path_string(path)} {list(leaf.shape)} is whole on each of the "
+        f"warning: the optimizer's {path_string(path)} {list(leaf.shape)} is replicated on all "
         f"{mesh.shape['fsdp']} devices of mesh.fsdp ({readable(math.prod(leaf.shape) * leaf.dtype.itemsize)})"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
         if math.prod(leaf.shape) * leaf.dtype.itemsize > LARGE and leaf.sharding.is_fully_replicated
@@ -51,7 +51,7 @@ def warnings(state: TrainState, mesh: Mesh) -> list[str]:
 
 
 def check_sharded(params: Any, mesh: Mesh, *, allow_replicated: bool) -> None:
-    """Raises UserError for a large parameter of which every device of the fsdp axis has a copy."""
+    """Raises UserError for a large parameter that is replicated along the fsdp axis."""
     size = mesh.shape["fsdp"]
     if size == 1 or allow_replicated:
         return
@@ -64,14 +64,14 @@ def check_sharded(params: Any, mesh: Mesh, *, allow_replicated: bool) -> None:
         if "fsdp" not in partition.partition_spec(name, leaf.shape, mesh):
             dimension = leaf.shape[wanted.index("fsdp")]
             raise UserError(
-                f"the parameter {name} {list(leaf.shape)} ({readable(num_bytes)}) would be whole on each of the "
+                f"the parameter {name} {list(leaf.shape)} ({readable(num_bytes)}) would be replicated on all "
                 f"{size} devices of mesh.fsdp, since its dimension {dimension} is not divisible by {size}. Change "
                 "mesh.fsdp or that dimension, or allow it with --config.mesh.allow_replicated=True"
             )
 
 
 def replicas_fit(params: Any) -> bool:
-    """Whether each device of this process can hold all of the parameters, and as much again for what it computes."""
+    """Whether each device of this process can hold all parameters twice, once for what is computed."""
     devices = jax.local_devices()
     memory = device_memory(devices[0], len(devices))
     needed = 2 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -98,11 +98,11 @@ def check_fits(state: TrainState, mesh: Mesh, *, checkpoint: Path | None = None)
 
 
 def check_batch(config: Config, mesh: Mesh, rows: int) -> None:
-    """Raises UserError where the memory is smaller than what a batch alone needs: here, and on each device.
+    """Raises UserError where a batch alone needs more than the memory of this host or of a device.
 
     Args:
-      config: only sizes that the config itself gives are counted, and those of activations from below.
-      rows: of the global batch that this process reads.
+      config: only sizes that it gives itself are counted; for activations this is a lower bound.
+      rows: rows of the global batch that this process reads.
     """
     model, train = config.model, config.train
     advice = "lower train.batch_size or model.context_length"
@@ -118,7 +118,7 @@ def check_batch(config: Config, mesh: Mesh, rows: int) -> None:
     width = 2 if model.compute_dtype == "bfloat16" else 4
     sharers = math.prod(mesh.shape[axis] for axis in ROW_AXES)
     cells = train.batch_size // train.accumulation // sharers * model.context_length // mesh.shape["context"]
-    # The inputs of all blocks are kept for the backward pass, whatever is recomputed.
+    # The backward pass needs at least the inputs of all blocks, with any model.remat but "offload".
     kept = 1 if model.remat == "offload" else model.num_layers
     chunk = min(config.objective.logits_chunk or model.context_length, model.context_length)
     logits = cells * chunk // model.context_length * model.vocab_size // mesh.shape["tensor"]

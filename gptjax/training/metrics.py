@@ -16,10 +16,10 @@ from gptjax.files import about, regular, words, write_whole
 
 
 class MetricsLog:
-    """Appends one JSON object a line to WORKDIR/metrics.jsonl; every plot and report is derived from it.
+    """Appends one JSON object per line to WORKDIR/metrics.jsonl; every plot and report is derived from it.
 
-    A run that continues at `step` first drops the lines after it, so that each step is logged once. Of several
-    processes the first writes, and the others have one that is not `enabled`.
+    A run that continues at `step` first drops the lines after it, so that each step is logged once. Only the first
+    process has an `enabled` log.
     """
 
     def __init__(self, workdir: Path, *, step: int = 0, enabled: bool = True):
@@ -28,10 +28,7 @@ class MetricsLog:
             drop_after(self.path, step)
 
     def write(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Numbers are rounded to float32's seven digits at most by JSON's repr; NaN and infinity become null.
-
-        Returns the line as it was written. Raises OSError with the path in it.
-        """
+        """Returns the line as it was written: NaN and infinity become null. Raises OSError with the path in it."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         if self._enabled:
             append(self.path, clean)
@@ -39,9 +36,9 @@ class MetricsLog:
 
 
 def append(path: Path, *lines: dict[str, Any]) -> None:
-    """Adds lines to a JSON-lines file, each with one call of the system. Raises OSError with the path in it.
+    """Adds lines to a JSON-lines file, each with one system call. Raises OSError with the path in it.
 
-    What a full disk leaves of a line is cut off again, as far as the disk can do that.
+    If a line does not fit on the disk, its part is removed again, if possible.
     """
     with about(path), path.open("ab", buffering=0) as file:
         for line in lines:
@@ -56,13 +53,13 @@ def append(path: Path, *lines: dict[str, Any]) -> None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Keeps the lines of a JSON-lines file up to `step`: none where the run begins anew, at step 0.
+    """Drops the lines of a JSON-lines file after `step`, and all lines if `step` is 0.
 
-    A last line cut short by a kill or a full disk goes without a word; of other unreadable lines a warning tells.
+    A last line cut short by a kill or a full disk is dropped without a warning, other unreadable lines with one.
     """
     lines, rest = read_lines(path) if path.exists() and step else ([], 0)
     if rest:
-        print(f"warning: {path}: {rest} lines are damaged and left out", file=sys.stderr)
+        print(f"warning: {path}: {rest} damaged lines are dropped", file=sys.stderr)
     write_whole(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step))
 
 
@@ -72,7 +69,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON-lines file that have a step, and the number of other lines but the last."""
+    """The objects of a JSON-lines file that have a step, and the number of other lines, not counting the last."""
     try:
         texts = regular(path).read_bytes().split(b"\n")
     except OSError as error:
@@ -91,7 +88,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def history(path: Path, monitor: str = "loss", step: int = sys.maxsize) -> dict[str, Any]:
-    """What a run that continues at `step` must know of its past: JSON values, so that processes can pass it on.
+    """What a run that continues at `step` needs from its lines so far, as JSON values that can go to other processes.
 
     Returns:
       lowest: the lowest training loss, or None. monitored: the values of `monitor` on the validation split. seconds:
@@ -117,9 +114,9 @@ def _is_number(value: Any) -> bool:
 
 
 class Display:
-    """A progress line on a terminal; elsewhere one plain line at each evaluation. Only one process speaks.
+    """A progress line on a terminal; elsewhere one plain line at each evaluation. Only one process prints.
 
-    A terminal that is gone (SIGHUP) or a full disk behind `2>file` ends what is shown, and not the run.
+    A closed terminal (SIGHUP) or a full disk behind `2>file` ends the display, not the run.
     """
 
     def __init__(self, num_steps: int, *, start: int = 0, enabled: bool = True):

@@ -1,9 +1,9 @@
 """`init_from`: the model that a run starts from, a Hugging Face directory (hf:DIR_OR_NAME) or a work directory.
 
-What the weights mean (sizes, norms, positions, vocabulary, ...) is taken from there, so that one option is enough to
-fine-tune with any config. How to train stays the config's, and so does the context length, which may be shorter than
-that of the model: rotary positions are then used in part, and a table of learned positions is cut. The vocabulary may
-grow, by the special tokens of a chat template for instance: the new rows start as those of a fresh model.
+The options that the weights depend on (sizes, norms, positions, vocabulary, ...) are those of that model, so that one
+option is enough to fine-tune with any config. The config gives the options of training, and a context length that may
+be shorter than the model's: a table of learned positions is then cut. The vocabulary may grow, for instance by the
+special tokens of a chat template: the new rows start like those of a fresh model.
 """
 
 import sys
@@ -38,11 +38,11 @@ class Origin(NamedTuple):
       init_from: as the config has it.
       model: options of the model.
       architecture: the same, resolved.
-      tokenizer: the spec of its tokenizer; empty where there is no file of one.
-      directory: of Hugging Face, or of the checkpoint.
-      is_own: it is the last checkpoint of the run itself, which continues.
-      generation: what it was published with, as `Trained` has it, but for the beginning of a text: that is now the
-        one of the token store.
+      tokenizer: the spec of its tokenizer; empty if it has no tokenizer file.
+      directory: the Hugging Face directory, or the checkpoint.
+      is_own: this is the last checkpoint of the run itself, which continues.
+      generation: its published settings, as in `Trained`, without `begin_token_ids`: the token store says how a text
+        begins.
     """
 
     init_from: str
@@ -59,7 +59,7 @@ class Origin(NamedTuple):
 
 
 def find(init_from: str) -> Origin | None:
-    """What `init_from` names; None where it is empty. Raises UserError where there is no model that can be read."""
+    """The model that `init_from` names; None if it is empty. Raises UserError if the model cannot be read."""
     if not init_from:
         return None
     model = config_lib.get_default().model
@@ -71,7 +71,7 @@ def find(init_from: str) -> Origin | None:
     else:
         directory = loading.find(init_from)
         model.update(loading.read_config(directory).model)
-        model.lora_rank = 0  # `load` reads the adapters as a part of the kernels
+        model.lora_rank = 0  # `load` merges the adapters into the kernels
         workdirs = [path for path in (Path(init_from), directory.parents[1]) if tokenizer_files.has_tokenizer(path)]
         tokenizer = f"hf:{workdirs[0]}" if workdirs else ""
         generation = checkpoints.read_metadata(directory).get("generation") or {}
@@ -80,7 +80,7 @@ def find(init_from: str) -> Origin | None:
 
 
 def of_own(workdir: Path, config: config_lib.Config) -> Origin | None:
-    """The last checkpoint of a run that continues, in the place of `init_from`, which is needed for step 0 alone."""
+    """The last checkpoint of a run that continues. It replaces `init_from`, which is needed for step 0 only."""
     newest = integrity.newest_whole(workdir / "checkpoints", tell=False) if config.init_from else 0
     if newest == 0:
         return None
@@ -120,16 +120,16 @@ def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[s
     kept = config_lib.affecting("model")
     taken = {name: value for name, value in origin.model.items() if f"model.{name}" in kept}
     problems = [
-        f"  model.{name}: {getattr(origin.architecture, name)!r} there, {config.model[name]!r} here"
+        f"  --config.model.{name}={config.model[name]}: the model has {getattr(origin.architecture, name)}"
         for name in taken
         if f"model.{name}" in chosen and config.model[name] not in (taken[name], getattr(origin.architecture, name))
     ]
     given, longest = config.model.context_length, origin.architecture.context_length
     if given > longest and "model.context_length" in chosen:
-        problems.append(f"  model.context_length: {longest} there, {given} here; it may only be shorter")
+        problems.append(f"  --config.model.context_length={given}: the model has {longest}; use at most that")
     if problems:
         raise UserError(
-            f"init_from={origin.init_from} is another model; leave these options out:\n" + "\n".join(problems)
+            f"options do not fit the model of init_from={origin.init_from}; leave them out:\n" + "\n".join(problems)
         )
     config = config.copy_and_resolve_references().unlock()
     config.model.update(taken)
@@ -147,10 +147,10 @@ def adopt(config: config_lib.Config, origin: Origin | None, chosen: Collection[s
 
 
 def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer: Tokenizer) -> config_lib.Config:
-    """The config with as many ids as the tokenizer of the data has, where those are more than the model's.
+    """The config with the vocabulary of the model, or of the tokenizer of the data if that is larger.
 
-    Raises UserError where the tokenizer is not that of `origin`, nor that with tokens added at its end. Of a
-    Hugging Face directory without a tokenizer nothing is known, and nothing is checked.
+    Raises UserError unless the tokenizer is that of `origin`, perhaps with tokens added at its end. A Hugging Face
+    directory without a tokenizer is not checked.
     """
     if origin is None:
         return config
@@ -169,17 +169,17 @@ def with_vocabulary(config: config_lib.Config, origin: Origin | None, tokenizer:
     new = config.model.vocab_size - origin.architecture.vocab_size
     if new and config.model.lora_rank:
         print(
-            f"warning: {new} tokens are new to init_from={origin.init_from}, and adapters train no embeddings; "
-            "without --config.model.lora_rank they would be learned",
+            f"warning: {new} tokens are new to init_from={origin.init_from}; adapters do not train their embeddings. "
+            "To learn them, leave out --config.model.lora_rank",
             file=sys.stderr,
         )
     return config.lock()
 
 
 def load(origin: Origin, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-    """The fresh state with the parameters of `origin` in the place of its own, sharded as those are.
+    """The fresh state with the parameters of `origin`, in the same sharding.
 
-    The state of the optimizer begins anew: some keep a copy of the parameters.
+    The optimizer's state is initialised again, since some optimizers keep a copy of the parameters.
     """
     if origin.is_checkpoint:
         params = jax.tree.map(np.asarray, loading.load(origin.directory).params)
@@ -201,7 +201,7 @@ def load(origin: Origin, state: TrainState, optimizer: optax.GradientTransformat
 
 
 def _placed(name: str, values: np.ndarray, fresh: jax.Array, vocab_size: int) -> jax.Array:
-    """`values`, where those of `fresh` were: its first positions, and its rows of the vocabulary."""
+    """`values` in the shape of `fresh`: further rows of the vocabulary are those of `fresh`, all else is cut."""
     if (axis := find_parameter(name).vocabulary) is not None:
         values = np.take(values, range(vocab_size), axis=axis)
         update = partial(jax.lax.dynamic_update_slice, start_indices=(0, 0))

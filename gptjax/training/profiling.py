@@ -39,7 +39,7 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str, workdir: Path, *, start: int, num_steps: int) -> "Profile":
-        """From "STEP:COUNT". Raises UserError where this run does not come through these steps."""
+        """From "STEP:COUNT". Raises UserError if this run does not make these steps."""
         step, count = cls.steps(text)
         if not start <= step or step + count > num_steps:
             raise UserError(f"--profile={text}: this run makes the steps {start} to {num_steps - 1}")
@@ -70,16 +70,16 @@ class Profile:
 
 
 def operations(trace: Path) -> list[Operation]:
-    """The operations of a trace, the most expensive first, by the time that they themselves took.
+    """The operations of a trace by their own time, the most expensive first.
 
-    A loop's or a call's own time is without that of the operations in it.
+    The own time of a loop or a call excludes the operations in it.
     """
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
             events = [(event.start_ns, event.end_ns, event) for event in line.events if event.duration_ns > 0]
-            open_events: list[tuple[float, str]] = []  # (end, name) of those around the present one
+            open_events: list[tuple[float, str]] = []  # (end, name) of the enclosing operations
             for start, end, event in sorted(events, key=lambda e: (e[0], -e[1])):
                 stats = dict(event.stats)
                 if "hlo_op" not in stats:
@@ -89,7 +89,7 @@ def operations(trace: Path) -> list[Operation]:
                 if open_events:
                     seconds[open_events[-1][1]] -= (min(end, open_events[-1][0]) - start) / 1e9
                 name = str(stats["hlo_op"])
-                if name.startswith("command_buffer"):  # many operations in one launch: the kernel's own name
+                if name.startswith("command_buffer"):  # many operations in one launch: use the kernel's name
                     name = event.name[:60]
                 seconds[name] += (end - start) / 1e9
                 calls[name] += 1
@@ -103,7 +103,7 @@ LIBRARY_KERNELS = {"attention": r"sdpa|flash|fmha|cudnn::fusion", "matrix produc
 
 
 def kind(name: str) -> str:
-    """What many operations have in common: fusion.12 and loop_add_fusion_3 are fusions of their kinds."""
+    """The kind of an operation: its name without numbers (fusion.12 is a fusion), or that of a library's kernel."""
     for kind, pattern in LIBRARY_KERNELS.items():
         if re.search(pattern, name):
             return kind
@@ -111,10 +111,10 @@ def kind(name: str) -> str:
 
 
 def table(found: list[Operation], steps: int, most: int = 10) -> str:
-    """The most expensive operations as text, and below them the kinds of operation: fusion.12 is a fusion."""
+    """The most expensive operations as text, and below them the share of each `kind`."""
     if not found:
         return "the trace has no operations of a compiled program"
-    lines = [f"{'ms a step':>10} {'share':>6} {'calls':>6}  operation"]
+    lines = [f"{'ms/step':>10} {'share':>6} {'calls':>6}  operation"]
     lines += [f"{o.seconds / steps * 1e3:10.2f} {o.share:6.1%} {o.calls:6}  {o.name}" for o in found[:most]]
     kinds: defaultdict[str, float] = defaultdict(float)
     for operation in found:

@@ -1,6 +1,6 @@
 """A run as an object: from a settled config and a mesh to the model, the objective, the state and the compiled step.
 
-Training, planning, descriptions, benchmarks, studies and tests build what they need of a run here.
+Training, planning, descriptions, benchmarks, studies and tests all use it.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Program:
 
     Attributes:
       config: resolved, with its objective settled.
-      members: how many runs the step computes at once; 0: one, whose arrays have no axis for it.
+      members: how many runs are packed into the step; 0: one run, whose arrays have no axis for members.
     """
 
     config: Config
@@ -77,7 +77,7 @@ class Program:
         return gpt.abstract_params(self.architecture)
 
     def optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
-        """The optimizer with the values of one step; where batches are gathered, also with the weight of its batch."""
+        """The optimizer with the values of one step. With `schedule.batch_stages` they include the batch's weight."""
         optimizer = optimizers.make_optimizer(
             self.config.optimizer, lora.split(self.abstract_params)[0], hyper, widening=self.architecture.widening
         )
@@ -93,7 +93,7 @@ class Program:
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
 
     def initial_state(self, *seeds: int) -> TrainState:
-        """A fresh state, made where it lives: each device computes only its own shards.
+        """A fresh state; each device computes only its own shards.
 
         Args:
           seeds: of each member; default: `config.seed`.
@@ -112,7 +112,7 @@ class Program:
     @cached_property
     def _initializer(self) -> Callable[[jax.Array], TrainState]:
         """From a random key, or those of the members, to the state before the first step."""
-        optimizer = self.optimizer(dict.fromkeys(names(), 0.0))  # the form of its state does not depend on them
+        optimizer = self.optimizer(dict.fromkeys(names(), 0.0))  # the structure of its state does not depend on them
         ema, reference = config_lib.averages(self.config), self.objective.reference
 
         def create(key: jax.Array) -> TrainState:
@@ -130,7 +130,7 @@ class Program:
 
     @property
     def _stacked(self) -> tuple[str | None, ...]:
-        """What the axis of members is split over, as the beginning of a PartitionSpec."""
+        """The beginning of a PartitionSpec: how the axis of members is split; empty without members."""
         return () if not self.members else ("member",) if "member" in self.mesh.shape else (None,)
 
     @property
@@ -146,7 +146,7 @@ class Program:
         }
 
     def to_device(self, batch: dict[str, ArrayLike]) -> Batch:
-        """A batch that this process has read its rows of, as sharded arrays: the fields that the objective names."""
+        """The objective's fields as sharded arrays, from the rows that this process has read."""
         rows = self.config.train.batch_size
         batch = {name: batch[name] for name in self.objective.fields}
         return partition.to_device(batch, self.mesh, batch_size=None if self.members else rows, specs=self.batch_specs)
@@ -156,7 +156,7 @@ class Program:
         return self._constant_hyper | self._placed(self.hyperparameters.rates(step))
 
     def hyper_of_members(self, members: Sequence[Hyperparameters], step: int) -> Hyper:
-        """Those of a step of each packed run, stacked."""
+        """The hyper-parameters of a step, stacked over the packed runs."""
         values = [member.at(step) for member in members]
         return self._placed({name: np.stack([value[name] for value in values]) for name in values[0]})
 
@@ -177,7 +177,7 @@ class Program:
 
     @cached_property
     def step_with_norms(self) -> CompiledStep:
-        """The same with the norms of every layer among the metrics."""
+        """`step` with the norms of every layer among the metrics."""
         return self._compiled(norms=True)
 
     def _compiled(self, *, norms: bool) -> CompiledStep:
@@ -197,7 +197,7 @@ class Program:
             update = jax.vmap(update, spmd_axis_name="member" if "member" in self.mesh.shape else None)
 
         def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
-            return update(state, batch, hyper)  # its name is that of the compiled program
+            return update(state, batch, hyper)  # the compiled program has the name of this function
 
         place = partial(NamedSharding, self.mesh)
         shardings = jax.tree.map(lambda a: a.sharding, self.target)
@@ -216,5 +216,5 @@ class Program:
 
     @property
     def tokens_per_step(self) -> int:
-        """Cells of a batch: tokens, and what is not filled where rows have room left."""
+        """Positions in a batch, with padding."""
         return self.config.train.batch_size * self.config.model.context_length

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, the terminal, the clock; and when it has to end."""
+"""What a run reports while it trains (metrics.jsonl, terminal, times), and when it has to end."""
 
 import math
 import time
@@ -21,8 +21,8 @@ class Recorder:
     """The numbers of a run, from the devices to the files.
 
     Metrics of a step are fetched after the next step was dispatched, so that the device never waits for the host. At
-    most two steps are in flight, so that memory stays bounded and Ctrl-C acts at once. Of several processes all record,
-    and the first one writes.
+    most two steps are in flight, so that memory stays bounded and Ctrl-C acts at once. All processes record,
+    but only the first one writes.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Recorder:
         Args:
           start: the step at which this part of the run begins.
           started: when its set-up began (time.perf_counter).
-          history: what the part before has left, from `metrics.history`.
-          advice: says what to do after a divergence.
-          shown: whether the terminal shows anything of it.
+          history: numbers of the run before `start`, from `metrics.history`.
+          advice: returns what to do after a divergence.
+          shown: whether anything is shown on the terminal.
         """
         config, monitor = program.config, program.objective.monitor
         device = program.mesh.devices.flat[0]
@@ -72,7 +72,7 @@ class Recorder:
         self._advice = advice
         self._every, self._batches = config.logging.every, batches
         self._start, self._logged, self._tokens_seen = start, start, batches.num_tokens(0, start)
-        self._pending: tuple[int, dict] | None = None  # metrics of a step that is not yet waited for
+        self._pending: tuple[int, dict] | None = None  # metrics of a step, not fetched yet
         self._in_flight: Any = None  # the loss of the last step that was dispatched
         self._first = True
 
@@ -86,7 +86,7 @@ class Recorder:
         return self.meter.doing("compile" if self._first and activity == "step" else activity)
 
     def dispatched(self, step: int, step_metrics: dict[str, ArrayLike], *, log: bool) -> None:
-        """The update that makes the state number `step` is under way: tells of the one before. Raises RunError."""
+        """Called after an update was dispatched; `step` counts it. Records the one before. Raises RunError."""
         if self._first:
             self._first = False
             self.display.print(f"first step after {time.perf_counter() - self.meter.begin:.1f} s")
@@ -98,7 +98,7 @@ class Recorder:
         self._in_flight = step_metrics["loss"]
 
     def wait(self) -> None:
-        """Returns when no step is under way."""
+        """Waits until no step is running."""
         jax.block_until_ready(self._in_flight)
 
     def flush(self) -> None:
@@ -120,7 +120,7 @@ class Recorder:
         self._guard.check(step, numbers["loss"], self._advice())
 
     def _speed(self, step: int) -> dict[str, float | str]:
-        """Figures since the last logged step; the first step of all is left out, if there are others: it compiles."""
+        """Figures since the last logged step, without the first step, which compiles, if there are others."""
         first = self._logged if self._logged > self._start else min(self._start + 1, step)
         new = self._batches.num_tokens(self._logged, step)
         timed = new if first == self._logged else self._batches.num_tokens(first, step)
@@ -128,7 +128,7 @@ class Recorder:
         return self.meter.read(timed or new, step - first)
 
     def validation(self, step: int, line: dict[str, Any]) -> bool:
-        """Writes the line of an evaluation. Is it the best so far?"""
+        """Writes the line of an evaluation; returns whether it is the best so far."""
         seen = self._tokens_seen + self._batches.num_tokens(self._logged, step)
         wall_time = time.perf_counter() - self.meter.begin
         line = {"step": step, "split": "validation", **line, "tokens_seen": seen, "wall_time_s": wall_time}

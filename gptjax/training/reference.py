@@ -1,8 +1,9 @@
-"""What the model of the beginning says of the texts of a run, computed once and kept in the cache.
+"""Log-probabilities of a run's examples under its initial model, computed once and kept in the cache.
 
-A table is named after everything that it depends on: the parameters and what they compute, and the fingerprint of the
-examples, which covers the tokens and the context length. It appears whole or not at all. A run that continues finds it
-by the parameters' fingerprint, which its work directory keeps; if it is gone, the beginning is made again.
+The file name of a table is a hash of what it depends on: the parameters, what is computed with them, and the
+fingerprint of the examples (tokens and context length). A table is written whole or not at all. A run that continues
+finds it by the fingerprint of the parameters, which its work directory keeps; if it is gone, the initial parameters are
+made again.
 """
 
 import functools
@@ -41,14 +42,14 @@ def fill(
 
     Args:
       workdir: of the run.
-      continues: it has a step behind it.
+      continues: the run is past step 0.
       beginning: makes the parameters before the first step; called only if they are needed.
 
     Returns:
-      What a person should know of it; empty where the objective needs no reference.
+      Lines for the user; empty where the objective needs no reference.
 
     Raises:
-      UserError: the run continues, its table is gone, and it no longer begins with the parameters that it had.
+      UserError: the run continues, its table is gone, and `beginning` makes other parameters than at its start.
     """
     group = distributed.current()
     parts = program.objective.referenced(data, program.config) if isinstance(program.objective, Referenced) else []
@@ -65,9 +66,9 @@ def fill(
         if values is None:
             if known and fingerprint(beginning()) != known:
                 raise UserError(
-                    f"the reference of the run in {workdir} is no longer in {folder}, and "
-                    f"init_from={program.config.init_from!r} now gives other parameters than it began with; put that "
-                    "model back, or begin anew in another work directory"
+                    f"the reference log-probabilities of the run in {workdir} are no longer in {folder}, and "
+                    f"init_from={program.config.init_from!r} is no longer the model that the run started with; put "
+                    "that model back, or start in another --workdir"
                 )
             values = _compute(program, beginning(), part)
             computed += 1
@@ -75,13 +76,13 @@ def fill(
         part.reference[:] = values
     if not known:
         group.first(lambda: write_json(workdir / FILE, {"parameters": parameters}))
-    model = program.config.init_from or "the untrained model: without init_from there is no other"
+    model = program.config.init_from or "the untrained model (init_from is not set)"
     where = "computed, and kept" if computed else "found"
     return [f"reference: {model}; its log-probabilities of {sum(map(len, parts)):,} examples {where} in {folder}"]
 
 
 def fingerprint(params: gpt.Params) -> str:
-    """Changes when a value, a shape or a path of the parameters does; adapters do not count. Sharded ones stay so."""
+    """A hash of the paths, shapes and values of the parameters without adapters, computed on the shards."""
     fixed = lora.split(params)[1] or params
     leaves = jax.tree_util.tree_leaves_with_path(fixed)
     hashes = jax.device_get([jax.jit(_hash)(leaf) for _, leaf in leaves])
@@ -92,7 +93,7 @@ def fingerprint(params: gpt.Params) -> str:
 
 
 def _hash(leaf: Array) -> UInt32[Array, "salts"]:
-    """Sums modulo 2^32 of the mixed bits of each value and its place, times an odd number drawn for the place."""
+    """For each salt, the sum modulo 2^32 of hash(value, index) times an odd number that depends on the index."""
     words = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
 
     def summed(salt: int) -> Array:
@@ -112,7 +113,7 @@ def _mixed(bits: Array) -> Array:
 
 
 def read(config: config_lib.Config, workdir: Path, part: Examples) -> np.ndarray | None:
-    """The log-probabilities of examples under the beginning of the run in `workdir`; None where they are not there."""
+    """The log-probabilities under the initial model of the run in `workdir`; None if they are not in the cache."""
     parameters = _known(workdir / FILE)
     return _read(_folder(config) / f"{_name(config, parameters, part)}.npy", len(part)) if parameters else None
 
@@ -122,7 +123,7 @@ def _folder(config: config_lib.Config) -> Path:
 
 
 def _name(config: config_lib.Config, parameters: str, part: Examples) -> str:
-    """Of a table: from what it depends on."""
+    """The file name of a table, without its ending."""
     names = config_lib.affecting("model") | {"model.compute_dtype", "model.matmul"}
     model = {name: config.model[name.partition(".")[2]] for name in sorted(names) if name.startswith("model.")}
     identity = [parameters, model, part.fingerprint]
@@ -148,7 +149,7 @@ def _write(path: Path, values: np.ndarray) -> None:
 
 
 def _compute(program: Program, params: gpt.Params, part: Examples) -> np.ndarray:
-    """float32 [examples, pair]. Micro-batches are as large as those of the training."""
+    """Log-probabilities, float32 [examples, pair], in micro-batches as large as those of the training."""
     train, mesh, objective = program.config.train, program.mesh, program.objective
     rows = train.batch_size // train.accumulation
     batches = InOrder([part], batch_size=rows, rows=partition.process_rows(rows, mesh))

@@ -1,8 +1,8 @@
 """Answers that the model writes for a step of training, and their rewards.
 
-The batch of a step is a function of the seed, the step, and the parameters before its first update alone: a run that
-was killed and continues writes the same answers. Several updates may use the same answers; only between answers and
-answers is anything saved, so answers need no place on disk.
+The answers depend only on the seed, the step and the parameters: a run that was killed and continues writes the same
+answers. Several updates may use the same answers; checkpoints are saved only just before new answers are written, so
+that no checkpoint needs to hold answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ from gptjax.training.state import TrainState
 
 MOST_SLOTS = 256  # answers that are written at the same time; refilling slots costs more than they save
 _TILE = 8  # lengths of batches are multiples of it
-_STREAM = 1  # of random numbers: those of rollouts, apart from others of the same seed
+_STREAM = 1  # keeps the random numbers of rollouts apart from others of the same seed
 
 
 class Rollout(NamedTuple):
-    """Answers, and what they were worth.
+    """Answers and their rewards.
 
     Attributes:
       questions: each `group_size` times in a row.
@@ -56,14 +56,14 @@ class Rollouts:
 
     Attributes:
       num_iterations: updates with the same answers.
-      metrics: of the last batch: `reward`, `length` (tokens of an answer, its end counted), `truncated` (share of
+      metrics: of the last batch: `reward`, `length` (tokens of an answer with its end token), `truncated` (share of
         answers cut off), `groups_without_signal` (share of questions whose answers all have the same reward, or one
-        that could not be told), `reward_failures`.
+        whose reward failed), `reward_failures`.
       texts: the last answers.
     """
 
     def __init__(self, program: Program, data: RunData, questions: Questions):
-        """Raises UserError for a reward that there is not, and for several processes."""
+        """Raises UserError for an unknown reward, and in a run of several processes."""
         self._program, self._questions = program, questions
         self._objective, self._tokenizer, self._template = program.objective, data.tokenizer, data.template
         self.num_iterations = self._objective.num_iterations
@@ -83,7 +83,7 @@ class Rollouts:
         self.reward = Reward(program.config, data.tokenizer)
 
     def batch(self, step: int, numbers: Int64[np.ndarray, " questions"], state: TrainState) -> Batch:
-        """The batch of a step, on the devices: new answers, or those that the step before has learned from."""
+        """The batch of a step, on the devices: new answers, or those of the step before."""
         first = step - step % self.num_iterations
         if self._kept is None or self._kept[0] != first:
             asked = [self._questions.questions[number] for number in numbers.tolist()]
@@ -95,10 +95,8 @@ class Rollouts:
         return self._kept[1]
 
     def write(self, step: int, asked: Sequence[Question], params: gpt.Params) -> Rollout:
-        """`group_size` answers to each question, drawn from the model as it is: temperature 1, no token left out.
-
-        Other draws would be of another distribution than that whose ratio the loss takes.
-        """
+        """`group_size` answers to each question, sampled at temperature 1 without top-k or top-p: the ratios in the
+        loss are those of this distribution."""
         words = np.random.SeedSequence([self._program.config.seed, _STREAM, step]).generate_state(1)
         rows = [question for question in asked for _ in range(self._objective.group_size)]
         completions = self.answer(params, rows, temperature=1.0, seed=int(words[0]))
@@ -108,7 +106,7 @@ class Rollouts:
     def answer(
         self, params: gpt.Params, asked: Sequence[Question], *, temperature: float, seed: int = 0
     ) -> list[Completion]:
-        """One answer to each question; equal questions get different draws."""
+        """One answer to each question; equal questions get different samples."""
         model = self._model(params)
         generator = Generator(
             model,
@@ -130,7 +128,7 @@ class Rollouts:
         return self.reward(items, [question.id for question in asked])
 
     def arrays(self, rollout: Rollout) -> dict[str, np.ndarray]:
-        """The fields of a batch but `old`; sets `metrics`."""
+        """All fields of a batch but `old`; also sets `metrics`."""
         config, size = self._program.config, self._objective.group_size
         rewards = rollout.scores.values.reshape(-1, size)
         advantages, has_signal = policy_gradient.advantages(rewards, config.objective.advantage)
@@ -164,9 +162,9 @@ class Rollouts:
         return arrays
 
     def _model(self, params: gpt.Params) -> Model:
-        """The parameters in the form that decoding reads: one compiled program, whose result lives for a rollout.
+        """The parameters in the form for decoding, made by one compiled program for each rollout.
 
-        Nothing else may be under way: two programs with collectives at once wait for each other's threads on a CPU.
+        Waits until no step is running: on a CPU, two programs with collectives at the same time can deadlock.
         """
         jax.block_until_ready(params)
         if self._prepare is None:
@@ -189,7 +187,7 @@ class Rollouts:
         return scored
 
     def _log_probabilities(self, params: gpt.Params, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """float32 [rows, length]: of the targets, by the form of the model that is trained, a micro-batch at a time."""
+        """Those of the targets, float32 [rows, length], by the training form of the model, in micro-batches."""
         program = self._program
         values = []
         for part in np.split(np.arange(len(arrays["tokens"])), program.config.train.accumulation):

@@ -41,9 +41,9 @@ from gptjax.training.state import TrainState
 
 
 class Ending:
-    """What is closed at the end of a run, however it ends, the last that was added first.
+    """Calls what was added, the last first, when a run ends for any reason.
 
-    An error of one closing neither keeps the others from theirs nor takes the place of what ended the run.
+    If one call fails, the others are still made, and the error that ended the run is still raised.
     """
 
     def __init__(self):
@@ -80,9 +80,9 @@ class Run:
       start: the step at which it begins: 0, or that of the last checkpoint.
       origin: the model that it starts from, if any.
       attention: the kernel that is used.
-      changes: options that are not what they were before `start`.
+      changes: options with other values than before `start`.
       lock: of the work directory, in the process that holds it.
-      rollouts: what makes the batches, where the objective has the model write them.
+      rollouts: makes the batches of an objective for which the model writes texts.
     """
 
     workdir: Path
@@ -113,10 +113,11 @@ class Run:
         Args:
           chosen: options that were set on the command line; those of the model are not taken from `init_from`.
           allow_changes: whether a run may go on with other values of options that affect the rest of its training.
-          progress: told how far the building of a token store is.
+          progress: called with the progress of building a token store.
 
         Raises UserError. Every process of a run calls it.
         """
+        # 1. The model to start from, the devices, and a config that fits both.
         group = distributed.current()
         sinks.check(config.logging.trackers)
         origin = pretrained.of_own(workdir, config) or pretrained.find(config.init_from)
@@ -130,21 +131,23 @@ class Run:
         config_lib.validate(with_devices)
         footprint.check_batch(config, mesh, len(partition.process_rows(config.train.batch_size, mesh)))
 
-        with group.first_goes_first(), _naming_cache(cache):  # it builds the token store, if there is none
+        # 2. Data, objective and program. All processes must have the same config and data.
+        with group.first_goes_first(), _naming_cache(cache):  # process 0 builds the token store, if there is none
             data = RunData.open(config, tokenizer=pretrained.own_tokenizer(origin, config), progress=progress)
         config, objective, batches = settle(config, origin, data, partition.process_rows(config.train.batch_size, mesh))
         group.same("config", dict(config_lib.flat_values(config)))
         group.same("data", {"source_fingerprint": data.identity["source_fingerprint"]})
         program = Program.of(config, mesh, objective=objective)
-        _ = program.hyperparameters  # what is not finite shows here
+        _ = program.hyperparameters  # raises UserError for values that are not finite
+        # 3. Limits of the attention kernel and of sharding, before the work directory is changed.
         task = kernels.Task.of(
             program.architecture, packed=config.data.isolate_documents, context=mesh.shape["context"]
         )
         attention = kernels.resolve(program.architecture.attention, task, mesh.devices.flat[0].platform)
         footprint.check_sharded(program.abstract_params, mesh, allow_replicated=config.mesh.allow_replicated)
         identity = {"source": config.data.source, **data.identity}
+        # 4. The work directory, and the checkpoint from which the run continues.
         changes = group.first(lambda: claim(workdir, config, allow_changes=allow_changes))
-
         monitor = objective.monitor
         checkpoints = checkpoints_lib.Checkpoints(
             workdir,
@@ -171,9 +174,9 @@ class Run:
         return run
 
     def _describe(self, identity: dict[str, Any]) -> None:
-        """Writes what the run is: manifest.json, config.json, tokenizer.json, data_card.md.
+        """Writes the files that describe the run: manifest.json, config.json, tokenizer.json, data_card.md.
 
-        The manifest comes first: what it says of changes is there before they are.
+        The manifest comes first, so that changes are on record before config.json has them.
         """
         config, program = self.program.config, self.program
         for directory in (self.workdir, *(self.workdir / "checkpoints").glob("*/")):
@@ -191,7 +194,7 @@ class Run:
         self.publish()
 
     def notes(self) -> Iterator[str]:
-        """What a person should know before the first step."""
+        """Lines for the user before the first step."""
         program, group = self.program, distributed.current()
         num_steps = program.config.train.num_steps
         yield (
@@ -213,7 +216,7 @@ class Run:
             yield from self._rates_laid_anew()
 
     def _rates_laid_anew(self) -> Iterator[str]:
-        """The learning rates that changes lead to, beside those that would have come."""
+        """The learning rates after the changes, with those without them in brackets."""
         old = self.program.config.copy_and_resolve_references().unlock()
         for name, (before, _) in self.changes.items():
             section, _, option = name.rpartition(".")
@@ -228,12 +231,12 @@ class Run:
                     f"step {step + 1}: {new:.3g}" + (f" (was {was:.3g})" if step < ended else "")
                     for step, (new, was) in zip(steps, laid, strict=True)
                 ]
-                yield f"{name.replace('_', ' ')} laid anew: {', '.join(told)}"
+                yield f"new {name.replace('_', ' ')}: {', '.join(told)}"
 
     def state(self) -> TrainState:
         """The state of the last checkpoint, of the model that the run starts from, or a fresh one.
 
-        Batches are told what the model of the beginning says of them, where the objective compares with it.
+        Where the objective compares with the initial model, examples get its log-probabilities.
         """
         if self.start:
             state = self.checkpoints.restore(self.start, self.program.target)
@@ -247,7 +250,7 @@ class Run:
         self._told += reference.fill(self.program, self.data, self.workdir, beginning, continues=self.start > 0)
 
     def _first_state(self) -> TrainState:
-        """The state before the first step; of a run that continues, made anew."""
+        """The state before the first step, also for a run that continues."""
         state = self.program.initial_state()
         origin = self.origin
         if origin is None:
@@ -259,7 +262,7 @@ class Run:
     def batch(self, step: int, state: TrainState) -> Batch:
         """The batch of a step, on the devices.
 
-        `state` is for objectives that write their own texts; batches of data are a function of seed and step alone.
+        `state` is for objectives for which the model writes texts; batches of data depend on seed and step only.
         """
         rows = self.rows(step)
         if self.rollouts is not None:
@@ -268,7 +271,7 @@ class Run:
 
     @property
     def batch_metrics(self) -> dict[str, float]:
-        """What is known of the last batch apart from its arrays: the rewards of texts that were written for it."""
+        """Metrics of the last batch that are no arrays of it: the rewards of the texts written for it."""
         return self.rollouts.metrics if self.rollouts is not None else {}
 
     def rows(self, step: int) -> dict[str, Any]:
@@ -287,15 +290,15 @@ class Run:
         return jax.jit(optax.tree.norm)
 
     def publish(self) -> None:
-        """Writes to the bucket, if the run is in one, the files that have changed."""
+        """Copies changed files to the bucket, if the run is in one."""
         if distributed.current().index == 0:
             mirror.push(self.workdir)
 
     def save(self, step: int, state: TrainState, line: dict[str, Any]) -> None:
-        """Begins to save a state and its validation line. Raises RunError where it is not worth it."""
+        """Begins to save a state and its validation line. Raises RunError if the parameters are not finite."""
         if self.lock:
             self.lock.check()
-        if not math.isfinite(self._parameter_norm(state.params)):  # or it would push a good checkpoint out
+        if not math.isfinite(self._parameter_norm(state.params)):  # else it would replace a good checkpoint
             raise RunError(f"the parameters are not finite after step {step}. {self.advice()}")
         monitor = self.program.objective.monitor.name
         self.checkpoints.save(
@@ -311,9 +314,9 @@ class Run:
     def stop_if_asked(
         self, step: int, state: TrainState, stop: stopping.StopSignals, before: Callable[[], None]
     ) -> None:
-        """Saves and raises RunError if a signal came, to this process or to another; `before` is called first.
+        """If this or another process got a signal: calls `before`, saves, and raises RunError.
 
-        Between two updates with the same texts nothing can be saved; it then waits for the next step.
+        Between two updates with the same texts nothing can be saved; a later step then looks again.
         """
         if self.rollouts is not None and step % self.rollouts.num_iterations:
             return
@@ -345,7 +348,7 @@ class Run:
 
 @contextlib.contextmanager
 def _naming_cache(cache: Path) -> Iterator[None]:
-    """Turns an error of the cache's disk into a UserError that names what says where the cache is."""
+    """Turns an error of the cache's disk into a UserError that says how to move the cache."""
     try:
         yield
     except OSError as error:
@@ -361,7 +364,7 @@ def _naming_cache(cache: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: config_lib.Config, *, allow_changes: bool) -> workdir_lib.Changes:
-    """`workdir.claim`, with what is damaged in the directory put right or aside. Raises UserError."""
+    """`workdir.claim`, with damaged files repaired and damaged checkpoints moved aside. Raises UserError."""
     directory = workdir / "checkpoints"
     newest = integrity.newest_whole(directory)
     integrity.mend(workdir, newest)
@@ -373,11 +376,11 @@ def claim(workdir: Path, config: config_lib.Config, *, allow_changes: bool) -> w
 def settle(
     config: config_lib.Config, origin: pretrained.Origin | None, data: RunData, rows: Any = None
 ) -> tuple[config_lib.Config, objectives.Objective, BatchSource]:
-    """The one resolved config of a run, which config.json holds, with the objective and the batches that it means.
+    """The resolved config of a run, which config.json holds, with its objective and its batches.
 
     Args:
       config: what the user asks for, with the model of `origin` adopted.
-      rows: those of the global batch that this process reads.
+      rows: rows of the global batch that this process reads.
     """
     name = objectives.settled_name(config, data)
     config = pretrained.with_vocabulary(config, origin, data.tokenizer).copy_and_resolve_references().unlock()

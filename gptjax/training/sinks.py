@@ -1,7 +1,8 @@
 """Where the numbers of a run go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio, MLflow.
 
-A sink never stops, delays or fails a run. Each has a thread of its own and a queue with a limit. A sink that raises is
-turned off, with a warning; of one that is stuck lines are dropped, with a warning; its end is waited for a while.
+A sink never stops, delays or fails a run. Each has a thread of its own and a bounded queue. A sink that raises is
+turned off, with a warning. A sink that is stuck loses lines, with a warning; at the end, the run waits a limited time
+for it.
 """
 
 import atexit
@@ -22,10 +23,10 @@ from gptjax import files, interrupts
 from gptjax.errors import UserError
 
 TRACKERS = ("wandb", "trackio", "mlflow")
-_LINES = 1000  # that wait for a sink before lines are dropped
-_CLOSE_SECONDS = 20.0  # in which all sinks together write what still waits
+_LINES = 1000  # in the queue of a sink before further lines are dropped
+_CLOSE_SECONDS = 20.0  # for all sinks together to empty their queues
 _naming = threading.Lock()
-_EXIT_SECONDS = 10.0  # that the libraries of a stuck sink have at the exit of the process
+_EXIT_SECONDS = 10.0  # for the libraries of a stuck sink at the exit of the process
 
 
 class Sink(Protocol):
@@ -54,7 +55,7 @@ class Sinks:
             thread.put(line["step"], values)
 
     def close(self, timeout: float = _CLOSE_SECONDS) -> None:
-        """Waits, at most so many seconds, until all is written. Never raises."""
+        """Waits at most `timeout` seconds until all is written. Never raises."""
         for thread in self._threads:
             thread.end()
         deadline = time.monotonic() + timeout
@@ -66,7 +67,7 @@ class Sinks:
 
 
 class _Background:
-    """A sink in a thread of its own, which does not keep the process."""
+    """A sink in a daemon thread of its own."""
 
     def __init__(self, name: str, make: Callable[[], Sink], capacity: int):
         self.name, self._make = name, make
@@ -131,9 +132,9 @@ class _Background:
 
 
 def _leave_after_exit_begins() -> None:
-    """Ends the process a while after its exit has begun, if what runs there does not end.
+    """Ends the process some seconds after its exit has begun, if exit handlers of libraries do not return.
 
-    The thread is started now: from Python 3.12 on none can be started at the exit.
+    The thread is started now: from Python 3.12 on, no thread can be started during the exit.
     """
     exits = threading.Event()
 
@@ -164,7 +165,7 @@ def check(trackers: str) -> list[str]:
 def makers(
     workdir: Path, config: dict[str, Any], *, step: int, tensorboard: bool, trackers: str
 ) -> dict[str, Callable[[], Sink]]:
-    """What makes each sink of a run that begins or continues at `step`; nothing is imported before it is called."""
+    """Makers of the sinks of a run that begins or continues at `step`. A maker imports its library when called."""
     found: dict[str, Callable[[], Sink]] = {}
     if tensorboard and importlib.util.find_spec("tensorboardX"):
         found["TensorBoard"] = lambda: TensorBoard(workdir / "tensorboard", step)
@@ -175,7 +176,7 @@ def makers(
 
 
 def run_id(workdir: Path) -> str:
-    """By which the trackers know the run of a work directory: made once, so that a run that continues stays one."""
+    """The run's id in the trackers, made once per work directory, so that a run that continues stays the same run."""
     path = workdir / "tracking.json"
     with _naming:
         try:
@@ -193,7 +194,7 @@ def run_id(workdir: Path) -> str:
 
 
 class TensorBoard:
-    """Event files, through tensorboardX without its thread, which dies of a full disk and then blocks its caller."""
+    """Event files by tensorboardX, without its thread, which ends on a full disk and then blocks the caller."""
 
     def __init__(self, directory: Path, step: int):
         # tensorboardX would import torch where it is installed (1 s). No tensor of torch is written here.
@@ -210,7 +211,7 @@ class TensorBoard:
         with files.about(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}")
-            if step:  # what was told after the step at which the run continues is told again
+            if step:  # TensorBoard then drops events after this step, which come again
                 self._writer.write_event(
                     Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
                 )
@@ -230,7 +231,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases. WANDB_PROJECT, WANDB_NAME, WANDB_MODE=offline and its other variables count."""
+    """A run of Weights & Biases. WANDB_PROJECT, WANDB_NAME, WANDB_MODE=offline and its other variables apply."""
 
     def __init__(self, workdir: Path, config: dict[str, Any]):
         import wandb
@@ -254,14 +255,14 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run of trackio. TRACKIO_PROJECT, TRACKIO_DIR, TRACKIO_SPACE_ID and its other variables count."""
+    """A run of trackio. TRACKIO_PROJECT, TRACKIO_DIR, TRACKIO_SPACE_ID and its other variables apply."""
 
     def __init__(self, workdir: Path, config: dict[str, Any]):
         import trackio
 
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", "gptjax"),
-            name=f"{workdir.absolute().name}-{run_id(workdir)}",  # by which trackio finds a run that continues
+            name=f"{workdir.absolute().name}-{run_id(workdir)}",  # trackio finds a run that continues by this name
             resume="allow",
             config=config,
             embed=False,
@@ -275,7 +276,7 @@ class Trackio:
 
 
 class MLflow:
-    """A run of MLflow. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME count; without the first, WORKDIR/mlflow.db."""
+    """A run of MLflow. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME apply; without the first, WORKDIR/mlflow.db."""
 
     def __init__(self, workdir: Path, config: dict[str, Any]):
         import mlflow

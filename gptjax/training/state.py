@@ -14,8 +14,8 @@ from gptjax.model import gpt, lora
 class TrainState:
     """Parameters, optimizer state, the parameters' average if there is one; `step` counts the batches taken.
 
-    `reference_params` are those of the beginning, for objectives that compare with them. `Any`, because JAX also builds
-    this tree of shapes, of shardings and of its own markers.
+    `reference_params` are the initial parameters, for objectives that compare with them. Types are `Any`, because JAX
+    also builds this tree with shapes, shardings and markers of its own as leaves.
     """
 
     step: Any
@@ -33,7 +33,7 @@ class TrainState:
 def create_state(
     params: gpt.Params, optimizer: optax.GradientTransformation, *, ema: bool, reference: bool = False
 ) -> TrainState:
-    """The state before the first step. With adapters the reference is the model without them, and not kept twice."""
+    """The state before the first step. With adapters, the reference is the model without them, and is not copied."""
     trained, frozen = lora.split(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -28,9 +28,9 @@ class Step:
     in the global batch) only. Under `jax.vmap`, with stacked arguments, it advances several runs at once.
 
     Attributes:
-      optimizer: from hyper-parameters, which may be traced, to the optimizer of this step.
-      average: from hyper-parameters, the optimizer's state and the parameters to the average that the optimizer keeps;
-        None: it keeps none.
+      optimizer: (hyper-parameters, which may be traced) -> the optimizer of this step.
+      average: (hyper-parameters, optimizer state, parameters) -> the average that the optimizer keeps; None: it keeps
+        none.
       dropout: whether rows get random keys.
       norms: metrics have the norms of each layer's parameters, gradients and updates.
     """
@@ -116,8 +116,8 @@ class Step:
     def _split_rows(self, x: jax.Array, field: Field) -> jax.Array:
         """[rows, ...] -> [accumulation, rows / accumulation, ...] such that every device keeps the rows it has.
 
-        Row r goes to micro-batch r % accumulation. The rows of a micro-batch are then spread over all devices, where
-        consecutive rows would lie on a few.
+        Row r goes to micro-batch r % accumulation. So the rows of a micro-batch are on all devices; consecutive rows
+        would be on a few.
         """
         parts = self.accumulation
         x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
@@ -137,26 +137,26 @@ def _summed(function: Callable[..., Any], *micro_batches: Any) -> Any:
 
 
 def reference_model(objective: Objective, architecture: Architecture, first: gpt.Params) -> gpt.GPT | None:
-    """The model with the parameters of the beginning, if the objective wants it: it has no adapters."""
+    """The initial model without adapters, if the objective needs it."""
     return first_model(architecture, first) if objective.reference else None
 
 
 def first_model(architecture: Architecture, first: gpt.Params) -> gpt.GPT:
-    """The model that a run starts from: it has no adapters."""
+    """The initial model of a run, without adapters."""
     return gpt.bind(dataclasses.replace(architecture, lora_rank=0), first)
 
 
 def _averaged(average: gpt.Params, params: gpt.Params, decay: jax.Array, step: jax.Array) -> gpt.Params:
-    """The moving average with new parameters. Its warm-up, (1 + n) / (10 + n), forgets the initial ones quickly.
+    """The moving average with new parameters. The decay is at most (1 + n) / (10 + n), to forget the start quickly.
 
-    Written as a change, so that an average of equal numbers stays equal whatever the rounding of a product.
+    Written as e + share (p - e), so that the average of equal numbers is exactly that number.
     """
     share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: e + share * (p - e), average, params)
 
 
 def _cast(params: gpt.Params, dtype: str) -> gpt.Params:
-    """What is used in the compute dtype, cast once per step, before the all-gather, which halves its bytes."""
+    """Casts what is used in the compute dtype: once per step, before the all-gather, whose bytes it halves."""
     return map_rows(lambda row, leaf: leaf.astype(dtype) if row.dtype == "compute" else leaf, params)
 
 

@@ -10,7 +10,7 @@ from gptjax.errors import RunError
 
 
 class EarlyStopping:
-    """Counts evaluations since the last real improvement, the ones of an earlier part of the run included.
+    """Counts evaluations since the last improvement, also those before the run was continued.
 
     Attributes:
       best: the best value so far; NaN before the first.
@@ -32,7 +32,7 @@ class EarlyStopping:
             self.update(value)
 
     def update(self, value: float) -> bool:
-        """Takes the next evaluation: is it the best so far?"""
+        """Takes the next evaluation; returns whether it is the best so far."""
         score = self._sign * value
         is_best = score < self._sign * self.best or (math.isnan(self.best) and not math.isnan(value))
         self.best = value if is_best else self.best
@@ -71,11 +71,11 @@ SIGNALS = (signal.SIGINT, *interrupts.STOPPING)
 class StopSignals:
     """Notes the signals that end a job, so that the loop can save; a second Ctrl-C stops at once.
 
-    A signal that is ignored when the process starts stays so: SIGHUP under nohup, SIGINT in the background of a script.
+    A signal that is ignored when the process starts stays ignored: SIGHUP under nohup, SIGINT in a script's background.
     """
 
     def __init__(self, *, noting: bool = True):
-        """`noting`: whether from now on; if not, a signal ends the command at once until `note` is called."""
+        """Without `noting`, a signal ends the command at once until `note` is called."""
         self.received = ""
         self._old = {} if noting else interrupts.handle(*SIGNALS)
         if noting:

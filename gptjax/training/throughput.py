@@ -66,8 +66,8 @@ class Meter:
     """Times the steps between two readings, and says where the time of the run goes.
 
     Seconds are those of this process, which runs ahead of the device by at most two steps: "data" is waiting for a
-    batch and sending it, "step" is waiting for the device, "idle" what is left (metrics, the loop itself). Only "step"
-    is productive. A run that continues goes on counting from the last line before; work that was lost is in no line.
+    batch and sending it, "step" is waiting for the device, "idle" is the rest (metrics, the loop itself). Only "step"
+    is productive. A run that continues counts on from its last line; work that was lost is not counted.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Meter:
     def read(self, tokens: int, steps: int) -> dict[str, float | str]:
         """Figures since the last reading, for the tokens of its steps. `data_wait_s` and `step_time_s` are per step."""
         now = time.perf_counter()
-        paused, steps = (self._paused, steps) if steps else (0.0, 1)  # the first step alone: with its compilation
+        paused, steps = (self._paused, steps) if steps else (0.0, 1)  # only the first step: with its compilation
         step_time = max(now - self._start - paused, 1e-9) / steps
         figures = {
             "tokens_per_second": tokens / steps / step_time,

@@ -175,7 +175,7 @@ def test_what_is_damaged_in_a_bucket_is_set_aside(store, config_file, undisturbe
     with pytest.raises(UserError, match=r"gs://gptjax-test/damaged/checkpoints/12 is .*checksum differs"):
         loading.find(f"{url}/checkpoints/12")
     train.train(read_config(config_file), url)
-    assert "gs://gptjax-test/damaged/checkpoints/12.damaged; nothing reads it" in capsys.readouterr().err
+    assert "gs://gptjax-test/damaged/checkpoints/12.damaged; it is ignored" in capsys.readouterr().err
     assert bucket.list("checkpoints/12.damaged/state")
     assert_equal_runs(url, undisturbed)
 
@@ -184,7 +184,7 @@ def test_one_of_two_runs_in_a_bucket_is_refused(store, config_file, tmp_path, mo
     url = "gs://gptjax-test/shared"
     ours = Lock.take(mirror.place(url, part="ours"))
     theirs = mirror.place(url, part="theirs")
-    with pytest.raises(UserError, match=r"--workdir=gs://gptjax-test/shared: process \d+ on .* writes there since"):
+    with pytest.raises(UserError, match=r"--workdir=gs://gptjax-test/shared: process \d+ on .* has been writing there"):
         Lock.take(theirs)
     ours.check()
     ours.release()

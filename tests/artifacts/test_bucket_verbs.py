@@ -196,7 +196,9 @@ def test_a_lock_in_a_bucket_does_not_depend_on_the_clock_of_this_machine(store, 
     for ahead in (7200.0, -7200.0):
         store.buckets["gptjax-test"][name] = elsewhere, rest[0], buckets.time.time() + ahead
         store.ahead = ahead
-        with pytest.raises(UserError, match=r"--workdir=gs://gptjax-test/clock: process \d+ on n7 writes there since"):
+        with pytest.raises(
+            UserError, match=r"--workdir=gs://gptjax-test/clock: process \d+ on n7 has been writing there"
+        ):
             Lock.take(mirror.place(url, part="theirs"))
     ours.release()
 
@@ -269,7 +271,7 @@ def test_the_second_of_two_that_write_in_one_place_is_refused(store, capsys, wor
     lock = Lock.take(mirror.place(f"{URL}/run", part="theirs"))
     said = refused(capsys, words, f"{URL}/run", tmp_path, **places)
     assert f"--workdir={URL}/run: process" in said
-    assert "writes there since" in said
+    assert "has been writing there" in said
     lock.check()
     lock.release()
 

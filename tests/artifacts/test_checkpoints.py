@@ -116,7 +116,7 @@ def test_the_checkpoint_of_another_model_is_refused(ema_run, change):
     config.model.update(change)
     other = Run(config, ema_run.workdir)
     with pytest.raises(
-        UserError, match=r"checkpoints/6 is of another model or optimizer \(ema_params/.* there and .* here"
+        UserError, match=r"checkpoints/6 is of another model or optimizer \(ema_params/.* saved, .* expected"
     ):
         ema_run.restore(6, other.target)
 

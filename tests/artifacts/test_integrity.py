@@ -166,7 +166,7 @@ def test_the_files_of_a_run_are_written_anew_from_its_checkpoint(name, text, arg
 def test_a_config_that_was_damaged_still_refuses_another(arguments, workdir, capsys):
     (workdir / "config.json").write_text("{")
     assert cli.run(train.main, [*arguments, f"--workdir={workdir}", "--config.seed=5"]) == 2
-    assert "data_seed is 0 there and 5 now" in capsys.readouterr().err
+    assert "data_seed was 0 and is 5 now" in capsys.readouterr().err
 
 
 def test_the_answer_is_asked_again_when_a_file_has_changed(workdir):

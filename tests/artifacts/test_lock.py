@@ -58,7 +58,7 @@ def age(workdir, seconds: float) -> None:
 def test_the_second_is_refused_and_told_who_writes(tmp_path):
     lock = Lock.take(tmp_path / "below" / "run")
     with pytest.raises(
-        UserError, match=rf"process {os.getpid()} on \S+ writes there since \d{{4}}-\d\d-\d\d \d\d:\d\d"
+        UserError, match=rf"process {os.getpid()} on \S+ has been writing there since \d{{4}}-\d\d-\d\d \d\d:\d\d"
     ):
         Lock.take(tmp_path / "below" / "run")
     lock.check()
@@ -124,7 +124,7 @@ def test_of_an_owner_elsewhere_the_last_sign_of_life_decides(other, tmp_path):
     leave(tmp_path, pid=2**22 + 1, **other)
     age(tmp_path, lock_lib.STALE / 2)
     host = other.get("host", Owner.new().host)
-    with pytest.raises(UserError, match=rf"on {re.escape(host)} writes there .* 120 s after its last sign"):
+    with pytest.raises(UserError, match=rf"on {re.escape(host)} has been writing there .* 120 s after its last sign"):
         Lock.take(tmp_path)
     age(tmp_path, lock_lib.STALE * 2)
     Lock.take(tmp_path).release()
@@ -165,7 +165,7 @@ def test_a_disk_without_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", link)
     lock = Lock.take(tmp_path)
-    with pytest.raises(UserError, match="writes there"):
+    with pytest.raises(UserError, match="has been writing there"):
         Lock.take(tmp_path)
     lock.release()
 

@@ -90,7 +90,7 @@ def test_adapters_name_their_base_or_are_named_beside_it(chinese, adapters, tmp_
 
 
 def test_names_that_are_no_model(chinese, tmp_path):
-    with pytest.raises(UserError, match="is a directory of Hugging Face; write hf:"):
+    with pytest.raises(UserError, match="is a Hugging Face directory; write hf:"):
         models.find(str(chinese))
     with pytest.raises(UserError, match="belongs to a published model"):
         models.find(str(tmp_path), adapter=str(tmp_path))

@@ -68,7 +68,7 @@ def test_a_run_continues_with_another(path, value, workdir, tiny_config):
 @pytest.mark.parametrize(("path", "value"), ON_REQUEST.items(), ids=ON_REQUEST)
 def test_a_run_continues_on_request_with_another(path, value, workdir, tiny_config):
     config = changed(tiny_config, path, value)
-    with pytest.raises(UserError, match=rf"another config: {path} is .* there and {value!r} now. With --allow_changes"):
+    with pytest.raises(UserError, match=rf"another config: {path} was .* and is {value!r} now. With --allow_changes"):
         claim(workdir, config, step=5)
     before = dict(config_lib.flat_values(tiny_config))[path]
     assert claim(workdir, config, step=5, allow_changes=True) == {path: [before, value]}
@@ -77,9 +77,9 @@ def test_a_run_continues_on_request_with_another(path, value, workdir, tiny_conf
 @pytest.mark.parametrize(("path", "value"), FIXED.items(), ids=FIXED)
 def test_a_run_with_a_checkpoint_never_continues_with_another(path, value, workdir, tiny_config):
     config = changed(tiny_config, path, value)
-    with pytest.raises(UserError, match=rf"another config: {path} is .*use the old values, or start a run from this"):
+    with pytest.raises(UserError, match=rf"another config: {path} was .*use the old values, or start a run from this"):
         claim(workdir, config, step=5, allow_changes=True)
-    with pytest.raises(UserError, match=f"{path} is .*With --allow_changes it begins anew"):
+    with pytest.raises(UserError, match=f"{path} was .*With --allow_changes it starts over"):
         claim(workdir, config)
     assert path in claim(workdir, config, allow_changes=True)
 
@@ -112,7 +112,7 @@ def test_without_a_manifest_it_is_said_that_the_data_are_not_checked(tmp_path, c
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
         check_data(tmp_path, {"source": "text:x", "source_fingerprint": "a"})
-        assert "whether the data are those of before is not checked" in capsys.readouterr().err
+        assert "cannot check whether the data are the same as before" in capsys.readouterr().err
         assert read_changes(tmp_path) == []
         capsys.readouterr()
 
@@ -129,5 +129,5 @@ def test_the_same_tokens_are_the_same_data_whatever_their_files_are_called(tmp_p
 def test_the_same_text_that_is_split_otherwise_is_other_data(tmp_path):
     recorded = {"source_fingerprint": "a", "splits": "s", "tokens": "t", "tokenizer": {"sha256": "b"}}
     write_whole(tmp_path / "manifest.json", json.dumps({"data": recorded}))
-    with pytest.raises(UserError, match=r"what is trained on and what is held out .* of store:x is not the one"):
+    with pytest.raises(UserError, match=r"the split into training and held-out data .* of store:x is not the one"):
         check_data(tmp_path, {"source": "store:x", **recorded, "splits": "r", "tokens": "u"})

@@ -77,7 +77,7 @@ def test_slices_lie_along_the_data_axis(sizes):
 
 
 def test_other_axes_do_not_cross_slices():
-    with pytest.raises(UserError, match=r"mesh.data is 1, which 2 slices do not divide"):
+    with pytest.raises(UserError, match=r"mesh.data is 1, but must be a multiple of the number of slices, 2"):
         make_mesh_devices(two_slices(), data=1, fsdp=8)
 
 

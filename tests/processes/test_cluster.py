@@ -82,7 +82,7 @@ def test_the_port_on_which_torchrun_listens_is_not_used():
 def test_mpi_on_one_machine_needs_no_address(launcher):
     here = {name: "4" for name in launcher if name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")}
     assert find(**launcher | here).address.startswith("127.0.0.1:")
-    with pytest.raises(UserError, match="MASTER_ADDR is not: where is process 0"):
+    with pytest.raises(UserError, match="but MASTER_ADDR, the host of process 0, is not"):
         find(**launcher)
 
 
@@ -92,7 +92,7 @@ def test_mpi_on_one_machine_needs_no_address(launcher):
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 .* RANK is not set; unset WORLD_SIZE"),
         ({"WORLD_SIZE": "x"}, "WORLD_SIZE='x': a launcher sets it to a whole number"),
         ({"WORLD_SIZE": "2", "RANK": "2"} | MASTER, "RANK=2 with WORLD_SIZE=2: expected 0 to 1"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR is not"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "but MASTER_ADDR, the host"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "-"} | MASTER, "OMPI_COMM_WORLD_RANK='-'"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_first_process_that_never_shows_up_is_named():
 
 
 @pytest.mark.parametrize(
-    ("indices", "said"), [([0, 1, 1], "says that it is 1 of 3"), ([0, 0], "cannot listen on port")]
+    ("indices", "said"), [([0, 1, 1], "joined as number 1 of 3"), ([0, 0], "cannot listen on port")]
 )
 def test_two_processes_with_one_number(indices, said):
     assert any(said in str(error) for error in failed_roll_call(3, indices))
@@ -230,7 +230,7 @@ if index == {unlucky}: raise UserError("the disk of this machine is not there")
 """
     results = finish(start(code, 3, range(3)))
     for index, (status, _, line) in enumerate(results):
-        said = "" if index == unlucky else f" (said by process {unlucky} (host machine-{unlucky}))"
+        said = "" if index == unlucky else f" (reported by process {unlucky} (host machine-{unlucky}))"
         assert (status, line) == (2, f"UserError: the disk of this machine is not there{said}")
 
 

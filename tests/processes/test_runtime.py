@@ -114,7 +114,7 @@ def jax_platforms(platforms: str | None):
 @pytest.mark.parametrize(
     ("platforms", "said"),
     [
-        ("nonsense", "JAX_PLATFORMS=nonsense: nonsense is not a platform that JAX knows here; use cpu, cuda or tpu"),
+        ("nonsense", "JAX_PLATFORMS=nonsense: nonsense is not a platform of JAX; use cpu, cuda or tpu"),
         ("cuda", "JAX_PLATFORMS=cuda: JAX for an NVIDIA GPU is not installed; pip install 'gptjax[cuda]'"),
         ("tpu", "JAX_PLATFORMS=tpu: JAX for a TPU is not installed; pip install 'gptjax[tpu]'"),
     ],

@@ -50,7 +50,7 @@ def test_a_large_parameter_that_fsdp_does_not_divide(tiny_config):
     with pytest.raises(UserError) as caught:
         footprint.check_sharded(params, mesh, allow_replicated=False)
     message = str(caught.value)
-    assert re.search(r"the parameter \S+ \[[\d, ]+\] \([\d.]+ MiB\) would be whole on each of the 8 devices", message)
+    assert re.search(r"the parameter \S+ \[[\d, ]+\] \([\d.]+ MiB\) would be replicated on all 8 devices", message)
     assert "its dimension 300 is not divisible by 8" in message and "mesh.allow_replicated=True" in message
     footprint.check_sharded(params, mesh, allow_replicated=True)
     tiny_config.model.embed_dim = 304

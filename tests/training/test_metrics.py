@@ -92,7 +92,7 @@ def test_what_is_damaged_is_left_out_with_a_word(tmp_path, capsys):
     assert history(path)["lowest"] == 1.0
     write(tmp_path, [30], step=20)
     assert steps_in(tmp_path) == [10, 20, 30]
-    assert "metrics.jsonl: 5 lines are damaged and left out" in capsys.readouterr().err
+    assert "metrics.jsonl: 5 damaged lines are dropped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])

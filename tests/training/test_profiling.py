@@ -50,7 +50,7 @@ def test_operations_are_counted_and_ordered_by_their_own_time(profile):
     assert loops and all(o.calls % 3 == 0 for o in loops)
     assert loops[0].share < 0.5, "a loop's own time is without what it runs"
     header, first = texts[6].splitlines()[:2]
-    assert header.split() == ["ms", "a", "step", "share", "calls", "operation"]
+    assert header.split() == ["ms/step", "share", "calls", "operation"]
     assert first.split()[-1] == found[0].name
     assert texts[6].splitlines()[-1] == f"trace: {trace.parent}"
 

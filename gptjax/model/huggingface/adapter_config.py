@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT: every field is done as PEFT does it, changes nothing here, or is refused by name."""
+"""PEFT's adapter_config.json: every field is followed as in PEFT, or has no effect here, or is refused by name."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ from gptjax.json_text import show
 CONFIG = "adapter_config.json"
 Rank = Annotated[int, pydantic.Field(ge=1, le=100_000)]
 Alpha = Annotated[float, pydantic.Field(ge=0, le=1e6)]
-# Of `init_lora_weights`: those after which the base model is as it was. All others change its weights when the adapter
-# is made and when it is loaded: pissa, olora, loftq, corda, lora_ga, mica.
+# Values of `init_lora_weights` that leave the base model unchanged. All others (pissa, olora, loftq, corda, lora_ga,
+# mica) change its weights when the adapter is made and when it is loaded.
 _HARMLESS = ("gaussian", "orthogonal", "eva")
-# Fields that change the mathematics where they are set, and are not done here.
+# Fields that change the computation and are not supported.
 _MUST_BE_OFF = " ".join(
     (
         "use_dora lora_bias trainable_token_indices target_parameters layer_replication megatron_config",
@@ -35,7 +35,7 @@ class AdapterConfig(foreign.Schema):
                 # Who made it, for what, how it was initialised or trained, where it runs.
                 "task_type auto_mapping peft_version revision inference_mode loftq_config",
                 "eva_config corda_config lora_ga_config megatron_core qalora_group_size runtime_config",
-                # Which modules have an adapter, and how its matrices lie: the tensors say both.
+                # Which modules have an adapter, and whether matrices are transposed: the tensors show both.
                 "target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out",
             )
         ).split()
@@ -72,10 +72,10 @@ class AdapterConfig(foreign.Schema):
 
 
 def read(directory: Path) -> AdapterConfig:
-    """Raises UserError for what is not a LoRA adapter, and for every field that is not followed."""
+    """Raises UserError for adapters other than LoRA, and for fields that are not supported."""
     path = directory / CONFIG
     if not (path.exists() or path.is_symlink()):
-        raise UserError(f"{path} is missing; expected a directory of adapters of PEFT")
+        raise UserError(f"{path} is missing; expected a directory with adapters saved by PEFT")
     config = foreign.read(AdapterConfig, path)
     extra = config.model_extra or {}
     wrong = [f"{name}={show(extra[name])}" for name in _MUST_BE_OFF if extra.get(name)]

@@ -28,7 +28,7 @@ PREFIX = "base_model.model."
 def write_adapter(directory: Path, a: Architecture, params: gpt.Params, *, base: str | None) -> None:
     """Writes the adapters among the parameters; `base` names the model that they belong to.
 
-    Raises UserError for a model without adapters, and for a model that no layout holds.
+    Raises UserError for a model without adapters, and for a model that fits no layout.
     """
     if not a.lora_rank:
         raise UserError("the model has no adapters (model.lora_rank is 0); export it whole with --to=hf:DIR")
@@ -77,8 +77,8 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
     config = adapter_config.read(directory)
     if not (directory / WEIGHTS).exists():
         raise UserError(f"{directory / WEIGHTS} is missing; adapters are read from safetensors, not from .bin files")
-    # 2. Each module of PEFT becomes one pair per linear layer of ours. Problems are collected, to be told all at once.
-    # Tensors are taken out of `tensors` as they are found: what is left in the end belongs to no linear layer.
+    # 2. Each module of PEFT becomes one pair per linear layer of ours. All problems are reported together.
+    # Tensors are removed from `tensors` when they are found; those that remain belong to no linear layer.
     _, layout = layouts.exportable(a)
     tensors = dict(files.open_safetensors(directory / WEIGHTS))
     found: dict[str, list[tuple[np.ndarray, np.ndarray] | None]] = {}
@@ -90,7 +90,7 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
             module = layout.prefix + tensor.name.removesuffix(".weight").format(layer=layer)
             pair = [tensors.pop(f"{PREFIX}{module}.lora_{which}.weight", None) for which in "AB"]
             if None in pair:
-                problems += [f"{module} has one of lora_A and lora_B"] if any(pair) else []
+                problems += [f"{module} has only one of lora_A and lora_B"] if any(pair) else []
                 continue
             down, up = (matrix.read().T for matrix in pair)
             if down.ndim != 2 or up.ndim != 2 or not all(matrix.dtype in files.FLOATS for matrix in pair):
@@ -119,7 +119,7 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
     params = _with_saved_modules(layout, a, params, tensors, problems)
     problems += [f"{name} does not belong to a linear layer" for name in sorted(tensors)]
     if problems or not found:
-        raise UserError(f"the adapters in {directory} do not fit the model: {listed(problems or ['there are none'])}")
+        raise UserError(f"the adapters in {directory} do not fit the model: {listed(problems or ['no tensors'])}")
     # 3. Layers are stacked, so all get the largest rank; zeros fill up the smaller ones and change nothing.
     rank = max(pair[0].shape[1] for pairs in found.values() for pair in pairs if pair)
     adapters: gpt.Params = {}
@@ -164,7 +164,7 @@ def _fused(params: gpt.Params, parts: list[str], layer: int, rank: int) -> tuple
 def _with_saved_modules(
     layout: Layout, a: Architecture, params: gpt.Params, tensors: dict[str, files.Tensor], problems: list[str]
 ) -> gpt.Params:
-    """The parameters with the whole tensors that are among those of the adapters, which are taken out of there."""
+    """The parameters with the tensors of `modules_to_save` in place of the base's; `tensors` loses them."""
     saved = {}
     for tensor in layout.tensors:
         name = tensor.name if tensor.name == HEAD else layout.prefix + tensor.name
@@ -172,7 +172,7 @@ def _with_saved_modules(
         if LAYER in name or leaf is None or (found := tensors.pop(f"{PREFIX}{name}", None)) is None:
             continue
         if a.tie_embeddings and tensor.parameters[0] == "embedding/embedding":
-            problems.append(f"{name} was trained whole, and the base has one tensor for embeddings and head")
+            problems.append(f"{name} is in modules_to_save, but embeddings and head of the base are one tensor")
             continue
         array = found.read().T if tensor.transposed else found.read()
         axis = {"embedding/embedding": 0, "head/kernel": 1}.get(tensor.parameters[0])

@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 )
 NANOGPT = "ckpt.pt"
 PICKLE_PATTERNS = ("pytorch_model*.bin", PICKLE_INDEX)
-PATTERNS = (  # of the files that are read of a model, and of adapters
+PATTERNS = (  # the files that are read, of models and of adapters
     CONFIG,
     GENERATION_CONFIG,
     "*.safetensors",
@@ -48,8 +48,8 @@ WRITTEN_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtype
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 GPT2_END = 50256
 _NANOGPT = (
-    "a checkpoint of nanoGPT, which is a pickle file in a form of its own; nanoGPT's model can be saved for "
-    "transformers, and that is imported"
+    "a checkpoint of nanoGPT, whose own format is not read; load it with nanoGPT, save the model with transformers "
+    "(save_pretrained), and import that"
 )
 _OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".ckpt", ".npz"}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -73,7 +73,7 @@ Weights = Mapping[str, Tensor]
 def locate(name: str, *, allow_pickle: bool = False) -> Path:
     """The directory of a model. A name on the hub is looked up in the hub's cache, or downloaded; a URL is copied.
 
-    Raises UserError where `name` is not a directory and the hub's cache and the hub do not give it.
+    Raises UserError where `name` is neither a directory nor found in the hub's cache or on the hub.
     """
     if is_url(name):
         return copied(name, [p for p in PATTERNS if allow_pickle or p not in PICKLE_PATTERNS])
@@ -96,13 +96,13 @@ def locate(name: str, *, allow_pickle: bool = False) -> Path:
     except Exception as error:  # no network, unknown name, or no permission
         reason = re.sub(r"\[Errno -?\d+\] ", "", str(error).strip().partition("\n")[0])[:200]
         raise UserError(
-            f"hf:{name}: there is no such directory, it is not in the cache of the Hugging Face hub, and the hub did "
-            f"not give it ({reason}); where there is a network, `hf download {name}` fetches it"
+            f"hf:{name}: there is no such directory, it is not in the cache of the Hugging Face hub, and could not be "
+            f"downloaded ({reason}); with a network, `hf download {name}` fetches it"
         ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where it is not there, or is none."""
+    """The object in a JSON file. Raises UserError where the file is missing or holds no object."""
     if not (path.exists() or path.is_symlink()):
         raise UserError(f"{path} is missing; expected a Hugging Face model directory")
     content = json_text.read_json(path)
@@ -145,7 +145,7 @@ def open_weights(directory: Path, *, allow_pickle: bool = False) -> Weights:
 
 
 def _missing(directory: Path, count: int, missing: list[str]) -> str:
-    """What is said where files of weights are not there."""
+    """The error for missing files of weights."""
     if count > 1:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         there = count - len(missing)
@@ -246,8 +246,8 @@ def read_generation_config(directory: Path, vocab_size: int | None = None) -> di
     `min_p`, which are left out where sampling is switched off.
 
     Args:
-      vocab_size: of the model. An id that it does not have is refused, but for the one that GPT-2's class writes where
-        nobody chose one.
+      vocab_size: of the model. Larger ids are refused; GPT-2's id, which transformers writes as the default of that
+        class, is dropped with a warning.
     """
     path = directory / GENERATION_CONFIG
     has_own = path.exists() or path.is_symlink()
@@ -273,8 +273,8 @@ def read_generation_config(directory: Path, vocab_size: int | None = None) -> di
     extra = raw.model_extra or {}
     if unknown := [name for name in raw.unknown() if extra[name] not in (0, 1, False, "", [], {})]:
         print(
-            f"warning: {path}: {', '.join(unknown)[:300]} is not known here and not followed; texts may differ from "
-            "those of transformers",
+            f"warning: {path}: {', '.join(unknown)[:300]} is unknown and ignored; texts may differ from those of "
+            "transformers",
             file=sys.stderr,
         )
     return generation | {name: value for name, value in others.items() if value is not None}
@@ -318,11 +318,11 @@ def write_safetensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_generation_config(directory: Path, generation: Mapping[str, Any], *, eot_id: int) -> None:
-    """Writes a complete generation_config.json. Unknown settings of sampling get our default, the plain
-    distribution, since transformers would otherwise use a top_k of 50. A model that was published without sampling
-    keeps that."""
+    """Writes a complete generation_config.json. Sampling settings that are not given are written as those of the plain
+    distribution, since transformers would otherwise use a top_k of 50. A model published without sampling stays
+    without."""
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    if "begin_token_ids" in generation and "temperature" not in generation:  # what came in says how it was published
+    if "begin_token_ids" in generation and "temperature" not in generation:  # imported, without sampling
         plain = {}
     sampling = plain | {name: generation[name] for name in SAMPLING if name in generation}
     ends = list(generation.get("eos_token_ids") or [eot_id])

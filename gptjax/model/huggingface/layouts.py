@@ -75,12 +75,12 @@ def exportable(a: Architecture) -> tuple[str, Layout]:
             wrong.append(f"head_dim={a.head_dim}")
         if name == "gpt2" and a.num_kv_heads != a.num_heads:
             wrong.append(f"num_kv_heads={a.num_kv_heads}")
-        if name == "llama" and a.embed_dim % a.num_heads:  # transformers 5 refuses such a model, only in this family
+        if name == "llama" and a.embed_dim % a.num_heads:  # transformers 5 refuses this in Llama only
             wrong.append(f"embed_dim={a.embed_dim} with num_heads={a.num_heads}")
         if not wrong:
             return name, layout
         reasons.append(f"  {name} has no {', '.join(wrong)}")
-    raise UserError("no Hugging Face layout holds this model:\n" + "\n".join(reasons))
+    raise UserError("no Hugging Face layout has all options of this model:\n" + "\n".join(reasons))
 
 
 def _norm(name: str, path: str) -> tuple[TensorMap, ...]:

@@ -17,7 +17,7 @@ Epsilon = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-# Of no model's mathematics: who wrote it, how it is stored, trained, shown, generated from (that is read elsewhere).
+# Keys that do not change what a model computes: origin, storage, training, display, generation (read elsewhere).
 _IGNORED = frozenset(
     " ".join(
         (
@@ -40,7 +40,7 @@ _IGNORED = frozenset(
 
 
 class ModelConfig(foreign.Schema):
-    """What all layouts have."""
+    """The keys of all layouts."""
 
     IGNORED: ClassVar[frozenset[str]] = _IGNORED
     vocab_size: Vocabulary
@@ -87,7 +87,7 @@ class Rope(foreign.Schema):
 
 
 class LlamaConfig(ModelConfig):
-    """Of Llama, Mistral, Qwen2 and Qwen3."""
+    """The keys of Llama, Mistral, Qwen2 and Qwen3."""
 
     IGNORED: ClassVar[frozenset[str]] = _IGNORED | frozenset({"pretraining_tp", "rope_interleaved", "use_mrope"})
     num_hidden_layers: Layers

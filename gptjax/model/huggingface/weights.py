@@ -24,9 +24,9 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # torch.compile and data pa
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The options of `config.model` that config.json gives. Raises UserError for what is not supported.
+    """The options of `config.model` that config.json gives. Raises UserError for values that are not supported.
 
-    Keys that nobody here knows are named in one warning.
+    One warning names all unknown keys.
     """
     path = directory / files.CONFIG
     raw = files.read_json(path)
@@ -35,7 +35,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     options = without | layout.read_config(raw)
     if unknown := foreign.check(layout.schema, raw, path).unknown():
         print(
-            f"warning: {path}: {', '.join(unknown)[:300]} is not known here and not followed; compare some logits with "
+            f"warning: {path}: {', '.join(unknown)[:300]} is unknown and ignored; compare some logits with "
             "transformers",
             file=sys.stderr,
         )
@@ -121,7 +121,7 @@ def to_params(layout: Layout, architecture: Architecture, weights: files.Weights
 
 
 def _wrapper(layout: Layout, names: Sequence[str]) -> str:
-    """What another class has put before every name, such as "net." before that of the embeddings; mostly nothing."""
+    """The prefix that a wrapping class added to every name, such as "net."; usually empty."""
     embeddings = layout.tensors[0].name
     found = {name.removesuffix(embeddings).removesuffix(layout.prefix) for name in names if name.endswith(embeddings)}
     prefix = min(found, default="")
@@ -143,7 +143,7 @@ def _tie(layout: Layout, weights: dict[str, files.Tensor]) -> None:
 
 
 def not_finite(array: np.ndarray) -> bool:
-    """Whether NaN or infinite values are in an array; the sum of a good one is finite, and quick."""
+    """Whether an array has NaN or infinite values. The sum is tested first, because it is fast."""
     with np.errstate(over="ignore", invalid="ignore"):
         return not np.isfinite(np.sum(array)) and not np.isfinite(array).all()
 

@@ -22,7 +22,7 @@ def build(parts: Parts) -> optax.GradientTransformation:
 
 
 def _labels(params: Any) -> Any:
-    """By how many axes a parameter is a stack: of layers, or of layers and experts."""
+    """How many leading axes of a parameter are stacked: layers, or layers and experts."""
 
     def label(path: tuple, leaf: jax.Array) -> str:
         if not path_string(path).startswith("blocks/"):
@@ -33,7 +33,7 @@ def _labels(params: Any) -> Any:
 
 
 def _stacked(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`transform` for each entry of the first axis by itself: a layer of a stack is a matrix of its own."""
+    """`transform` for each entry of the first axis separately: each layer of a stack is a matrix."""
 
     def init(params: Any) -> Any:
         return jax.vmap(transform.init)(params) if jax.tree.leaves(params) else transform.init(params)

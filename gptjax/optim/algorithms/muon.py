@@ -14,13 +14,13 @@ from gptjax.optim.parts import Parts
 from gptjax.parameters import map_rows
 
 MATRICES_ONLY = True
-SPECTRAL = True  # the norm of an update follows from the shape of its matrix: no rate depends on the width
+SPECTRAL = True  # updates are scaled by the shape of the matrix: with muP, no learning rate depends on the width
 # The last two axes of a stacked kernel [layers, in, out] or [layers, experts, in, out]; the matrices are orthogonalised
 # one by one.
 MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 # Polynomials a x + b x^3 + c x^5 of singular values. Those of Polar Express (Amsel et al. 2025, arXiv:2505.16932,
-# algorithm 1) are taken at x / 1.01, for safety, and the first at x / 1.01^2: there the matrix is first divided by 1.01
-# of its norm, here by its norm.
+# algorithm 1) are taken at x / 1.01, for safety, and the first at x / 1.01^2: the authors first divide the matrix by
+# 1.01 times its norm, here it is divided by its norm.
 _POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -36,7 +36,7 @@ COEFFICIENTS = {
 
 
 def build(parts: Parts) -> optax.GradientTransformation:
-    """Orthogonalised momentum, then weight decay, then a learning rate of its own."""
+    """Orthogonalised momentum, then weight decay, then `muon_learning_rate`."""
     muon = optax.chain(
         orthogonal_momentum(parts), scale_by_aspect_ratio(), parts.decay, parts.rate("muon_learning_rate")
     )
@@ -54,7 +54,7 @@ def labels(params: Any, name: str = "muon") -> Any:
 
 
 def orthogonal_momentum(parts: Parts) -> optax.GradientTransformation:
-    """Nesterov's momentum, of which each matrix U S V^T becomes about U V^T."""
+    """Nesterov momentum, with each matrix U S V^T replaced by approximately U V^T."""
     muon = optax.contrib.scale_by_muon(
         ns_coeffs=COEFFICIENTS[parts.options.orthogonalization],
         beta=parts.hyper["muon_momentum"],
@@ -62,8 +62,8 @@ def orthogonal_momentum(parts: Parts) -> optax.GradientTransformation:
     )
 
     def swap(tree: Any) -> Any:
-        # optax reshapes the first two axes into one. XLA keeps that axis split over a mesh only if the split axis,
-        # which is that of the experts, comes first; otherwise each device would gather all experts.
+        # optax merges the first two axes. XLA keeps the merged axis split over a mesh only if the split axis (the
+        # experts) comes first; otherwise each device would gather all experts.
         return jax.tree.map(lambda x: x.swapaxes(0, 1) if x.ndim == 4 else x, tree)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -74,7 +74,7 @@ def orthogonal_momentum(parts: Parts) -> optax.GradientTransformation:
 
 
 def scale_by_aspect_ratio() -> optax.GradientTransformation:
-    """sqrt(max(1, out / in)), with which the outputs change by the same root mean square for every shape of matrix."""
+    """sqrt(max(1, out / in)): with it, an update changes outputs by the same root mean square for every shape."""
 
     def scale(updates: Any, params: Any = None) -> Any:
         del params

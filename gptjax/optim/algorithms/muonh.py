@@ -1,8 +1,8 @@
 """MuonH, Muon on a hyperball (Wen et al. 2025), for the matrices in blocks, AdamW for everything else.
 
-W' = r unit(W - rate r unit(u)), where u is Muon's orthogonal momentum, r the norm of W, and unit(x) = x / norm(x): the
-norm of each matrix stays that of its initial values, and the learning rate is the angle of a step. Matrices have no
-weight decay, whose place this takes; the authors start from rate = sqrt(rate of Muon x its weight decay).
+W' = r unit(W - rate r unit(u)), where u is Muon's orthogonal momentum, r the norm of W, and unit(x) = x / norm(x): each
+matrix keeps its initial norm, and the learning rate is the angle of a step. This replaces the weight decay of matrices;
+the authors start from rate = sqrt(rate of Muon x its weight decay).
 Source: whenwen.github.io, "From Weight Decay to Hyperball Optimization", and levanter's muonH, which takes r from W.
 """
 
@@ -20,7 +20,7 @@ SPECTRAL = muon.SPECTRAL
 
 
 def build(parts: Parts) -> optax.GradientTransformation:
-    """Orthogonalised momentum of the length of the matrix, the learning rate, then back to the sphere."""
+    """Orthogonalised momentum with the norm of the matrix, the learning rate, then back to the sphere."""
     muonh = optax.chain(
         muon.orthogonal_momentum(parts),
         optax.stateless(_as_long_as_the_matrix),
@@ -31,7 +31,7 @@ def build(parts: Parts) -> optax.GradientTransformation:
 
 
 def _resized(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Each matrix of `x` with the norm of that of `like`."""
+    """`x`, with each matrix scaled to the norm of the one in `like`."""
     return x * (muon.matrix_norm(like) / jnp.maximum(muon.matrix_norm(x), 1e-30))
 
 

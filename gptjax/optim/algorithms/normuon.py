@@ -1,7 +1,7 @@
 """NorMuon (Li et al. 2025, arXiv:2510.05491) for the matrices in blocks, AdamW for everything else.
 
-Muon whose orthogonal update is divided, neuron by neuron, by the root of a running mean of its squares. As in the
-authors' code the update of a matrix keeps the norm that Muon gave it, so that Muon's learning rates serve. beta2 decays
+Each neuron of Muon's orthogonal update is divided by the root of a running mean of its squares. As in the authors'
+code, the update of a matrix keeps the norm of Muon's update, so that Muon's learning rates can be used. beta2 decays
 the second moment.
 """
 
@@ -26,7 +26,7 @@ class NeuronState(NamedTuple):
 
 
 def build(parts: Parts) -> optax.GradientTransformation:
-    """Orthogonalised momentum, neurons normalised, then weight decay, then the learning rate of matrices."""
+    """Orthogonalised momentum, normalised neurons, then weight decay, then `muon_learning_rate`."""
     normuon = optax.chain(
         muon.orthogonal_momentum(parts),
         scale_by_neuron(parts.hyper["beta2"]),

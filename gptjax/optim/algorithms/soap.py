@@ -1,8 +1,8 @@
 """SOAP (Vyas et al. 2024, arXiv:2409.11321, algorithm 3) for the matrices in blocks, AdamW for everything else.
 
-Adam in the eigenbasis of Shampoo's preconditioner. Every `optimizer.soap_refresh` steps one power iteration, with a QR
-decomposition, brings the basis after the eigenvectors; no eigenvalue problem is solved. The basis begins as the
-identity, in which SOAP is Adam: its rates are Adam's, and so it has `learning_rate`, not a rate of matrices.
+Adam in the eigenbasis of Shampoo's preconditioner. Every `optimizer.soap_refresh` steps, one power iteration and a QR
+decomposition update the basis; no eigenvalue problem is solved. The basis begins as the identity, with which SOAP is
+Adam. So Adam's learning rates fit: `learning_rate` is used, not `muon_learning_rate`.
 """
 
 import functools
@@ -64,7 +64,7 @@ def scale_by_soap(b1: ArrayLike, b2: ArrayLike, epsilon: ArrayLike, refresh: int
     def update(updates: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         del params
         count = state.count + 1
-        # Of packed runs `due` has an axis of members: `cond` then computes both, and throws one away.
+        # With packed runs, `due` has an axis of members: `cond` then computes both branches and selects.
         due = count % refresh == 0
 
         def one(gradient: jax.Array, *old: jax.Array) -> tuple[jax.Array, Moments]:
@@ -89,15 +89,15 @@ def scale_by_soap(b1: ArrayLike, b2: ArrayLike, epsilon: ArrayLike, refresh: int
 
 
 def _product(*matrices: jax.Array) -> jax.Array:
-    """In float32 on every device: a basis must stay orthogonal."""
+    """A matrix product in float32 on every device, so that a basis stays orthogonal."""
     return functools.reduce(functools.partial(jnp.matmul, precision="highest"), matrices)
 
 
 def _turned(left: jax.Array, right: jax.Array, *bases: jax.Array) -> tuple[jax.Array, ...]:
     """The bases after one power iteration (algorithm 4).
 
-    A small multiple of the identity, which changes no eigenvector, is added to the moment: that of few gradients has a
-    low rank, and the vectors with which QR fills its basis up would be made of rounding, which differs between devices.
+    A small multiple of the identity, which changes no eigenvector, is added to the moment. The moment of few gradients
+    has a low rank, and QR would else complete the basis from rounding errors, which differ between devices.
     """
 
     def turned(a: jax.Array, q: jax.Array) -> jax.Array:

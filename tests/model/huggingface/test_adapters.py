@@ -149,7 +149,7 @@ def test_adapters_that_do_not_fit_are_listed(tmp_path):
     with pytest.raises(UserError) as caught:
         adapters.read_adapter(tmp_path, dataclasses.replace(a, lora_rank=0), lora.split(params)[1])
     message = str(caught.value)
-    assert "model.layers.0.self_attn.q_proj has one of lora_A and lora_B" in message
+    assert "model.layers.0.self_attn.q_proj has only one of lora_A and lora_B" in message
     assert "model.layers.1.self_attn.q_proj has (7, 3) and (3, 32), expected [32, r] and [r, 32]" in message
     assert "base_model.model.lm_head.lora_A.weight does not belong to a linear layer" in message
 
