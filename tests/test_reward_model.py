@@ -258,7 +258,7 @@ def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
     lines = map(json.loads, (tmp_path / "e.items.jsonl").read_text().splitlines())
     shown = [line["hypothesis"] for line in lines if "hypothesis" in line]
     assert shown == [line["completion"].strip() for line in expected]
-    with pytest.raises(UserError, match="--beams=2 searches and draws nothing"):
+    with pytest.raises(UserError, match="--beams=2 does not sample"):
         evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best, "--beams=2"])
 
 
@@ -288,11 +288,14 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--best_of=4"], "--best_of=4 needs to know what is best"),
+        (["--best_of=4"], "--best_of=4 needs a reward to choose by"),
         (["--reward=format"], "--reward chooses among --best_of completions; add --best_of=8"),
         (["--best_of=4", "--reward=nothing"], "--reward='nothing': 'nothing' is not a reward; choose from exact_match"),
-        (["--best_of=4", "--reward=format", "--temperature=0"], "--temperature=0 draws --best_of=4 equal"),
-        (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 searches and draws nothing; leave out --best_of"),
+        (
+            ["--best_of=4", "--reward=format", "--temperature=0"],
+            "with --temperature=0 all --best_of=4 completions are equal",
+        ),
+        (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 does not sample; leave out --best_of"),
         (["--best_of=4", "--reward=exact_match", "--prompt=a"], "exact_match compares with a reference, and 'a' has"),
         (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is not a reward model; train one with"),
         (["--best_of=4", "--reward=model:/nowhere", "--prompt=a"], "no checkpoint in /nowhere/checkpoints"),
