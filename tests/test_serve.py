@@ -136,7 +136,7 @@ def test_mistakes_are_told(refused, workdir, tmp_path):
     assert "--chunk=48 is not a power of 2" in refused(f"--model={workdir}", "--chunk=48")
     assert "need 0.0" in refused(f"--model={workdir}", "--port=0", "--memory_limit=0.001")
     step = next((workdir / "checkpoints").iterdir())
-    assert "get no newer checkpoints" in refused(f"--model={step}", "--port=0", "--reload=60")
+    assert "get no new checkpoints" in refused(f"--model={step}", "--port=0", "--reload=60")
     assert "keys.txt cannot be read" in refused(f"--model={workdir}", f"--api_keys={tmp_path}/keys.txt", "--port=0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -154,7 +154,7 @@ class Outages:
             time.sleep(1)
         self._store.running.set() if kind == "silent" else self._store.start()
         back = time.monotonic()
-        swapped = f"checkpoints/{steps[-1]} answers from now on"
+        swapped = f"checkpoints/{steps[-1]} replaces"
         while process.poll() is None and swapped not in self._errors.read_text() and time.monotonic() < back + 300:
             time.sleep(0.1)
         took, status = time.monotonic() - back, process.poll()

@@ -277,7 +277,7 @@ def test_the_second_of_two_that_write_in_one_place_is_refused(store, capsys, wor
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("serve", "--model={model}", "--preferences={}/p.jsonl"), "no line can be added to an object"),
+        (("serve", "--model={model}", "--preferences={}/p.jsonl"), "lines cannot be appended to an object in a bucket"),
         (("serve", "--model={model}", "--api_keys={}/keys"), "is in an object store; a path on this machine is needed"),
         (("ablate", "--study={study}", "--workdir={}", "--launcher=slurm"), "--launcher=slurm needs a directory"),
         (("ablate", "--study={study}", "--workdir={}", "--pack=on"), "--pack=on needs a directory"),
