@@ -108,7 +108,7 @@ def test_exponents_and_what_is_flat():
     check = coordinates.Check((32, 64, 128), 10, {"block 1": (1.0, 1.0, 1.0), "logits": (1.0, 2.0, 4.0)})
     assert check.exponents() == pytest.approx({"block 1": 0.0, "logits": 1.0}, abs=1e-9)
     assert not check.flat
-    assert "not flat: logits goes with width^1.00" in check.text()
+    assert "not flat: logits scales with width^1.00" in check.text()
     assert dataclasses.replace(check, movements={"logits": (1.0, 1.05, 1.1)}).flat
 
 

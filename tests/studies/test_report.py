@@ -91,7 +91,7 @@ def test_the_tuning_is_in_the_report(base, tmp_path):
 
 def test_the_noise_stands_beside_the_difference(base, tmp_path):
     plan = ended(study(base), tmp_path)
-    assert "Noise: how much a seed does by itself is not measured; see --noise." in report.text(plan)
+    assert "Noise: the deviation between seeds is not measured; see --noise." in report.text(plan)
     for cell, loss in zip(plan.noise_cells(), (3.0, 3.1, 3.2), strict=True):
         finish(cell, loss)
     sigma = plan.measure_noise()
@@ -110,7 +110,7 @@ def test_the_noise_stands_beside_the_difference(base, tmp_path):
 def test_cells_are_missing(base, tmp_path):
     ((_, comparison, verdict),) = report.findings(Plan(study(base), tmp_path))
     assert (comparison, verdict) == (None, "cells are missing")
-    assert "| muon | 3 | 1 | 3 | not known: cells are missing |" in report.text(Plan(study(base), tmp_path))
+    assert "| muon | 3 | 1 | 3 | unknown: cells are missing |" in report.text(Plan(study(base), tmp_path))
 
 
 def test_a_claim_that_is_changed_after_cells_ran_is_told(base, tmp_path):

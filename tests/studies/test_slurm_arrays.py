@@ -59,7 +59,7 @@ def test_the_script_of_an_array(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("array=0-3", "sets --array itself"), ("Partition=x", "long option of sbatch"), ("comment=a\nb", "of one line")],
+    [("array=0-3", "sets --array itself"), ("Partition=x", "long option of sbatch"), ("comment=a\nb", "a single line")],
 )
 def test_options_of_sbatch_that_are_none(option, message):
     with pytest.raises(UserError, match=message):
