@@ -274,6 +274,6 @@ def test_what_was_changed_while_the_run_went_on_is_a_table(tmp_path):
     options = {"train.num_steps": [400, 800], "schedule.name": ["wsd", ATTACK], "seed": 3}
     (tmp_path / "manifest.json").write_text(json.dumps({"changes": [{"step": 400, "options": options}, 7, {}]}))
     page = write_report(tmp_path).read_text()
-    assert "Changed while the run went on" in page
+    assert "Options changed during the run" in page
     assert '<td class="key">train.num_steps</td><td class="code">400</td><td class="code">800</td>' in page
     assert ATTACK not in page
