@@ -1,4 +1,4 @@
-"""tools/chat_quickstart.py: which questions are asked, what is counted, what the report says."""
+"""tools/chat_quickstart.py: the questions, the counts and the report."""
 
 import importlib.util
 import json

@@ -133,7 +133,7 @@ def test_another_source_is_scored_with_the_tokenizer_of_the_checkpoint(workdir, 
 
 @pytest.fixture(scope="module")
 def two_checkpoints(workdir, tmp_path_factory) -> Path:
-    """A directory with 10.json and 40.json, the perplexity early in training and at its end."""
+    """A directory with 10.json and 40.json, the perplexity early in training and at the end."""
     directory = tmp_path_factory.mktemp("two")
     for step in (10, 40):
         options = [f"--checkpoint={step}", "--tasks=perplexity", f"--output={directory}/{step}.json"]

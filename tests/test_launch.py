@@ -1,4 +1,4 @@
-"""`gptjax launch`: what it would do."""
+"""`gptjax launch` with --dry_run, and with stand-ins of gcloud."""
 
 import os
 import shlex
@@ -233,7 +233,7 @@ esac
 
 @pytest.fixture
 def gcloud(tmp_path, monkeypatch):
-    """The calls of a gcloud that is not Google's."""
+    """The calls of a fake gcloud."""
     file = tmp_path / "gcloud"
     file.write_text(GCLOUD)
     file.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A reward model: its loss by hand and against transformers and TRL, its training, and what it is used for."""
+"""A reward model: its loss by hand and compared with transformers and TRL, its training, and its uses."""
 
 import collections
 import json
@@ -88,7 +88,7 @@ def test_the_loss_is_that_of_rewards_read_text_by_text(architecture, params, tex
 
 
 def test_loss_and_gradient_are_those_of_trl(architecture, params, texts, tmp_path):
-    """The head of transformers' model is the column that the reward is read from."""
+    """The head of transformers' model is the column from which the reward is read."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     trl = pytest.importorskip("trl")
     huggingface.write_directory(tmp_path, architecture, params, eot_id=96)
@@ -213,7 +213,7 @@ def test_objectives_that_it_does_not_have_are_refused():
 
 @pytest.fixture(scope="module")
 def writer(pairs, tmp_path_factory) -> Path:
-    """A model with the same tokenizer that writes."""
+    """A generating model with the same tokenizer."""
     workdir = tmp_path_factory.mktemp("writer")
     trained(pairs, workdir, objective__name="instruction", train__num_steps=1, evaluation__every=1)
     return workdir
@@ -247,7 +247,7 @@ def test_the_best_of_several_completions_is_kept(plain, writer, tmp_path):
 
 
 def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
-    """The same draws as those of `generate`, chosen alike."""
+    """With the same draws as `generate`, chosen by the same rule."""
     (tmp_path / "mine.py").write_text("def mine(prompt, completion, reference):\n    return len(completion)\n")
     best = ["--best_of=4", f"--reward={tmp_path}/mine.py:mine"]
     expected = completions(writer, tmp_path, *best)
@@ -263,7 +263,7 @@ def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
 
 
 def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
-    """The rewards of held-out pairs are those of the validation, whatever the lengths beside them."""
+    """The rewards of held-out pairs equal those of the validation, whatever the lengths of other pairs."""
     from gptjax.artifacts import loading
     from gptjax.data.opening import RunData
     from gptjax.rewards.model import ModelReward

@@ -1,4 +1,4 @@
-"""The verb: a process, its address, its end, and what it says of mistakes."""
+"""The verb: its process, its address, how it ends, and its messages on mistakes."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_sigterm_does_not_wait_for_ever(start):
 
 @pytest.fixture
 def refused(workdir, capsys):
-    """Runs the command in this process; returns its last line on stderr, of a request that was wrong."""
+    """Runs the command with a wrong request in this process; returns its last line on stderr."""
 
     def run(*arguments):
         assert cli.run(serve.main, ["serve", *arguments]) == 2

@@ -45,7 +45,7 @@ def command(verb: str, *words: str) -> int:
 
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory) -> Path:
-    """A work directory with a model that nobody has trained, in a layout that Hugging Face has."""
+    """A work directory with an untrained model, in a layout that can be exported to Hugging Face."""
     workdir = tmp_path_factory.mktemp("model") / "run"
     tokenizer = build_tokenizer("byte")
     config = config_lib.get_default()
@@ -64,7 +64,7 @@ def model_files(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(store, model_files) -> str:
-    """The same in a bucket."""
+    """The same model in a bucket."""
     bucket = Bucket(f"{URL}/model")
     paths = [path for path in model_files.rglob("*") if path.is_file()]
     bucket.put([path.relative_to(model_files).as_posix() for path in paths], model_files)

@@ -108,7 +108,7 @@ def test_limits_of_the_scale(metric):
 
 
 def test_resamples_without_any_match():
-    """Some of them score 0, which sacrebleu's own mean cannot add to the others."""
+    """Some of them score 0, which sacrebleu's own average cannot add to the others."""
     estimate = chrf(["the cat sat", "", ""], [["the cat sat"], ["x"], ["y"]])
     assert estimate.ci95[0] < estimate.value < estimate.ci95[1]
 

@@ -1,4 +1,4 @@
-"""The maximal update parametrisation: initial values, rates, logits; and the check that shows it."""
+"""The maximal update parametrisation: initial values, rates, logits; and the coordinate check."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_logits_shrink_by_the_width():
     ],
 )
 def test_updates_of_matrices(name, factor):
-    """Adam's fall with the width, Muon's do not; the decay is the same."""
+    """Adam's rate falls with the width, Muon's does not; the decay is the same."""
     params = gpt.initialise(architecture(), jax.random.key(0))
     grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params)
     options = config_lib.get_default().optimizer

@@ -1,4 +1,4 @@
-"""Jobs of managed training: which machines a job has, what its container runs, and a run on two of them."""
+"""Managed training: the machines of a job, the command of its container, and a run on two machines."""
 
 import json
 import os

@@ -10,7 +10,7 @@ ATTACK = "<script>alert('&')</script><img src=x onerror=alert(1)>"
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see: every start tag with its attributes, the visible text, and tables as rows."""
+    """The page as a browser shows it: every start tag with its attributes, the visible text, and tables as rows."""
 
     def __init__(self, source):
         super().__init__()
@@ -247,7 +247,7 @@ def test_writing_again_replaces_the_page(workdir):
 
 
 def test_where_the_time_went(tmp_path):
-    """Of the line that counts the most; what is damaged is left out."""
+    """From the line with the largest sum; damaged entries are left out."""
     lines = [
         {"step": 10, "split": "train", "loss": 2.0, "seconds/step": 6.0, "seconds/compile": 4.0},
         {

@@ -1,4 +1,4 @@
-"""A better checkpoint in the place of the one that is served, while requests are under way."""
+"""A better checkpoint replaces the served one while requests are running."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The verb: its flags reach what they steer, and what is wrong with a request is named before anything runs."""
+"""The verb: its flags have their effects, and mistakes in a request are reported before anything runs."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Two runs are told apart by what produced them, and by where their losses part."""
+"""Two runs are compared by what produced them, and by where their losses part."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An arm with a grid is tuned first, with a budget that is counted; what is best at an end gives no verdict."""
+"""An arm with a grid is tuned first, with a counted budget; a best value at the end of a grid gives no verdict."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def study(base, **options) -> Study:
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Cells end at once: the loss is least at a rate of 1e-3, or where an arm is `worst`, and differs by seed."""
+    """Cells end at once: the loss is lowest at a rate of 1e-3, or at that of `worst` arms, and differs by seed."""
     seen = []
 
     def run(jobs, **options):

@@ -1,4 +1,4 @@
-"""What a report says of scores that are known: verdicts with their scale, noise, tuning. Cells end at once here."""
+"""The report of known scores: verdicts with their scale, noise, tuning. Cells end at once here."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def base(tiny_config, tiny_corpus):
 
 
 def finish(cell, final: float, *, seconds: float = 1.0) -> None:
-    """What a run leaves: a loss that falls from 5 to `final`, a quarter of the way with each step."""
+    """Writes the files of a run: a loss that falls from 5 to `final`, by a quarter with each step."""
     cell.workdir.mkdir(parents=True, exist_ok=True)
     lines = []
     for step in range(1, STEPS + 1):
@@ -125,7 +125,7 @@ def test_a_claim_that_is_changed_after_cells_ran_is_told(base, tmp_path):
 
 
 def test_an_arm_that_diverged_has_no_score_in_another_unit(base, tmp_path):
-    """Where no cell says what a nat is in bits per byte, ln(vocabulary) is not taken for bits per byte."""
+    """If no cell gives the ratio of nats to bits per byte, ln(vocabulary) is not used as bits per byte."""
     one = dataclasses.replace(study(base), metric="bits_per_byte")
     plan = ended(one, tmp_path)
     cells = [cell for cell in plan.cells if cell.arm == "adamw"]

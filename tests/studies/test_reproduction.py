@@ -1,4 +1,4 @@
-"""A run that is trained anew is the same to the bit; where it departs, the step, the values and the causes are told."""
+"""A run that is trained again is bit-identical; if it departs, the step, the values and the causes are reported."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def test_a_run_is_reproduced_to_the_bit(base, tmp_path):
 
 @pytest.fixture
 def run_of(base, tmp_path, monkeypatch):
-    """A run that never was, whose repetition writes what it wrote, with changes."""
+    """A made-up run, whose repetition writes the same files with changes."""
     run, changes = tmp_path / "run", {"loss": {}, "manifest": {}}
     run.mkdir()
     config = base.copy_and_resolve_references()
