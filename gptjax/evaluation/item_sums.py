@@ -16,7 +16,7 @@ References = Sequence[Sequence[str]]
 Sums = Float[np.ndarray, "items sums"]
 
 PIECE = 250  # items per task of a process; statistics of their references are computed once for all systems
-_MANY_CHARACTERS = 1_000_000  # about a second of work per core; with less, starting processes takes longer
+_MANY_CHARACTERS = 1_000_000  # seconds of work; with less, starting processes takes longer
 
 
 @runtime_checkable

@@ -219,7 +219,7 @@ def regular(path: str | Path) -> str:
         raise UserError(f"{path}: there is no such user") from None
 
 
-_streams: dict[tuple[str, int], bytes] = {}  # content of streams, which can be read only once, by name and inode
+_streams: dict[tuple[str, int], bytes] = {}  # content of streams, which can be read only once, by name and identity
 
 
 def _content(path: str | Path) -> bytes:

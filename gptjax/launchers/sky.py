@@ -69,7 +69,7 @@ def task(options: argparse.Namespace) -> str:
         raise UserError(f"--workdir={options.workdir[:200]}: expected gs://BUCKET/PATH, since machines may be replaced")
     tpu = options.accelerators.startswith("tpu-")
     more = [f"infra: {options.infra}"] if options.infra else []
-    for generation in GENERATIONS.values():  # SkyPilot's default is wrong for some generations
+    for generation in GENERATIONS.values():  # for some, Google's choice is not SkyPilot's default
         if options.accelerators.startswith(f"tpu-{generation.accelerator_type(0).removesuffix('0')}"):
             more.append(f"accelerator_args: {{runtime_version: {generation.runtime_version}}}")
     package = options.package or f".[{'tpu' if tpu else 'cuda'},gcs]"

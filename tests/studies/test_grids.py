@@ -31,7 +31,7 @@ def study(base, **options) -> Study:
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Cells end at once: the loss is lowest at a rate of 1e-3, or at that of `worst` arms, and differs by seed."""
+    """Cells end at once: the loss is lowest at a rate of 1e-3, grows with weight decay and differs by seed."""
     seen = []
 
     def run(jobs, **options):
