@@ -89,7 +89,7 @@ def test_only_the_first_steps_may_be_compared(run_of):
     run, changes = run_of
     changes["loss"][7] = 3.0
     found = again(run, steps=6)
-    assert found.in_words().startswith("bit-identical: all numbers of 6 lines, up to step 6")
+    assert found.in_words().startswith("bit-identical: all numbers of 6 lines up to step 6")
     assert changes["halted"][0] == 6
 
 
