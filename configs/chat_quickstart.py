@@ -1,4 +1,4 @@
-"""The four stages of `make chat-quickstart`: a chat model from nothing in minutes, each stage from the one before.
+"""The four stages of `make chat-quickstart`: a chat model from scratch in minutes; each stage starts from the last one.
 
   python tools/chat_quickstart.py --workdir=runs/chat
 
@@ -7,9 +7,9 @@ runs all of them, measures each, and writes one report; a stage alone, such as t
   python -m gptjax.train --config=configs/chat_quickstart.py:dialogue --workdir=runs/dialogue \\
       --config.init_from=runs/text
 
-text: the documentation of Python. dialogue: questions on it, and a few of a task whose answers can be checked.
-preference: the right answers against the model's own (ORPO; after DPO at 1e-4 fewer answers to the task were right
-than before it). reward: the task by trial and error (GRPO).
+text: the documentation of Python. dialogue: questions about it, and a few of a task with checkable answers.
+preference: the right answers against the model's own (ORPO; DPO at 1e-4 lowered the share of right answers to the
+task). reward: the task by reinforcement learning (GRPO).
 """
 
 from gptjax.config import apply_arg, get_default

@@ -1,13 +1,13 @@
-"""A small GPT that answers: trained on dialogues, loss on the assistant's words alone.
+"""A small GPT that answers: trained on dialogues, with loss on the assistant's words only.
 
   python -m gptjax.prepare --source=messages:dialogues.jsonl --output=stores/dialogues --tokenizer=bpe:4096 \\
       --cleaning=dialogue
   python -m gptjax.train --config=configs/dialogue.py --workdir=runs/dialogue
   python -m gptjax.generate --workdir=runs/dialogue --prompt='Good morning!' --temperature=0
 
-Any source of dialogues will do, or a mixture with text:
+Any source of dialogues works, or a mixture with text:
   --config.data.source='store:stores/dialogues@0.5 + python_docs@0.5'
-To begin with a model of text, train that with the tokenizer of the dialogues, then go on from it:
+To start from a model of text, train that one with the tokenizer of the dialogues first:
   python -m gptjax.train --config=configs/quickstart.py --workdir=runs/text --config.tokenizer=hf:stores/dialogues
   python -m gptjax.train --config=configs/dialogue.py --workdir=runs/dialogue --config.init_from=runs/text
 """

@@ -1,20 +1,20 @@
-"""A model that answers learns which of two answers people prefer, by DPO (Rafailov et al. 2023).
+"""DPO: a chat model learns which of two answers people prefer (Rafailov et al. 2023).
 
   python -m gptjax.prepare --source=preference:pairs.jsonl --output=stores/preferences --tokenizer=bpe:4096
   python -m gptjax.train --config=configs/dialogue.py --workdir=runs/chosen --config.objective.name=instruction \\
       --config.data.source=store:stores/preferences
   python -m gptjax.train --config=configs/dpo.py --workdir=runs/dpo --config.init_from=runs/chosen
 
-The second command learns the better answers by themselves; any model of dialogues will do in its place. What the model
-of the beginning says of the answers is computed once and kept, so that no second copy of it is in memory.
-Other losses: --config.objective.preference_loss=ipo | kto | orpo | simpo; orpo needs no model to start from, kto reads
-single answers with a label, too. Adapters alone: --config.model.lora_rank=8 --config.optimizer.learning_rate=1e-4.
+The second command trains on the preferred answers alone; any model of dialogues can replace it. The log-probabilities
+of the reference model are computed once and stored, so that no second copy of the model is in memory.
+Other losses: --config.objective.preference_loss=ipo | kto | orpo | simpo; orpo needs no model to start from, kto also
+reads single answers with a label. Adapters only: --config.model.lora_rank=8 --config.optimizer.learning_rate=1e-4.
 A reward model instead, for `generate --best_of=8 --reward=model:runs/reward` and objective.reward=model:runs/reward:
   python -m gptjax.train --config=configs/dpo.py --workdir=runs/reward --config.init_from=runs/chosen \\
       --config.objective.name=reward_model --config.logging.samples=0
-The learning rate is one for small models; of one with a billion parameters it is about 1e-6.
-Expected, of 730 pairs of oaast_rm_zh in 2 layers of width 32, at 3e-4 for 200 steps, one seed: on the 128 pairs of the
-test split `evaluate --tasks=preference` says accuracy 0.71 (0.63 to 0.79) and margin 0.17 (0.09 to 0.26). Always taking
+The learning rate is for small models; for one with a billion parameters it is about 1e-6.
+Expected for 730 pairs of oaast_rm_zh, 2 layers of width 32, 200 steps at 3e-4, one seed: on the 128 pairs of the
+test split `evaluate --tasks=preference` gives accuracy 0.71 (0.63 to 0.79), margin 0.17 (0.09 to 0.26). Always taking
 the longer answer is right in 0.81 of them. With 4 layers of width 128 at 5e-5 the margin on held-out pairs stayed at 0.
 """
 

@@ -1,4 +1,4 @@
-"""E2E NLG: restaurant descriptions from attributes (Novikova et al. 2017), trained from nothing.
+"""E2E NLG: restaurant descriptions from attributes (Novikova et al. 2017), trained from scratch.
 
 DATA is the folder of the data set (trainset.csv or trainset.csv.gz, testset_w_refs.csv):
 
@@ -6,9 +6,9 @@ DATA is the folder of the data set (trainset.csv or trainset.csv.gz, testset_w_r
       --config.data.source='pairs:DATA/trainset.csv.gz#mr,ref'
   python -m gptjax.evaluate --workdir=runs/e2e --prompts='DATA/testset_w_refs.csv#mr,ref'
 
-The second command writes the 630 descriptions of the test set, greedily, and scores each against all of its
-references. `bleu_lowercase` is what the challenge's own script prints: 65 to 70 for pretrained GPT-2 models with beam
-search. Seed 0: 65.6. About 10 minutes of training on two CPU cores (12,000 tokens a second).
+The second command generates the 630 descriptions of the test set greedily, and scores each against all of its
+references. `bleu_lowercase` equals the output of the challenge's own script: 65 to 70 for pretrained GPT-2 models with
+beam search. Seed 0: 65.6. About 10 minutes of training on two CPU cores (12,000 tokens per second).
 """
 
 from gptjax.config import apply_arg, get_default

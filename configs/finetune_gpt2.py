@@ -5,9 +5,9 @@
   python -m gptjax.train --config=configs/finetune_gpt2.py --config.init_from=hf:models/gpt2 --workdir=runs/mine \\
       --config.model.lora_rank=8 --config.optimizer.learning_rate=3e-4
 
-Any GPT-2, Llama or Qwen3 layout will do, through `--config.init_from=hf:DIR_OR_NAME`: model and tokenizer come from
-there. `convert --from=runs/mine --to=hf:DIR` writes the result for transformers.
-Expected: not measured here, where there is neither a network nor GPT-2's weights.
+Any GPT-2, Llama or Qwen3 layout works with `--config.init_from=hf:DIR_OR_NAME`, which gives the model and the
+tokenizer. `convert --from=runs/mine --to=hf:DIR` writes the result for transformers.
+Expected loss: not measured, since this machine has neither a network nor GPT-2's weights.
 """
 
 from gptjax.config import apply_arg, get_default

@@ -1,14 +1,14 @@
-"""GPT-2 small, 124M parameters, by nanoGPT's recipe: 524,288 tokens a step, 10 billion tokens.
+"""GPT-2 small, 124M parameters, by nanoGPT's recipe: 524,288 tokens per step, 10 billion tokens.
 
   gptjax prepare --source=hf:openwebtext --tokenizer=hf:gpt2 --output=stores/openwebtext
   python -m gptjax.train --config=configs/gpt2_124m.py --workdir=runs/gpt2_124m
 
-Meant for one to eight GPUs or a v5e slice of eight chips: copies of the model, the batch split over them. On one H200:
-527,500 tokens a second, 39 GiB (experiments/RESULTS.md). On eight devices add --config.train.accumulation=1. For a
+Meant for one to eight GPUs or a v5e slice of eight chips, with data parallelism. On one H200: 527,500 tokens per
+second, 39 GiB (experiments/RESULTS.md). On eight devices add --config.train.accumulation=1. For a
 TPU add --config.model.scan_unroll=1 --config.model.remat=full --config.objective.logits_chunk=256:
   python -m gptjax.plan --config=configs/gpt2_124m.py --topology=v5e:2x4 --config.train.accumulation=2 \\
       --config.model.scan_unroll=1 --config.model.remat=full --config.objective.logits_chunk=256
-says 5.8 of 15.75 GiB a chip, 0.56 to 0.85 s a step by the roofline, 24 to 36 chip-hours. Not trained here.
+says 5.8 of 15.75 GiB per chip, 0.56 to 0.85 s per step by the roofline, 24 to 36 chip-hours. Not trained here.
 """
 
 from gptjax.config import apply_arg, get_default

@@ -3,9 +3,9 @@
   gptjax prepare --source=hf:openwebtext --tokenizer=hf:gpt2 --output=stores/openwebtext
   python -m gptjax.train --config=configs/gpt2_1558m.py --workdir=runs/gpt2_1558m
 
-Meant for sixteen chips, parameters and optimizer state split over all of them: a v6e:4x4 slice, or sixteen GPUs. On
+Meant for sixteen chips, with parameters and optimizer state sharded over all: a v6e:4x4 slice, or sixteen GPUs. On
 one H200: --config.mesh.fsdp=1 --config.train.accumulation=32 --config.model.scan_unroll=0 --config.model.remat=none
---config.objective.logits_chunk=0, 51,200 tokens a second in 69 GiB (experiments/RESULTS.md). What the slice takes:
+--config.objective.logits_chunk=0, 51,200 tokens per second in 69 GiB (experiments/RESULTS.md). The plan of the slice:
   python -m gptjax.plan --config=configs/gpt2_1558m.py --topology=v6e:4x4
 """
 

@@ -1,10 +1,10 @@
-"""GPT-2 medium, 355M parameters: 524,288 tokens a step, 20 billion tokens.
+"""GPT-2 medium, 355M parameters: 524,288 tokens per step, 20 billion tokens.
 
   gptjax prepare --source=hf:openwebtext --tokenizer=hf:gpt2 --output=stores/openwebtext
   python -m gptjax.train --config=configs/gpt2_355m.py --workdir=runs/gpt2_355m
 
-Meant for one to eight GPUs or a v5e slice of sixteen chips: copies of the model, the batch split over them. On one
-H200: 204,400 tokens a second, 39 GiB (experiments/RESULTS.md). On sixteen chips:
+Meant for one to eight GPUs or a v5e slice of sixteen chips, with data parallelism. On one H200: 204,400 tokens per
+second, 39 GiB (experiments/RESULTS.md). The plan of sixteen chips:
   python -m gptjax.plan --config=configs/gpt2_355m.py --topology=v5e:4x4 --config.train.accumulation=1 \\
       --config.model.scan_unroll=1 --config.model.remat=full --config.objective.logits_chunk=256
 """

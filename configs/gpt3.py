@@ -6,8 +6,8 @@
 
 /shared is a disk that every machine mounts: work directories are not written to buckets.
 
-6.7b: 64 chips, parameters and optimizer state split over all of them. 175b: 512 chips, split over 64 and each layer
-over 8. What they take, before renting anything:
+6.7b: 64 chips, with parameters and optimizer state sharded over all of them. 175b: 512 chips, sharded over 64, and
+each layer over 8. Check the memory before renting anything:
   python -m gptjax.plan --config=configs/gpt3.py:6.7b --topology=v5p:4x4x4
   python -m gptjax.plan --config=configs/gpt3.py:175b --topology=v5p:8x8x8
 """
@@ -15,7 +15,7 @@ over 8. What they take, before renting anything:
 from gptjax.config import apply_arg, get_default
 from gptjax.model import presets
 
-# (layers, heads, width), mesh, rows of 2,048 tokens in a step, peak learning rate
+# (layers, heads, width), mesh, rows of 2,048 tokens per step, peak learning rate
 SIZES = {
     "6.7b": ((32, 32, 4096), {"fsdp": 64}, 1024, 1.2e-4),
     "175b": ((96, 96, 12288), {"fsdp": 64, "tensor": 8}, 1536, 0.6e-4),

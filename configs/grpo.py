@@ -1,12 +1,12 @@
-"""Learning from rewards that can be checked: a small GPT learns to sort digits by trial and error (GRPO).
+"""Reinforcement learning with verifiable rewards: a small GPT learns to sort digits (GRPO).
 
 First dialogues teach it the form of an answer, and a little of the task; then rewards teach it the rest:
   python -m gptjax.train --config=configs/grpo.py:dialogues --workdir=runs/toy
   python -m gptjax.train --config=configs/grpo.py --workdir=runs/grpo --config.init_from=runs/toy
   python -m gptjax.generate --workdir=runs/grpo --prompt='sort 3142' --temperature=0
 
-The loss begins at 0 and stays near it: what is learned shows in `reward`. Expected, seeds 0 to 2: of sampled answers 15
-to 29 % are right at first, and 90 to 95 % over the last 25 steps; of greedy answers to held-out questions 97 % or more.
+The loss starts at 0 and stays near it: `reward` shows the progress. Expected, seeds 0 to 2: 15 to 29 % of sampled
+answers are right at first, 90 to 95 % over the last 25 steps; of greedy answers to held-out questions 97 % or more.
 The second command takes about two minutes on two cores, the first half a minute.
 
 Your own questions and rewards:
@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.objective.update(name="reinforcement", reward="exact_match", max_new_tokens=8, group_size=8)
     config.optimizer.update(name="adamw", learning_rate=1e-3, weight_decay=0.0)
     config = apply_arg(config, arg)
-    if arg == "runlocal":  # whose rows are too short for a question, and too few for a group
+    if arg == "runlocal":  # its rows are too short for a question, and too few for a group
         config.model.context_length = 48
         config.train.batch_size = 16
     return config

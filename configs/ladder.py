@@ -16,8 +16,8 @@ kept if it helps on all of them. The rules, for depth d, with N12, D12 those of 
 * learning rates x sqrt(batch / 2^19). Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
   Algorithms", arXiv 2205.10287. Nobody has studied it with care for Muon.
 * AdamW's rate (embeddings, norms) x sqrt(768 / width). nanochat, nanochat/gpt.py.
-* weight decay x sqrt(batch / 2^19) N12 / N. Wang and Aitchison 2024, arXiv 2405.13698: batch / (rate x decay x D)
-  stays.
+* weight decay x sqrt(batch / 2^19) N12 / N. Wang and Aitchison 2024, arXiv 2405.13698: keeps batch / (rate x decay x
+  D) constant.
 
 The rates at d12 (Muon 0.02, AdamW 3e-3, decay 0.1) are common choices, not tuned here. Expected: not measured yet.
 """

@@ -21,7 +21,7 @@ def get_study(arg: str = "") -> Study:
         claims=("gate < none",),
         seeds=5,
         unmatched={
-            "parameters": "the gates are what is asked about",
+            "parameters": "the gates are the subject of the study",
             "flops_per_token": "the same",
         },
         smoke={"train.num_steps": 40},

@@ -1,7 +1,7 @@
-"""At a constant learning rate, does a batch that grows do what a decaying rate does?
+"""At a constant learning rate, does a growing batch do what a decaying rate does?
 
-Both end with updates that wander less: one by a smaller rate, one by gradients of more tokens. All arms see the same
-tokens; `grown` makes fewer updates of them.
+Both make the updates at the end less noisy: one by a smaller rate, one by gradients of more tokens. All arms see
+the same tokens; `grown` makes fewer updates.
 
 python -m gptjax.ablate --study=experiments/batch_schedule.py --workdir=runs/batch_schedule
 """
@@ -15,7 +15,7 @@ def get_study(arg: str = "") -> Study:
     base.train.batch_size = 4
     base.schedule.name = "constant"
     study = Study(
-        question="At a constant learning rate, does a batch that grows do what a decaying rate does?",
+        question="At a constant learning rate, does a growing batch do what a decaying rate does?",
         source="Smith et al. 2018, arXiv:1711.00489, section 4: increase the batch instead of decaying the rate",
         found="the same curves with growing batches as with decaying rates, with fewer updates",
         base=base,

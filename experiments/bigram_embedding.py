@@ -21,7 +21,7 @@ def get_study(arg: str = "") -> Study:
         claims=("bigram < none",),
         seeds=5,
         unmatched={
-            "parameters": "a table is what is asked about; it costs no FLOPs worth naming",
+            "parameters": "the table is the subject of the study; it adds almost no FLOPs",
             "flops_per_token": "the same",
         },
         smoke={"train.num_steps": 40},

@@ -1,4 +1,4 @@
-"""Does it matter, at these lengths, that tokens see other documents in their row? (A planted null.)
+"""At these lengths, does it matter that tokens see other documents in their row? (Negative control.)
 
 python -m gptjax.ablate --study=experiments/document_mask.py --workdir=runs/document_mask
 """
@@ -10,7 +10,7 @@ from gptjax.studies.study import Study, apply_arg
 def get_study(arg: str = "") -> Study:
     base = small()
     study = Study(
-        question="Does it matter, at these lengths, that tokens see other documents in their row? (A planted null.)",
+        question="At these lengths, does it matter that tokens see other documents in their row? (Negative control.)",
         source="nanochat, dev/LOG.md",
         found="0.85427 against 0.85407 bits per byte: no difference",
         base=base,

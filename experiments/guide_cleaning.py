@@ -1,6 +1,6 @@
-"""Does the cleaning that guides advise (lower case, no stop words, no punctuation) help a model of plain text?
+"""Does the cleaning that guides recommend (lower case, no stop words, no punctuation) help a model of plain text?
 
-All arms are scored on the same held-out text as it was written, in bits per byte.
+All arms are scored on the same uncleaned held-out text, in bits per byte.
 
 python -m gptjax.ablate --study=experiments/guide_cleaning.py --workdir=runs/guide_cleaning
 """
@@ -13,9 +13,9 @@ def get_study(arg: str = "") -> Study:
     base = small()
     base.data.update(split_by="document", cleaned_splits="train")
     study = Study(
-        question="Does the cleaning that guides advise (lower case, no stop words) help a model of plain text?",
-        source="guides to training a model on text of one's own, whose steps are those of text classification",
-        found="advised without a measurement; what is left cannot be written back",
+        question="Does the cleaning that guides recommend (lower case, no stop words) help a model of plain text?",
+        source="guides to training a model on your own text, with the cleaning steps of text classification",
+        found="recommended without a measurement; the original text cannot be restored",
         base=base,
         arms={
             "plain": {},

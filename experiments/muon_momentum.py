@@ -1,4 +1,4 @@
-"""What is Muon without its momentum?
+"""How good is Muon without its momentum?
 
 python -m gptjax.ablate --study=experiments/muon_momentum.py --workdir=runs/muon_momentum
 """
@@ -10,7 +10,7 @@ from gptjax.studies.study import Study, apply_arg
 def get_study(arg: str = "") -> Study:
     base = small()
     study = Study(
-        question="What is Muon without its momentum?",
+        question="How good is Muon without its momentum?",
         source="modded-nanogpt, track 3",
         found="8,225 steps to a loss of 3.28, where Muon needs 3,250",
         base=base,

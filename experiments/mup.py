@@ -1,7 +1,7 @@
-"""Does the best learning rate stay where it is when the model is four times as wide?
+"""Does the best learning rate stay the same when the model is four times as wide?
 
-The answer is in the chosen rates and the curves of sensitivity: with muP the wide model chooses the rate of the
-narrow one, or its neighbour.
+The chosen rates and the sensitivity curves answer it: with muP the wide model chooses the rate of the narrow one,
+or a neighbouring one.
 
 python -m gptjax.ablate --study=experiments/mup.py --workdir=runs/mup
 """
@@ -16,7 +16,7 @@ def get_study(arg: str = "") -> Study:
     narrow = {"model.embed_dim": 32, "model.num_heads": 1, "optimizer.learning_rate": rates}
     wide = {"model.embed_dim": 128, "model.num_heads": 4, "optimizer.learning_rate": rates}
     study = Study(
-        question="Does the best learning rate stay where it is when the model is four times as wide?",
+        question="Does the best learning rate stay the same when the model is four times as wide?",
         source="Yang et al. 2022, arXiv:2203.03466, figure 1; Lingle 2024, arXiv:2404.05728",
         found="with muP yes; without it the best rate falls from 9.8e-4 to 6.1e-5 from width 128 to 2,048",
         base=base,
@@ -27,7 +27,7 @@ def get_study(arg: str = "") -> Study:
         },
         claims=("mup_wide < narrow", "mup_wide <= standard_wide + 0.02"),
         seeds=2,
-        unmatched={"parameters": "the width is what is asked about", "flops_per_token": "the same"},
+        unmatched={"parameters": "the width is the subject of the study", "flops_per_token": "the same"},
         smoke={"train.num_steps": 40},
     )
     return apply_arg(study, arg)

@@ -1,4 +1,4 @@
-"""Does a pre-norm model train where a post-norm model at the same rate does not?
+"""Does a pre-norm model train at a rate at which a post-norm model does not?
 
 python -m gptjax.ablate --study=experiments/norm_placement.py --workdir=runs/norm_placement
 """
@@ -12,7 +12,7 @@ def get_study(arg: str = "") -> Study:
     base.schedule.warmup = 0
     base.optimizer.learning_rate = 1e-2
     study = Study(
-        question="Does a pre-norm model train where a post-norm model at the same rate does not?",
+        question="Does a pre-norm model train at a rate at which a post-norm model does not?",
         source="Xiong et al. 2020, arXiv:2002.04745, section 4",
         found="post-norm diverges without a long warm-up",
         base=base,

@@ -1,4 +1,4 @@
-"""Does normalising queries and keys keep a high learning rate from doing harm?
+"""Does normalising queries and keys prevent the harm of a high learning rate?
 
 python -m gptjax.ablate --study=experiments/qk_norm.py --workdir=runs/qk_norm
 """
@@ -10,7 +10,7 @@ from gptjax.studies.study import Study, apply_arg
 def get_study(arg: str = "") -> Study:
     base = small()
     study = Study(
-        question="Does normalising queries and keys keep a high learning rate from doing harm?",
+        question="Does normalising queries and keys prevent the harm of a high learning rate?",
         source="Wortsman et al. 2023, arXiv:2309.14322, figure 1",
         found="without it the loss diverges at rates where it is stable with it",
         base=base,

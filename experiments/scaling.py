@@ -1,10 +1,10 @@
-"""Is Muon's advantage over AdamW the same at every size? Four sizes, their laws, the last one predicted before it runs.
+"""Is Muon's advantage over AdamW the same at every size? Four sizes and their laws; the last one is predicted.
 
 python -m gptjax.ablate --study=experiments/scaling.py --workdir=runs/scaling
 
-A rung k has k + 1 layers of width 32 k, 2 tokens for each parameter of a matrix product, and rates that fall with the
-width as Adam's best ones do without muP. So each rung costs about five times the one before. Rates of the first rung
-are common choices, not tuned here; the same rule for both arms.
+Rung k has k + 1 layers of width 32 k, 2 tokens per parameter of a matrix product, and rates that fall with the
+width as Adam's best ones do without muP, so each rung costs about five times the one before. The rates of the first
+rung are common choices, not tuned here; both arms follow the same rule.
 """
 
 from gptjax.studies.bases import small

@@ -1,7 +1,6 @@
 """At a batch of 2 rows, is a slow second moment better than the usual one?
 
-0.95 at 16 rows and 0.95 ** (2 / 16) = 0.9936 at 2 rows forget half of what they knew after the same number of
-tokens.
+beta2 = 0.95 at 16 rows and 0.95 ** (2 / 16) = 0.9936 at 2 rows have the same half-life in tokens.
 
 python -m gptjax.ablate --study=experiments/small_batches.py --workdir=runs/small_batches
 """

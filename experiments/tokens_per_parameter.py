@@ -1,4 +1,4 @@
-"""How many tokens per parameter are best at a given compute, and does it depend on the compute by what is counted?
+"""How many tokens per parameter are best at a given compute, and does the answer depend on how parameters are counted?
 
 python -m gptjax.ablate --study=experiments/tokens_per_parameter.py --workdir=runs/tokens_per_parameter
 
@@ -24,9 +24,9 @@ def get_study(arg: str = "") -> Study:
         widths, budgets = (256, 384, 512, 640, 768), {"low": 1e17, "high": 1e18}
     sizes = {w: {"model.embed_dim": w, "model.num_heads": w // 16, "optimizer.learning_rate": 0.32 / w} for w in widths}
     study = Study(
-        question="How many tokens per parameter are best at a given compute, by which count of parameters?",
+        question="How many tokens per parameter are best at a given compute, and for which count of parameters?",
         source="nanochat, its log of experiments; Hoffmann et al. 2022, arXiv:2203.15556, section 3.2",
-        found="10.3 to 11.2 at every compute, only where the head is counted and the embedding is not",
+        found="10.3 to 11.2 at every compute, but only if the head is counted and the embedding is not",
         base=base,
         arms={f"w{w}_{budget}": size for budget in budgets for w, size in sizes.items()},
         claims=tuple(

@@ -21,7 +21,7 @@ def get_study(arg: str = "") -> Study:
         claims=("values < none",),
         seeds=5,
         unmatched={
-            "parameters": "tables are what is asked about; they cost no FLOPs worth naming",
+            "parameters": "the tables are the subject of the study; they add almost no FLOPs",
             "flops_per_token": "the same",
         },
         smoke={"train.num_steps": 40},

@@ -1,4 +1,4 @@
-"""What the tests of runs in buckets and `tools/kill_bucket_runs.py` share: a tiny run, its environment, its losses."""
+"""Shared by the tests of runs in buckets and `tools/kill_bucket_runs.py`: a tiny run, its environment, its losses."""
 
 import json
 
@@ -21,7 +21,7 @@ def get_config():
 
 
 def environment(store: ObjectStore) -> dict[str, str]:
-    """With which gptjax, and what it starts, uses a store."""
+    """The environment variables with which gptjax and its child processes use a store."""
     return {
         "STORAGE_EMULATOR_HOST": store.url,
         "TENSORSTORE_GCS_HTTP_URL": store.url,
@@ -31,5 +31,5 @@ def environment(store: ObjectStore) -> dict[str, str]:
 
 
 def losses(text: str) -> list[tuple]:
-    """Of metrics.jsonl, without what the clock says."""
+    """The losses in metrics.jsonl, without times."""
     return [(line["split"], line["step"], line["loss"]) for line in map(json.loads, text.splitlines())]

@@ -1,4 +1,4 @@
-"""What every test shares: eight CPU devices, its own caches, annotations checked at run time, tiny inputs.
+"""Shared by all tests: eight CPU devices, its own caches, annotations checked at run time, tiny inputs.
 
 The environment is set before JAX is imported; child processes of a test inherit it.
 """
@@ -87,7 +87,7 @@ _MOST_MEMORY = 3 << 30  # bytes of a worker, after which compiled programs are f
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """A worker goes through hundreds of programs, and JAX keeps all of them."""
+    """Clears JAX's caches above a limit of memory: a worker runs hundreds of programs, and JAX keeps all of them."""
     yield
     statistics = Path("/proc/self/statm")  # of Linux
     if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_MEMORY:

@@ -47,13 +47,13 @@ class ObjectStore(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """No connection is taken any more, and those that are open end without an answer."""
+        """Accepts no more connections and closes the open ones without an answer."""
         self.gone = True
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is no news."""
+        """Ignores clients that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What is wrong with a request is said last on stderr, without a traceback, and nothing is lost."""
+"""Mistakes in a request are reported in the last line on stderr, without a traceback, and nothing is lost."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def trained(config_file, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def refuses(capsys):
-    """Runs a verb that should end with `status`; returns what it says: all of stderr, and no traceback."""
+    """Runs a verb that should end with `status`; returns its stderr, which must have no traceback."""
 
     def run(verb, *options: str, status: int = 2) -> str:
         capsys.readouterr()
@@ -58,7 +58,7 @@ def refuses(capsys):
 
 @pytest.fixture
 def refuses_to_train(refuses, config_file, tmp_path):
-    """Trains with the tiny config and the given options, in a fresh work directory unless told."""
+    """Trains with the tiny config and the given options, by default in a new work directory."""
 
     def run(*options: str, status: int = 2) -> str:
         where = [] if any("workdir" in option for option in options) else [f"--workdir={tmp_path / 'run'}"]

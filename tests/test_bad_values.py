@@ -1,4 +1,4 @@
-"""A small part of what tools/bad_inputs.py tries: nonsense is refused in plain words."""
+"""A small part of tools/bad_inputs.py: nonsense values are refused in plain words."""
 
 import contextlib
 import importlib.util

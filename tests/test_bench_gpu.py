@@ -1,4 +1,4 @@
-"""The script of the GPU rows runs at toy size on a CPU, so that it does not fail first where minutes cost money."""
+"""The GPU benchmark runs at toy size on a CPU, so that mistakes show before GPU time is paid for."""
 
 import json
 import os

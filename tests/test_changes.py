@@ -1,4 +1,4 @@
-"""A run that goes on under changed conditions: on request, recorded with its step, and exact."""
+"""A run that continues under changed conditions: only on request, recorded with its step, and exact."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Conversations, on models that were never trained: through a pipe, at a terminal, and as the object itself."""
+"""Conversations with untrained models: through a pipe, at a terminal, and as a Python object."""
 
 import dataclasses
 import io
@@ -64,7 +64,7 @@ def generator(workdir):
 
 @pytest.fixture
 def talk(workdir, capfdbinary, monkeypatch):
-    """Lines in; exit status, standard output, standard error."""
+    """Sends lines to the chat; returns exit status, standard output, standard error."""
 
     def talk(lines: bytes, *arguments, workdir=workdir):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
@@ -232,7 +232,7 @@ def test_a_model_without_a_template_warns(talk, plain):
 
 
 def test_at_a_terminal(tmp_path):
-    """Editing, Ctrl-C within an answer and at the prompt, the history's mode, and the end."""
+    """Editing, Ctrl-C during an answer and at the prompt, the permissions of the history, and the end."""
     run = save(tmp_path / "run", ChatTemplate(), context_length=32768)
     environment = os.environ | {"GPTJAX_CACHE": str(tmp_path / "cache"), "TERM": "dumb", "PYTHONUTF8": "1"}
     master, slave = pty.openpty()
@@ -269,7 +269,7 @@ def test_at_a_terminal(tmp_path):
 
 
 def _interrupt(process, screen):
-    """Ctrl-C at a prompt. One that comes before Python's readline has begun to wait is noticed with the next."""
+    """Ctrl-C at a prompt. Before Python's readline waits for input, it is noticed with the next line only."""
     for _ in range(20):
         os.kill(process.pid, signal.SIGINT)
         if screen.waits(3):
@@ -277,7 +277,7 @@ def _interrupt(process, screen):
 
 
 class Screen:
-    """What a program writes to its terminal."""
+    """The output of a program on its terminal."""
 
     def __init__(self, master):
         self._master, self._text = master, ""
@@ -294,7 +294,7 @@ class Screen:
         self._text += os.read(self._master, 65536).decode("utf-8", "replace")
 
     def until(self, mark):
-        """Everything up to `mark`, which is taken from the screen."""
+        """Everything up to `mark`, which is removed from the screen."""
         end = time.monotonic() + 120
         while mark not in self._text:
             self.more(max(end - time.monotonic(), 0.1))

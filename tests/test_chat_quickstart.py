@@ -1,4 +1,4 @@
-"""tools/chat_quickstart.py: which questions are asked, what is counted, what the report says."""
+"""tools/chat_quickstart.py: the questions, the counts and the report."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def test_both_reports_say_the_same(tool, tmp_path):
     found = tool.Report(
         "A chat model: a<b",
         "1.0 minutes.",
-        ["stage", "F1", "minutes", "of processor time"],
+        ["stage", "F1", "minutes", "CPU minutes"],
         [["text: read", "1.00 [0.50, 1.50]", "0.5", "0.4"]],
         [f"Rewards: {tool.from_to(tool.curve(tmp_path, 'reward', 'reward'))}."],
         [("What is <b>?", "a & b", {"text": "no idea"})],

@@ -118,7 +118,7 @@ def write_corpora(directory: Path) -> None:
 
 
 def combination(generator: random.Random, directory: Path) -> tuple[config_lib.Config, dict[str, object]]:
-    """A config that `validate` accepts, and the options in which it is not the first of CHOICES."""
+    """A config that `validate` accepts, and its options that are not the first of CHOICES."""
     while True:
         config = config_lib.get_default()
         config.data.update(source=f"text:{directory}/*.txt", cache_dir=str(directory / "cache"), split_by="position")
@@ -147,7 +147,7 @@ def combination(generator: random.Random, directory: Path) -> tuple[config_lib.C
 
 
 def problem(config: config_lib.Config, workdir: Path) -> str | None:
-    """What went wrong in three steps, or None. A plain refusal (UserError) is not wrong."""
+    """The error within three steps, or None. A UserError does not count."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train.train(config, workdir)

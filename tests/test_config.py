@@ -354,7 +354,7 @@ def test_what_is_written_in_a_config_file_may_be_a_reference():
     ],
 )
 def test_durations_in_steps(value, steps):
-    """2,000 steps in all, 4,000 tokens a step, 120.4 steps an epoch."""
+    """2,000 steps in all, 4,000 tokens per step, 120.4 steps per epoch."""
     assert resolve_duration(value, total=2000, tokens_per_step=4000, steps_per_epoch=120.4) == steps
     assert duration_problem(value) is None
 

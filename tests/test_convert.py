@@ -1,4 +1,4 @@
-"""The convert verb: a model comes in, generates, and goes out again."""
+"""The convert verb: a model is imported, generates, and is exported again."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_what_exists_is_kept(directory, tmp_path, capsys):
 
 
 def test_what_a_model_was_published_with_is_kept(directory, tmp_path):
-    """Ends of a text, sampling and the beginning of a text, in and out again."""
+    """End tokens, sampling settings and begin tokens, imported and exported again."""
     published = {"eos_token_id": [256, 97], "do_sample": True, "temperature": 0.25, "top_k": 7}
     (directory / "generation_config.json").write_text(json.dumps(published))
     tokenizer = json.loads((directory / "tokenizer.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Every kind of damage to the files of a small model ends in a result, or in a sentence that a person understands."""
+"""Any damage to the files of a small model ends in a result or in an understandable message."""
 
 import json
 import shutil

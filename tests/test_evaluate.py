@@ -133,7 +133,7 @@ def test_another_source_is_scored_with_the_tokenizer_of_the_checkpoint(workdir, 
 
 @pytest.fixture(scope="module")
 def two_checkpoints(workdir, tmp_path_factory) -> Path:
-    """A directory with 10.json and 40.json, the perplexity early in training and at its end."""
+    """A directory with 10.json and 40.json, the perplexity early in training and at the end."""
     directory = tmp_path_factory.mktemp("two")
     for step in (10, 40):
         options = [f"--checkpoint={step}", "--tasks=perplexity", f"--output={directory}/{step}.json"]
@@ -185,7 +185,7 @@ def test_home_directories_and_what_is_not_scored(tmp_path, capsys, monkeypatch):
     options = ["--references=references.txt", "--tasks=f1", "--output=~/scores.json"]
     assert run("--hypotheses=~/outputs", *options) == 0
     assert (tmp_path / "scores.json").exists() and not (tmp_path / "~").exists()
-    assert "not scored, since hidden or no plain file: .hidden, more" in capsys.readouterr().err
+    assert "not scored (hidden, or not a regular file): .hidden, more" in capsys.readouterr().err
 
 
 def test_outputs_are_scored_against_the_rows_of_a_csv_file(tmp_path):

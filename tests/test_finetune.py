@@ -1,4 +1,4 @@
-"""Fine-tuning from pretrained models: in, train, out again, in each layout; with and without torch."""
+"""Fine-tuning of pretrained models: import, train, export, in each layout; with and without torch."""
 
 import json
 import shutil
@@ -207,7 +207,7 @@ def test_a_run_takes_model_and_tokenizer_from_a_workdir(config_file, tmp_path):
 
 @pytest.mark.parametrize("kind", ["hf", pytest.param("workdir", marks=pytest.mark.slow)])
 def test_a_run_continues_without_the_model_that_it_started_from(kind, config_file, tmp_path):
-    """The origin is needed for step 0 only: everything else is in the work directory."""
+    """The origin is needed only for step 0; everything else is in the work directory."""
     origin = tmp_path / "origin"
     if kind == "hf":
         write_model(origin, "gpt2", context_length=16)

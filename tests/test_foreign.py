@@ -1,4 +1,4 @@
-"""What others wrote is read within limits and refused in plain words."""
+"""Foreign files are read within limits and refused in plain words."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A work directory on a disk that is full, really: a small file system in memory, where this test may mount one."""
+"""A work directory on a really full disk: a small file system in memory, if this test may mount one."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def mount(place: Path, *options: str) -> bool:
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a file system of a size at a place, or skips the test."""
+    """Mounts a file system of a given size at a place, or skips the test."""
     mounted = []
 
     def make(place: Path, size: str) -> Path:

@@ -91,7 +91,7 @@ def test_a_search(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--beams=2", "--top_k=5", "--stop=x"], "--beams=2 searches instead of sampling; leave out --stop, --top_k"),
+        (["--beams=2", "--top_k=5", "--stop=x"], "--beams=2 does not sample; leave out --stop, --top_k"),
         (["--beams=2", "--draft=runs/x"], "leave out --draft"),
         (["--beams=2", "--num_best=3"], "num_best is 3; expected from 1 to the number of beams, 2"),
         (["--length_penalty=2"], "--length_penalty is for beam search; add --beams=4"),

@@ -41,7 +41,7 @@ def load_config(name: str, arg: str = "") -> config_lib.Config:
 
 
 def resolved_config(name: str) -> config_lib.Config:
-    """As `train` resolves it for a vocabulary of 4,096 and an epoch of 200 steps."""
+    """The config as `train` resolves it, for a vocabulary of 4,096 and an epoch of 200 steps."""
     return resolve(load_config(name), vocab_size=4096, steps_per_epoch=200.0)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C is acted on at any moment of a command, with one quiet line."""
+"""Ctrl-C works at any moment of a command and prints one line."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ sys.exit(cli.run(main, []))
 
 
 def ended_by(number, place, tmp_path):
-    """The exit status of the program after a signal, and what it said."""
+    """The exit status of the program after a signal, and its output."""
     (tmp_path / "slow_module.py").write_text("import time; time.sleep(60)")
     (tmp_path / "slow_module_in_c.py").write_text(
         "import time\ntry:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError('numpy failed') from None"
@@ -91,7 +91,7 @@ def test_signals_of_schedulers_end_any_verb_in_one_line(name, place, tmp_path):
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    """As SIGHUP is under nohup."""
+    """As SIGHUP under nohup."""
     program = PROGRAM.format(place="import os; os.kill(os.getpid(), 1); print('HERE')")
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + program
     done = subprocess.run(
@@ -105,7 +105,7 @@ def test_a_signal_that_is_ignored_stays_so():
 
 
 def test_a_failed_command_ends_before_a_thread_that_does_not():
-    """Its atexit functions run; a thread of a library, which Python would wait for, is not waited for."""
+    """Its atexit functions run; it does not wait for a library's thread, as Python would."""
     program = """
 import sys
 sys.orig_argv = ["python", "-m", "gptjax.train"]

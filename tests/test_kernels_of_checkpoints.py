@@ -1,4 +1,4 @@
-"""A model trained with any attention kernel is evaluated and writes anywhere: inference chooses its own."""
+"""A model trained with any attention kernel is evaluated and generates anywhere: inference chooses its own kernel."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`gptjax launch`: what it would do."""
+"""`gptjax launch` with --dry_run, and with stand-ins of gcloud."""
 
 import os
 import shlex
@@ -138,18 +138,18 @@ TPU = "tpu train --zone=z --bucket=bucket --config=c.py --workdir=runs/a"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("slurm --config=c --workdir=w --nodes=0", "argument --nodes: 0 is not within 1 and 100000"),
+        ("slurm --config=c --workdir=w --nodes=0", "argument --nodes: 0 is not between 1 and 100000"),
         ("slurm --config=c --workdir=w --nodes=two", "argument --nodes: 'two' is not a whole number"),
         ("slurm --config=c --workdir=w --nodes=nan", "argument --nodes: 'nan' is not a whole number"),
-        ("slurm --config=c --workdir=w --nodes=1e30", "argument --nodes: 1e30 is not within 1 and 100000"),
-        ("slurm --config=c --workdir=w --gpus_per_node=-1", "argument --gpus_per_node: -1 is not within 0 and 64"),
+        ("slurm --config=c --workdir=w --nodes=1e30", "argument --nodes: 1e30 is not between 1 and 100000"),
+        ("slurm --config=c --workdir=w --gpus_per_node=-1", "argument --gpus_per_node: -1 is not between 0 and 64"),
         ("slurm --config=c --workdir=w --time=soon", "argument --time: 'soon' is not a time such as 24:00:00"),
         ("slurm --config=c --workdir=''", "argument --workdir: '' is not a name"),
         ("slurm --config=c --workdir=w --name='a b'", "argument --name: 'a b' is not a name of letters"),
         ("slurm --config=c --workdir=w --account='a\n#SBATCH x'", "argument --account: 'a\\n#SBATCH x' is not a name"),
         (f"{TPU} --name=a --topology=h100:8", "--topology=h100:8: the generations are v4, v5e, v5p, v6e"),
         (f"{TPU} --name=a --topology=v5e:9999x9999", "99980001 chips; the largest slice has 8960"),
-        (f"{TPU} --name=a --topology=v5e:4x4 --slices=0", "argument --slices: 0 is not within 1 and 256"),
+        (f"{TPU} --name=a --topology=v5e:4x4 --slices=0", "argument --slices: 0 is not between 1 and 256"),
         (f"{TPU} --name=A_b --topology=v5e:4x4", "argument --name: 'A_b' is not a name of lower-case letters"),
         (
             f"{TPU} --name=a --topology=v5e:4x4 --bucket=gs://b",
@@ -233,7 +233,7 @@ esac
 
 @pytest.fixture
 def gcloud(tmp_path, monkeypatch):
-    """The calls of a gcloud that is not Google's."""
+    """The calls of a fake gcloud."""
     file = tmp_path / "gcloud"
     file.write_text(GCLOUD)
     file.chmod(0o755)

@@ -40,7 +40,7 @@ def corpora(tmp_path_factory) -> dict[str, Path]:
 
 
 def peak_mebibytes(corpus: Path, tokenizer: str, directory: Path) -> float:
-    """Of a process that builds the token store and trains on it for a few steps."""
+    """Peak memory of a process that builds the token store and trains on it for a few steps."""
     command = [
         *(sys.executable, "-c", MEASURE, sys.executable, "-m", "gptjax.train"),
         *("--config=configs/quickstart.py:runlocal", f"--workdir={directory / 'run'}"),

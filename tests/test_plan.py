@@ -74,7 +74,7 @@ def test_a_suggestion_for_this_machine(config_file, tmp_path, capsys):
         (["--topology=local", "--price=-1"], "--price=-1.0: a chip costs 0 to 1000000 an hour"),
         (["--topology=local", "--compiles=0"], "--compiles=0: --suggest compiles 1 to 1000 programs"),
         (["--topology=local", "--output=/"], "--output=/ is a directory; name a file"),
-        (["--topology=v5e:16x16*9999"], "9999 slices; 1 to 256 are joined to one run"),
+        (["--topology=v5e:16x16*9999"], "9999 slices; a run can join 1 to 256"),
         (["--topology=h100:8"], "--topology=h100:8: there is no such topology; choose from v4:{"),
         (["--topology=local", "--config.model.vocab_size=0", "--config.tokenizer=hf:gpt2"], "model.vocab_size=N"),
     ],

@@ -1,4 +1,4 @@
-"""Runs on preferences: they begin at ln 2, do not depend on how a batch is computed, and resume bitwise."""
+"""Runs on preferences: their loss starts at ln 2, does not depend on how a batch is computed, and resumes bitwise."""
 
 import json
 import math
@@ -210,7 +210,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 @pytest.mark.slow
 def test_two_processes_are_one_run(config_file, plain, tmp_path):
-    """With KTO, which has both a reference and a number of the whole batch."""
+    """With KTO, which has both a reference and a value of the whole batch."""
     options = ["--config.objective.preference_loss=kto", f"--config.init_from={plain}", "--config.mesh.data=2"]
     options += [f"--config.data.cache_dir={tmp_path}/cache"]
     finish(start(config_file, tmp_path / "alone", *options, devices=2))

@@ -1,4 +1,4 @@
-"""The verb prepare: what it makes, prints and refuses."""
+"""The verb prepare: its files, its output and its errors."""
 
 import json
 import signal

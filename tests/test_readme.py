@@ -1,4 +1,4 @@
-"""What the READMEs say is there: every command is understood, every file that one names exists, README is a page."""
+"""The READMEs are right: every command is understood, every named file exists, README has the length of a page."""
 
 import importlib
 import re
@@ -24,7 +24,7 @@ def commands(path: Path) -> list[str]:
 
 
 class Understood(Exception):
-    """The flags of a command were read."""
+    """Raised once the flags of a command were parsed."""
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))

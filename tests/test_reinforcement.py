@@ -1,4 +1,4 @@
-"""Learning from rewards as a run: what it writes, what it refuses, and that a kill changes nothing."""
+"""Reinforcement learning as a run: its files, its errors, and that a kill changes nothing."""
 
 import importlib.util
 import json
@@ -94,7 +94,7 @@ TOLD = ("reward", "kl", "entropy", "length", "clip_fraction", "groups_without_si
 
 
 def story(workdir: Path) -> list[list]:
-    """All that does not depend on the clock."""
+    """All results that do not depend on time."""
     return [[line["split"], line["step"], *(line.get(name) for name in TOLD)] for line in lines(workdir)]
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or repeated tells the same story as one that is left alone."""
+"""A run that is killed, stopped or repeated gives the same results as an undisturbed one."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def finish(process: subprocess.Popen, *, status: int = 0) -> str:
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    """Returns as soon as metrics.jsonl tells of `step`."""
+    """Returns as soon as metrics.jsonl has a line of `step`."""
     while process.poll() is None:
         if any(line["step"] >= step for line in lines(workdir)):
             return
@@ -119,7 +119,7 @@ def final_state(workdir: Path) -> list[np.ndarray]:
 
 
 def assert_same_story(workdir: Path, undisturbed: Path) -> None:
-    """Bitwise the same losses, each step told once, and bitwise the same final state."""
+    """Bitwise equal losses, each step logged once, and a bitwise equal final state."""
     assert losses(workdir) == losses(undisturbed)
     for ours, theirs in zip(final_state(workdir), final_state(undisturbed), strict=True):
         np.testing.assert_array_equal(ours, theirs)

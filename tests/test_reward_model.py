@@ -1,4 +1,4 @@
-"""A reward model: its loss by hand and against transformers and TRL, its training, and what it is used for."""
+"""A reward model: its loss by hand and compared with transformers and TRL, its training, and its uses."""
 
 import collections
 import json
@@ -88,7 +88,7 @@ def test_the_loss_is_that_of_rewards_read_text_by_text(architecture, params, tex
 
 
 def test_loss_and_gradient_are_those_of_trl(architecture, params, texts, tmp_path):
-    """The head of transformers' model is the column that the reward is read from."""
+    """The head of transformers' model is the column from which the reward is read."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     trl = pytest.importorskip("trl")
     huggingface.write_directory(tmp_path, architecture, params, eot_id=96)
@@ -204,7 +204,7 @@ def test_micro_batches_meshes_and_adapters(pairs, plain, tmp_path):
 def test_objectives_that_it_does_not_have_are_refused():
     config = config_lib.get_default()
     config.objective.update(name="reward_model", z_loss=1e-4)
-    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not"):
+    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not have"):
         reward_model.make(config)
 
 
@@ -213,7 +213,7 @@ def test_objectives_that_it_does_not_have_are_refused():
 
 @pytest.fixture(scope="module")
 def writer(pairs, tmp_path_factory) -> Path:
-    """A model with the same tokenizer that writes."""
+    """A generating model with the same tokenizer."""
     workdir = tmp_path_factory.mktemp("writer")
     trained(pairs, workdir, objective__name="instruction", train__num_steps=1, evaluation__every=1)
     return workdir
@@ -247,7 +247,7 @@ def test_the_best_of_several_completions_is_kept(plain, writer, tmp_path):
 
 
 def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
-    """The same draws as those of `generate`, chosen alike."""
+    """With the same draws as `generate`, chosen by the same rule."""
     (tmp_path / "mine.py").write_text("def mine(prompt, completion, reference):\n    return len(completion)\n")
     best = ["--best_of=4", f"--reward={tmp_path}/mine.py:mine"]
     expected = completions(writer, tmp_path, *best)
@@ -258,12 +258,12 @@ def test_an_evaluation_scores_the_best_of_several(writer, tmp_path):
     lines = map(json.loads, (tmp_path / "e.items.jsonl").read_text().splitlines())
     shown = [line["hypothesis"] for line in lines if "hypothesis" in line]
     assert shown == [line["completion"].strip() for line in expected]
-    with pytest.raises(UserError, match="--beams=2 searches instead of sampling"):
+    with pytest.raises(UserError, match="--beams=2 does not sample"):
         evaluate.main(["evaluate", f"--workdir={writer}", "--tasks=chrf", *options, *best, "--beams=2"])
 
 
 def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
-    """The rewards of held-out pairs are those of the validation, whatever the lengths beside them."""
+    """The rewards of held-out pairs equal those of the validation, whatever the lengths of other pairs."""
     from gptjax.artifacts import loading
     from gptjax.data.opening import RunData
     from gptjax.rewards.model import ModelReward
@@ -288,16 +288,15 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--best_of=4"], "--best_of=4 needs to know what is best"),
+        (["--best_of=4"], "--best_of=4 needs a reward to choose by"),
         (["--reward=format"], "--reward chooses among --best_of completions; add --best_of=8"),
         (["--best_of=4", "--reward=nothing"], "--reward='nothing': 'nothing' is not a reward; choose from exact_match"),
-        (["--best_of=4", "--reward=format", "--temperature=0"], "--temperature=0 draws --best_of=4 equal"),
         (
-            ["--best_of=4", "--reward=format", "--beams=2"],
-            "--beams=2 searches instead of sampling; leave out --best_of",
+            ["--best_of=4", "--reward=format", "--temperature=0"],
+            "with --temperature=0 all --best_of=4 completions are equal",
         ),
+        (["--best_of=4", "--reward=format", "--beams=2"], "--beams=2 does not sample; leave out --best_of"),
         (["--best_of=4", "--reward=exact_match", "--prompt=a"], "exact_match compares with a reference, and 'a' has"),
-        (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "--reward='model:/"),
         (["--best_of=4", "--reward=model:{writer}", "--prompt=a"], "is not a reward model; train one with"),
         (["--best_of=4", "--reward=model:/nowhere", "--prompt=a"], "no checkpoint in /nowhere/checkpoints"),
     ],

@@ -1,4 +1,4 @@
-"""The verb: a process, its address, its end, and what it says of mistakes."""
+"""The verb: its process, its address, how it ends, and its messages on mistakes."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_sigterm_does_not_wait_for_ever(start):
 
 @pytest.fixture
 def refused(workdir, capsys):
-    """Runs the command in this process; returns its last line on stderr, of a request that was wrong."""
+    """Runs the command with a wrong request in this process; returns its last line on stderr."""
 
     def run(*arguments):
         assert cli.run(serve.main, ["serve", *arguments]) == 2
@@ -136,7 +136,7 @@ def test_mistakes_are_told(refused, workdir, tmp_path):
     assert "--chunk=48 is not a power of 2" in refused(f"--model={workdir}", "--chunk=48")
     assert "need 0.0" in refused(f"--model={workdir}", "--port=0", "--memory_limit=0.001")
     step = next((workdir / "checkpoints").iterdir())
-    assert "get no newer checkpoints" in refused(f"--model={step}", "--port=0", "--reload=60")
+    assert "get no new checkpoints" in refused(f"--model={step}", "--port=0", "--reload=60")
     assert "keys.txt cannot be read" in refused(f"--model={workdir}", f"--api_keys={tmp_path}/keys.txt", "--port=0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -57,7 +57,7 @@ def config_file(tiny_corpus, tmp_path_factory) -> Path:
 
 
 def train(config_file: Path, workdir: Path, *options: str, nodes: int = 2, devices: int = 1) -> subprocess.Popen:
-    """`srun` with one process a node, or a run without Slurm."""
+    """`srun` with one process per node, or a run without Slurm."""
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     # A step within an allocation would share its nodes; a test is a job of its own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_J")}
@@ -169,7 +169,7 @@ def test_a_batch_job_of_the_launcher(cluster, config_file, alone, tmp_path):
 
 
 def test_a_job_goes_on_after_its_time(cluster, config_file, tmp_path):
-    """What Slurm does before the limit of a job, which is a minute at least, is done by hand."""
+    """Sends by hand the signal that Slurm sends before the time limit of a job, which is a minute at least."""
     log, workdir = tmp_path / "job.log", tmp_path / "run"
     launch = [sys.executable, "-m", "gptjax.launch", "slurm", "--nodes=2", "--requeue", "--time=10", f"--log={log}"]
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
@@ -203,7 +203,7 @@ def test_a_job_goes_on_after_its_time(cluster, config_file, tmp_path):
 
 
 def test_a_job_that_begins_again_too_often_ends(cluster, tmp_path, monkeypatch):
-    """It is put back by hand, as Slurm does after the end of a node, and as the job does after its time."""
+    """Requeued by hand, as Slurm does after a node failure, and as the job itself does after its time limit."""
     from gptjax import launch
     from gptjax.launchers import slurm
 

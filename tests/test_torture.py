@@ -1,4 +1,4 @@
-"""tools/torture: a short run of it, and that it sees what it is made to see."""
+"""tools/torture: a short run, and that it detects planted faults."""
 
 import json
 import os
@@ -30,7 +30,7 @@ os.remove("folder/third")
 
 
 def torture(tmp_path: Path, *options: str) -> dict:
-    """Runs the tool; its results. Fails with what it says where a case has not ended as it must."""
+    """Runs the tool and returns its results. Fails with its output if a case did not end as required."""
     output = tmp_path / "torture.json"
     command = [sys.executable, "-m", "tools.torture", f"--scratch={tmp_path}", f"--output={output}", *options]
     if programs := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -75,7 +75,7 @@ def test_operations_are_counted_and_killed_before(tmp_path):
 
 
 class Said:
-    """A command that has said something."""
+    """A command that has printed something."""
 
     argv = ("train",)
 

@@ -200,7 +200,7 @@ def test_no_verb_loads_tensorflow_or_torch(workdir):
 
 
 def test_the_base_package_imports_nothing_heavy():
-    """So that the command line answers in a moment: with NumPy and JAX alone it would take more than a second."""
+    """So that the command line starts quickly: NumPy and JAX alone would take more than a second."""
     script = (
         "import sys, gptjax, gptjax.cli, gptjax.config\n"
         "heavy = {'numpy', 'jax', 'flax', 'optax', 'orbax', 'grain', 'pyarrow', 'rich', 'tensorflow', 'torch'}\n"

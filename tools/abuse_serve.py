@@ -1,11 +1,11 @@
-"""Rude clients of a server of OpenAI's API, all at once: what leaks, and whether those who behave get right answers.
+"""Abusive clients of an OpenAI-compatible server, all at once: does it leak, and do polite clients get right answers?
 
   python tools/abuse_serve.py --url=http://127.0.0.1:8000 --clients=64 --seconds=120
 
-Before, polite requests are asked one after another; their answers are what the same requests must get among those who
-read slowly, go away, send what is not JSON or no UTF-8, bodies of 10 MB, and absurd values. Printed are outcomes by
-kind, the time to the first token, what the server has of memory and open files before and after, and the slots that
-are in use when nobody asks any more. The exit status is 1 where an answer was wrong or 5xx, or a slot was lost.
+First, polite requests are sent one after another; later, the same requests must get the same answers while other
+clients read slowly, disconnect, send invalid JSON or UTF-8, bodies of 10 MB, and absurd values. Prints outcomes by
+kind, the time to the first token, the server's memory and open files before and after, and the slots that are still
+in use at the end. The exit status is 1 if an answer was wrong or 5xx, or a slot was lost.
 """
 
 import argparse
@@ -38,7 +38,7 @@ BIG = json.dumps({"prompt": "x" * (10 << 20)}).encode()
 
 
 class Abuse:
-    """The clients, and what came of them."""
+    """The clients and their outcomes."""
 
     def __init__(self, url: str, kinds: int):
         limits = httpx2.Limits(max_connections=1024)
@@ -47,7 +47,7 @@ class Abuse:
         self.requests = [self._request(number) for number in range(kinds)]
         self.process = _listener(urllib.parse.urlsplit(url).port)
         self.outcomes: collections.Counter[str] = collections.Counter()
-        self.first: list[float] = []  # seconds to the first token of those who read at once
+        self.first: list[float] = []  # seconds to the first token, for clients that read at once
         self.faults: list[str] = []
         self._lock = threading.Lock()
         self.expected = [self._answer(place) for place in range(kinds)]
@@ -61,12 +61,12 @@ class Abuse:
         return "/v1/completions", body | {"prompt": text, "ignore_eos": True}
 
     def ask(self, kind: str, rng: random.Random) -> None:
-        """One request of a kind; its outcome is counted."""
+        """Sends one request of a kind and counts its outcome."""
         if kind in ("polite", "slow reader", "slow writer"):
             place = rng.randrange(len(self.requests))
             answer = self._answer(place, kind)
             if answer == self.expected[place]:
-                self._count(f"{kind}: the answer of before")
+                self._count(f"{kind}: the expected answer")
             else:
                 self._fault(f"{kind}: {answer} to request {place}, before {self.expected[place]}")
         elif kind == "disconnects":
@@ -94,7 +94,7 @@ class Abuse:
         return json.dumps(body).encode()
 
     def _answer(self, place: int, kind: str = "polite") -> tuple[str, str]:
-        """(text, finish_reason) of a stream. A full queue is asked again."""
+        """(text, finish_reason) of a stream. Tries again if the queue is full."""
         path, body = self.requests[place]
         content = json.dumps(body | {"stream": True}).encode()
         pieces, reason, began, first = [], None, time.perf_counter(), None
@@ -126,14 +126,14 @@ class Abuse:
         return "".join(pieces), reason
 
     def size(self) -> str:
-        """What the process of the server has, where it is on this machine."""
+        """Memory, files and threads of the server's process, if it is on this machine."""
         if self.process is None:
             return "unknown: the server is on another machine"
         resident = self.process.memory_info().rss / 2**20
         return f"{resident:.0f} MiB, {self.process.num_fds()} files, {self.process.num_threads()} threads"
 
     def busy(self) -> int:
-        """Slots in use, and requests that wait."""
+        """Slots in use, and waiting requests."""
         text = self.http.get("/metrics").text
         found = re.findall(r"^gptjax_(?:used_slots|waiting_requests)\{.*\} ([\d.]+)$", text, re.MULTILINE)
         return int(sum(map(float, found)))
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--requests", type=int, default=24, help="polite ones that differ, asked in advance")
+    parser.add_argument("--requests", type=int, default=24, help="number of different polite requests, sent in advance")
     options = parser.parse_args()
     abuse = Abuse(options.url, options.requests)
     print(f"{len(abuse.first)} requests one after another: first token p50 {percentile(abuse.first, 0.5):.3f} s")
@@ -194,12 +194,12 @@ def main() -> None:
         time.sleep(0.1)
     lost = abuse.busy()
     abuse.http.close()
-    time.sleep(1)  # in which the server sees that the connections are closed
+    time.sleep(1)  # time for the server to notice the closed connections
     print(f"{options.clients} clients, {options.seconds:.0f} s, {asked} requests")
     for outcome, count in sorted(abuse.outcomes.items()):
         print(f"  {count:6} {outcome}")
     first = [percentile(abuse.first, share) for share in (0.5, 0.99)]
-    print(f"first token of the polite: p50 {first[0]:.2f} s, p99 {first[1]:.2f} s")
+    print(f"first token of polite requests: p50 {first[0]:.2f} s, p99 {first[1]:.2f} s")
     print(f"the server before: {before}\nthe server after:  {abuse.size()}\nslots lost: {lost}")
     print(f"wrong answers: {len(abuse.faults)}", *abuse.faults[:10], sep="\n  ")
     raise SystemExit(bool(abuse.faults or lost))

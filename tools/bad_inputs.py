@@ -1,11 +1,11 @@
-"""Gives every option and every flag of every verb values that make no sense, and looks at what is said.
+"""Gives every option and every flag of every verb senseless values, and checks the messages.
 
   python tools/bad_inputs.py --number=20000 --seed=0
   python tools/bad_inputs.py --number=2000 --verbs=train,plan
   python tools/bad_inputs.py --first=1234 --number=1      (one case again)
 
-All cases run in one process, in a temporary directory. A case fails if it ends in a traceback, in words that are not a
-person's, in a last line that is too long, in another exit status than 0, 1 or 2, or not at all.
+All cases run in one process, in a temporary directory. A case fails if it ends in a traceback, in words that are not
+meant for a user, in a last line that is too long, in an exit status other than 0, 1 or 2, or if it hangs.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from typing import NamedTuple
 from gptjax import cli
 from gptjax import config as config_lib
 
-SECONDS = 60  # a case that takes longer hangs
-MEMORY = 12 * 2**30  # bytes of addresses that the process may take
+SECONDS = 60  # a case that takes longer counts as hung
+MEMORY = 12 * 2**30  # limit of the address space of the process, in bytes
 LONGEST_LINE = 2000
 
-# What no message may say.
+# Words that no message may contain.
 FOREIGN = re.compile(
     r"""Traceback|this\ is\ a\ bug|invalid\ literal|NoneType|object\ is\ not|\[Errno|argument\ must\ be
     |could\ not\ convert|not\ supported\ between|unhashable|has\ no\ attribute|Expecting\ value|out\ of\ range
@@ -79,7 +79,7 @@ VALUES = (
     *("v5e:99999999999x9", "v5e:4x4*0", "v5e:4x4*99999", "local:1", "nfc,nonsense", "plain+", "web-nfc"),
     *("min_characters=nan", "min_characters=", "languages=,,", "10.0.0.1:99999999"),
 )
-# What a verb is given besides, so that it is soon over: either the flag of the case is refused, or what is not there.
+# Other arguments of a verb, chosen so that it ends soon: the flag is refused, or an input is missing.
 BESIDE = {
     "train": ("--config=tiny.py", "--describe"),
     "evaluate": ("--workdir=missing",),
@@ -92,10 +92,10 @@ BESIDE = {
     "ablate": ("--study=missing.py", "--workdir=random.bin/run"),
     "launch": ("slurm", "--config=tiny.py", "--workdir=random.bin/run", "--dry_run"),
 }
-SUBJECT = {"launch": ("slurm",)}  # whose flags are those of the verb
-# Options of places are also looked at by a run that begins; it ends at a work directory below a file.
+SUBJECT = {"launch": ("slurm",)}  # the subcommand whose flags are tested
+# Options of places are also checked by a run that starts; it ends because its work directory is below a file.
 OPENED = ("--config=tiny.py", "--workdir=random.bin/run")
-# What would reach the network, wait for other processes, or write where the case is not at home.
+# Flags that would use the network, wait for other processes, or write outside the temporary directory.
 LEFT_OUT = {("plan", "setup"), ("train", "coordinator"), ("train", "num_processes"), ("train", "process_id")}
 OUTSIDE = {"/", "..", "~", "."}
 CONFIG = """
@@ -157,7 +157,7 @@ def cases(seed: int, number: int, *, first: int = 0, verbs: Sequence[str] = tupl
             if written and (value in OUTSIDE or value.startswith("~")):
                 value = "random.bin"
             argv.append(generator.choice((f"--{name}={value}",) * 8 + (f"-{name}={value}", f"--{name}", f"--no{name}")))
-            if name == "workdir" and verb == "train":  # what is a good name for a run must not begin one
+            if name == "workdir" and verb == "train":  # a valid name would start a run
                 beside = ["--config=tiny.py", "--config.data.source=text:missing/*.txt"]
         yield Case(verb, [f"gptjax {verb}", *beside, *argv])
 
@@ -170,7 +170,7 @@ def _value(generator: random.Random) -> str:
 
 
 def write_inputs(directory: Path) -> None:
-    """The files that cases name."""
+    """Writes the files that cases name."""
     generator = random.Random(0)
     (directory / "tiny.py").write_text(CONFIG, encoding="utf-8")
     (directory / "random.bin").write_bytes(generator.randbytes(5000))
@@ -181,7 +181,7 @@ def write_inputs(directory: Path) -> None:
 
 
 def failure(case: Case) -> Failure | None:
-    """Runs a case in this process, in the present directory."""
+    """Runs a case in this process, in the current directory."""
     said, status, reason = io.StringIO(), None, ""
     main = importlib.import_module(f"gptjax.{case.verb}").main
 
@@ -216,7 +216,7 @@ def failure(case: Case) -> Failure | None:
 
 
 def _without_values(text: str, case: Case) -> str:
-    """The message without what the case itself said."""
+    """The message without the values of the case."""
     for argument in case.argv:
         value = argument.partition("=")[2]
         if len(value) > 3:
@@ -225,7 +225,7 @@ def _without_values(text: str, case: Case) -> str:
 
 
 def run(cases: Iterator[Case], progress: int = 0) -> Iterator[tuple[int, Failure]]:
-    """(place, failure) of each case that fails. The present directory must have been filled by `write_inputs`."""
+    """(index, failure) of each failing case. The current directory must have been filled by `write_inputs`."""
     for place, case in enumerate(cases):
         if progress and sys.stderr.isatty():
             print(f"\r{place}/{progress}\x1b[K", end="", file=sys.stderr, flush=True)

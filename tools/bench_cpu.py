@@ -1,10 +1,10 @@
-"""The speed of this machine: import, time to the first training step, and the training step itself.
+"""The speed of gptjax on this machine: import, time to the first training step, and the training step itself.
 
   python tools/bench_cpu.py
   python tools/bench_cpu.py --data=input.txt --peer=nanoGPT --peer_python=venv-with-torch/bin/python
 
-All figures are those of configs/shakespeare_char_cpu.py, run by the real command. With a checkout of nanoGPT as peer,
-its model and ours run in turns on the same shapes, and the ratio of the medians is printed.
+All numbers are for configs/shakespeare_char_cpu.py, run by the real command. If a checkout of nanoGPT is given as
+peer, its model and ours run alternately on the same shapes, and the ratio of the medians is printed.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def random_text(path: Path) -> Path:
-    """1 MB of words over the 65 characters that Shakespeare's plays have."""
+    """1 MB of random words over the 65 characters of Shakespeare's plays."""
     generator = random.Random(0)
     letters = string.ascii_letters + "'-.,:;!?&$3"
     words = ["".join(generator.choices(letters, k=generator.randint(1, 8))) for _ in range(2000)]
@@ -131,7 +131,7 @@ def time_peer(python: str, checkout: Path, blocks: int, vocabulary: int) -> list
 
 
 def import_times(repeats: int = 5) -> list[float]:
-    """The seconds that a process takes which only imports the verbs."""
+    """Seconds of a process that only imports the verbs."""
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()

@@ -1,11 +1,11 @@
 """The speed of decoding: tokens per second at several batch sizes, and the time to the first token.
 
-  python tools/bench_decode.py                  # GPT-2 124M, random weights, in turns with transformers
-  python tools/bench_decode.py --tiny           # seconds, to see that it works
+  python tools/bench_decode.py                  # GPT-2 124M, random weights, alternating with transformers
+  python tools/bench_decode.py --tiny           # a test of the script, in seconds
 
-Our figures are those of the whole path, from prompts to text and log-probabilities. The peer is greedy `generate` of
+Our numbers include everything, from prompts to text and log-probabilities. The peer is greedy `generate` of
 transformers with its cache, in float32 on a CPU and in bfloat16 on a GPU. Its process waits while ours runs. On a GPU
-memory sets the bound: every step reads all parameters and the keys and values of the text so far.
+memory bandwidth is the limit: every step reads all parameters, and the keys and values of the text so far.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main() -> None:
                 seconds = complete(ours, batch, options.prompt_tokens, new)
                 peer_seconds = peer.time(batch, new)
                 print(f"batch {batch}, {new} tokens: ours {seconds:.2f} s, peer {peer_seconds:.2f} s", file=sys.stderr)
-                if round_:  # the first compiles
+                if round_:  # the first round compiles
                     times["ours" + what].append(seconds)
                     times["peer" + what].append(peer_seconds)
         median = {what: statistics.median(values) for what, values in times.items()}
@@ -180,7 +180,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Threads that spin while they wait need ten times as long if something else runs on one of the cores.
+            # Threads that spin while they wait take ten times as long if another process uses one of the cores.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TRANSFORMERS_VERBOSITY": "error"},
         )
         ready = self._process.stdout.readline().strip() == "ready"

@@ -1,4 +1,4 @@
-"""All GPU figures in one command and under ten minutes: kernels, training, decoding, quality in a minute.
+"""All GPU numbers by one command in under ten minutes: kernels, training, decoding, quality within a minute.
 
   python tools/bench_gpu.py --output=out --data=input.txt
   python tools/bench_gpu.py --rows=G2 --output=out
@@ -10,8 +10,8 @@ SDPA, bfloat16 autocast, fused AdamW) is measured on the same GPU.
 
 | row | what |
 |---|---|
-| check | attention kernels against the reference, a real step, decoding; whether two runs are equal to the bit |
-| G1 | Shakespeare's characters: validation loss of configs/shakespeare_char_gpu_best.py, seconds of the command |
+| check | attention kernels against the reference, a real step, decoding; whether two runs are bit-identical |
+| G1 | Shakespeare's characters: validation loss of configs/shakespeare_char_gpu_best.py, seconds of the whole command |
 | G2 | GPT-2 124M: tokens per second and MFU of the training step, several settings |
 | G3 | 355M and 1.5B |
 | G5 | decoding: tools/bench_decode.py |
@@ -101,9 +101,7 @@ def main() -> None:
     parser.add_argument("--rows", default="G2,G3,G5,G1,check", help="in this order (default: all)")
     parser.add_argument("--output", type=Path, default=Path("bench_gpu"), help="results (default: bench_gpu)")
     parser.add_argument("--data", type=Path, help="Shakespeare's plays, input.txt, for G1")
-    parser.add_argument(
-        "--budget", type=float, default=560, help="seconds in all; when they are used up, rows are skipped"
-    )
+    parser.add_argument("--budget", type=float, default=560, help="total seconds; rows that no longer fit are skipped")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the script")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args()
@@ -152,7 +150,7 @@ def _in_process(request: dict[str, Any], seconds: float, flags: str) -> dict[str
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {seconds:.0f} s"}
+        return {"failed": f"not finished after {seconds:.0f} s"}
     for line in done.stdout.splitlines():
         if line.startswith("result "):
             return json.loads(line.removeprefix("result "))
@@ -250,7 +248,7 @@ def _check_decoding() -> dict[str, Any]:
 
 
 def equality(*, attention: str, tiny: bool) -> dict[str, Any]:
-    """Whether two runs of ten steps from the same state end in the same bits, and the time of a step."""
+    """Whether two runs of ten steps from the same state are bit-identical, and the time of a step."""
     import jax
     import numpy as np
 
@@ -380,7 +378,7 @@ def peer(*, tiny: bool) -> dict[str, Any]:
 
 
 def decoding(*, tiny: bool, output: str) -> dict[str, Any]:
-    """Runs tools/bench_decode.py; its own output is kept beside the results."""
+    """Runs tools/bench_decode.py; its output is stored beside the results."""
     command = [sys.executable, str(REPOSITORY / "tools" / "bench_decode.py"), *(["--tiny"] if tiny else ["--rounds=3"])]
     done = subprocess.run(command, capture_output=True, text=True)
     (Path(output) / "bench_decode.txt").write_text(done.stdout + done.stderr)

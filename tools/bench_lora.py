@@ -1,12 +1,12 @@
-"""GPT-2 (124M) fine-tuned with LoRA on a CPU: gptjax beside PEFT and transformers.
+"""LoRA fine-tuning of GPT-2 (124M) on a CPU: gptjax compared with PEFT and transformers.
 
   python tools/bench_lora.py
   python tools/bench_lora.py --batch=4 --context=256 --steps=6 --rounds=3
 
-Weights and tokens are random, and the same for both, as are the adapters that they begin with (rank 8, on the output
-of attention and both layers of the MLP, each of which is one module of PEFT). Each runs in a process of its own, in
-turns. Printed are the medians of the seconds of a step, their ratio, the peak of the resident memory, and the largest
-difference between two losses of the same step. Needs torch, transformers and peft.
+Weights and tokens are random and equal for both, and so are the initial adapters (rank 8, on the attention output and
+both layers of the MLP, each of which is one module in PEFT). Each runs in its own process, alternately. Prints the
+median seconds per step, their ratio, the peak resident memory, and the largest difference between two losses of the
+same step. Needs torch, transformers and peft.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 TARGETS = "attention/out|mlp/(up|down)"
 RATE, RANK = 3e-4, 8
 BETAS, EPSILON, CLIP = (0.9, 0.95), 1e-8, 1.0
-SLOW_STEPS = 1  # the first, which compiles
+SLOW_STEPS = 1  # the first step compiles
 
 
 def main() -> None:
@@ -52,14 +52,14 @@ def main() -> None:
     for name, label in (("ours", "gptjax"), ("peft", "PEFT")):
         peak = max(one["peak"] for one in found[name])
         losses = " ".join(f"{loss:.5f}" for loss in found[name][0]["losses"])
-        print(f"{label:8} {step[name]:8.3f} s a step   peak {peak / 2**30:6.2f} GiB   losses {losses}")
+        print(f"{label:8} {step[name]:8.3f} s/step   peak {peak / 2**30:6.2f} GiB   losses {losses}")
     pairs = zip(found["ours"][0]["losses"], found["peft"][0]["losses"], strict=True)
     largest = max(abs(a - b) for a, b in pairs)
     print(f"gptjax / PEFT {step['ours'] / step['peft']:.2f}, largest difference of losses {largest:.1e}")
 
 
 def run(worker: str, options: argparse.Namespace, folder: str) -> dict:
-    """What a worker printed last, in a process of its own."""
+    """Runs a worker in its own process; returns the last line of its output."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--folder={folder}"]
     command += [f"--{name}={getattr(options, name)}" for name in ("batch", "context", "steps", "logits_chunk")]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -69,7 +69,7 @@ def run(worker: str, options: argparse.Namespace, folder: str) -> dict:
 
 
 def tokens_of(step: int, options: argparse.Namespace) -> np.ndarray:
-    """The same batch for both; every other one repeats the first, so that there is something to learn."""
+    """The same batch for both; every second one repeats the first, so that there is something to learn."""
     return np.random.default_rng(step % 2).integers(0, 50257, (options.batch, options.context), dtype=np.int32)
 
 
@@ -82,7 +82,7 @@ def tell(losses: list[float], seconds: list[float]) -> None:
 
 
 def program(options: argparse.Namespace):
-    """The run, and its state before the first step."""
+    """The run and its initial state."""
     from gptjax.config import get_default
     from gptjax.model import presets
     from gptjax.parallel.mesh import make_mesh
@@ -105,7 +105,7 @@ def program(options: argparse.Namespace):
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes what PEFT begins with: the base and the adapters of our first state."""
+    """Writes the base model and the adapters of our initial state for PEFT."""
     import dataclasses
 
     import jax

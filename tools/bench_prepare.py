@@ -3,9 +3,9 @@
   python tools/bench_prepare.py --data='/data/text/**/*.txt' --tokenizer=hf:/data/gpt2_bpe
   python tools/bench_prepare.py --sizes=10,100,1000 --tokenizer=byte     # the memory slope
 
-The speed is compared with `encode_batch` of the tokenizers library on all cores and the same documents. The two
-run in turns, so that a busy machine slows both. CPU seconds measure the same with less noise. The documents are
-lines of the data in random order, so that no two are equal.
+The speed is compared with `encode_batch` of the tokenizers library on all cores and the same documents. Both run
+alternately, so that a busy machine slows both. CPU seconds are less noisy. The documents are lines of the data in
+random order, so that no two are equal.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """How cost grows: compile time with depth, step time with batch and context, memory with the mesh, evaluation and
-store build with the size of the data. Prints small tables with the fitted slope (log-log: 1 = proportional).
+store build with data size. Prints small tables with the fitted log-log slope (1 = proportional).
 
   python tools/bench_scale.py
   python tools/bench_scale.py --tables=compile,memory
 
-Memory and compile times come from the compiler for CPU devices; it compiles for 512 devices that do not exist, and
-runs nothing. The other times are medians on this machine.
+Memory and compile times come from the compiler for CPU devices; it compiles for 512 virtual devices and runs
+nothing. The other times are medians on this machine.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _compiled(config, devices):
 
 
 def compile_with_depth() -> Rows:
-    """Seconds to trace and compile a step: layers scanned, and unrolled where that is bearable."""
+    """Seconds to trace and compile a step: layers scanned, and unrolled for depths where that is fast enough."""
     import jax
 
     for layers in (4, 8, 16, 32, 64, 96):

@@ -1,11 +1,11 @@
-"""A load test of a server of OpenAI's API.
+"""A load test of an OpenAI-compatible server.
 
   python tools/bench_serve.py --url=http://127.0.0.1:8000 --clients=16 --seconds=30
   python tools/bench_serve.py --url=http://127.0.0.1:8000 --mix=chat,completion,long,broken
 
-Clients ask one after another until the time is over, each kind of request with its share of the mix. Printed are the
-time to the first token, tokens per second, and errors by kind; then what so many streams at once gain over one after
-another. The prompts are letters by chance, so that no two requests share one.
+Each client sends one request after another until the time is over; kinds of requests have their shares of the mix.
+Prints the time to the first token, tokens per second, and errors by kind; then the speed-up of parallel streams over
+one after another. The prompts are random letters, so that no two requests share a prefix.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LETTERS = "aeinorst    "
 
 
 class Load:
-    """What is asked, and what came of it."""
+    """The requests and their outcomes."""
 
     def __init__(self, url: str, model: str, max_tokens: int, key: str):
         self.http = httpx2.Client(
@@ -43,7 +43,7 @@ class Load:
         self.outcomes: collections.Counter[str] = collections.Counter()
 
     def ask(self, kind: str, seed: int) -> None:
-        """One request; its outcome is counted."""
+        """Sends one request and counts its outcome."""
         if kind == "broken":
             answer = self.http.post("/v1/completions", content=b'{"prompt": "\xff')
             self._count(f"broken: {answer.status_code}")
@@ -100,7 +100,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def run(load: Load, clients: int, seconds: float, mix: list[str]) -> None:
-    """Asks for so long, and prints what came of it."""
+    """Sends requests for `seconds`, and prints the outcomes."""
     end = time.perf_counter() + seconds
 
     def client(number: int) -> None:
@@ -116,7 +116,7 @@ def run(load: Load, clients: int, seconds: float, mix: list[str]) -> None:
     milliseconds = [1000 * value for value in load.first]
     print(f"{clients} clients, {taken:.1f} s, {len(milliseconds)} streams of {load.max_tokens} tokens at most")
     print(f"first token    p50 {percentile(milliseconds, 0.5):8.1f} ms   p99 {percentile(milliseconds, 0.99):8.1f} ms")
-    print(f"tokens/s       all {load.tokens / taken:8.1f}      a stream {statistics.median(load.rates or [0]):8.1f}")
+    print(f"tokens/s       all {load.tokens / taken:8.1f}      per stream {statistics.median(load.rates or [0]):8.1f}")
     for outcome, count in sorted(load.outcomes.items()):
         print(f"  {count:6} {outcome}")
 
@@ -131,19 +131,19 @@ def compare(load: Load, streams: int, kind: str) -> None:
         times.append(time.perf_counter() - began)
         rate = (load.tokens - before) / times[-1]
         print(f"{streams} streams, {clients:2} at a time: {times[-1]:6.2f} s, {rate:8.1f} tokens/s")
-    print(f"together {times[0] / times[1]:.2f} times as fast")
+    print(f"in parallel {times[0] / times[1]:.2f} times as fast")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--model", default="", help="default: the first that the server has")
+    parser.add_argument("--model", default="", help="default: the server's first model")
     parser.add_argument("--key", default="none")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--max_tokens", type=int, default=64)
-    parser.add_argument("--mix", default="", help="of chat, completion, long, broken; default: what the model can")
-    parser.add_argument("--streams", type=int, default=16, help="at once, against one after another; 0: not measured")
+    parser.add_argument("--mix", default="", help="of chat, completion, long, broken; default: what the model can do")
+    parser.add_argument("--streams", type=int, default=16, help="parallel streams, compared with sequential; 0: none")
     options = parser.parse_args()
     load = Load(options.url.removesuffix("/v1"), options.model, options.max_tokens, options.key)
     kind = "chat" if load.card["chat"] else "completion"

@@ -1,10 +1,10 @@
-"""Tokens per second of several streams at once: gptjax serve beside transformers serve, the same model on both.
+"""Tokens per second of parallel streams: gptjax serve compared with transformers serve on the same model.
 
   python tools/bench_serve_peer.py
   python tools/bench_serve_peer.py --streams=8 --max_tokens=128 --rounds=3 --layers=8 --width=512
 
-The model is a Llama with random weights, made here and read by both. The servers run one after another, each for a
-round at a time; a round is `streams` chats that are sent at once. Printed are the medians and their ratio. Needs torch
+The model is a Llama with random weights, created here and read by both. One server runs at a time; a round is
+`streams` chats that are sent at once. Prints the medians and their ratio. Needs torch
 and transformers[serving].
 """
 
@@ -30,7 +30,7 @@ READY_SECONDS = 180
 
 
 def write_model(directory: Path, *, layers: int, width: int) -> None:
-    """A Llama with random weights and a byte-level BPE tokenizer, as transformers writes them."""
+    """Writes a Llama with random weights and a byte-level BPE tokenizer in transformers' format."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -62,7 +62,7 @@ def write_model(directory: Path, *, layers: int, width: int) -> None:
 
 @contextlib.contextmanager
 def served(name: str, directory: Path, streams: int) -> Iterator[tuple[str, str]]:
-    """A server of the model; its address and the model's name."""
+    """Starts a server of the model; yields its address and the model's name."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +89,7 @@ def served(name: str, directory: Path, streams: int) -> Iterator[tuple[str, str]
 
 
 def wait(address: str, process: subprocess.Popen, log) -> None:
-    """Until the server answers. Raises SystemExit with what it printed where it does not."""
+    """Waits until the server answers. If it ends instead, raises SystemExit with its output."""
     for _ in range(READY_SECONDS):
         with contextlib.suppress(httpx2.HTTPError):
             if httpx2.get(f"{address}/health", trust_env=False).status_code == 200:
@@ -102,7 +102,7 @@ def wait(address: str, process: subprocess.Popen, log) -> None:
 
 
 def rate(address: str, model: str, *, streams: int, max_tokens: int, seed: int) -> float:
-    """Tokens per second of so many chats at once, from the first request to the last answer."""
+    """Tokens per second of parallel chats, from the first request to the last answer."""
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(WORDS, k=12)) for _ in range(streams)]
 
@@ -123,8 +123,8 @@ def rate(address: str, model: str, *, streams: int, max_tokens: int, seed: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=8, help="chats at once (default: 8)")
-    parser.add_argument("--max_tokens", type=int, default=128, help="of each answer (default: 128)")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each, after one that is not")
+    parser.add_argument("--max_tokens", type=int, default=128, help="tokens per answer (default: 128)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each, after a warm-up round")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512, help="a multiple of 64 (default: 512)")
     options = parser.parse_args()

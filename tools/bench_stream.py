@@ -3,8 +3,8 @@
   python tools/bench_stream.py
   python tools/bench_stream.py --rows=512 --context=1024 --tokens=50000000
 
-The documents have 20 to 1,000 random tokens and are in the page cache after the first pass. The figures are medians
-over the batches. CPU time is given beside the clock, because other work on the machine does not change it.
+The documents have 20 to 1,000 random tokens; after the first pass they are in the page cache. The numbers are medians
+over the batches. CPU time is also given, because other programs do not change it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ VOCABULARY, EOT = 50_257, 50_256
 
 
 def write_split(directory: Path, num_tokens: int, *, mask: bool) -> TokenSplit:
-    """A split of random documents; with a mask, the second half of each document bears loss."""
+    """A split of random documents; with a mask, the second half of each document has loss."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, EOT, num_tokens, dtype=np.uint16)
     lengths = rng.integers(20, 1000, num_tokens // 400)

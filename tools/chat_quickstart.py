@@ -1,10 +1,10 @@
-"""A chat model from nothing: text, dialogues, preferences, rewards; every stage measured, one report at the end.
+"""A chat model from scratch: text, dialogues, preferences, rewards; each stage is measured, with one report at the end.
 
   python tools/chat_quickstart.py --workdir=runs/chat
   python tools/chat_quickstart.py --workdir=runs/chinese --text='jsonl:poems.json#paragraphs' \\
       --dialogues='alpaca:chat.json' --task=toy:反转 --tokenizer=char
 
-The same command continues where it was stopped. Needs no network.
+The same command continues after an interruption. Needs no network.
 """
 
 import html
@@ -25,30 +25,30 @@ from gptjax.errors import RunError, UserError
 
 STAGES = ("text", "dialogue", "preference", "reward")
 CONFIG = Path(__file__).parents[1] / "configs" / "chat_quickstart.py"
-QUESTIONS = 100  # held-out ones that each stage is measured on
-PAIRS = 400  # questions of each kind whose answers are compared
-TASK_SHARE = 0.03  # of the dialogues: enough to learn the form of its answers
+QUESTIONS = 100  # held-out questions for each stage
+PAIRS = 400  # questions of each kind for preference pairs
+TASK_SHARE = 0.03  # share of the dialogues: enough to learn the form of its answers
 _ABOUT = {
     "text": "read the corpus",
-    "dialogue": "learnt to answer from dialogues",
+    "dialogue": "learned to answer from dialogues",
     "preference": "right answers against its own (ORPO)",
-    "reward": "the task by trial and error (GRPO)",
+    "reward": "the task by reinforcement learning (GRPO)",
 }
-_CURVES = {"text": "loss", "dialogue": "loss", "preference": "accuracy", "reward": "reward"}  # of validation lines
+_CURVES = {"text": "loss", "dialogue": "loss", "preference": "accuracy", "reward": "reward"}  # keys of validation lines
 
 
 def main(argv: Sequence[str]) -> None:
     flag_values = flags.FlagValues()
     define = {"flag_values": flag_values}
-    flags.DEFINE_string("workdir", None, "where everything is written, e.g. --workdir=runs/chat", **define)
-    flags.DEFINE_string("text", "python_docs", "what is read first, e.g. --text='text:books/*.txt'", **define)
+    flags.DEFINE_string("workdir", None, "directory of all results, e.g. --workdir=runs/chat", **define)
+    flags.DEFINE_string("text", "python_docs", "source of the first stage, e.g. --text='text:books/*.txt'", **define)
     flags.DEFINE_string(
         "dialogues", "python_docs:dialogues", "questions with answers, e.g. --dialogues=messages:chat.jsonl", **define
     )
     flags.DEFINE_string(
         "task", "toy:sort#length=3,size=900", "questions with answers to check, e.g. --task=toy:反转", **define
     )
-    flags.DEFINE_string("tokenizer", "bpe:2048", "of everything, e.g. --tokenizer=char", **define)
+    flags.DEFINE_string("tokenizer", "bpe:2048", "tokenizer of all stages, e.g. --tokenizer=char", **define)
     flags.DEFINE_multi_string("set", [], "an option for a stage, e.g. --set=text:train.num_steps=500", **define)
     cli.parse(flag_values, argv, __doc__)
     if not flag_values.workdir:
@@ -78,13 +78,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds by the clock, and of the processors for the commands that have ended."""
+    """Wall-clock seconds, and CPU seconds of the commands that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter(), used.ru_utime + used.ru_stime
 
 
 def add_time(workdir: Path, stage: str, started: tuple[float, float]) -> None:
-    """Adds what a stage took to WORKDIR/seconds.json: a stage may take several commands."""
+    """Adds the time of a stage to WORKDIR/seconds.json: a stage may take several commands."""
     path = workdir / "seconds.json"
     known = files.read_json(path) if path.exists() else {}
     spent = [now - then for now, then in zip(clocks(), started, strict=True)]
@@ -93,7 +93,7 @@ def add_time(workdir: Path, stage: str, started: tuple[float, float]) -> None:
 
 
 def gptjax(verb: str, *options: str) -> None:
-    """Runs a verb, whose output is shown. Raises RunError where it fails."""
+    """Runs a verb and shows its output. Raises RunError if it fails."""
     command = [sys.executable, "-m", f"gptjax.{verb}", *options]
     status = subprocess.run(command, check=False).returncode
     if status:
@@ -115,7 +115,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def questions_of(source: str, split: str) -> list[dict[str, Any]]:
-    """The first questions and last answers of the dialogues of one split, as training splits them."""
+    """The first questions and last answers of the dialogues of a split, with the same split as training."""
     from gptjax.config import get_default
     from gptjax.data.building.splits import split_of_key
     from gptjax.data.sources.opening import open_source
@@ -134,7 +134,7 @@ def write_questions(path: Path, source: str, split: str, most: int) -> None:
 
 
 def chosen_questions(source: str, split: str, most: int) -> list[dict[str, Any]]:
-    """At most so many questions, from all of the split. Raises UserError where it has none."""
+    """At most `most` questions, spread over the split. Raises UserError if it has none."""
     questions = questions_of(source, split)
     if not questions:
         raise UserError(f"{source} has no question in its {split} split; use more dialogues")
@@ -146,7 +146,7 @@ def as_lines(records: Sequence[dict[str, Any]]) -> str:
 
 
 def write_pairs(workdir: Path, sources: Sequence[str]) -> None:
-    """Answers of the model to training questions, each the worse side of a right answer (Chen et al. 2024, SPIN)."""
+    """Pairs for training questions: the right answer, and the model's own as the worse one (Chen et al. 2024, SPIN)."""
     pairs = workdir / "pairs.jsonl"
     if pairs.exists():
         return
@@ -165,7 +165,7 @@ def write_pairs(workdir: Path, sources: Sequence[str]) -> None:
 
 
 def measure(workdir: Path, stage: str) -> dict[str, Any]:
-    """Perplexity of the stage's own data, texts against the references of the questions, the task's answers."""
+    """Perplexity on the stage's own data, scores against the reference answers, and right answers to the task."""
     run = workdir / stage
     outputs = {name: run / f"{name}.json" for name in ("questions", "task")}
     if not outputs["task"].exists():
@@ -220,7 +220,7 @@ def from_to(points: Sequence[tuple[int, float]]) -> str:
 
 
 class Report(NamedTuple):
-    """What report.md and report.html say.
+    """The content of report.md and report.html.
 
     Attributes:
       headings, rows: of the table of stages.
@@ -237,7 +237,7 @@ class Report(NamedTuple):
 
 
 def report(workdir: Path, scores: dict[str, dict[str, Any]]) -> None:
-    """Writes report.md and report.html, and says what to do next."""
+    """Writes report.md and report.html, and prints the next commands."""
     found = compose(workdir, scores)
     text = as_markdown(found)
     files.write_whole(workdir / "report.md", text)
@@ -278,12 +278,12 @@ def compose(workdir: Path, scores: dict[str, dict[str, Any]]) -> Report:
     ]
     return Report(
         f"A chat model, stage by stage: {workdir.name}",
-        f"{clock:.1f} minutes by the clock, {processor:.1f} of processor time. Held-out questions; 95 % intervals; "
+        f"{clock:.1f} minutes of wall-clock time, {processor:.1f} of CPU time. Held-out questions; 95 % intervals; "
         "greedy answers.",
-        ["stage", *scores["text"], "minutes", "of processor time"],
+        ["stage", *scores["text"], "minutes", "CPU minutes"],
         rows,
         [
-            "Perplexities of different stages are of different data: they do not compare.",
+            "Stages have perplexities on different data, which cannot be compared.",
             f"Preferences: accuracy on held-out pairs {from_to(curve(workdir, 'preference', 'accuracy'))}, "
             f"margin {from_to(curve(workdir, 'preference', 'margin'))}.",
             f"Rewards: {from_to(curve(workdir, 'reward', 'reward'))} on held-out questions of the task.",
@@ -307,7 +307,7 @@ def as_markdown(found: Report) -> str:
 
 
 def as_html(found: Report, workdir: Path) -> str:
-    """One page that needs no network, with the curves of the stages."""
+    """One page without network access, with the curves of the stages."""
     from gptjax.reporting import charts, markup, page
 
     drawn = []

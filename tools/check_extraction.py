@@ -1,10 +1,10 @@
-"""Compares the main text that gptjax finds in web pages with what is expected.
+"""Compares the main text that gptjax extracts from web pages with the expected text.
 
     python tools/check_extraction.py DIR [--minimum=0.90]
 
 DIR has one directory for each page, with source.html and expected.html: the layout of the test pages of
 Mozilla's Readability. Prints precision, recall and F1 of the words, per page and as the average over the pages.
-Exit status: 0 the average F1 reaches the minimum; 1 it does not; 2 there are no pages.
+Exit status: 0 if the average F1 reaches the minimum; 1 if not; 2 without pages.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class _Text(HTMLParser):
 
 
 def plain_text(page: str) -> str:
-    """All text of a page, with a space for each tag."""
+    """All text of a page, with a space in place of each tag."""
     parser = _Text()
     parser.feed(page)
     parser.close()
@@ -46,7 +46,7 @@ def plain_text(page: str) -> str:
 
 
 def scores(found: str, expected: str) -> tuple[float, float, float]:
-    """Precision, recall and F1 of the words, each counted as often as it occurs; 1 where both have none."""
+    """Precision, recall and F1 of the words, counted with repetition; 1 if both have none."""
     a, b = (Counter(_WORD.findall(text.lower())) for text in (found, expected))
     if not a and not b:
         return 1.0, 1.0, 1.0
@@ -57,7 +57,7 @@ def scores(found: str, expected: str) -> tuple[float, float, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--minimum", type=float, default=0.90, help="average F1 that is enough (0.90)")
+    parser.add_argument("--minimum", type=float, default=0.90, help="least average F1 for exit status 0 (0.90)")
     arguments = parser.parse_args(argv)
 
     from gptjax.data.cleaning.extraction import main_text

@@ -1,15 +1,15 @@
-"""Kills a run in a bucket at random times, and stops the store, until the run has ended; its losses are then compared.
+"""Kills a run in a bucket at random times, and stops the store, until the run finishes; then compares its losses.
 
   python tools/kill_bucket_runs.py --kills=20 --seed=0
   python tools/kill_bucket_runs.py --kills=0 --outage=60 --verbs=train,prepare,ablate,serve
 
-The store is that of the tests, on this machine. In every second life the store stops for a moment, --outage seconds at
-most, before the process is killed with SIGKILL. Prints one line a kill, and ends with status 1 where a loss is not
-bitwise that of the run that nobody disturbed.
+The store is that of the tests, on this machine. In every second life of the run the store stops for at most --outage
+seconds, before the process is killed with SIGKILL. Prints one line per kill; the exit status is 1 if the losses are not
+bit-identical to those of an undisturbed run.
 
-With --verbs nothing is killed but the store: for --outage seconds it is silent, and in a second round gone and back at
-the same port with its objects, while a run trains, evaluates and saves, a corpus is prepared, a study runs, and a
-server looks for better checkpoints. A command that then ends with status 1 is given again.
+With --verbs only the store is stopped: for --outage seconds it does not answer, and in a second round it is gone and
+comes back at the same port with its objects, while a run trains, evaluates and saves, a corpus is prepared, a study
+runs, and a server looks for better checkpoints. A command that ends with status 1 is then run again.
 """
 
 import argparse
@@ -51,14 +51,14 @@ def start(words: list[str], errors: Path) -> subprocess.Popen:
 
 
 def live(process: subprocess.Popen, errors: Path, store: ObjectStore, generator: random.Random, outage: float) -> bool:
-    """Kills the process a random time after its first step. Returns whether it was there to be killed."""
+    """Kills the process a random time after its first step. Returns False if it had ended by itself."""
     while process.poll() is None and "first step after" not in errors.read_text():
         time.sleep(0.02)
     time.sleep(generator.uniform(0, 2))
     if outage:
         store.running.clear()
         time.sleep(generator.uniform(0, outage))
-        if generator.random() < 0.5:  # the store is back before the process is killed
+        if generator.random() < 0.5:  # the store is running again before the process is killed
             store.running.set()
             time.sleep(generator.uniform(0, 1))
     alive = process.poll() is None
@@ -69,7 +69,7 @@ def live(process: subprocess.Popen, errors: Path, store: ObjectStore, generator:
 
 
 class Outages:
-    """Commands whose store is out of order for a while."""
+    """Commands whose store fails for a while."""
 
     def __init__(self, folder: Path, config: Path, store: ObjectStore, seconds: float):
         self._folder, self._config, self._store, self._seconds = folder, config, store, seconds
@@ -82,7 +82,7 @@ class Outages:
         self._store.running.set() if kind == "silent" else self._store.start()
 
     def _through(self, kind: str, words: list[str], ready: Callable[[], bool]) -> str:
-        """Gives a command, stops the store once it is ready, and says what became of it."""
+        """Runs a command, stops the store once the command is ready, and describes the outcome."""
         process = start(words, self._errors)
         while process.poll() is None and not ready():
             time.sleep(0.02)
@@ -130,7 +130,7 @@ class Outages:
         return told, losses(found[cell].decode()) == self.undisturbed and "results.csv" in found
 
     def serve(self, kind: str) -> tuple[str, bool]:
-        """A server answers while the store is out, and then takes the checkpoint that came meanwhile."""
+        """A server answers while the store is down, and then loads the checkpoint that was written meanwhile."""
         source, place = self._objects("train-silent"), f"served-{kind}"
         steps = sorted({int(name.split("/")[1]) for name in source if name.startswith("checkpoints/")})
         newest = {name for name in source if name.startswith(f"checkpoints/{steps[-1]}/")}
@@ -154,7 +154,7 @@ class Outages:
             time.sleep(1)
         self._store.running.set() if kind == "silent" else self._store.start()
         back = time.monotonic()
-        swapped = f"checkpoints/{steps[-1]} answers from now on"
+        swapped = f"checkpoints/{steps[-1]} replaces"
         while process.poll() is None and swapped not in self._errors.read_text() and time.monotonic() < back + 300:
             time.sleep(0.1)
         took, status = time.monotonic() - back, process.poll()
@@ -169,8 +169,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--outage", type=float, default=2.0, help="seconds for which the store stops at most")
-    parser.add_argument("--verbs", default="", help="those whose store is stopped: train,prepare,ablate,serve")
+    parser.add_argument("--outage", type=float, default=2.0, help="most seconds for which the store stops")
+    parser.add_argument("--verbs", default="", help="verbs whose store is stopped: train,prepare,ablate,serve")
     options = parser.parse_args()
     generator = random.Random(options.seed)
     store = ObjectStore(BUCKET)
@@ -206,13 +206,13 @@ def main() -> int:
             said = [line for line in errors.read_text().splitlines() if "continuing at step" in line]
             print(f"kill {killed}: {said[-1] if said else 'from the beginning'}", flush=True)
         if killed < options.kills:
-            print(f"ended by itself after {killed} kills; give it more --steps")
+            print(f"ended by itself after {killed} kills; raise --steps")
         if train(f"gs://{BUCKET}/{RUN}").wait():
             print(errors.read_text())
             return 1
         ours = losses(store.buckets[BUCKET][f"{RUN}/metrics.jsonl"][0].decode())
         same = ours == outages.undisturbed
-        print(f"{len(ours)} losses after {killed} kills: {'bitwise the same' if same else 'NOT THE SAME'}")
+        print(f"{len(ours)} losses after {killed} kills: {'bit-identical' if same else 'NOT THE SAME'}")
     return 0 if good and same and killed == options.kills else 1
 
 

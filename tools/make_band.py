@@ -1,4 +1,4 @@
-"""Makes a reference band, against which the report of a run says whether its loss is normal.
+"""Makes a reference band, with which the report of a run tells whether its loss is normal.
 
 for seed in 0 1 2; do gptjax train --config=configs/quickstart.py --workdir=runs/q$seed --config.seed=$seed; done
 python tools/make_band.py runs/q0 runs/q1 runs/q2 --name=quickstart --about='seeds 0-2, two CPU cores, 2026-11-20'

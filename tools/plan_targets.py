@@ -1,4 +1,4 @@
-"""Memory of train steps on TPU slices according to the TPU compiler, beside that of MaxText for the same work.
+"""Memory of train steps on TPU slices according to the TPU compiler, compared with MaxText for the same work.
 
   python tools/plan_targets.py                      # all rows, one compilation after the other
   python tools/plan_targets.py --rows=T1a,T1d --output=targets.json
@@ -65,7 +65,7 @@ TARGETS = (
            options={"model.attention": "splash"}),
     Target("T2c", "v5p:4x4x4", LARGE, dict(fsdp=64), 8, "fits, below T1c plain", 95.73, 9.52, packed=True,
            options={"model.attention": "splash"}),
-    # T5b has rows 16 times as long on 16 times the chips: at most 1.3 times the memory of T5a. T5c gathers keys.
+    # T5b has rows 16 times as long on 16 times as many chips: at most 1.3 times the memory of T5a. T5c gathers keys.
     Target("T5a", "v5p:2x2x1", gpt(32, 4096, 32, 8192), dict(fsdp=4), 1, "", 95.73, 95.73, options=ROTARY),
     Target("T5b", "v5p:4x4x4", gpt(32, 4096, 32, 131072), dict(fsdp=4, context=16), 1 / 16, "", 41.6, 32.0,
            options=ROTARY | {"objective.logits_chunk": 2048}),
@@ -75,7 +75,7 @@ TARGETS = (
 
 
 def config_of(target: Target, extra: list[str]) -> config_lib.Config:
-    """GPT-2's block at the shape of the target, full rematerialisation, logits by chunks."""
+    """GPT-2's block at the shape of the target, with full rematerialisation and chunked logits."""
     config = config_lib.get_default()
     config.model.update(
         vocab_size=50257,

@@ -1,4 +1,4 @@
-"""What a model answers to held-out questions while it learns from rewards."""
+"""Greedy answers to held-out questions during reinforcement learning."""
 
 import itertools
 import math
@@ -32,9 +32,10 @@ class Answers:
         metrics.drop_after(self._path, start)
 
     def line(self, step: int, params: gpt.Params) -> dict[str, Any]:
-        """`reward`, `length` and `truncated` of the answers; how varied the answers of the last step of training were.
+        """Means over the answers: `reward`, `length` (tokens) and `truncated` (share cut off by the limit).
 
-        distinct1, distinct2, distinct3: see `evaluation.diversity`. Empty where no question is held out.
+        Also how varied the texts of the last training step were: distinct1, distinct2, distinct3 (see
+        `evaluation.diversity`). Empty if no question is held out.
         """
         if not self._asked:
             return {}

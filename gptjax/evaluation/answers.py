@@ -1,4 +1,4 @@
-"""Short answers against the right ones: F1 and exact match by the rules of the benchmarks' scripts, GSM8K's numbers."""
+"""Short answers compared with references: F1 and exact match by the benchmarks' own rules, and GSM8K's numbers."""
 
 import collections
 import re
@@ -19,7 +19,7 @@ from gptjax.evaluation.words import split_unspaced
 from gptjax.rewards.answers import final_number, reference_number
 
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# MLQA's script, evaluation v1: nothing for Hindi and Chinese; of Arabic, the two letters wherever they stand.
+# From MLQA's evaluation script v1. Hindi and Chinese have none; in Arabic the two letters are removed anywhere.
 _ARTICLES = {
     "en": r"\b(?:a|an|the)\b",
     "es": r"\b(?:un|una|unos|unas|el|la|los|las)\b",
@@ -30,18 +30,18 @@ _ARTICLES = {
     "zh": None,
 }
 _MLQA_HAN = re.compile("([\u4e00-\u9fa5])")
-# CMRC 2018's script. The ellipsis of two characters in its list is never met by one character, so it is not removed.
+# From CMRC 2018's script. Its ellipsis of two characters never equals a single character, so it is not removed.
 _CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CMRC_CUT = re.compile("([\u4e00-\u9fa5])")
 
 
 class Rule(NamedTuple):
-    """How an answer is compared with a right one.
+    """How an answer is compared with a reference.
 
     Attributes:
-      name: in the signature.
-      tokens: the words of an answer.
-      f1: of the words of an answer and of a right one, 0 to 1.
+      name: as it stands in the signature.
+      tokens: splits an answer into words.
+      f1: of the words of an answer and of a reference, 0 to 1.
       whole: what must be equal for an exact match.
     """
 
@@ -52,7 +52,7 @@ class Rule(NamedTuple):
 
 
 def choose_rule(name: str, references_list: Sequence[Sequence[str]], tokenize: str) -> Rule:
-    """The rule of a name: "" (SQuAD's; for scripts without spaces by character), squad, mlqa, mlqa-LANGUAGE, cmrc."""
+    """The rule named squad, mlqa, mlqa-LANGUAGE or cmrc; "" is squad, by character for scripts without spaces."""
     if not name:
         return RULES["squad"] if tokenize == "13a" else _SQUAD_CHARACTERS
     if name == "mlqa":
@@ -61,7 +61,7 @@ def choose_rule(name: str, references_list: Sequence[Sequence[str]], tokenize: s
 
 
 def check_rule(name: str) -> None:
-    """Raises UserError for a name that no rule has."""
+    """Raises UserError for an unknown rule."""
     if name and name != "mlqa" and name not in RULES:
         raise UserError(f"--rules={name[:60]} is unknown; choose from {', '.join(RULES)}, mlqa")
 
@@ -69,10 +69,10 @@ def check_rule(name: str) -> None:
 def f1(
     hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, tokenize: str = "13a", rules: str = ""
 ) -> dict[str, Metric]:
-    """F1 of words and exact match, 0 to 100: the best over references, averaged.
+    """F1 of words and exact match, 0 to 100: the best reference of each item, averaged over items.
 
     Args:
-      tokenize: "13a" for words between spaces; another of sacrebleu's for texts whose characters are words.
+      tokenize: "13a" for words between spaces; any other tokenizer of sacrebleu: each character is a word.
       rules: see `choose_rule`. squad: the SQuAD 2.0 script (arXiv:1606.05250): lower case, no ASCII punctuation, no
         English articles. mlqa: that of MLQA (arXiv:1910.07475): the punctuation of Unicode, the articles of the
         language. cmrc: that of CMRC 2018 (arXiv:1810.07366): the longest common substring of words.
@@ -121,7 +121,7 @@ def _cmrc_whole(text: str) -> str:
 
 
 def _cmrc_tokens(text: str) -> list[str]:
-    """Characters, and between them NLTK's words; without its sentences, whose model is a download of its own."""
+    """Han characters, and NLTK's words between them. No sentence splitting: its model is a separate download."""
     from nltk.tokenize import NLTKWordTokenizer
 
     words = NLTKWordTokenizer()
@@ -137,7 +137,7 @@ def _punctuation() -> dict[int, None]:
 
 
 def _bag_f1(words: list[str], reference: list[str], *, empty: bool = True) -> float:
-    """2 P R / (P + R) of two bags of words; where one has no word, whether both have none, or 0."""
+    """2 P R / (P + R) of two bags of words. If one is empty: 1 where `empty` is set and both are, else 0."""
     if not words or not reference:
         return float(empty and words == reference)
     common = (collections.Counter(words) & collections.Counter(reference)).total()
@@ -145,10 +145,10 @@ def _bag_f1(words: list[str], reference: list[str], *, empty: bool = True) -> fl
 
 
 def _substring_f1(words: list[str], reference: list[str]) -> float:
-    """The same of the longest run of words that both have."""
+    """The same with the longest common substring of words as the overlap."""
     numbers = {word: number for number, word in enumerate({*words, *reference})}
     codes = np.array([numbers[word] for word in reference], np.int64)
-    longest, run = 0, np.zeros(len(codes) + 1, np.int64)  # of each place of the reference, the run that ends there
+    longest, run = 0, np.zeros(len(codes) + 1, np.int64)  # run: length of the common words that end at each place
     for word in words:
         run[1:] = np.where(codes == numbers[word], run[:-1] + 1, 0)
         longest = max(longest, int(run.max()))
@@ -156,7 +156,7 @@ def _substring_f1(words: list[str], reference: list[str]) -> float:
 
 
 def _language(references_list: Sequence[Sequence[str]]) -> str:
-    """MLQA's language where the script says it."""
+    """MLQA's language if its letters show it (Chinese, Arabic, Hindi). Raises UserError otherwise."""
     text = "".join(reference for references in references_list for reference in references)
     letters = sum(map(str.isalpha, text))
     counts = {
@@ -168,7 +168,8 @@ def _language(references_list: Sequence[Sequence[str]]) -> str:
         if 2 * count > letters:
             return language
     raise UserError(
-        "--rules=mlqa: the letters do not say the language; name it: --rules=mlqa-en, mlqa-es, mlqa-de or mlqa-vi"
+        "--rules=mlqa: the letters of the references do not show the language; name it: "
+        "--rules=mlqa-en, mlqa-es, mlqa-de or mlqa-vi"
     )
 
 

@@ -1,6 +1,6 @@
-"""Questions of benchmarks as they are published: a schema for each form, and what it asks.
+"""Benchmark questions in their published formats: one schema per format, and the prompt that it becomes.
 
-The prompts are lm-eval's, without examples and descriptions.
+The prompts are those of lm-eval, zero-shot and without task descriptions.
 """
 
 import abc
@@ -38,7 +38,7 @@ class Form(Schema):
 
     @abc.abstractmethod
     def question(self) -> Question:
-        """What the line asks. Raises ValueError, which says in words what is wrong."""
+        """The question of this line. Raises ValueError with a message for the user."""
 
 
 class Plain(Form):
@@ -115,7 +115,7 @@ class Piqa(Form):
 
 
 class Lambada(Form):
-    """Paperno et al. 2016: `text`, whose last word is to be predicted; or llm-foundry's two parts of it."""
+    """Paperno et al. 2016: `text`, whose last word is predicted; or llm-foundry's `context` and `continuation`."""
 
     text: str | None = None
     context: str | None = None
@@ -128,7 +128,7 @@ class Lambada(Form):
                 raise ValueError(f"text is {show(self.text)}, but must be two words or more")
             return Question(context, [word], 0)
         if self.context is None or self.continuation is None:
-            raise ValueError("text is missing, or context and continuation in its place")
+            raise ValueError("text is missing (or context and continuation instead)")
         return Question(self.context, [self.continuation.strip()], 0)
 
 
@@ -153,7 +153,7 @@ class WinoGrande(Form):
             rest = self.continuation.strip()
             return Question("", [rest] * len(self.context_options), self.gold, self.context_options)
         if self.sentence is None or self.option1 is None or self.option2 is None:
-            raise ValueError("sentence, option1 and option2 are missing, or context_options in their place")
+            raise ValueError("sentence, option1 and option2 are missing (or context_options instead)")
         before, gap, after = self.sentence.partition("_")
         if not gap or not after.strip():
             raise ValueError(f"sentence is {show(self.sentence)}, but must have a _ and words after it")
@@ -172,7 +172,7 @@ class BoolQ(Form):
     def question(self) -> Question:
         given = self.label if self.label is not None else self.answer
         if given is None:
-            raise ValueError("label is missing, or answer in its place")
+            raise ValueError("label is missing (or answer instead)")
         gold = given if isinstance(given, int) else given.lower() == "true"
         asked = self.question_.rstrip("?")
         return Question(f"{self.passage}\nQuestion: {asked}?\nAnswer:", ["no", "yes"], int(gold))

@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 
 def check(count: int, reward: str, *, beams: int = 1, temperature: float = 1.0) -> None:
-    """Raises UserError for values of --best_of and --reward that do not go together, or with the decoding."""
+    """Raises UserError if --best_of and --reward do not fit each other, or the decoding."""
     if count == 1:
         if reward:
             raise UserError("--reward chooses among --best_of completions; add --best_of=8")
         return
     if not reward:
         raise UserError(
-            f"--best_of={count} needs to know what is best: --reward=model:WORKDIR, FILE.py:function or "
+            f"--best_of={count} needs a reward to choose by: --reward=model:WORKDIR, FILE.py:function or "
             f"one of {', '.join(rewards.BUILT_IN)}"
         )
     if beams > 1:
-        raise UserError(f"--beams={beams} searches instead of sampling; leave out --best_of")
+        raise UserError(f"--beams={beams} does not sample; leave out --best_of")
     if temperature == 0:
-        raise UserError(f"--temperature=0 draws --best_of={count} equal completions; use a higher one")
+        raise UserError(f"with --temperature=0 all --best_of={count} completions are equal; use a higher one")
     rewards.parse(reward, "--reward")
 
 
 def open_reward(text: str, trained: "Trained", requests: Sequence[dict[str, Any]]) -> rewards.Reward:
-    """What --reward names. Raises UserError where it needs references that are not there."""
+    """The reward that --reward names. Raises UserError where it needs references that are missing."""
     needed = [name for _, name in rewards.parse(text, "--reward") if name in rewards.REFERRING]
     lacking = next((number for number, request in enumerate(requests) if _reference(request) is None), None)
     if needed and lacking is not None:
         prompt = requests[lacking]["prompt"]
         raise UserError(f'--reward={needed[0]} compares with a reference, and {prompt[:60]!r} has no "reference"')
     config = trained.config.copy_and_resolve_references().unlock()
-    config.objective.update(reward=text, reward_errors="skip")  # `choose` says what fails
+    config.objective.update(reward=text, reward_errors="skip")  # `choose` reports failures
     return rewards.Reward(config, trained.tokenizer, "--reward")
 
 
@@ -66,7 +66,7 @@ def choose(
       requests: prompt and references of each.
       completions: the same number of each prompt, one prompt after another.
 
-    Raises RunError where the reward of one cannot be told.
+    Raises RunError if the reward of a completion cannot be computed.
     """
     count = len(completions) // len(asked)
     prompts = [(tokens, spell(tokens, trained.tokenizer)) for tokens in asked]

@@ -1,9 +1,9 @@
 """Two evaluations of the same items: do they differ?
 
 A paired bootstrap (Koehn 2004): items are drawn with replacement, the same for both, and the metric of each draw is
-computed for both. Two metrics differ where the 95 % percentile interval of the difference excludes 0. The p-value is
-two-sided: how often the difference of a draw is as far from their mean as the observed difference is from 0. Of
-BLEU, chrF and TER it is the one that `sacrebleu --paired-bs` prints, from the same draws.
+computed for both. Two metrics differ if the 95 % percentile interval of the difference excludes 0. The p-value is
+two-sided: the share of draws whose difference is at least as far from the mean of the draws as the observed difference
+is from 0. For BLEU, chrF and TER it is the one that `sacrebleu --paired-bs` prints, from the same draws.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The differences of what both have; what could not be compared, in words; the files of items of each."""
+    """Differences of the metrics that both have; messages on those that cannot be compared; the items files of each."""
 
     differences: list[Difference]
     problems: list[str]
@@ -68,7 +68,7 @@ class Comparison:
 def compare(a: Path, b: Path) -> Comparison:
     """Compares two work directories, or JSON files that `evaluate --output` wrote.
 
-    Of a work directory, the newest evaluation of a task counts. Raises UserError where nothing can be compared.
+    In a work directory the newest evaluation of each task counts. Raises UserError if nothing can be compared.
     """
     (ours, our_files), (theirs, their_files) = _read(a), _read(b)
     used: tuple[list[Path], list[Path]] = ([], [])
@@ -95,7 +95,7 @@ def compare(a: Path, b: Path) -> Comparison:
 
 
 def _read(path: Path) -> tuple[dict[Key, Metric], dict[Key, Path]]:
-    """Every metric under `path`, the newest of those that are of the same task and items, and its file."""
+    """Every metric under `path` and its file; of metrics with the same task and items, the newest."""
     if path.is_dir():
         files = sorted(path.glob(f"evaluation/*{ITEMS_SUFFIX}"), key=lambda file: (file.stat().st_mtime_ns, file.name))
         if not files:

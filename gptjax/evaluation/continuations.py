@@ -42,7 +42,7 @@ class ContinuationScorer:
     """Scores pairs with one compiled program for each power of two that bounds their length."""
 
     def __init__(self, architecture: Architecture, params: gpt.Params, mesh: Mesh, *, batch_size: int):
-        """`batch_size` is rows of the context length; shorter programs have as many tokens in more rows."""
+        """`batch_size`: rows of the context length. Programs for shorter pairs have more rows, with as many tokens."""
         self.context_length = architecture.context_length
         self._params, self._batch_size = params, batch_size
         self._scorer = TokenScorer(architecture, mesh)
@@ -50,8 +50,8 @@ class ContinuationScorer:
     def score(self, pairs: Sequence[Pair], progress: Progress | None = None) -> Scores:
         """The likelihood of each continuation after its context.
 
-        Of a pair that is longer than the model's context, the beginning of the context is cut off. A continuation
-        that alone is longer is scored in pieces of half a context, each after the tokens before it that fit.
+        If a pair is longer than the model's context, the beginning of its context is cut off. A continuation that is
+        longer by itself is scored in pieces of half a context, each after as many of the tokens before it as fit.
         """
         for number, (context, continuation) in enumerate(pairs):
             if not len(context) or not len(continuation):
@@ -71,13 +71,13 @@ class ContinuationScorer:
         return Scores(-nll, num_tokens, correct == num_tokens, truncated)
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[tuple[Batch, Owners]]:
-        """Pairs, the longest first, one in a row. The owner of a prediction is its pair."""
+        """Batches of pairs, the longest first, one pair per row. The owner of a prediction is its pair."""
         numbered = list(enumerate(pairs))
         for bucket, same in itertools.groupby(numbered, lambda one: self._bucket(one[1])):
             members = list(same)
             rows = self._scorer.rows(self._batch_size * self.context_length // bucket, bucket)
             while len(members) <= (fewer := self._scorer.rows(rows // 4, bucket)) < rows:
-                rows = fewer  # in steps of four, so that there are few programs
+                rows = fewer  # divided by four, not less, so that few programs are compiled
             for first in range(0, len(members), rows):
                 batch, owners = empty_batch(rows, bucket)
                 for row, (number, (context, continuation)) in enumerate(members[first : first + rows]):
@@ -95,7 +95,7 @@ class ContinuationScorer:
 
 
 class Encoded(NamedTuple):
-    """A pair in tokens; `alone` is whether the continuation could not be taken from the joined text."""
+    """A pair in tokens; `alone`: the continuation was encoded without its context."""
 
     context: Tokens
     continuation: Tokens
@@ -105,10 +105,9 @@ class Encoded(NamedTuple):
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, begin: Sequence[int] = ()) -> Encoded:
     """The tokens of a context after `begin`, and of its continuation.
 
-    As lm-eval does it: white space at the end of the context belongs to the continuation, and the continuation is
-    what it adds to the tokens of the context when both are encoded as one text. Where a token of the joined text holds
-    the end of one and the start of the other, the continuation would lose its start: it is encoded alone. An empty
-    context is the token that begins a text.
+    As in lm-eval, white space at the end of the context belongs to the continuation. Both are encoded as one text;
+    what follows the context's own tokens is the continuation. If a token spans the border, the continuation is
+    encoded alone, since it would lose its start. An empty context becomes the token that begins a text.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation

@@ -18,9 +18,9 @@ def diversity(texts: Sequence[str], ids: Sequence[str], tokenize: str = "13a") -
     """distinct1, distinct2, distinct3 and repetition of texts; words are those of sacrebleu's tokenizer.
 
     distinct-n is the number of different n-grams in all texts / the number of n-grams (Li et al. 2016,
-    arXiv:1510.03055); it falls with the amount of text, so only sets of equal size compare. repetition is the mean
-    share of 4-grams in a text that are not its first (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319), over the
-    texts that have any. The interval of distinct-n is over texts, from its delete-one jackknife influences.
+    arXiv:1510.03055); it falls with the amount of text, so compare only sets of equal size. repetition is the mean
+    share of 4-grams that have occurred before in their text (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319), over
+    the texts that have any. The interval of distinct-n is over texts, from its delete-one jackknife influences.
     """
     tokenizer = BLEU(tokenize=tokenize).tokenizer
     words = [tokenizer(text.strip()).split() for text in texts]

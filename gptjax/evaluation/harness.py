@@ -43,7 +43,7 @@ class CheckpointLM(LM):
     ):
         """`generate(prompts, **sampling)` completes token ids, see `gptjax.generation.params.SamplingParams`.
 
-        `begin` comes before a context; lm-eval's own models put what their tokenizer adds by itself.
+        `begin`: token ids before each context; in lm-eval's own models, those that the tokenizer adds by itself.
         """
         super().__init__()
         self._scorer, self._tokenizer, self._generate = scorer, tokenizer, generate
@@ -80,10 +80,10 @@ class CheckpointLM(LM):
             options = dict(requests[members[0]].args[1])
             sampling = _sampling(options)
             encoded = self._tokenizer.encode_batch([requests[member].args[0] for member in members])
-            first = self._begin or self._tokenizer.begin_ids[-1:]  # of an empty text
+            first = self._begin or self._tokenizer.begin_ids[-1:]  # for an empty prompt
             prompts = [np.concatenate([self._begin if len(ids) else first, ids]).astype(np.int32) for ids in encoded]
             limit = self._scorer.context_length
-            room = max(limit - sampling["max_new_tokens"], limit // 2, 1)  # lm-eval cuts every text to it
+            room = max(limit - sampling["max_new_tokens"], limit // 2, 1)  # lm-eval cuts every prompt to this length
             if self._too_long == "fail":
                 fit(prompts, limit, sampling["max_new_tokens"], "fail")
             prompts = [prompt[-room:] for prompt in prompts]
@@ -106,7 +106,7 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(task: str, model: CheckpointLM) -> Outcome:
-    """The metrics of one of lm-eval's tasks, under its names; of the parts of a group as METRIC/PART.
+    """The metrics of one lm-eval task under lm-eval's names; for the parts of a group METRIC/PART.
 
     `task` is a name, or the path of a YAML file that describes a task.
     """
@@ -140,7 +140,7 @@ def run(task: str, model: CheckpointLM) -> Outcome:
 
 
 def _metric(answer: Any, part: str, name: str, filtered_by: str, value: float) -> Estimate:
-    """With the score of each sample where the metric is their mean; otherwise with lm-eval's standard error."""
+    """A metric with the score of each sample if it is their mean; otherwise one with lm-eval's standard error."""
     version, shots = answer["versions"].get(part), answer["n-shot"].get(part, 0)
     signature = f"lm_eval:{importlib.metadata.version('lm_eval')}|task:{part}|version:{version}|fewshot:{shots}"
     samples = [s for s in answer.get("samples", {}).get(part, []) if s.get("filter", "none") == filtered_by]

@@ -11,17 +11,17 @@ from jaxtyping import Float
 from gptjax.data.building.runners import LocalRunner, num_cores
 from gptjax.evaluation.metrics import Progress
 
-Systems = Sequence[Sequence[str]]  # of each system, the text of each item
+Systems = Sequence[Sequence[str]]  # for each system, the text of each item
 References = Sequence[Sequence[str]]
 Sums = Float[np.ndarray, "items sums"]
 
-PIECE = 250  # items that a process works on at a time; what is known of their references serves all systems
+PIECE = 250  # items per task of a process; statistics of their references are computed once for all systems
 _MANY_CHARACTERS = 1_000_000  # seconds of work; with less, starting processes takes longer
 
 
 @runtime_checkable
 class Counter(Hashable, Protocol):
-    """Counts something of each item; picklable, and equal where it counts the same."""
+    """Computes sums of each item. Picklable; equal if it computes the same."""
 
     def __call__(self, systems: Systems, references_list: References) -> list[Sums]:
         """The sums of the items of each system."""
@@ -36,11 +36,11 @@ def compute(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> list[dict[Counter, Sums]]:
-    """Of each system the sums of its items by counter.
+    """For each system, the sums of its items by counter.
 
     Args:
-      workers: processes; 0: all cores where the texts are long enough, otherwise this one alone.
-      progress: called with the pieces that are done and their number.
+      workers: processes; 0: one per core if the texts are long enough, otherwise this process alone.
+      progress: called with the number of finished pieces, and of all.
     """
     items = len(references_list)
     pieces = [(number, start) for number in range(len(counters)) for start in range(0, items, PIECE)]

@@ -3,8 +3,8 @@
 A document of n tokens is scored as n + 1 predictions: its tokens, the first from the end-of-text token before it,
 and the end-of-text token that closes it. Documents longer than the context are covered by windows that start
 every `stride` tokens; a window scores only the tokens that the one before it has not. Windows of several documents
-share a row and do not see each other. Of dialogues, only what bears loss in training is scored; of preferences, only
-the better answers.
+share a row and do not see each other. In dialogues only the tokens with training loss are scored; in preference data
+only the better answers.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Windows:
 class Likelihood:
     """Sums by window: negative log-likelihood in nats, tokens scored, tokens predicted right, bytes of text.
 
-    `end_nll` is the part of `nll` that is of the end-of-text token which closes a document.
+    `end_nll` is the part of `nll` from the end-of-text tokens that close documents.
     """
 
     document: np.ndarray
@@ -91,10 +91,10 @@ class Likelihood:
         Args:
           identity: of the data, in the signature and in the ids of documents.
           tokenizer: its identity; two models are compared per token only where it is the same.
-          words: of each document; with them there is `word_perplexity` as well.
+          words: number of words of each document; adds `word_perplexity`.
         """
-        # First the units of resampling. Windows of one document are not independent, so documents are drawn whole;
-        # many documents are joined to at most MAX_UNITS units, and too few make no interval: then windows are drawn.
+        # Units of resampling: whole documents, since windows of one document are not independent. Many documents are
+        # joined to at most MAX_UNITS units; with fewer than MIN_DOCUMENTS, windows are drawn instead.
         documents = np.unique(self.document)
         if len(documents) >= MIN_DOCUMENTS:
             size = -(-len(documents) // MAX_UNITS)
@@ -131,7 +131,7 @@ class Likelihood:
             "accuracy": metric(correct, tokens, lower_is_better=False),
         }
         if words is not None:
-            # Words are counted per document. A window gets the share of them that it has of the document's tokens.
+            # Words are known per document; a window gets a share in proportion to its tokens.
             share = self.tokens / np.bincount(self.document, self.tokens)[self.document]
             counted = np.bincount(groups, words[self.document] * share)
             # As in lm-eval, the end-of-text token does not count for the perplexity per word.
@@ -193,7 +193,7 @@ def plan_windows(document_starts: np.ndarray, num_tokens: int, context_length: i
 
 
 def unigram_nll(train: TokenSplit, evaluated: TokenSplit, vocab_size: int) -> float:
-    """Nats per token of `evaluated` under add-one-smoothed token frequencies of `train`: a floor to beat."""
+    """Nats per token of `evaluated` under add-one-smoothed token frequencies of `train`: a baseline."""
 
     def counts(split):
         total = np.zeros(vocab_size, np.int64)
@@ -211,7 +211,7 @@ def unigram_nll(train: TokenSplit, evaluated: TokenSplit, vocab_size: int) -> fl
 def _batches(
     split: TokenSplit, windows: Windows, context_length: int, batch_size: int, eot_id: int
 ) -> Iterator[tuple[Batch, Owners]]:
-    """Windows packed next-fit into rows. The owner of a prediction is twice its window, of a closing token one more."""
+    """Windows packed next-fit into rows. Owner of a prediction: 2 * window, of a closing token 2 * window + 1."""
     batch, owners = empty_batch(batch_size, context_length)
     row, column, segment = 0, 0, 0
     closes = np.isin(windows.start + windows.length, np.append(split.document_starts, split.num_tokens))
@@ -244,7 +244,7 @@ def _scored(split: TokenSplit, start: int, length: int) -> np.ndarray:
 
 
 def _bytes(split: TokenSplit, windows: Windows, tokens: np.ndarray) -> np.ndarray:
-    """A document's bytes, shared over its windows by tokens scored; one cut by max_tokens counts in proportion."""
+    """Bytes of each window: those of its document, in proportion to the tokens scored."""
     full = np.diff(np.append(split.document_starts, split.num_tokens))
     share = tokens / full[windows.document]
     return split.document_bytes[windows.document] * share

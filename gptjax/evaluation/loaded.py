@@ -31,7 +31,7 @@ class Loaded:
 
     @property
     def config(self) -> "Config":
-        """That of the run; of a published model the default with its options of `model`."""
+        """The config of the run; for a published model the default config with its `model` options."""
         return self.trained.config
 
     @property
@@ -52,7 +52,7 @@ class Loaded:
         return completion.text
 
     def stream(self, prompt: str, **sampling) -> Iterator[str]:
-        """The completion of `generate` in pieces, as soon as they are final. No piece has half a character."""
+        """The completion of `generate` in pieces, as soon as they are final. No piece ends inside a character."""
         engine = self._generator.engine(slots=1, rounds=4)
         engine.submit(self._generator.encode([prompt])[0], _sampling(sampling))
         while engine.busy:
@@ -71,7 +71,7 @@ class Loaded:
     def score(self, text: str) -> dict[str, float]:
         """How probable the model finds a text: `log_likelihood` in nats, its `tokens`, its `perplexity` per token.
 
-        The text is the beginning of a document; the token that would end it is not scored.
+        The text counts as the beginning of a document; no end-of-text token after it is scored.
         """
         tokenizer = self.trained.tokenizer
         tokens = tokenizer.encode(text)
@@ -100,7 +100,7 @@ class Loaded:
 
 
 def _sampling(options: dict) -> "SamplingParams":
-    """Raises UserError for an option that there is not."""
+    """Raises UserError for an unknown option."""
     from gptjax.generation.params import SamplingParams
 
     known = SamplingParams.__dataclass_fields__

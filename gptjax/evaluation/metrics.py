@@ -1,8 +1,8 @@
-"""Metrics with what they are made of, item by item, so that two evaluations can be compared.
+"""Metrics with the sums of each item, so that two evaluations can be compared.
 
 A metric is a formula of sums over items (documents, questions, prompts). The sums of every item are written beside
-the results, as JSON lines: for each task a line that describes its metrics, then a line an item, with its texts where
-there are any.
+the results, as JSON lines: for each task one line that describes its metrics, then one line per item, with its texts
+if there are any.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from gptjax.errors import UserError
 from gptjax.evaluation.confidence import Estimate, ratio_interval
 
 Sums = Float[np.ndarray, "samples sums"]
-Progress = Callable[[int, int], None]  # how much is done, and of how much
+Progress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Metric(Estimate):
     """An estimate with the sums of each item.
 
     Attributes:
-      ids: of the items; equal ids are equal items, whatever the model.
-      sums: one row an item.
+      ids: of the items; items with equal ids are the same, whatever the model.
+      sums: one row per item.
       formula: name of the function from summed rows to the value, see `values`.
-      unit: two values can be compared where their units are equal (of perplexities: where the tokenizers are).
-      lower_is_better: as of losses and error rates.
+      unit: values are comparable only if it is equal (for perplexities it names the tokenizer).
+      lower_is_better: true of losses and error rates.
     """
 
     ids: Sequence[str]
@@ -50,7 +50,7 @@ class Outcome:
 
     Attributes:
       metrics: by name; those that are a `Metric` can be compared.
-      texts: what a person wants to see of an item, by its id: prompt, references, hypothesis.
+      texts: what to show of an item, by its id: prompt, references, hypothesis.
       warnings: what a reader of the numbers must know, as sentences.
     """
 
@@ -72,7 +72,7 @@ def values(formula: str, sums: Sums) -> Float[np.ndarray, " samples"]:
 
 
 def _exp(ratio: Any) -> Any:
-    with np.errstate(over="ignore"):  # the perplexity of words of a bad model can be infinite
+    with np.errstate(over="ignore"):  # the word perplexity of a bad model may be infinite
         return np.exp(ratio)
 
 
@@ -98,9 +98,9 @@ def ratio_metric(
     """sum(numerators) / sum(denominators) through a formula, with a bootstrap interval over items.
 
     Args:
-      denominators: default: 1 an item, which makes the ratio a mean.
+      denominators: default: 1 per item, so that the ratio is a mean.
       formula: ratio, percent (x 100) or exp (of the ratio).
-      n: what the signature counts; default: the number of items.
+      n: the number of scored units to report; default: the number of items.
     """
     denominators = np.ones(len(ids)) if denominators is None else np.asarray(denominators, np.float64)
     sums = np.stack([np.asarray(numerators, np.float64), denominators], axis=1)

@@ -58,7 +58,7 @@ def choose(
     *,
     progress: Progress | None = None,
 ) -> Outcome:
-    """accuracy and accuracy_normalized; of partial evaluation accuracy alone, since its choices are equally long."""
+    """accuracy and accuracy_normalized; for partial evaluation accuracy alone, since all its choices are one text."""
     style = style or Style()
     scored = _score(scorer, tokenizer, questions, style, progress)
     questions, scores = scored.questions, scored.scores
@@ -148,7 +148,7 @@ def _score(
             "--too_long=skip leaves them out"
         )
     if all(long) and style.too_long == "skip":
-        raise UserError(f"no question fits in context_length {limit}, so --too_long=skip leaves none; use cut")
+        raise UserError(f"no question fits in context_length {limit}, so --too_long=skip leaves none; use =cut")
     kept = [number for number, is_long in enumerate(long) if not (is_long and style.too_long == "skip")]
     pairs = [one for number in kept for one in encoded[number]]
     scores = scorer.score([(one.context, one.continuation) for one in pairs], progress)

@@ -1,8 +1,8 @@
 """How often a model prefers the answer that people prefer, on the pairs of a split.
 
 The log-probability of an answer is compared as it is, and per token. Where the model was trained against a reference
-there are also the rewards of DPO, beta (log pi - log pi_reference). Of a reward model its own rewards alone are
-compared. Pairs with one prompt are not independent, so intervals draw prompts.
+there are also the rewards of DPO, beta (log pi - log pi_reference). For a reward model only its own rewards are
+compared. Pairs with the same prompt are not independent, so the bootstrap draws prompts.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ _ROWS = 16
 
 
 def score(trained: Trained, splits: Mapping[str, TokenSplit], mesh: Mesh, identity: str) -> Outcome:
-    """`accuracy` and `margin` of rewards, where there are any; `accuracy_likelihood`, `accuracy_normalized` of others.
+    """`accuracy` and `margin` of rewards, if any; `accuracy_likelihood`, `accuracy_normalized` except of reward models.
 
     Raises UserError where a split has no pairs.
     """
@@ -59,7 +59,7 @@ def score(trained: Trained, splits: Mapping[str, TokenSplit], mesh: Mesh, identi
     if all(values is not None for values in known):
         metrics = of_rewards(trained.config.objective.beta * (policy - np.concatenate(known))) | metrics
     elif (_workdir(trained.path) / reference.FILE).exists():
-        warnings.append("rewards are left out: what the reference says of these pairs is not in the cache")
+        warnings.append("rewards are left out: the cache lacks the reference model's log-probabilities of these pairs")
     return Outcome(metrics, warnings=warnings)
 
 

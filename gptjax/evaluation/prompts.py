@@ -1,4 +1,4 @@
-"""Files of prompts with references, and of what a system wrote for them."""
+"""Reads files of prompts with references, and of system outputs."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def read_prompts(spec: str | Path, *, references: bool = True) -> list[dict[str,
 
 
 def read_hypotheses(path: str | Path) -> tuple[list[str], list[list[str]] | None]:
-    """What a system wrote, one text per item, and the references where the file has them.
+    """The outputs of a system, one text per item, and the references if the file has them.
 
     A text file has one text per line, which may be empty; JSONL has `completion` (as `generate` writes),
     `hypothesis` or `prediction`, and may have `references` or `reference`.
@@ -76,7 +76,7 @@ def read_hypotheses(path: str | Path) -> tuple[list[str], list[list[str]] | None
 
 
 class ReferenceItems(NamedTuple):
-    """The references of each item, and in words how the files were read."""
+    """The references of each item, and how the files were read, for messages."""
 
     items: list[list[str]]
     how: str
@@ -85,19 +85,19 @@ class ReferenceItems(NamedTuple):
 def read_references(specs: Sequence[str], count: int | None = None) -> ReferenceItems:
     """References of each item.
 
-    Each of several text files has one reference of every item, one per line. A single text file has one per line, or
-    several with a blank line after each item's: one per line where it has as many lines as there are items, `count`.
-    Otherwise as `read_prompts`.
+    Several text files: line k of each is a reference of item k. One text file: one reference per line if it has
+    `count` lines or no blank line between texts, else blank lines separate the references of the items. Other files
+    are read as in `read_prompts`.
     """
     if len(specs) == 1:
         path, _ = _split_spec(specs[0])
         if suffix(path) in _RECORDS or (_is_stream(path) and _has_records(path)):
-            return ReferenceItems([prompt["references"] for prompt in read_prompts(specs[0])], "one record an item")
+            return ReferenceItems([prompt["references"] for prompt in read_prompts(specs[0])], "one record per item")
         lines = _lines(path)
         text = "\n".join(lines).strip("\n")
         groups = re.split(r"\n(?:[^\S\n]*\n)+", text)
         if len(groups) == 1 or len(lines) == count:
-            return ReferenceItems([[line] for line in lines], f"one reference a line, {len(lines)} lines")
+            return ReferenceItems([[line] for line in lines], f"one reference per line, {len(lines)} lines")
         how = f"blank lines between items; it has {len(lines)} lines"
         return ReferenceItems([group.split("\n") for group in groups], how)
     columns = [_lines(spec) for spec in specs]
@@ -107,11 +107,11 @@ def read_references(specs: Sequence[str], count: int | None = None) -> Reference
                 f"{spec} has {len(column)} lines, {specs[0]} has {len(columns[0])}; line k of each file is a "
                 "reference of item k"
             )
-    return ReferenceItems([list(row) for row in zip(*columns, strict=True)], "one reference a line of each file")
+    return ReferenceItems([list(row) for row in zip(*columns, strict=True)], "one reference per line of each file")
 
 
 def _split_spec(spec: str) -> tuple[str, list[str]]:
-    """The path, and the names of the one or two fields where there are any."""
+    """The path, and the one or two field names after "#", if any."""
     name, hash_sign, names = spec.rpartition("#")
     if not hash_sign or Path(spec).exists():
         return spec, []
@@ -126,7 +126,7 @@ def _is_stream(path: str | Path) -> bool:
 
 
 def _has_records(path: str | Path) -> bool:
-    """Whether a file is one of records; where its name does not say so, by its first character."""
+    """Whether a file holds records, by its suffix or else by its first character."""
     if suffix(path) in _RECORDS:
         return True
     if suffix(path) == ".txt":
@@ -139,7 +139,7 @@ def _records(path: str | Path, *, table: bool = False) -> list[tuple[str, dict[s
     name = regular(path)
     if suffix(name) in _RECORDS:
         found = read_records(name)
-    else:  # a stream, or a file whose name says nothing
+    else:  # a stream, or a file without a known suffix
         form = ".csv" if table and not _has_records(path) else ""
         found = (
             record._replace(place=record.place.replace(f"{name}{form}", name))
@@ -170,7 +170,7 @@ def _prompt(entry: dict[str, Any], fields: Sequence[str], references: bool, wher
     elif references:
         entry = {"prompt": entry["prompt"], "references": _references(entry, where)}
     try:
-        json.dumps(entry, ensure_ascii=False).encode()  # what is generated is written beside it
+        json.dumps(entry, ensure_ascii=False).encode()  # it is written beside the generated text
     except ValueError:
         raise UserError(f"{where}: it cannot be written as JSON in UTF-8: it holds half a surrogate pair") from None
     except TypeError:
@@ -195,7 +195,7 @@ def _names(entry: dict[str, Any]) -> str:
 
 
 def _lines(path: str | Path) -> list[str]:
-    """The lines of a text, as they are: a byte-order mark is a character, as for the sacrebleu command."""
+    """The lines of a text file, unchanged: a byte-order mark is kept, as by the sacrebleu command."""
     try:
         text = _content(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -209,7 +209,7 @@ def _lines(path: str | Path) -> list[str]:
 
 
 def regular(path: str | Path) -> str:
-    """The path, if it can be read to an end. Raises UserError."""
+    """The path of a regular file, a URL or "-". Raises UserError for others."""
     path = str(path)
     if path == "-" or is_remote(path):
         return path
@@ -219,11 +219,11 @@ def regular(path: str | Path) -> str:
         raise UserError(f"{path}: there is no such user") from None
 
 
-_streams: dict[tuple[str, int], bytes] = {}  # what can be read only once, by its name and which it is
+_streams: dict[tuple[str, int], bytes] = {}  # content of streams, which can be read only once, by name and identity
 
 
 def _content(path: str | Path) -> bytes:
-    """All that a file holds, decompressed. Raises UserError."""
+    """The whole content of a file, decompressed. Raises UserError."""
     name = regular(path)
     stream = (name, id(sys.stdin) if name == "-" else Path(name).stat().st_ino) if _is_stream(name) else None
     if stream in _streams:
@@ -245,7 +245,7 @@ def _content(path: str | Path) -> bytes:
 
 
 def oddities(texts: Sequence[str]) -> list[str]:
-    """What is odd in texts that are scored as they are, in words."""
+    """Messages on odd characters in texts that are scored unchanged."""
     kinds = {
         "hold U+FEFF, a byte-order mark": lambda text: "\ufeff" in text,
         "hold U+FFFD, which stands for bytes that could not be read": lambda text: "\ufffd" in text,

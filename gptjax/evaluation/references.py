@@ -35,8 +35,8 @@ def bleu(
     """Corpus BLEU, 0 to 100, as `sacrebleu --confidence` prints it.
 
     Args:
-      hypotheses: one text an item; may be empty.
-      references_list: one reference or more an item; items may differ in how many.
+      hypotheses: one text per item; may be empty.
+      references_list: one or more references per item; the number may differ between items.
       tokenize: sacrebleu's tokenizer, e.g. from `words.choose_tokenizer`.
       lowercase: with tokenize="13a" and several references, this is what mteval-v13a.pl and the script of the E2E
         challenge compute.
@@ -55,7 +55,7 @@ def chrf(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *,
 
 
 def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, characters: bool = False) -> Metric:
-    """Translation edit rate, edits in 100 words of a reference, as `sacrebleu -m ter --confidence` prints it.
+    """Translation edit rate, edits per 100 words of a reference, as `sacrebleu -m ter --confidence` prints it.
 
     Lower is better. With `characters`, Chinese is counted by character (--ter-normalized --ter-asian-support).
     Snover et al. 2006.
@@ -64,7 +64,7 @@ def ter(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]], *, 
 
 
 def check_sacrebleu() -> None:
-    """Raises RunError where sacrebleu has not the functions, private ones, by which its statistics are had."""
+    """Raises RunError if sacrebleu lacks the private functions that compute its statistics."""
     missing = [name for name in (_EXTRACT, _COMPUTE) if not callable(getattr(Scorer, name, None))]
     if missing:
         raise RunError(
@@ -74,7 +74,7 @@ def check_sacrebleu() -> None:
 
 
 def _score_of_sums(scorer: Scorer, sums: Float[np.ndarray, " sums"]) -> float:
-    """The score of summed statistics, which do not depend on tokenization and case any more."""
+    """The score of summed statistics; tokenization and case no longer matter for it."""
     check_sacrebleu()
     return float(getattr(scorer, _COMPUTE)(sums.tolist()).score)
 
@@ -87,7 +87,7 @@ FORMULAS |= {
 
 
 def check(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -> None:
-    """Raises UserError where the two do not belong together or there is nothing to score."""
+    """Raises UserError if items lack hypotheses or references, or there is nothing to score."""
     if len(hypotheses) != len(references_list):
         raise UserError(
             f"there are {len(hypotheses)} hypotheses but references for {len(references_list)} items; "
@@ -102,14 +102,14 @@ def check(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """sacrebleu's statistics of each item; the name is that of its formula."""
+    """Computes sacrebleu's statistics of each item; `formula` names the score."""
 
     formula: str
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def bleu(cls, tokenize: str, *, lowercase: bool = False) -> "Counts":
-        """Raises UserError for a tokenizer that cannot be had."""
+        """Raises UserError for a tokenizer that is unknown or not installed."""
         if tokenize not in BLEU.TOKENIZERS:
             raise UserError(f"BLEU tokenizer {tokenize!r} is unknown; choose from {', '.join(BLEU.TOKENIZERS)}")
         counts = cls("bleu", (("tokenize", tokenize), ("lowercase", lowercase)))
@@ -145,7 +145,7 @@ def corpus_metric(counts: Counts, sums: Float[np.ndarray, "items sums"], referen
     interval = [math.nan, math.nan]
     if resampled:
         drawn = np.concatenate([weights @ sums for weights in resamples(len(sums), BOOTSTRAP_SAMPLES, SEED)])
-        # Single precision, as sacrebleu's: it shows in the sixth digit of an interval.
+        # Single precision as in sacrebleu; it changes the sixth digit of an interval.
         scores = np.sort([float(getattr(scorer, _COMPUTE)(row).score) for row in drawn.astype(np.float32)])
         outside = len(scores) // 40
         margin = (scores[-1 - outside] - scores[outside]) / 2

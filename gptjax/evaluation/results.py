@@ -34,7 +34,7 @@ def to_json(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
 
 
 def file_name(tasks: Sequence[str], data: str, step: int) -> str:
-    """TASKS-DATA-STEP; where that is long, only the first task, and a digest that tells such names apart."""
+    """TASKS-DATA-STEP; if that is too long, the first task only, and a digest that keeps names distinct."""
     name = "-".join([*tasks, data, str(step)])
     if len(name.encode()) > _LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:6]
@@ -44,7 +44,7 @@ def file_name(tasks: Sequence[str], data: str, step: int) -> str:
 
 
 def write(place: str | Path, answer: dict[str, Any], outcomes: Outcomes) -> None:
-    """The results, and beside them the items that --compare reads. Raises RunError: it says why they could not be."""
+    """Writes the results, and beside them the items that --compare reads. Raises RunError."""
     if outcomes and outputs.keeps_files(place):
         outputs.write(outputs.beside(place, ITEMS_SUFFIX), items.lines(outcomes))
     outputs.write(place, json.dumps(answer, indent=1) + "\n")
@@ -82,7 +82,7 @@ def show_title(terminal: Console, title: str) -> None:
 
 
 def progress(what: str):
-    """Shows on a terminal how much is done; None where there is none."""
+    """A progress display on the terminal; None without a terminal."""
 
     def tell(done: int, total: int) -> None:
         end = "\n" if done == total else ""

@@ -1,4 +1,4 @@
-"""What is done with a text that is too long for a model: one rule for all tasks."""
+"""How all tasks treat a text that is too long for the model."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ class Fitted(NamedTuple):
     """Prompts that fit.
 
     Attributes:
-      places: of those that are kept, in what was given.
+      places: indices of the kept prompts in the input.
       note: what was done, for signatures.
     """
 
@@ -31,7 +31,7 @@ def fit(
 ) -> Fitted:
     """Prompts that leave room for an answer: one that does not fit in the context is cut on the left, or left out.
 
-    What is cut keeps `begin` and leaves room for the new tokens, at most for half of the context. Raises UserError
+    A prompt that is cut keeps `begin` and leaves room for the new tokens, at most half of the context. Raises UserError
     where nothing is left, or where too_long is "fail".
     """
     long = [place for place, prompt in enumerate(prompts) if len(prompt) > context_length]

@@ -25,7 +25,7 @@ class Sampler:
         *,
         start: int,
     ):
-        """Drops the samples of steps after `start`, where the run continues.
+        """Drops the samples of steps after `start` if the run is resumed.
 
         Raises UserError for a prompt that does not fit, before anything is trained.
         """

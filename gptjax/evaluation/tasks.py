@@ -1,4 +1,4 @@
-"""What `evaluate --tasks` can name. A task reads its files before the model is loaded, then scores the checkpoint."""
+"""The tasks of `evaluate --tasks`. A task reads its files before the model is loaded, then scores the checkpoint."""
 
 import dataclasses
 import hashlib
@@ -37,19 +37,19 @@ _SAMPLE_CHARACTERS = 100_000
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What tasks read besides the config.
+    """Settings of tasks that are not in the config.
 
     Attributes:
       split: train, validation or test of the run's data.
-      data: another source whose perplexity is wanted, or "".
+      data: source to score instead of the run's data, or "".
       examples: the file of tasks that were named without one, or "".
       delimiter: between a query and its choices.
       rules: of f1 and exact_match, see `answers.choose_rule`.
       begin: what comes before a question: "tokenizer", what the tokenizer puts before every text, as lm-eval does;
         "document", what begins a document in training; or "none".
       too_long: what is done with a question or prompt that does not fit in the context.
-      best_of: completions of a prompt that are drawn; 1: one, and the most probable.
-      reward: what the best of them is.
+      best_of: number of completions sampled per prompt; 1: no sampling.
+      reward: chooses the best of them.
     """
 
     split: str = "validation"
@@ -76,7 +76,7 @@ class Request:
 
 
 class BestOf(NamedTuple):
-    """That `count` completions of each of `requests`, prompts with references, are drawn and the best is kept."""
+    """Draws `count` completions of each prompt and keeps the best by `reward`; `requests`: prompts with references."""
 
     count: int
     reward: str
@@ -88,11 +88,10 @@ class Context:
     """What tasks work with.
 
     Attributes:
-      generate: completes prompts, texts or token ids, with the options of `SamplingParams`, or of `BeamParams` where
-        `beams` is one of them; also gives the places of
-        those that were completed, and a note of those that were too long.
-      progress: makes a display for what it is given the name of, or None.
-      completions: of prompts that a task has asked for.
+      generate: completes prompts (texts or token ids) with the options of `SamplingParams`, or of `BeamParams` if
+        `beams` is given. Returns completions, the places of their prompts, and a note on prompts that were too long.
+      progress: makes a progress display with the given title, or None.
+      completions: those already computed, by prompts.
     """
 
     config: Config
@@ -119,10 +118,10 @@ class Context:
         return f"tokenizer:{self.trained.tokenizer.sha256[:12]}"
 
     def complete(self, prompts: Sequence[dict[str, Any]]) -> tuple[list[str], list[int], str]:
-        """Completions, the places of the prompts that have one, and a note of those that were too long.
+        """Completions, the places of their prompts, and a note on prompts that were too long.
 
-        They are greedy, with evaluation.beams the best that a search finds, or the best of those drawn. Tasks on the
-        same prompts share them.
+        Decoding is greedy, beam search (evaluation.beams) or best of n (--best_of). Tasks on the same prompts share
+        their completions.
         """
         texts = tuple(prompt["prompt"] for prompt in prompts)
         if texts not in self.completions:
@@ -141,7 +140,7 @@ class Task(NamedTuple):
     """A kind of task.
 
     Attributes:
-      read: what it scores, from files: raises UserError before anything expensive begins.
+      read: reads the files to score; raises UserError before anything expensive begins.
       run: the outcome, from what `read` returned.
       takes_file: whether it can be written KIND:FILE.
     """
@@ -152,7 +151,7 @@ class Task(NamedTuple):
 
 
 def parse(text: str) -> list[Request]:
-    """The tasks of a list with commas. Raises UserError where one is unknown."""
+    """The tasks of a comma-separated list. Raises UserError if one is unknown."""
     requests = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         kind, _, file = entry.partition(":")
@@ -178,9 +177,9 @@ def _read_nothing(request: Request, config: Config, options: Options) -> None:
 
 
 def _perplexity(context: Context, request: Request, _: None) -> Outcome:
-    """Perplexity, nll, bits per byte and accuracy, the perplexity of words, and that of a unigram model beside them.
+    """Perplexity, nll, bits per byte, accuracy, perplexity per word, and the perplexity of a unigram model.
 
-    Of a mixture, of all sources together and, as METRIC/SOURCE, of each.
+    For a mixture: of all sources together, and of each source as METRIC/SOURCE.
     """
     trained, options = context.trained, context.options
     stores, split_name = _open_data(context)
@@ -238,14 +237,14 @@ def _open_data(context: Context) -> tuple[dict[str, Store], str]:
         stores[name] = opening.open_store_of(config, tokenizer=trained.tokenizer)
         if stores[name].tokenizer().sha256 != trained.tokenizer.sha256:
             raise UserError(
-                f"--data={spec}: its token store has another tokenizer than {trained.path}; name the text itself"
+                f"--data={spec}: its token store has another tokenizer than {trained.path}; give the text, not a store"
             )
     is_prepared = all(spec.startswith(("store:", "tokens:")) for _, spec, _ in parse_mixture(options.data))
     return stores, options.split if is_prepared else "train"
 
 
 def count_words(split: TokenSplit, tokenizer: Tokenizer) -> Int64[np.ndarray, " documents"] | None:
-    """Words between white space of each document; None where the text has none (Chinese) or cannot be written back."""
+    """Words between white space of each document; None if the text has none (Chinese) or decoding is not exact."""
     if split.has_mask or tokenizer.kind not in _LOSSLESS:
         return None
     ends = np.append(split.document_starts[1:], split.num_tokens)
@@ -352,7 +351,7 @@ def _find_harness(request: Request, config: Config, options: Options) -> None:
     if not request.file:
         raise UserError("the task lm_eval needs a name: --tasks=lm_eval:arc_easy, or lm_eval:FILE.yaml")
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("lm_eval is not installed; pip install lm-eval, in an environment that has gptjax")
+        raise UserError("lm_eval is not installed; pip install lm-eval in the environment of gptjax")
 
 
 def _harness(context: Context, request: Request, _: None) -> Outcome:
@@ -382,7 +381,7 @@ def need_prompts(request: Request) -> bool:
 
 
 def check(config: Config) -> None:
-    """Reads the files of the tasks that `evaluation.tasks` names, before a run that would end with them begins.
+    """Reads the files of the tasks in `evaluation.tasks`, before the training run that ends with these tasks.
 
     Raises UserError.
     """

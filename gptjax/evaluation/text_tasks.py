@@ -1,4 +1,4 @@
-"""Generated texts against references, by the name of a task; and files of system outputs by all of them."""
+"""Tasks that score texts against references: generated texts, or files of system outputs."""
 
 import dataclasses
 import sys
@@ -23,7 +23,7 @@ References = Sequence[Sequence[str]]
 
 
 class Setting(NamedTuple):
-    """What the references decide.
+    """Settings that follow from the references.
 
     Attributes:
       tokenize: sacrebleu's tokenizer.
@@ -42,15 +42,15 @@ class Setting(NamedTuple):
 
 
 def _variants(setting: Setting) -> dict[str, Counter]:
-    """Settings other than the defaults that papers have used."""
+    """Metrics with other settings that papers have used."""
     bleus = {f"bleu_{name}": Counts.bleu(name) for name in ("none", "13a", "intl", "zh", "char")}
     return {**bleus, "chrf++": Counts.chrf(word_order=2), "{}_stemmed": RougeCounts(stemmer=True)}
 
 
-# For each task, metrics by name with what counts them for an item. {} stands for the names that the counter gives.
+# Task -> metric name -> what counts it for an item. "{}" stands for the metric names that the counter gives.
 _COUNTED: dict[str, Callable[[Setting], dict[str, Counter]]] = {
     "bleu": lambda setting: {"bleu": Counts.bleu(setting.tokenize), "chrf": Counts.chrf()},
-    # The same as mteval-v13a.pl and the script of the E2E challenge print, if words are split as by 13a.
+    # Equals mteval-v13a.pl and the script of the E2E challenge, if words are split as by 13a.
     "bleu_lowercase": lambda setting: {"bleu_lowercase": Counts.bleu(setting.tokenize, lowercase=True)},
     "chrf": lambda setting: {"chrf": Counts.chrf()},
     "ter": lambda setting: {"ter": Counts.ter(characters=setting.tokenize == "zh")},
@@ -92,7 +92,7 @@ def count(
     setting: Setting,
     progress: Progress | None = None,
 ) -> list[dict[Counter, Sums]]:
-    """What the items of each system add to the scores of tasks; of many systems much faster than one by one."""
+    """The sums of the items of each system for these tasks; much faster than one system at a time."""
     for texts in systems:
         references.check(texts, expected)
     wanted = {counter for task in tasks if task in _COUNTED for counter in _COUNTED[task](setting).values()}
@@ -114,10 +114,10 @@ def score_texts(
     An empty hypothesis is scored as it is, with 0 by most metrics, and counted in the signature.
 
     Args:
-      prompts: what was asked, to be shown beside the texts; may be empty.
+      prompts: shown beside the texts; may be empty.
       identity: of prompts and decoding, added to the signatures.
-      setting: instead of that which the references suggest.
-      counted: from `count`, where it is known.
+      setting: default: what the references suggest.
+      counted: from `count`, if already computed.
     """
     references.check(hypotheses, expected)
     setting = setting or Setting.of(expected)
@@ -147,7 +147,7 @@ def score_texts(
 
 
 def _wordless(task: str, hypotheses: Texts, expected: References, setting: Setting) -> list[str]:
-    """A warning where a scorer sees no word in a text that is not empty: such a text scores 0 whatever it says."""
+    """Warnings where a scorer finds no word in a text that is not empty: such a text always scores 0."""
     if task == "rouge":
         words = ROUGE_WORDS[setting.rouge]
     elif task == "variants":
@@ -159,7 +159,7 @@ def _wordless(task: str, hypotheses: Texts, expected: References, setting: Setti
     kinds = {"hypotheses": hypotheses, "references": [text for texts in expected for text in texts]}
     found = {kind: sum(bool(text.strip()) and not words(text) for text in texts) for kind, texts in kinds.items()}
     return [
-        f"{task} keeps no word of {number} of {len(kinds[kind])} {kind}, which have other characters alone"
+        f"{task} keeps no word of {number} of {len(kinds[kind])} {kind}, which consist of other characters"
         for kind, number in found.items()
         if number
     ]
@@ -185,7 +185,7 @@ def read_outputs(path: str | Path, reference_specs: Sequence[str]) -> list[Outpu
             raise UserError(f"--hypotheses={path}: the directory has no files")
         if len(files) < len(there):
             names = ", ".join(file.name for file in there if file not in files)[:300]
-            print(f"warning: --hypotheses={path}: not scored, since hidden or no plain file: {names}", file=sys.stderr)
+            print(f"warning: --hypotheses={path}: not scored (hidden, or not a regular file): {names}", file=sys.stderr)
     else:
         files = [path]
     outputs = []
@@ -204,7 +204,7 @@ def read_outputs(path: str | Path, reference_specs: Sequence[str]) -> list[Outpu
 
 
 def by_references(outputs: Sequence[Outputs]) -> list[list[Outputs]]:
-    """Outputs that have the same references, together."""
+    """Outputs grouped by equal references."""
     groups: defaultdict[tuple[tuple[str, ...], ...], list[Outputs]] = defaultdict(list)
     for output in outputs:
         groups[tuple(map(tuple, output.references))].append(output)
@@ -212,7 +212,7 @@ def by_references(outputs: Sequence[Outputs]) -> list[list[Outputs]]:
 
 
 def choose_tasks(text: str | None) -> list[str]:
-    """The tasks of a list with commas; without one, BLEU and chrF. Raises UserError."""
+    """The tasks of a comma-separated list; without one, BLEU and chrF. Raises UserError."""
     tasks = list(dict.fromkeys(task.strip() for task in (text or "").split(",") if task.strip())) or list(OF_OUTPUTS)
     for task in tasks:
         if task not in TASKS:

@@ -1,4 +1,4 @@
-"""How probable a model finds given tokens: batches of rows in, sums by owner out."""
+"""Log-likelihoods of given tokens: batches of rows in, sums by owner out."""
 
 from collections.abc import Iterable
 
@@ -13,20 +13,20 @@ from gptjax.model.architecture import Architecture
 from gptjax.objectives.cross_entropy import score_tokens
 from gptjax.parallel import partition
 
-LOGITS_TOKENS = 2048  # per device, of all rows together, whose logits are in memory at once, at most
-LOGITS_BYTES = 128 << 20  # and their float32 copy, of which XLA keeps up to three
-CPU_BYTES = 768 << 20  # what a batch may take beside the parameters, in all of a machine's memory
-DEVICE_BYTES = 8 << 30  # or on each device with a memory of its own
+LOGITS_TOKENS = 2048  # most tokens per device, over all rows, whose logits are in memory at once
+LOGITS_BYTES = 128 << 20  # most bytes of these logits in float32; XLA keeps up to three copies
+CPU_BYTES = 768 << 20  # most bytes of a batch beside the parameters, in the memory of a machine
+DEVICE_BYTES = 8 << 30  # the same on each device with its own memory
 
 Batch = dict[str, Int32[np.ndarray, "rows length"]]
-Owners = Int[np.ndarray, "rows length"]  # whose sums a prediction counts in; -1 where it counts in none
+Owners = Int[np.ndarray, "rows length"]  # the index of the sum that a prediction is added to; -1: none
 
 
 class TokenScorer:
     """Scores tokens with one compiled program for each shape of a batch.
 
-    Memory depends on the number of tokens in a batch and not on how many rows they are in, up to `max_rows`; it is
-    bounded whatever the vocabulary, the context and the batch that is asked for.
+    Memory depends on the number of tokens in a batch, not on how many rows they are in, up to `max_rows`. It has a
+    bound whatever the vocabulary, the context and the requested batch size.
     """
 
     def __init__(self, architecture: Architecture, mesh: Mesh):
@@ -39,15 +39,15 @@ class TokenScorer:
         self.program = jax.jit(self._token_scores, out_shardings=partition.replicated(mesh))
 
     def rows(self, wanted: int, length: int) -> int:
-        """The number of rows of a batch of this length: `wanted`, as far as the limits of memory allow, raised to a
-        multiple of the row shards."""
+        """Rows of a batch of this length: `wanted`, lowered to the memory limits, then raised to a multiple of the
+        row shards."""
         per_row = self.peak_bytes(1, length) - self.peak_bytes(0, length)
         room = max((self._limit - self.peak_bytes(0, length)) // per_row, 1) * self._shards
         return -(-min(max(wanted, 1), self.max_rows, room) // self._shards) * self._shards
 
     def peak_bytes(self, rows: int, length: int) -> int:
-        """About what a batch with this many rows on a device takes there beside the parameters: the attention's scores
-        and their softmax, the states of a layer, and the logits that are in memory at once."""
+        """Estimated bytes per device of a batch with `rows` rows there, beside the parameters: attention scores and
+        their softmax, the hidden states of a layer, and the logits in memory at once."""
         a = self._architecture
         scores = 2 * a.num_heads * length * length
         states = length * (8 * a.embed_dim + 3 * a.mlp_dim)
@@ -61,7 +61,7 @@ class TokenScorer:
         num_owners: int,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "3 owners"]:
-        """Of each owner the nats of its targets, how many of them are the most probable token, and how many there are.
+        """For each owner: nats of its targets, how many targets are the most probable token, number of targets.
 
         Args:
           batches: from `empty_batch` and `put`; the owners are numbered in the order of the batches.
@@ -74,7 +74,7 @@ class TokenScorer:
             for total, values in zip(sums, (*scores, scored), strict=True):
                 np.add.at(total, owners[scored], np.asarray(values, np.float64)[scored])
 
-        pending = None  # fetched when the device already works on the next batch
+        pending = None  # fetched while the device works on the next batch
         with jax.set_mesh(self._mesh):
             for batch, owners in batches:
                 scores = self.program(params, partition.to_device(batch, self._mesh))
@@ -106,7 +106,7 @@ def empty_batch(rows: int, length: int) -> tuple[Batch, Owners]:
 
 
 def put(batch: Batch, row: int, column: int, text: Int[np.ndarray, " tokens"], *, segment: int = 1) -> None:
-    """Writes the predictions of text[1:], each from what is before it in the text, from a column of a row on."""
+    """Writes text[:-1] as tokens and text[1:] as targets into a row, starting at a column."""
     place = np.s_[row, column : column + len(text) - 1]
     batch["tokens"][place], batch["targets"][place] = text[:-1], text[1:]
     batch["segment_ids"][place] = segment

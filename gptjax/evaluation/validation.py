@@ -1,4 +1,4 @@
-"""What is measured of a model while it trains: the likelihood of the validation split, the objective's own metrics."""
+"""Validation during training: the likelihood of the validation split and the objective's own metrics."""
 
 import math
 from pathlib import Path
@@ -29,9 +29,9 @@ class Validator:
     """
 
     def __init__(self, program: Program, data: RunData, workdir: Path, *, start: int, rollouts: Rollouts | None = None):
-        """Drops the samples of steps after `start`, where the run continues.
+        """Drops the samples of steps after `start` if the run is resumed.
 
-        With `rollouts`, held-out questions are answered and rewarded in the place of all else.
+        With `rollouts`, held-out questions are answered and rewarded, and nothing else is measured.
 
         Raises UserError where early stopping is asked for and nothing can be validated.
         """
@@ -51,7 +51,7 @@ class Validator:
         if patience and not self._splits and self._batches is None:
             raise UserError(
                 f"train.early_stopping_patience is {patience}, and data.source={config.data.source!r} has no "
-                "validation split; raise data.validation_fraction, or set it to 0"
+                "validation split; raise data.validation_fraction, or set train.early_stopping_patience=0"
             )
         self._objective_metrics = jax.jit(self._metrics_of_batch, out_shardings=partition.replicated(program.mesh))
         self._sampler = self._answers = None
@@ -61,11 +61,11 @@ class Validator:
             self._sampler = Sampler(config, workdir, program, data, start=start)
 
     def line(self, step: int, state: TrainState) -> dict[str, Any]:
-        """What is known of the state after `step` updates, by the keys of metrics.jsonl; empty if nothing can be."""
+        """Validation metrics after `step` updates, with the keys of metrics.jsonl; empty without data."""
         if self._answers is not None:
             return self._answers.line(step, state.evaluation_params)
         line = self._likelihood(state.evaluation_params)
-        if self._batches is not None:  # the objective's own metrics come first; of the text the loss is its nll
+        if self._batches is not None:  # `loss` is the objective's own; the text's loss becomes nll
             line = {("nll" if name == "loss" else name): value for name, value in line.items()}
             line |= self._mean_metrics(state)
         if self._sampler:
@@ -88,7 +88,7 @@ class Validator:
         return line | ({f"loss/{name}": part.loss for name, part in parts.items()} if len(parts) > 1 else {})
 
     def _mean_metrics(self, state: TrainState) -> dict[str, float]:
-        """The metrics of the objective over its validation batches, each batch by its weight."""
+        """The objective's metrics averaged over its validation batches, weighted by batch weight."""
         totals: dict[str, float] = {}
         weights, hyper = 0.0, self._program.hyper(0)
         for number in range(max(int(self._batches.steps_per_epoch), 1)):

@@ -1,4 +1,4 @@
-"""What counts as a word of a text: for ROUGE, F1, and which of sacrebleu's tokenizers fits."""
+"""What counts as a word for ROUGE and F1, and which of sacrebleu's tokenizers fits a text."""
 
 from collections.abc import Callable, Iterable
 
@@ -16,7 +16,7 @@ _UNICODE_WORD = regex.compile(rf"(?=[\p{{L}}\p{{N}}]){UNSPACED}\p{{M}}*|(?:(?!{U
 _ASCII_WORD = regex.compile("[a-z0-9]+")
 _LETTER = regex.compile(r"\p{L}")
 _ASCII_LETTER = regex.compile("[a-zA-Z]")
-_MOST = 0.9  # of the letters; where fewer are of English, its words are not those of the texts
+_MOST = 0.9  # least share of ASCII letters for rouge_score's own words
 
 
 def choose_tokenizer(texts: Iterable[str]) -> str:
@@ -51,7 +51,7 @@ def rouge_words(texts: Iterable[str]) -> str:
 
 
 def default_words(text: str) -> list[str]:
-    """rouge_score's: what is left of the lower-cased text is a-z and 0-9."""
+    """rouge_score's own words: a-z and 0-9 of the lower-cased text."""
     return _ASCII_WORD.findall(text.lower())
 
 

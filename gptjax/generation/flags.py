@@ -130,7 +130,7 @@ def read_search(flag_values: flags.FlagValues) -> BeamParams | None:
         if name in flag_values and flag_values[name].present and (name, flag_values[name].value) != ("temperature", 0)
     ]
     if drawing:
-        raise UserError(f"--beams={flag_values.beams} searches instead of sampling; leave out {', '.join(drawing)}")
+        raise UserError(f"--beams={flag_values.beams} does not sample; leave out {', '.join(drawing)}")
     params = BeamParams(**{field.name: flag_values[field.name].value for field in dataclasses.fields(BeamParams)})
     params.validate()
     return params

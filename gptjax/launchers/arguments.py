@@ -1,4 +1,4 @@
-"""The arguments of launchers: what names, numbers and times may look like, and the command that they start."""
+"""The arguments of launchers: formats of names, numbers and times, and the command that they start."""
 
 import argparse
 import math
@@ -10,32 +10,32 @@ from collections.abc import Callable, Sequence
 
 from gptjax.errors import RunError, UserError
 
-SAVE_SECONDS = 120  # time that a run has for a last checkpoint before its machines are taken
+SAVE_SECONDS = 120  # seconds for a last checkpoint before the machines are taken away
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where others print their usage."""
+    """Raises UserError where argparse would print the usage and exit."""
 
     def error(self, message: str):
         raise UserError(message[:1000])
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """Reads a whole number within limits: 8, 8.0, 1e3. argparse puts the flag before the message."""
+    """A reader of whole numbers within limits: 8, 8.0, 1e3. argparse puts the flag before the message."""
 
     def read(text: str) -> int:
         number = float(text) if re.fullmatch(r"[+-]?\d{1,20}(\.\d*)?([eE]\+?\d{1,2})?", text, re.ASCII) else math.nan
         if not number.is_integer():
             raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number")
         if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text[:60]} is not within {least} and {most}")
+            raise argparse.ArgumentTypeError(f"{text[:60]} is not between {least} and {most}")
         return int(number)
 
     return read
 
 
 def matching(pattern: str, words: str) -> Callable[[str], str]:
-    """Reads a text of a form, which `words` tell."""
+    """A reader of texts that match a pattern; `words` describe it in messages."""
 
     def read(text: str) -> str:
         if not re.fullmatch(pattern, text, re.ASCII):
@@ -46,7 +46,7 @@ def matching(pattern: str, words: str) -> Callable[[str], str]:
 
 
 def path(text: str) -> str:
-    """Reads a path or another name that a script can hold: not empty, without line breaks."""
+    """Reads a path or name that a script can contain: not empty, without line breaks."""
     if not text.strip() or len(text) > 4000 or any(ord(character) < 32 for character in text):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a name")
     return text
@@ -61,7 +61,7 @@ TIME = matching(r"\d{1,6}(:\d{1,2}){0,2}|\d{1,4}-\d{1,2}(:\d{1,2}){0,2}", "a tim
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds what every launcher has."""
+    """Adds the arguments of every launcher."""
     parser.add_argument("--config", type=path, required=required, help="e.g. --config=configs/gpt2_124m.py")
     parser.add_argument(
         "--workdir",
@@ -77,23 +77,23 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 
 def train_command(options: argparse.Namespace, workdir: str, python: str) -> list[str]:
-    """The command that each machine runs: `options.arguments` are passed as they are."""
+    """The command of each machine; `options.arguments` are passed on unchanged."""
     return [python, "-m", "gptjax.train", f"--config={options.config}", f"--workdir={workdir}", *options.arguments]
 
 
 def in_bucket(workdir: str | None) -> bool:
-    """Whether the run writes to its bucket itself, so that no machine has to mount it."""
+    """Whether the run writes to a bucket itself, so that machines need not mount it."""
     return bool(workdir) and workdir.startswith("gs://")
 
 
 def call(command: Sequence[str], text: str | None = None) -> None:
-    """Runs a command of an engine, `text` on its standard input. Raises RunError where it is missing or fails."""
+    """Runs an external command with `text` on its standard input. Raises RunError if it is missing or fails."""
     try:
         subprocess.run(command, input=text, text=True, check=True)
     except FileNotFoundError:
-        raise RunError(f"{command[0]} is not on this machine; --dry_run prints what it would be given") from None
+        raise RunError(f"{command[0]} is not on this machine; --dry_run prints what would be run") from None
     except subprocess.CalledProcessError as error:
-        raise RunError(f"{shlex.join(command)[:300]} ended with status {error.returncode}; it says why above") from None
+        raise RunError(f"{shlex.join(command)[:300]} ended with status {error.returncode}, see above") from None
 
 
 def show(text: str) -> None:

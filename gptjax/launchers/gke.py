@@ -98,7 +98,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--service_account", type=WORD, default="default", help="service account that may write to the bucket"
     )
-    parser.add_argument("--bucket", type=BUCKET, help="mounted by every pod; a --workdir of gs:// needs none")
+    parser.add_argument(
+        "--bucket", type=BUCKET, help="bucket that every pod mounts; not needed if --workdir is gs://..."
+    )
 
 
 def manifest(options: argparse.Namespace) -> str:
@@ -106,7 +108,7 @@ def manifest(options: argparse.Namespace) -> str:
     tpu = Slice.parse(options.topology)
     mounted = not in_bucket(options.workdir)
     if mounted and not options.bucket:
-        raise UserError("gke needs --bucket, or a --workdir of gs://BUCKET/PATH: the pods share no disk")
+        raise UserError("gke needs --bucket=NAME or --workdir=gs://BUCKET/PATH, since pods share no disk")
     command = train_command(options, f"{MOUNT}/{options.workdir}" if mounted else options.workdir, "python")
     return JOBSET.format(
         name=options.name,

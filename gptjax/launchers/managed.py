@@ -1,10 +1,10 @@
-"""The entry of a container of managed training: Vertex AI, SageMaker and Huawei ModelArts.
+"""The entry point of a container in managed training: Vertex AI, SageMaker and Huawei ModelArts.
 
-The run is that of all machines of the job (`processes/managed.py`). Without --workdir it is written where the service
-keeps checkpoints, so that a job that is started anew continues. In the arguments after `--`, {input:NAME} stands for
-the folder of an input: a channel of SageMaker's, an input of ModelArts', `data` of Vertex AI's. Options may also be
-hyper-parameters: of SageMaker, which starts the container with the one argument `train`, and of ModelArts, which puts
---NAME=FOLDER of its inputs and outputs behind the command.
+One run uses all machines of the job (`processes/managed.py`). Without --workdir it writes to the service's folder for
+checkpoints, so that a restarted job continues. In the arguments after `--`, {input:NAME} stands for the folder of an
+input: a channel of SageMaker, an input of ModelArts, or `data` of Vertex AI. Options may also be given as
+hyper-parameters: SageMaker starts the container with the single argument `train`, and ModelArts appends
+--NAME=FOLDER for each of its inputs and outputs to the command.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from gptjax.launchers.arguments import add_run, show, train_command
 from gptjax.processes import managed
 
 CHANNELS = "/opt/ml/input/data"  # of SageMaker
-CHECKPOINTS = "/opt/ml/checkpoints"  # is there if the job has a place for checkpoints
-MODEL = "/opt/ml/model"  # is kept once the job has ended
+CHECKPOINTS = "/opt/ml/checkpoints"  # exists if the job has a place for checkpoints
+MODEL = "/opt/ml/model"  # kept after the end of the job
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("verb", nargs="?", choices=["train"], default="train", help="what SageMaker adds")
+    parser.add_argument("verb", nargs="?", choices=["train"], default="train", help="added by SageMaker")
     add_run(parser, required=False)
 
 
@@ -36,11 +36,11 @@ def run(options: argparse.Namespace, environment: Mapping[str, str] = os.environ
         show(f"{shlex.join(command)}\n")
         return
     sys.stdout.flush()
-    os.execv(command[0], command)  # the signals of the service reach the run itself
+    os.execv(command[0], command)  # so that the signals of the service reach the run itself
 
 
 def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:
-    """The command of this machine. Raises UserError where there is no job, no place to write or no such input."""
+    """The command of this machine. Raises UserError if there is no job, no work directory or no such input."""
     job = managed.find(environment)
     if job is None:
         raise UserError("this is not a job of Vertex AI, SageMaker or ModelArts: none of their variables is set")
@@ -60,11 +60,11 @@ def resolve(options: argparse.Namespace, environment: Mapping[str, str]) -> list
     if not workdir:
         workdir = next(iter(outputs.values()), None)
         if workdir is None:
-            raise UserError(f"--workdir is missing, and {job.service} names no place to write to")
+            raise UserError(f"--workdir is missing, and {job.service} gives no folder for checkpoints")
         if len(job.hosts) > 1 and "://" not in workdir:
             raise UserError(
-                f"--workdir is missing, and {workdir} of {job.service} is a folder of each machine; a run on "
-                f"{len(job.hosts)} machines needs one that all share, such as a mounted file system or gs://BUCKET/PATH"
+                f"--workdir is missing, and {workdir} of {job.service} is local to each machine; a run on "
+                f"{len(job.hosts)} machines needs a shared one, such as a mounted file system or gs://BUCKET/PATH"
             )
     workdir = workdir.rstrip("/") or workdir
     options.arguments = [_filled(argument, inputs, job.service) for argument in options.arguments]
@@ -76,17 +76,17 @@ def _filled(text: str, inputs: Mapping[str, str], service: str) -> str:
 
     def folder(match: re.Match[str]) -> str:
         if match[1] not in inputs:
-            raise UserError(f"{text[:200]}: {service} has no input {match[1]!r}; there is {sorted(inputs) or 'none'}")
+            raise UserError(f"{text[:200]}: {service} has no input {match[1]!r}; inputs: {sorted(inputs) or 'none'}")
         return inputs[match[1]].rstrip("/")
 
     return re.sub(r"\{input:([\w.-]+)\}", folder, text)
 
 
 def _sagemaker(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Hyper-parameters, channels by name, and places to write to."""
+    """Hyper-parameters, channels by name, and output folders by name."""
     path = Path(managed.SAGEMAKER_CONFIG) / "hyperparameters.json"
     given = managed.read(str(path), path.read_text(encoding="utf-8")) if path.exists() else {}
-    # The service's own begin with sagemaker_; its Python library writes texts as JSON.
+    # The service's own hyper-parameters begin with sagemaker_; its Python library writes texts as JSON.
     given = {name: _text(value) for name, value in given.items() if not name.startswith("sagemaker_")}
     channels = {folder.name: str(folder) for folder in Path(CHANNELS).glob("*") if folder.is_dir()}
     for name, value in environment.items():
@@ -108,7 +108,7 @@ def _text(value: object) -> str:
 def _modelarts(
     arguments: list[str], environment: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str], dict[str, str]]:
-    """The arguments of the run, and inputs and outputs by name, which are arguments or variables."""
+    """The arguments of the run, and inputs and outputs by name, which ModelArts passes as arguments or variables."""
     mount = environment.get("MA_MOUNT_PATH", "/home/ma-user/modelarts")
     inputs, outputs, rest = {}, {}, []
     for name, value in environment.items():

@@ -1,7 +1,7 @@
 """A run by SkyPilot: one task file for GCP, AWS, Azure, Lambda, Kubernetes and TPU, as a managed job.
 
-SkyPilot looks for machines where they are to be had; where one is preempted it starts the job anew, elsewhere if need
-be, and the run continues from its bucket. The folder in which the command is given is copied to every machine.
+SkyPilot looks for machines that are available. After a preemption it starts the job again, elsewhere if needed, and the
+run continues from its bucket. The current folder is copied to every machine.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from gptjax.errors import UserError
 from gptjax.launchers.arguments import NAME, WORD, add_run, call, in_bucket, matching, path, show, train_command, whole
 from gptjax.launchers.tpu_slice import GENERATIONS
 
-PORT = 9800  # of process 0; JAX has the port after it
-# A machine of TPUs knows the others of its slice. Between machines of other kinds, SkyPilot says which they are.
+PORT = 9800  # port of process 0; JAX uses the port after it
+# TPU machines know the others of their slice. For other machines, SkyPilot lists the addresses.
 JOIN = (
     '--coordinator=$(head -n1 <<< "$SKYPILOT_NODE_IPS"):{port} '
     "--num_processes=$SKYPILOT_NUM_NODES --process_id=$SKYPILOT_NODE_RANK"
@@ -51,8 +51,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         help="of each machine, by SkyPilot's names, e.g. --accelerators=H100:8 or tpu-v5litepod-16",
     )
     parser.add_argument("--nodes", type=whole(1, 10_000), default=1)
-    parser.add_argument("--spot", action="store_true", help="machines that can be taken away, for less money")
-    parser.add_argument("--infra", type=WORD, help="where to look only, e.g. --infra=gcp/us-central1 or kubernetes")
+    parser.add_argument("--spot", action="store_true", help="cheaper machines that may be preempted")
+    parser.add_argument("--infra", type=WORD, help="where to look for machines, e.g. --infra=gcp/us-central1")
     parser.add_argument(
         "--restarts", type=whole(0, 1000), default=3, help="after failures of the run itself; preemptions do not count"
     )
@@ -64,12 +64,12 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def task(options: argparse.Namespace) -> str:
-    """The task file, in YAML. Raises UserError for a work directory that the next machine would not find."""
+    """The task file, in YAML. Raises UserError for a local work directory, which another machine would not find."""
     if not in_bucket(options.workdir):
-        raise UserError(f"--workdir={options.workdir[:200]}: machines come and go; expected gs://BUCKET/PATH")
+        raise UserError(f"--workdir={options.workdir[:200]}: expected gs://BUCKET/PATH, since machines may be replaced")
     tpu = options.accelerators.startswith("tpu-")
     more = [f"infra: {options.infra}"] if options.infra else []
-    for generation in GENERATIONS.values():  # SkyPilot's own choice is not Google's for every generation
+    for generation in GENERATIONS.values():  # for some, Google's choice is not SkyPilot's default
         if options.accelerators.startswith(f"tpu-{generation.accelerator_type(0).removesuffix('0')}"):
             more.append(f"accelerator_args: {{runtime_version: {generation.runtime_version}}}")
     package = options.package or f".[{'tpu' if tpu else 'cuda'},gcs]"

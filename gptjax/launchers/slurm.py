@@ -1,4 +1,4 @@
-"""A run as a job of Slurm, with one process per node."""
+"""A run as a Slurm job, with one process per node."""
 
 import argparse
 import shlex
@@ -18,12 +18,12 @@ from gptjax.launchers.arguments import (
     whole,
 )
 
-# The processes end each other and say why; a minute later, srun ends those that are left.
+# If a process fails, it ends the others with a message; after a minute srun ends those that are left.
 MOST_RESTARTS = 100  # of a job with --requeue
 ONCE = "exec srun --label --wait=60 {command}"
-# Before the limit of the job, Slurm signals this shell, which has the processes save; then the job waits for new time.
-# Where a node fails or a job of more weight needs it, Slurm itself puts the job back. A run that fails stays ended, and
-# so does one that has begun again too often, for instance since its time is too short to save anything.
+# Before the time limit Slurm signals this shell, which makes the processes save and then requeues the job. If a node
+# fails or a job of higher priority needs it, Slurm itself requeues. A run that fails is not requeued, nor is one that
+# was restarted too often, e.g. because its time limit is too short to save anything.
 AGAIN = """\
 if [ "${{SLURM_RESTART_COUNT:-0}}" -gt {restarts} ]; then
   echo "failed: the job has begun again $SLURM_RESTART_COUNT times, and may {restarts}; see why, and submit it anew" >&2
@@ -52,7 +52,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requeue",
         action="store_true",
-        help=f"go on in the same job after its time, a preemption or the end of a node, {MOST_RESTARTS} times at most",
+        help=f"continue the job after its time limit, a preemption or a node failure, at most {MOST_RESTARTS} times",
     )
     parser.add_argument("--log", type=path, help="default: WORKDIR/slurm-JOB.log")
     parser.add_argument("--python", type=path, default=sys.executable)

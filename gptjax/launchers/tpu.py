@@ -1,6 +1,7 @@
-"""Cloud TPU virtual machines: made by a queued resource, one process on each.
+"""Cloud TPU virtual machines, created by a queued resource, with one process on each.
 
-`keep` is all of it: it makes the slices, trains, and where spot machines are taken away makes new ones and goes on.
+The action `keep` does everything: it creates the slices and trains; if spot machines are preempted, it creates new
+ones and continues.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from gptjax.launchers.tpu_slice import Slice
 MOUNT = "/mnt/gptjax"  # where the machines mount the bucket
 QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 ACTIONS = ("create", "describe", "setup", "train", "keep", "delete")
-POLL = 30.0  # seconds between two looks at a queued resource
-LATE = 10  # looks after which a failure counts as the run's own, because the machines are still there
+POLL = 30.0  # seconds between two queries of a queued resource
+LATE = 10  # queries after which a failure counts as the run's own, because the machines still exist
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", required=True, help="e.g. --topology=v5e:4x4")
     parser.add_argument("--slices", type=whole(1, 256), default=1)
     parser.add_argument("--spot", action="store_true")
-    parser.add_argument("--bucket", type=BUCKET, help="mounted by every machine; a --workdir of gs:// needs none")
+    parser.add_argument(
+        "--bucket", type=BUCKET, help="bucket that every machine mounts; not needed if --workdir is gs://..."
+    )
 
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
@@ -96,7 +99,7 @@ def _with(options: argparse.Namespace, action: str) -> argparse.Namespace:
 
 
 def act(options: argparse.Namespace) -> None:
-    """Does one action. Raises RunError where it fails."""
+    """Carries out one action. Raises RunError if it fails."""
     if options.action != "train":
         for command in commands(options):
             call(command)
@@ -104,29 +107,29 @@ def act(options: argparse.Namespace) -> None:
     try:
         running = [subprocess.Popen(command) for command in commands(options)]  # all slices at the same time
     except FileNotFoundError:
-        raise RunError("gcloud is not on this machine; --dry_run prints what it would be given") from None
+        raise RunError("gcloud is not on this machine; --dry_run prints what would be run") from None
     statuses = [process.wait() for process in running]
     if any(statuses):
         raise RunError("a slice failed; the last lines of its processes say why. The same command continues the run")
 
 
 def state(options: argparse.Namespace) -> str:
-    """Of the queued resource: ACTIVE, SUSPENDED, WAITING_FOR_RESOURCES, ...; "" where there is none."""
+    """The state of the queued resource: ACTIVE, SUSPENDED, WAITING_FOR_RESOURCES, ...; "" if it does not exist."""
     (command,) = commands(_with(options, "describe"))
     command = [*command, "--format=value(state.state)"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        raise RunError("gcloud is not on this machine; --dry_run prints what it would be given") from None
+        raise RunError("gcloud is not on this machine; --dry_run prints what would be run") from None
     if asked.returncode and "NOT_FOUND" not in asked.stderr:
-        raise RunError(f"gcloud does not describe {options.name}: {' '.join(asked.stderr.split())[:500]}")
+        raise RunError(f"gcloud cannot describe {options.name}: {' '.join(asked.stderr.split())[:500]}")
     return "" if asked.returncode else asked.stdout.strip()
 
 
 def keep(options: argparse.Namespace) -> None:
-    """Trains until the run has ended, on new machines where the old ones are taken away.
+    """Trains until the run has ended; if machines are preempted, it continues on new ones.
 
-    Raises RunError where the run fails on machines that stay, or no machine can be made.
+    Raises RunError if the run fails while its machines exist, or if no machine can be created.
     """
     while True:
         found = state(options)
@@ -143,7 +146,7 @@ def keep(options: argparse.Namespace) -> None:
 
 
 def _trained(options: argparse.Namespace) -> bool:
-    """Whether the run has ended; False if its machines were taken away. Raises RunError where it failed on them."""
+    """Whether the run has ended; False if its machines were preempted. Raises RunError if it failed on them."""
     try:
         act(_with(options, "setup"))
         act(_with(options, "train"))

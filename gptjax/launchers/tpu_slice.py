@@ -15,7 +15,7 @@ class Generation:
     """A TPU generation under its names in gcloud and GKE.
 
     Attributes:
-      accelerator_type: makes gcloud's name from a number of chips; v4 and v5p count cores, two per chip.
+      accelerator_type: gcloud's name for a number of chips; v4 and v5p count cores, two per chip.
       dimensions: number of dimensions of a topology.
       largest_host: chips of the largest machine that is a slice by itself. In larger slices, machines have four chips.
     """

@@ -54,7 +54,7 @@ TPUS = {
     )
 }
 GPUS = (
-    # link_rate: NVLink, one direction
+    # NVLink, one direction
     Chip("H200", "NVIDIA H200", 140.4, 4.8e12, 450e9),
     Chip("H100", "NVIDIA H100", 79.6, 3.35e12, 450e9),
     Chip("A100", "NVIDIA A100", 79.2, 2.0e12, 300e9),
@@ -78,13 +78,13 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """The topology named "v5e:4x4", or "v5e:4x4*2" for two slices. Raises UserError that names those there are."""
+    """The topology named "v5e:4x4", or "v5e:4x4*2" for two slices. Raises UserError that lists the known names."""
     match = re.fullmatch(r"([a-z0-9]+):(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", text, re.ASCII)
     chip = TPUS.get(match[1]) if match else None
     if match is None or chip is None:
         raise UserError(f"--topology={shown(text)[1:-1]}: there is no such topology; choose from {listing()}")
     sizes = [int(n) for n in match[2].split("x")]
-    # A slice is made of hosts of four chips, or is a part of one host.
+    # A slice consists of hosts of four chips, or is a part of one host.
     wanted = len(chip.shapes[0].split("x"))
     largest = math.prod(map(int, chip.shapes[-1].split("x")))
     regular = match[2] in chip.shapes or (len(sizes) == wanted and sizes[0] % 2 == sizes[1] % 2 == 0 and all(sizes))
@@ -93,7 +93,7 @@ def parse_topology(text: str) -> Topology:
         shapes = ", ".join(f"{chip.name}:{shape}" for shape in chip.shapes)
         raise UserError(f"--topology={text}: {chip.name} has no such slice; choose from {shapes}")
     if not 1 <= slices <= MOST_SLICES:
-        raise UserError(f"--topology={text}: {slices} slices; 1 to {MOST_SLICES} are joined to one run")
+        raise UserError(f"--topology={text}: {slices} slices; a run can join 1 to {MOST_SLICES}")
     return Topology(chip, match[2], slices)
 
 
@@ -104,7 +104,7 @@ def listing() -> str:
 
 
 def find(device_kind: str) -> Chip | None:
-    """The chip with this `jax.Device.device_kind`, or None where the table does not have it."""
+    """The chip with this `jax.Device.device_kind`, or None if it is not in the table."""
     if device_kind == "TPU v5":  # the compiler's name of a v5p
         return TPUS["v5p"]
     return next((c for c in (*TPUS.values(), *GPUS) if device_kind.startswith(c.device_kind)), None)

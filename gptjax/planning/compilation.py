@@ -1,4 +1,4 @@
-"""Compiles the train step of a config from shapes alone, for devices that need not exist here."""
+"""Compiles the train step of a config from shapes alone; the devices need not exist."""
 
 import re
 import time
@@ -38,7 +38,7 @@ def compile_step(
     Raises:
       UserError: the mesh does not divide the devices, the heads or the batch, or leaves devices out.
     """
-    # 1. What can be refused without compiling. A run may leave devices idle; a plan for a rented slice may not.
+    # 1. Checks that need no compilation. A run may leave devices idle; a plan for a rented slice may not.
     mesh = mesh_lib.make_mesh(config.mesh, list(devices))
     if mesh.size != len(devices):
         axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -46,7 +46,7 @@ def compile_step(
             f"the mesh {axes} uses {mesh.size} of the {len(devices)} chips of {topology}; set "
             "--config.mesh.data=-1 to use them all, or name a smaller topology"
         )
-    # mesh.data=-1 is known now: the rules between the mesh and the batch are checked once more.
+    # mesh.data=-1 is resolved now, so the rules between the mesh and the batch are checked again.
     config = config.copy_and_resolve_references()
     config.mesh.data = mesh.shape["data"]
     config_lib.validate(config)
@@ -62,7 +62,7 @@ def compile_step(
         traced = program.step.trace(state, batch, program.abstract_hyper)
         executed_flops = program_flops(traced.jaxpr.jaxpr)
         lowered = traced.lower()
-        # A program that is too large is an answer, not an error; the message often says how much it needs.
+        # A program that is too large is a result, not an error; the message often says how much it needs.
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -81,7 +81,7 @@ def compile_step(
                 generated_code=analysis.generated_code_size_in_bytes,
                 host=analysis.host_temp_size_in_bytes + analysis.host_argument_size_in_bytes,
             )
-            # 3. The optimised text, since only the compiler decides which collectives and buffers there are.
+            # 3. The optimised text, since only the compiler decides on collectives and buffers.
             text = hlo.Program(compiled.as_text())
             collectives, buffers = traffic.collectives(text), traffic.largest_buffers(text)
             memory_bytes = traffic.memory_bytes(text)

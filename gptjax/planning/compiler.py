@@ -1,4 +1,4 @@
-"""The common form of the compilers of train steps: for TPU topologies and for local devices."""
+"""The common interface of the compilers of train steps: for TPU topologies and for local devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,9 +12,9 @@ class Compiler:
     """Compiles train steps for one kind of device.
 
     Attributes:
-      compile: makes the facts of a resolved config; raises UserError for a mesh or a batch that does not divide.
+      compile: returns the facts of a resolved config; raises UserError for a mesh or a batch that does not divide.
       devices: number of devices, each of `device_kind` with `available_bytes` of memory (None: not known).
-      peak: FLOP/s of a device that no table knows.
+      peak: FLOP/s of a device that is not in the tables.
     """
 
     compile: Callable[[Config], Facts]

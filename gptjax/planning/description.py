@@ -1,4 +1,4 @@
-"""`train --describe`: what a config is, in parameters, FLOPs, tokens and memory, without training it."""
+"""`train --describe`: parameters, FLOPs, tokens and memory of a config, without training."""
 
 import math
 from typing import Any
@@ -23,10 +23,10 @@ ORDER = ("embedding", "position_embedding", "ngram_embedding", "value_embedding"
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """What `show` prints.
+    """The numbers that `show` prints.
 
-    The size of the vocabulary is taken from the config, or from a tokenizer that is known without its corpus (byte,
-    hf, and bpe:N, where N is the largest size). Otherwise, or where a length is in epochs, the data are opened.
+    The vocabulary size is taken from the config, or from a tokenizer that needs no corpus (byte, hf, and bpe:N, where N
+    is the largest size). Otherwise, or if a length is in epochs, the data are opened.
     """
     vocab_size, steps_per_epoch = config.model.vocab_size, math.nan
     if not vocab_size and not config.data.source.startswith("store:"):  # a store has its own vocabulary
@@ -105,7 +105,7 @@ def _is_table(path: str) -> bool:
 
 
 def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
-    """One row per parameter, with the FLOPs of its matrix product, and one row for the products of attention."""
+    """One row per parameter, with the FLOPs of its matrix product, and one row for the attention products."""
     rows, per_parameter = [], 4 if a.lora_rank else 6
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = path_string(path)
@@ -123,8 +123,8 @@ def _rows(a: Architecture, params: gpt.Params) -> list[dict[str, Any]]:
 
 
 def _memory(config: Config, params: gpt.Params) -> dict[str, int]:
-    """{kind: bytes} of the arrays that live as long as the run, in float32."""
-    hyper = dict.fromkeys(names(), 0.0)  # the form of the state does not depend on the values
+    """{kind: bytes} of the float32 arrays that live as long as the run."""
+    hyper = dict.fromkeys(names(), 0.0)  # the structure of the state does not depend on the values
     optimizer = make_optimizer(config.optimizer, lora.split(params)[0], hyper)
     state = jax.eval_shape(lambda p: create_state(p, optimizer, ema=config_lib.averages(config)), params)
 

@@ -34,7 +34,7 @@ class Facts:
       flops_per_token: model FLOPs of one token, forward and backward, by `throughput.CONVENTION`.
       executed_flops: FLOPs of the matrix products and kernels that all devices together run in a step, including
         what rematerialisation repeats.
-      memory: None where the program does not fit.
+      memory: None if the program does not fit.
       needed_bytes: for a program that does not fit, the bytes that the compiler says it needs, or None.
       available_bytes: memory of the device according to the compiler or the device; None: not known.
       memory_bytes: bytes read from and written to the main memory of one device in a step.
@@ -63,7 +63,7 @@ class Facts:
 
     @property
     def fits(self) -> bool:
-        """Whether arguments, outputs, temporaries and code fit into the memory together."""
+        """Whether arguments, outputs, temporaries and code together fit into the memory."""
         return self.memory is not None and (self.available_bytes is None or self.memory.peak <= self.available_bytes)
 
     @property

@@ -1,4 +1,4 @@
-"""FLOPs of a traced program; the body of a loop counts once per turn."""
+"""FLOPs of a traced program; the body of a loop counts once per iteration."""
 
 import math
 from typing import Any
@@ -8,11 +8,11 @@ import jax.extend
 
 
 def program_flops(jaxpr: Any) -> float:
-    """FLOPs of matrix products, and of kernels by their own estimate, or else by the products of every place of their
-    grid, also of those that a mask lets them skip. Convolutions are not counted.
+    """FLOPs of matrix products and kernels. A kernel counts by its own estimate, or else by the products of its whole
+    grid, including the blocks that a mask skips. Convolutions are not counted.
 
-    XLA's cost analysis counts the body of a loop once; this function counts every turn of a scan. A conditional counts
-    as its most expensive branch. A while loop counts once, since its number of turns is not known.
+    XLA's cost analysis counts the body of a loop once; this function counts every iteration of a scan. A conditional
+    counts as its most expensive branch. A while loop counts once, since its number of iterations is unknown.
     """
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 

@@ -84,8 +84,8 @@ class Program:
     Attributes:
       computations: {name: {instruction name: Instruction}} in the order of the text.
       entry: name of the computation with which the program starts.
-      counts: {name: how often one run of the program runs it}, without computations that never run by themselves (the
-        scalar functions of reductions). The body of a loop counts once per turn.
+      counts: {name: executions per run of the program}, without computations that never run by themselves (the
+        scalar functions of reductions). The body of a loop counts once per iteration.
       fused: names of the computations inside fusions, whose results stay in registers and scratch memory.
     """
 
@@ -118,7 +118,7 @@ class Program:
         """(computation, number of runs) for all computations that an instruction calls."""
         if instruction.opcode == "while":
             return [(instruction.attribute("body") or "", self.trip_count(instruction))]
-        if instruction.opcode == "conditional":  # any one of its branches; the parts of a step are alike
+        if instruction.opcode == "conditional":  # any one of its branches; branches of a train step are alike
             branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
             names = re.findall(r"%?([\w.-]+)", branches[1]) if branches else []
             names += [n for n in map(instruction.attribute, ("true_computation", "false_computation")) if n]
@@ -129,7 +129,7 @@ class Program:
         return [(called, 1)] if called else []
 
     def trip_count(self, loop: Instruction) -> int:
-        """Turns of a loop that counts from zero: the compiler's note, else the bound in its condition, else 1."""
+        """Iterations of a loop that counts from zero: the compiler's note, else the bound in its condition, else 1."""
         if known := re.search(r'"known_trip_count":(\{[^}]*\})', loop.rest):
             return int(json.loads(known[1])["n"])
         condition = self.computations.get(loop.attribute("condition") or "", {})

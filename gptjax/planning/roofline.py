@@ -26,7 +26,7 @@ class Roofline:
 
 
 def roofline(facts: Facts, peak: float | None = None) -> Roofline:
-    """The roofline of a compiled step. `peak`: FLOP/s of one device that the tables do not know."""
+    """The roofline of a compiled step. `peak`: FLOP/s of one device that is not in the tables."""
     chip = chips.find(facts.device_kind)
     peak = peak or datasheet_flops(facts.device_kind, facts.compute_dtype)
     seconds: dict[str, float | None] = {"compute": None, "memory": None, "links": None}

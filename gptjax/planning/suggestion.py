@@ -1,7 +1,7 @@
 """Searches batch, accumulation, rematerialisation and mesh for the fastest step that fits.
 
-A model of memory and time orders the candidates. The compiler decides about each candidate that is tried, and its
-figures correct the model of memory for the next ones.
+An analytic model of memory and time orders the candidates. The compiler judges each candidate that is tried, and its
+numbers correct the model of memory for the next ones.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A candidate as the compiler sees it. `times` is None where it does not fit."""
+    """A candidate and the compiler's facts about it. `times` is None if it does not fit."""
 
     candidate: Candidate
     facts: Facts
@@ -76,7 +76,7 @@ class Trial:
 
 
 def candidates(config: config_lib.Config, devices: int) -> Iterator[Candidate]:
-    """Every valid combination that uses all devices, at the batch size of the config. Where that batch size cannot be
+    """Every valid combination that uses all devices, at the batch size of the config. If that batch size cannot be
     divided at all, the nearest multiples of the number of devices are used instead."""
     size = config.train.batch_size
     found = list(_combinations(config, devices, size))
@@ -93,7 +93,7 @@ def _combinations(config: config_lib.Config, devices: int, batch_size: int) -> I
         if heads % tensor or kv_heads % tensor or experts % tensor or tensor > 16:
             continue
         for context in _divisors(devices // tensor):
-            # The sequence is split only where the config does, or where there are too few rows for the devices.
+            # The context axis is used only if the config uses it, or if there are fewer rows than devices.
             rare = context > 1 and config.mesh.context == 1 and batch_size * tensor >= devices
             if rare or config.model.context_length % context:
                 continue
@@ -111,9 +111,9 @@ def _divisors(n: int) -> list[int]:
 
 
 class Model:
-    """Memory and time of a candidate from its shapes: good enough to order candidates, no more.
+    """Estimates memory and time of a candidate from its shapes, only well enough to order candidates.
 
-    `scale` corrects the bytes of temporaries by what the compiler measured.
+    `scale` corrects the bytes of temporaries by the compiler's measurements.
     """
 
     def __init__(self, config: config_lib.Config, device_kind: str, peak: float | None = None):
@@ -191,7 +191,7 @@ class Model:
         return max(compute, links) + 0.2 * min(compute, links) + 1e-4 * c.accumulation
 
     def learn(self, trial: Trial) -> None:
-        """Corrects the scale of the candidate's kind of rematerialisation by a measurement."""
+        """Corrects the scale for the candidate's kind of rematerialisation by a measurement."""
         memory, candidate = trial.facts.memory, trial.candidate
         measured = memory.temporaries if memory else (trial.facts.needed_bytes or 0) - self.state_bytes(candidate)
         if measured <= 0:

@@ -1,7 +1,7 @@
 """The environment that holds the TPU compiler, and the process that compiles in it.
 
-libtpu is not installed beside JAX in the environment of the runs: with it every JAX process of a machine without TPUs
-prints warnings at its start.
+libtpu is not installed in the environment of the runs: with it, every JAX process on a machine without TPUs prints
+warnings at start-up.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from gptjax import config as config_lib
 from gptjax.errors import RunError, UserError
 from gptjax.planning.facts import Facts
 
-# The packages that a train step is made of; gptjax's other dependencies are not needed to compile it.
+# The packages that a train step needs; gptjax's other dependencies are not needed to compile it.
 PACKAGES = ("absl-py", "flax", "jaxtyping", "ml-collections", "numpy", "optax")
 
 
@@ -49,7 +49,7 @@ def set_up() -> Path:
 
 
 def find_python() -> Path:
-    """The environment's interpreter: $GPTJAX_TPU_PYTHON or the default. Raises UserError where it is missing."""
+    """The environment's interpreter: $GPTJAX_TPU_PYTHON or the default. Raises UserError if it is missing."""
     if given := os.environ.get("GPTJAX_TPU_PYTHON"):
         if not Path(given).is_file():
             raise UserError(f"$GPTJAX_TPU_PYTHON is {given}; there is no such interpreter")
@@ -58,8 +58,8 @@ def find_python() -> Path:
     if not _has_libtpu(python):
         commands = " && ".join(" ".join(_quoted(word) for word in c) for c in install_commands(python.parents[1]))
         raise UserError(
-            f"the TPU compiler (libtpu) is not in {python.parents[1]}. `gptjax plan --setup` installs it there, as "
-            f"`{commands}` does; for another environment that has it, set GPTJAX_TPU_PYTHON=DIR/bin/python"
+            f"the TPU compiler (libtpu) is not in {python.parents[1]}. `gptjax plan --setup` installs it there, like "
+            f"`{commands}`; for another environment that has it, set GPTJAX_TPU_PYTHON=DIR/bin/python"
         )
     return python
 
@@ -73,10 +73,10 @@ def _quoted(word: str) -> str:
 
 
 class TpuProcess:
-    """A process with the TPU compiler, which serves one request after the other.
+    """A process with the TPU compiler, which serves requests one after the other.
 
-    Use as a context manager; `compile` raises UserError for what is wrong with the request and RunError where the
-    compiler fails.
+    Use as a context manager; `compile` raises UserError for mistakes in the request and RunError if the compiler
+    fails.
     """
 
     def __init__(self, python: Path):
@@ -112,13 +112,13 @@ class TpuProcess:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the missing answer below says so
+            pass  # reported below as the missing answer
         line = self._process.stdout.readline()
         if not line:
             said = self._last_lines()
             print(said, file=sys.stderr)
-            last = said.strip().rpartition("\n")[2] or "it said nothing"
-            raise RunError(f"the TPU compiler ended without an answer, with the lines above; the last is: {last[:300]}")
+            last = said.strip().rpartition("\n")[2] or "no output"
+            raise RunError(f"the TPU compiler ended without an answer; the last of the lines above is: {last[:300]}")
         answer = json.loads(line)
         if "user_error" in answer:
             raise UserError(answer["user_error"])

@@ -19,7 +19,7 @@ class Collective:
     """All collectives of one kind in a step, on one chip.
 
     Attributes:
-      count: how many run in a step; one in a loop counts once per turn of the loop.
+      count: how many run in a step; one in a loop counts once per iteration.
       payload_bytes: size of the array that is gathered, reduced, scattered or permuted, on one chip.
       sent_bytes: bytes that the ring algorithm sends from one chip: (n - 1) / n of the payload in a group of n, twice
         as much for all-reduce, the whole payload for collective-permute.
@@ -72,7 +72,7 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def _payload(instruction: Instruction, computation: dict[str, Instruction], kind: str) -> int:
-    """Bytes of the whole array: the result, or the operands where the result is smaller or contains them, too."""
+    """Bytes of the whole array: the result, or the operands if the result is smaller than them or contains them."""
     result = sum(shape.num_bytes for shape in instruction.shapes)
     operands = sum(
         s.num_bytes for name in instruction.operands if name in computation for s in computation[name].shapes
@@ -139,7 +139,7 @@ def largest_buffers(program: Program, limit: int = 10) -> list[Buffer]:
 
 
 def _passed_on(program: Program, instructions: dict[str, Instruction], instruction: Instruction) -> set[ArrayShape]:
-    """The values that pass through a fusion unchanged, because it computes while a collective is running."""
+    """The values that a fusion passes on unchanged, because it computes while a collective is running."""
     fused = program.computations.get(instruction.attribute("calls") or "") if instruction.opcode == "fusion" else None
     if not fused or all(i.opcode.removesuffix("-start") not in COLLECTIVES for i in fused.values()):
         return set()

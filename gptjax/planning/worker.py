@@ -19,7 +19,7 @@ from gptjax.errors import UserError
 
 
 def answer(request: dict) -> dict:
-    """Does what one request asks."""
+    """Carries out one request."""
     from jax.experimental import topologies
 
     from gptjax.planning import chips

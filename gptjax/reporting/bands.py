@@ -1,7 +1,7 @@
 """Is my loss normal? The validation loss of a config over several seeds, as a band to compare a run with.
 
-Bands are JSON files in `reference_bands`, made by tools/make_band.py from finished runs. A run has a
-band if its data and everything in its config that decides the loss are the same.
+Bands are JSON files in `reference_bands`, made by tools/make_band.py from finished runs. A run has a band if its data
+and all options that decide the loss are the same.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from gptjax.config import flat_options
 DIRECTORY = Path(__file__).parent / "reference_bands"
 Point = tuple[float, float]  # step, validation loss
 
-# The kinds of options that decide the losses of a run. A band shows how much the seed changes them.
+# The kinds of options that decide the losses of a run. A band shows how much the seed alone changes them.
 DECISIVE = ("model", "training", "hyper", "course", "score")
 SEEDS = ("seed", "data_seed")
-ON_TEXT = ("objective.name", "language_modeling")  # what "auto" means there
+ON_TEXT = ("objective.name", "language_modeling")  # what objective.name "auto" means for text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Band:
     high: tuple[float, ...]
 
     def verdict(self, points: Sequence[Point]) -> str:
-        """One sentence on the validation losses of a run, or "" where no step can be compared."""
+        """A sentence that compares the validation losses of a run with the band, or "" if no step can be compared."""
         compared = [(step, loss) for step, loss in points if self.steps[0] <= step <= self.steps[-1]]
         if not compared:
             return ""
@@ -57,7 +57,7 @@ def identity(config: dict[str, Any], data: dict[str, Any]) -> str:
 
     Args:
       config: the content of config.json.
-      data: the entry of the manifest. The documentation of Python counts as the same text in every version.
+      data: the "data" entry of the manifest. All versions of the Python documentation count as the same text.
     """
     options = {}
     for path, option in flat_options().items():
@@ -83,8 +83,8 @@ def find(config: dict[str, Any], data: dict[str, Any]) -> Band | None:
 def fit(runs: Sequence[Iterable[Point]]) -> dict[str, list[float]]:
     """Steps, low and high from the validation losses of several seeds: 95 % prediction intervals for one more run.
 
-    mean +- t s sqrt(1 + 1/n), with Student's t of n - 1 degrees of freedom. The spread s of a step is at
-    least the median spread over steps, because a few numbers may be close by chance. Raises ValueError for fewer
+    mean +- t s sqrt(1 + 1/n), with Student's t of n - 1 degrees of freedom. The standard deviation s of a step is at
+    least the median over steps, because a few numbers may be close by chance. Raises ValueError for fewer
     than two runs or runs evaluated at different steps.
     """
     from scipy import stats

@@ -1,7 +1,7 @@
-"""Line charts as SVG text for an HTML page, with no library.
+"""Line charts as SVG text for an HTML page, without a library.
 
-Colours are CSS variables, so that the page chooses light or dark: a page with charts contains `CSS`, and
-`SCRIPT` if values are to be shown under the pointer. Charts are complete without the script.
+Colours are CSS variables, so that the page chooses light or dark. The page must contain `CSS`; with `SCRIPT` it also
+shows the values under the pointer. Charts are complete without the script.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-MAX_POINTS = 500  # per series; the width of a chart shows no more
+MAX_POINTS = 500  # per series; the width of a chart cannot show more
 DOTTED = 60  # series with fewer points show each point as a dot
 
 WIDTH, HEIGHT = 640, 320
@@ -125,7 +125,7 @@ def line_chart(
     """An <svg> element of 640 x 320 units for use inside an HTML page.
 
     Series are thinned to MAX_POINTS points. With `log_y`, values of zero and below leave gaps. The series
-    decide the axes: marks outside are left out, and areas are cut. A chart without data says so. Raises ValueError
+    decide the axes: marks outside are left out, and areas are clipped. A chart without data says so. Raises ValueError
     where x and y differ in length.
     """
     runs = [_Runs.of(one, log_y) for one in series]

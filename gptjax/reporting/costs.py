@@ -1,4 +1,4 @@
-"""The cost of a run in tokens, arithmetic, device hours and money, from its metrics, manifest and config."""
+"""The cost of a run in tokens, FLOPs, device hours and money, from its metrics, manifest and config."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from typing import Any
 def rows(
     train: list[dict[str, Any]], seconds: float, manifest: dict[str, Any], config: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """(kind of cost, amount) as texts, without the costs that are not known.
+    """(kind of cost, amount) as texts; unknown costs are left out.
 
     Args:
       train: the run's training lines of metrics.jsonl.

@@ -12,7 +12,7 @@ KINDS = ("parameter", "gradient", "update")
 
 
 def section(lines: list[Line]) -> str:
-    """A chart of the size of updates relative to parameters, and all norms of the last step that has some."""
+    """A chart of update norms relative to parameter norms, and all norms of the last step that has them."""
     lines = [line for line in lines if any(key.startswith("norms/") for key in line)]
     if not lines:
         return ""

@@ -64,11 +64,11 @@ pre b { color: var(--accent); font-weight: 600; }
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes WORKDIR/report.html, in one move, and returns its path."""
+    """Writes WORKDIR/report.html atomically and returns its path."""
     workdir = Path(workdir)
     path = workdir / "report.html"
     sweep(workdir)
-    write_whole(path, _page(workdir), errors="replace")  # a sampled text may have half of a surrogate pair
+    write_whole(path, _page(workdir), errors="replace")  # a sampled text may contain half a surrogate pair
     return path
 
 
@@ -142,7 +142,7 @@ def _read_lines(path: Path) -> list[Line]:
 
 
 def _read_metrics(path: Path) -> dict[str, list[Line]]:
-    """Lines by split, by ascending step; of several lines of a step the last one counts."""
+    """Lines by split, by ascending step; of several lines for a step the last one counts."""
     latest: dict[str, dict[float, Line]] = {"train": {}, "validation": {}}
     for line in _read_lines(path):
         if line.get("split") in ("train", "validation"):
@@ -157,7 +157,7 @@ def _finite(lines: Iterable[Line], key: str) -> list[tuple[Line, float]]:
 
 
 def _best(validation: list[Line]) -> tuple[Line, float] | None:
-    """The line of the best checkpoint, which has the lowest validation loss; the first of equal ones."""
+    """The line with the lowest validation loss, whose checkpoint is the best; the first of equal ones."""
     return min(_finite(validation, "loss"), key=lambda pair: pair[1], default=None)
 
 
@@ -209,7 +209,7 @@ def _cards(metrics: dict[str, list[Line]]) -> str:
 
 
 def _wall_time(lines: Iterable[Line]) -> float:
-    """Seconds of the run in all; the clock in its lines starts again wherever the run was continued."""
+    """Total seconds of the run; the clock in its lines restarts whenever the run was continued."""
     total = last = 0.0
     for _, seconds in _finite(sorted(lines, key=lambda line: line["step"]), "wall_time_s"):
         if seconds < last:
@@ -267,7 +267,7 @@ def _evaluations(paths: Iterable[Path]) -> str:
 
 
 def _result(entry: Any) -> tuple[str, str, str, str]:
-    """Value, interval, n and signature of a metric as text; a bare number is a value without the rest."""
+    """Value, interval, n and signature of a metric as text; for a bare number only the value."""
     entry = entry if isinstance(entry, dict) else {"value": entry}
     value, bounds = markup.as_number(entry.get("value")), entry.get("ci95")
     bounds = [markup.as_number(bound) for bound in bounds] if isinstance(bounds, list) else []
@@ -304,7 +304,7 @@ def _samples_of(step: float, lines: list[Line]) -> str:
 
 
 def _time(lines: list[Line]) -> str:
-    """How many seconds the run spent on what, from the line with the largest sum."""
+    """The seconds that the run spent on each activity, from the line with the largest sum."""
     seconds = max(map(_seconds, lines), key=lambda found: sum(found.values()), default={})
     total = sum(seconds.values())
     if not total:
@@ -336,7 +336,7 @@ def _data_card(path: Path) -> str:
     except OSError:
         return ""
     return (
-        "<h2>Data</h2>\n<details><summary>Card: what came in, what was removed, what is left</summary>"
+        "<h2>Data</h2>\n<details><summary>Data card: documents read, removed and kept</summary>"
         f'<div class="panel"><pre>{html.escape(text)}</pre></div></details>'
     )
 
@@ -349,7 +349,7 @@ def _settings(manifest: dict[str, Any], config: dict[str, Any]) -> str:
     total = sum(map(_num_elements, parameters))
     folded = (
         (
-            "Changed while the run went on",
+            "Options changed during the run",
             {"step": "number", "option": "key", "before": "code", "now": "code"},
             _changes(manifest),
         ),

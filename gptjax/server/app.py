@@ -43,9 +43,9 @@ def make(
     origins: Sequence[str] = (),
     preferences: Path | None = None,
 ) -> Door:
-    """The application, for any ASGI server. The models must be started. Arguments: see `Door`.
+    """The ASGI application. The models must be started. Other arguments: see `Door`.
 
-    `preferences`: the file that choices between two answers go to; None: they are refused.
+    `preferences`: the file for choices between two answers; None: such requests are refused.
     """
     metrics = Metrics(models)
     posts = {
@@ -77,7 +77,7 @@ def make(
 
 
 def _guarded(answer: Endpoint, metrics: Metrics) -> Endpoint:
-    """The same path, whose exceptions are answers in OpenAI's form."""
+    """The same endpoint, with exceptions turned into OpenAI's error responses."""
 
     async def guarded(request: Request) -> Response:
         try:
@@ -85,7 +85,7 @@ def _guarded(answer: Endpoint, metrics: Metrics) -> Endpoint:
         except HTTPException:
             raise
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client is gone
         except Exception as error:
             told = as_api_error(error)
             metrics.failed(told)
@@ -97,12 +97,12 @@ def _guarded(answer: Endpoint, metrics: Metrics) -> Endpoint:
 
 
 async def health(request: Request) -> Response:
-    """Whether the process is there."""
+    """Whether the process is alive."""
     return JSON({"status": "ok"})
 
 
 async def ready(request: Request) -> Response:
-    """Whether all models take requests."""
+    """Whether all models accept requests."""
     waiting = [model.name for model in context_of(request).models if model.pump is None or not model.pump.alive]
     return JSON({"status": "unavailable" if waiting else "ok", "not_ready": waiting}, 503 if waiting else 200)
 
@@ -121,7 +121,7 @@ def _page_file(name: str) -> Path | None:
 
 
 async def page(request: Request) -> Response:
-    """The files of the page, which may load nothing from elsewhere and be in nobody's frame."""
+    """The files of the page. Its headers forbid loading from other hosts and being framed."""
     name = request.path_params.get("file", "index.html")
     path = _page_file(name)
     if path is None:

@@ -24,7 +24,7 @@ async def chat(request: Request) -> Response:
     context = context_of(request)
     body = schemas.read(schemas.Chat, await context.body(request))
     model = context.models.find(body.model)
-    # In a thread: the tokens of a long text, or a grammar, would keep all others waiting.
+    # in a thread: tokenizing a long text or compiling a grammar would block all other requests
     prompt, wanted, has_tools = await asyncio.to_thread(_prepare, model, body)
     answer = Answer(model, body, has_tools=has_tools)
     running = Running(model, [prompt], wanted, context.limits)
@@ -34,7 +34,7 @@ async def chat(request: Request) -> Response:
 
 
 def _prepare(model: Served, body: schemas.Chat) -> tuple[np.ndarray, Settings, bool]:
-    """The prompt, the settings, and whether the model was told of tools. Raises ApiError, UserError."""
+    """The prompt, the settings, and whether the prompt lists tools. Raises ApiError, UserError."""
     tools = chosen_tools(body.tools, body.tool_choice)
     if body.top_logprobs and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs: true", param="top_logprobs")
@@ -45,7 +45,7 @@ def _prepare(model: Served, body: schemas.Chat) -> tuple[np.ndarray, Settings, b
 
 
 def chosen_tools(tools: Sequence[dict[str, Any]] | None, choice: str | dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The functions that a model is told of. Raises ApiError for a choice that cannot be kept."""
+    """The functions to list in the prompt. Raises ApiError for a choice that cannot be enforced."""
     if choice == "none":
         return []
     if choice not in (None, "auto"):
@@ -54,7 +54,7 @@ def chosen_tools(tools: Sequence[dict[str, Any]] | None, choice: str | dict[str,
 
 
 class Answer:
-    """The answers to one dialogue, whole or in chunks that share an id and a time."""
+    """The answers to one dialogue, whole or in chunks with the same id and time."""
 
     def __init__(self, model: Served, body: schemas.Chat, *, has_tools: bool):
         self._model, self._body, self._has_tools = model, body, has_tools

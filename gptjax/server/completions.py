@@ -1,4 +1,4 @@
-"""POST /v1/completions, with echo and log-probabilities, which lm-eval scores with."""
+"""POST /v1/completions, with echo and log-probabilities, which lm-eval needs for scoring."""
 
 import asyncio
 import time
@@ -34,9 +34,9 @@ async def completions(request: Request) -> Response:
 def _prepare(model: Served, body: schemas.Completion) -> tuple[list[np.ndarray], Settings]:
     """The prompts and the settings. Raises ApiError, UserError."""
     if body.suffix:
-        raise ApiError("suffix: the models here write only forward", param="suffix")
+        raise ApiError("suffix: these models cannot insert text before a suffix", param="suffix")
     if body.best_of not in (None, body.n or 1):
-        raise ApiError("best_of: all answers are told; leave it out, or give n the same value", param="best_of")
+        raise ApiError("best_of: all answers are returned; leave it out, or set n to the same value", param="best_of")
     scored = bool(body.echo) and body.logprobs is not None
     prompts = encode(model, body.prompt, "prompt")
     for prompt in prompts:
@@ -104,7 +104,7 @@ class Choice:
         self._offset = 0
 
     def part(self, events: Sequence[Event]) -> dict[str, Any]:
-        """The next events, the first after the prompt if that is wanted."""
+        """The part for the next events; the first part starts with the prompt if echo is set."""
         text = "".join(event.text for event in events)
         rows: list[tuple[int, float | None, TopTokens]] = []
         if self._prompt is not None:
@@ -122,7 +122,7 @@ class Choice:
         }
 
     def _prompt_rows(self, first: Event) -> list[tuple[int, float | None, TopTokens]]:
-        """(token, log-probability, the most probable ones) of the prompt; nothing is known of its first token."""
+        """(token, log-probability, most probable tokens) of the prompt; the first token has no log-probability."""
         scores = first.prompt_scores
         if scores is None or self._prompt is None:
             return []

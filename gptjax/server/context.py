@@ -1,4 +1,4 @@
-"""What all paths share: the models, the limits, the numbers."""
+"""What all endpoints share: models, limits, metrics."""
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable
@@ -23,20 +23,20 @@ class Context:
     models: Models
     limits: Limits
     metrics: Metrics
-    preferences: Path | None = None  # the file that choices go to
+    preferences: Path | None = None  # the file for choices between two answers
 
     async def body(self, request: Request) -> bytes:
         return await read_body(request, self.limits)
 
     async def collect(self, request: Request, running: Running) -> list[list[Event]]:
-        """All events, unless the client goes away: then the streams are cancelled."""
+        """All events. If the client disconnects, the streams are cancelled."""
         with running:
             events = await until_disconnect(request, running.collect())
             self.metrics.answered(running)
             return events
 
     def stream(self, frames: AsyncIterator[str], running: Running, **options: Any) -> StreamingResponse:
-        """The frames of an answer; where the client goes away the streams are cancelled."""
+        """The frames of an answer. If the client disconnects, the streams are cancelled."""
 
         async def until_end() -> AsyncIterator[str]:
             with running:
@@ -48,7 +48,7 @@ class Context:
 
 
 class Cancelling(StreamingResponse):
-    """A response after which something is cancelled, also where not one piece of it was asked for."""
+    """A response that cancels its streams at the end, even if no part of it was ever read."""
 
     def __init__(self, response: StreamingResponse, cancel: Callable[[], None]):
         self.__dict__.update(response.__dict__)

@@ -10,11 +10,11 @@ from gptjax.errors import UserError
 from gptjax.generation.engine import Busy
 from gptjax.generation.pump import Closed
 
-RETRY_SECONDS = 1  # after which a client that met a full queue may come again
+RETRY_SECONDS = 1  # retry-after of a full queue
 
 
 class ApiError(Exception):
-    """A request that is not answered.
+    """A request that gets an error.
 
     Attributes:
       status: of HTTP.
@@ -51,7 +51,7 @@ def too_long(tokens: int, limit: int, param: str) -> ApiError:
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an exception. What is nobody's mistake but ours is told without its text."""
+    """The error that a client sees for an exception. For internal errors the text is hidden."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Busy):
@@ -89,7 +89,7 @@ def error_response(error: ApiError) -> JSON:
 async def on_http_exception(_: Request, error: Exception) -> JSON:
     """Starlette's own: a path that does not exist, a method that is not allowed."""
     status = getattr(error, "status_code", 500)
-    messages = {404: "there is no such path; see /v1/models", 405: "this path does not take this method"}
+    messages = {404: "there is no such path; see /v1/models", 405: "this path does not allow this method"}
     codes = {404: "unknown_url", 405: "method_not_allowed"}
     message = messages.get(status, str(getattr(error, "detail", error)))
     headers = dict(getattr(error, "headers", None) or {})

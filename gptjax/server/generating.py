@@ -1,4 +1,4 @@
-"""From the settings of a request to streams of the engine, and from their events to what is told."""
+"""From the settings of a request to engine streams, and from their events to the answer."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,12 @@ from gptjax.server.served import Served
 
 log = logging.getLogger("gptjax.server")
 
-WORST = -9999.0  # OpenAI's log-probability of what cannot be; JSON has no infinity
+WORST = -9999.0  # OpenAI's log-probability for impossible tokens; JSON has no infinity
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What an engine is asked beside the prompt."""
+    """What the engine needs besides the prompt."""
 
     params: SamplingParams
     n: int = 1
@@ -45,9 +45,9 @@ def settings(
     top: int = 0,
     score_prompt: bool = False,
 ) -> Settings:
-    """The settings of a request; those it leaves out are the published ones of the model, else OpenAI's.
+    """The settings of a request. Missing ones are the model's published values, else OpenAI's defaults.
 
-    A request without a seed gets one by chance. `max_tokens` None is what the context leaves.
+    A request without a seed gets a random one. `max_tokens` None: all that the context leaves.
 
     Raises:
       ApiError, UserError: a value is out of range.
@@ -68,7 +68,7 @@ def settings(
     given = {name: value for name, value in given.items() if value is not None}
     most = min(max_tokens or model.context_length, model.context_length)
     if len(given["stop"]) > 64:
-        raise ApiError(f"stop has {len(given['stop'])} texts; at most 64 are looked for", param="stop")
+        raise ApiError(f"stop has {len(given['stop'])} texts; at most 64 are allowed", param="stop")
     params = SamplingParams(**{**model.published, **given, "max_new_tokens": most})
     try:
         params.validate()
@@ -85,7 +85,7 @@ def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def grammar(model: Served, body: Sampling) -> Grammar | None:
-    """What the answer must look like, if anything."""
+    """The grammar of the answer, if one is asked for."""
     if body.guided_regex is not None:
         return Grammar.of_regex(model.tokenizer, body.guided_regex)
     if body.guided_json is not None:
@@ -113,15 +113,15 @@ def grammar_of_format(model: Served, wanted: ResponseFormat | None, param: str) 
 
 
 class Running:
-    """The streams of one request: `n` for each prompt, in this order. Leaving the context cancels what still runs."""
+    """The streams of one request: `n` for each prompt, in this order. Leaving the context cancels unfinished ones."""
 
     def __init__(self, model: Served, prompts: Sequence[np.ndarray], wanted: Settings, limits: Limits):
-        """Raises what `Pump.submit` raises; then nothing is left behind."""
-        most = min(limits.prompts, model.max_waiting)  # more would meet a full queue each time
+        """Raises what `Pump.submit` raises; the streams submitted until then are cancelled."""
+        most = min(limits.prompts, model.max_waiting)  # more would always meet a full queue
         if len(prompts) * wanted.n > most:
             raise ApiError(
-                f"{len(prompts)} prompts with {wanted.n} answers each are asked for; at most {most} answers come at a "
-                "time",
+                f"{len(prompts)} prompts with {wanted.n} answers each are too many; at most {most} answers fit in "
+                "one request",
                 param="n",
             )
         if limits.log_prompts:
@@ -160,7 +160,7 @@ class Running:
             stream.cancel()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """(place of the stream, event) as they come, until all have ended. Raises ApiError where one fails."""
+        """(index of the stream, event) as they arrive, until all streams have ended. Raises ApiError if one fails."""
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
         async def read(place: int, stream: Stream) -> None:
@@ -189,7 +189,7 @@ class Running:
         return events
 
     def usage(self) -> dict[str, Any]:
-        """Tokens so far, in OpenAI's words. A prompt with several answers counts once."""
+        """Token counts so far, in OpenAI's fields. A prompt with several answers counts once."""
         prompt = sum(map(len, self.prompts))
         written = sum(stream.completion_tokens for stream in self.streams)
         cached = sum(stream.cached_tokens for stream in self.streams[:: self.wanted.n])
@@ -203,7 +203,7 @@ class Running:
 
 
 def check(event: Event, stream: Stream) -> None:
-    """Raises ApiError where a request has not ended by itself."""
+    """Raises ApiError if a request did not end normally."""
     if event.finish_reason == "error":
         assert event.error is not None
         raise event.error
@@ -215,11 +215,11 @@ def check(event: Event, stream: Stream) -> None:
 
 
 def finite(value: float) -> float:
-    """A log-probability as JSON can hold it."""
+    """A log-probability that JSON can represent."""
     return max(value, WORST) if math.isfinite(value) else WORST
 
 
 def with_chosen(top: TopTokens, token: int, value: float, count: int) -> list[tuple[int, float]]:
-    """The `count` most probable tokens, and the one that was chosen where it is not among them."""
+    """The `count` most probable tokens, plus the chosen one if it is not among them."""
     best = list(top[:count])
     return best if token in dict(best) else [*best, (token, value)]

@@ -1,4 +1,4 @@
-"""The door: who may come in, with how much, and how long it may take."""
+"""Access control: allowed hosts and keys, and the limits of a request."""
 
 import asyncio
 import dataclasses
@@ -19,20 +19,20 @@ from gptjax.errors import UserError
 from gptjax.server.errors import ApiError, error_response
 
 LOOPBACK = ("localhost",)
-OPEN_PATHS = ("/", "/health", "/ready")  # for a browser and a balancer, which have no key
+OPEN_PATHS = ("/", "/health", "/ready")  # for browsers and load balancers, which have no key
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request may take.
+    """The limits of one request.
 
     Attributes:
-      body_bytes: of a request.
-      body_seconds: in which its body must have come.
-      seconds: in which it must be answered.
-      prompts: texts in one request, times answers to each.
-      shutdown_seconds: that running requests have when the server is told to end.
+      body_bytes: largest body.
+      body_seconds: time to receive the body.
+      seconds: time to answer.
+      prompts: most answers of one request: its texts times the answers to each.
+      shutdown_seconds: time that running requests have after the server was told to stop.
       log_prompts: whether prompts are written to the log.
     """
 
@@ -45,7 +45,7 @@ class Limits:
 
 
 def read_keys(path: str | Path) -> tuple[str, ...]:
-    """The keys in a file, one per line; # begins a comment. Raises UserError, also where others can read it."""
+    """The keys in a file, one per line; # starts a comment. Raises UserError, also if others can read the file."""
     path = files.regular(files.expand(path))
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(f"--api_keys={path} can be read by others; chmod 600 {path}")
@@ -62,10 +62,10 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
 
 
 class Door:
-    """ASGI middleware around all paths: request ids, Host, keys, CORS.
+    """ASGI middleware for all paths: request ids, Host, keys, CORS.
 
-    The Host header must name this server. Otherwise any page in a browser could read what is served on loopback, by a
-    name of its own that it lets point there (DNS rebinding). An address cannot be made to point elsewhere.
+    The Host header must name this server. Otherwise any web page could read a server on loopback through a domain
+    name of its own that resolves to 127.0.0.1 (DNS rebinding). An IP address as Host is safe from that.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Door:
     ):
         """
         Args:
-          hosts: names by which a request may call the server; "*" is any.
-          origins: pages of others that may read it.
+          hosts: accepted names in the Host header; "*" accepts all.
+          origins: other web origins that may call the server (CORS).
           is_open: whether a path needs no key.
-          on_error: told of every request that is refused or has failed.
+          on_error: called with every error that the middleware returns.
         """
         self._app, self._hosts, self._origins, self._on_error = app, tuple(hosts), tuple(origins), on_error
         self._is_open = is_open
@@ -121,7 +121,7 @@ class Door:
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if "*" not in self._hosts and name.lower() not in self._hosts and not _is_address(name):
             raise ApiError(
-                f"this server is not called {name[:100]!r}; start it with --allowed_hosts to give it more names",
+                f"{name[:100]!r} is not an allowed host; start the server with --allowed_hosts to add names",
                 status=403,
                 kind="permission_error",
                 code="host_not_allowed",
@@ -132,7 +132,7 @@ class Door:
             return
         kind, _, given = authorization.partition(" ")
         given = given.strip().encode() if kind.lower() == "bearer" else b""
-        # All are compared, in constant time: how long it takes says nothing about a key.
+        # Compares with every key in constant time, so that the time tells nothing about a key.
         if not sum(hmac.compare_digest(given, key) for key in self._keys):
             raise ApiError(
                 "the API key is missing or wrong: Authorization: Bearer KEY",

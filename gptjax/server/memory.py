@@ -1,4 +1,4 @@
-"""What models take of memory, and arrays that several of them have in common."""
+"""Memory of the served models, and arrays that several of them share."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """Bytes of a model: its own parameters, those that it shares with models before it, and the state of its engine."""
+    """Bytes of a model: its own parameters, those shared with models before it, and the state of its engine."""
 
     name: str
     parameters: int
@@ -26,7 +26,7 @@ class Taken:
 
     @property
     def own(self) -> int:
-        """What there would be less without the model."""
+        """Bytes that would be free without the model."""
         return self.parameters + self.state
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Taken:
 
 
 def taken(name: str, model: Model, *, slots: int, capacity: int, others: Sequence[Model] = ()) -> Taken:
-    """What a model with so many slots takes beside `others`. `capacity`: tokens of each slot."""
+    """The memory of a model with these slots, given that `others` are loaded. `capacity`: tokens of each slot."""
     known = {id(leaf) for other in others for leaf in jax.tree.leaves(other.params)}
     leaves = jax.tree.leaves(model.params)
     state = jax.eval_shape(
@@ -50,7 +50,7 @@ def taken(name: str, model: Model, *, slots: int, capacity: int, others: Sequenc
 
 
 def share(params: gpt.Params, others: Sequence[gpt.Params]) -> gpt.Params:
-    """The same parameters, where an array with the bits of that at its path in one of `others` is that array itself."""
+    """The parameters, with arrays replaced by those of `others` that have the same path and the same bits."""
     known = [dict(jax.tree_util.tree_leaves_with_path(other)) for other in others]
 
     def one(path: tuple, leaf: jax.Array) -> jax.Array:

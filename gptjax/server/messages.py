@@ -1,4 +1,4 @@
-"""Dialogues as clients send them, as the tokens of a prompt."""
+"""Converts dialogues of clients to the tokens of a prompt."""
 
 import json
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from gptjax.server import schemas
 from gptjax.server.errors import ApiError
 from gptjax.server.served import Served
 
-TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of parts of a message that are text
+TEXTS = ("text", "input_text", "output_text", "refusal")  # types of message parts that are text
 
 
 def normal(messages: Sequence[schemas.Message]) -> list[Message]:
-    """Messages as templates take them: content is text, and one system message stands at the beginning.
+    """Messages as templates need them: content is text, and there is one system message at the beginning at most.
 
-    Raises ApiError for roles and contents that no model here reads.
+    Raises ApiError for unknown roles and for contents that are not text.
     """
     system, rest = [], []
     for number, message in enumerate(messages):
@@ -55,21 +55,21 @@ def text_of(content: str | list[dict[str, Any]] | None, where: str) -> str:
         kind = part.get("type")
         text = part.get("refusal" if kind == "refusal" else "text")
         if kind not in TEXTS or not isinstance(text, str):
-            raise ApiError(f"{where} has a part of type {str(kind)[:60]!r}; the model reads text", param="messages")
+            raise ApiError(f"{where} has a part of type {str(kind)[:60]!r}; models read only text", param="messages")
         texts.append(text)
     return "".join(texts)
 
 
 def encode(model: Served, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> np.ndarray:
-    """The tokens up to where the answer begins; where the last message is the assistant's, it goes on.
+    """The tokens up to the beginning of the answer; a last message of the assistant is continued.
 
-    Raises ApiError where the model has no template, or its template refuses the dialogue.
+    Raises ApiError if the model has no template, or its template refuses the dialogue.
     """
     template = _template(model)
     try:
         if messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
             ids, mask = template.encode(messages, model.tokenizer, tools=tools)
-            ids = ids[: np.flatnonzero(mask)[-1]]  # without the end of its turn
+            ids = ids[: np.flatnonzero(mask)[-1]]  # without its end-of-turn token
         else:
             ids = template.encode_prompt(messages, model.tokenizer, tools=tools)
     except UserError as error:
@@ -86,9 +86,9 @@ def render(model: Served, messages: Sequence[Message], tools: Sequence[dict[str,
 
 
 def functions(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The tools that are functions, as templates read them; others, of a provider's own, are skipped.
+    """The tools of type function, in the form of templates; a provider's own tools are skipped.
 
-    Both forms are read: {"type": "function", "function": {"name", ...}}, and that of /v1/responses, which has the name
+    Two forms are read: {"type": "function", "function": {"name", ...}}, and that of /v1/responses, where the name is
     beside the type.
     """
     found = []
@@ -110,7 +110,7 @@ def _template(model: Served) -> ChatTemplate:
 
 
 def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
-    """A call of a tool as templates read it: its arguments are an object."""
+    """A tool call in the form of templates: its arguments are an object."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(f"{where}.tool_calls has a call without a function's name", param="messages")

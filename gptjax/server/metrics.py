@@ -14,7 +14,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counts of a server since its start. Tokens a second are rate(gptjax_generated_tokens_total[1m])."""
+    """Counts of a server since its start. Tokens per second: rate(gptjax_generated_tokens_total[1m])."""
 
     def __init__(self, models: Models):
         self.registry = CollectorRegistry()
@@ -22,7 +22,7 @@ class Metrics:
         self._requests = Counter("gptjax_requests", "answered requests", ["model"], **own)
         self._errors = Counter("gptjax_errors", "requests not answered", ["status", "type", "code"], **own)
         self._prompt = Counter("gptjax_prompt_tokens", "tokens of prompts", ["model"], **own)
-        self._cached = Counter("gptjax_cached_tokens", "tokens of prompts that were not read again", ["model"], **own)
+        self._cached = Counter("gptjax_cached_tokens", "prompt tokens from the prefix cache", ["model"], **own)
         self._written = Counter("gptjax_generated_tokens", "tokens of answers", ["model"], **own)
         self._first = Histogram(
             "gptjax_time_to_first_token_seconds",
@@ -52,7 +52,7 @@ class Metrics:
 
 
 class _Loads(Collector):
-    """What the engines are at, read when asked."""
+    """Load of the engines, read when /metrics is requested."""
 
     def __init__(self, models: Models):
         self._models = models
@@ -62,7 +62,7 @@ class _Loads(Collector):
 
     def collect(self) -> Iterator[Metric]:
         names = {
-            "gptjax_waiting_requests": "requests that wait for a slot",
+            "gptjax_waiting_requests": "requests waiting for a slot",
             "gptjax_used_slots": "slots in use",
             "gptjax_slots": "slots",
         }

@@ -1,4 +1,4 @@
-"""The models that a server has, by name."""
+"""The models of a server, by name."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from gptjax.server.served import EngineOptions, Served
 
 
 class Models:
-    """The models by name, the first of which answers where a request names none.
+    """The models by name. The first one answers requests that name no model.
 
     Attributes:
-      workdirs: of the runs among them.
+      workdirs: those of models that are runs.
       merged: whether adapters were merged into the kernels.
     """
 
@@ -30,7 +30,7 @@ class Models:
 
     @property
     def taken(self) -> list[memory.Taken]:
-        """The memory of each, beside those before it."""
+        """The memory of each model, given that those before it are loaded."""
         served, found = list(self), []
         for place, model in enumerate(served):
             size = {"slots": model.load[2], "capacity": model.context_length}
@@ -39,7 +39,7 @@ class Models:
         return found
 
     def find(self, name: str | None) -> Served:
-        """Raises ApiError for a name that is not served."""
+        """Raises ApiError for an unknown name."""
         if not name:
             return next(iter(self._served.values()))
         if name not in self._served:
@@ -54,7 +54,7 @@ class Models:
 
 
 def parse(text: str) -> tuple[str, str]:
-    """(name, directory) of --model=NAME=DIR or --model=DIR, whose name is that of the directory. Raises UserError."""
+    """(name, directory) of --model=NAME=DIR, or of --model=DIR, named after the directory. Raises UserError."""
     name, equals, directory = text.partition("=")
     if not equals:
         name, directory = Path(text.removeprefix("hf:")).name, text
@@ -64,14 +64,14 @@ def parse(text: str) -> tuple[str, str]:
 
 
 def load(texts: Sequence[str], options: EngineOptions, memory_limit: float = 0, *, reload: bool = False) -> Models:
-    """Loads models by their flags.
+    """Loads the models of the --model flags.
 
-    Where there are several, adapters stay beside the kernels that they change, and arrays of the same bits are in
-    memory once: models that were fine-tuned by adapters share their base. A single model has its adapters merged.
+    With several models adapters stay separate from the kernels, and equal arrays are in memory once, so that models
+    that were fine-tuned by adapters share their base. A single model has its adapters merged.
 
     Args:
-      memory_limit: GiB of all together; 0 is no limit.
-      reload: whether newer checkpoints will take the place of these, for which the memory must do as well.
+      memory_limit: GiB of all models together; 0: no limit.
+      reload: whether newer checkpoints will replace these; the memory must suffice for that, too.
 
     Raises UserError.
     """
@@ -79,23 +79,23 @@ def load(texts: Sequence[str], options: EngineOptions, memory_limit: float = 0, 
     names = [name for name, _ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--model: two models are called {twice[0]}; give each a name: --model=NAME=DIR")
-    found = [(name, models.find(directory)) for name, directory in pairs]  # all before one is read
+    found = [(name, models.find(directory)) for name, directory in pairs]  # find all before loading one
     merged = len(found) == 1
     places = {name: mirror.place(text) for name, text in pairs if not text.startswith(models.HUGGING_FACE)}
     workdirs = {name: path for name, path in places.items() if (path / "checkpoints").is_dir()}
     if reload and not workdirs:
-        raise UserError(f"--reload: {', '.join(names)} are not work directories of runs, and get no newer checkpoints")
+        raise UserError(f"--reload: {', '.join(names)} are not work directories of runs: they get no new checkpoints")
     served: list[Served] = []
     for name, location in found:
         served.append(Served(name, location.load(merge=merged), options, others=served))
         taken = Models(served).taken
-        # While one model is replaced, its parameters and caches are there twice.
+        # While one model is replaced, its parameters and caches are in memory twice.
         need = sum(one.own for one in taken) + max((one.own for one in taken if reload), default=0)
         if memory_limit and need > memory_limit * memory.GIB:
             twice = ", one of them twice while it is replaced" if reload else ""
             raise UserError(
                 f"--memory_limit={memory_limit:g}: the models up to {name} need {need / memory.GIB:.2f} GiB for "
-                f"weights and caches{twice} ({'; '.join(map(str, taken))}); raise it, or serve fewer models, "
+                f"weights and caches{twice} ({'; '.join(map(str, taken))}); raise the limit, or serve fewer models, "
                 "--slots or a smaller --context_length"
             )
     return Models(served, workdirs=workdirs, merged=merged)

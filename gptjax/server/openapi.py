@@ -1,4 +1,4 @@
-"""GET /openapi.json: the paths that take a body, as OpenAPI 3.1 describes them. The schemas are those that check."""
+"""GET /openapi.json: OpenAPI 3.1 of the paths with a body, from the schemas that validate requests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,14 +43,14 @@ ERROR = {
 RESPONSES = {
     "200": {"description": "the answer; with stream: true, events of text/event-stream"},
     "default": {
-        "description": "why there is none",
+        "description": "the error",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     },
 }
 
 
 def document(names: Sequence[str]) -> dict[str, Any]:
-    """The document of a server with models of these names. What a body has beside its schema changes nothing."""
+    """The document for models of these names. Fields of a body that are not in its schema are ignored."""
     places, definitions = models_json_schema(
         [(schema, "validation") for schema in BODIES.values()], ref_template="#/components/schemas/{model}"
     )
@@ -69,7 +69,7 @@ def document(names: Sequence[str]) -> dict[str, Any]:
             "schemas": {**definitions["$defs"], "Error": ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{}, {"key": []}],  # with --api_keys, the second
+        "security": [{}, {"key": []}],  # the second only with --api_keys
     }
 
 

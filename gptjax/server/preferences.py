@@ -1,4 +1,4 @@
-"""What people choose between two answers on the page, as records that `--config.data.source=preference:FILE` reads."""
+"""Records which of two answers users of the page prefer, for `--config.data.source=preference:FILE`."""
 
 import asyncio
 import json
@@ -18,21 +18,21 @@ from gptjax.server.errors import JSON, ApiError
 
 
 async def preferences(request: Request) -> Response:
-    """POST /preferences: {"prompt", "chosen", "rejected": messages, "models"} becomes a line of the file."""
+    """POST /preferences: {"prompt", "chosen", "rejected": messages, "models"} is appended to the file as one line."""
     context = context_of(request)
     body = schemas.read(schemas.Preference, await context.body(request))
     if context.preferences is None:
-        raise ApiError("choices are not kept here; start the server with --preferences=FILE.jsonl", status=404)
+        raise ApiError("this server records no choices; start it with --preferences=FILE.jsonl", status=404)
     sides = {name: messages.normal(getattr(body, name)) for name in ("prompt", "chosen", "rejected")}
     if sides["chosen"] == sides["rejected"]:
-        raise ApiError("the two answers are equal, so there is nothing to choose", param="rejected")
+        raise ApiError("chosen and rejected are equal", param="rejected")
     record = {**sides, "models": body.models, "time": int(time.time())}
     await asyncio.to_thread(_append, context.preferences, json.dumps(record, ensure_ascii=False) + "\n")
     return JSON({"recorded": True})
 
 
 def _append(path: Path, line: str) -> None:
-    """One write at the end of the file, so that lines of several requests never mix."""
+    """A single write at the end of the file, so that lines of parallel requests never mix."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())
@@ -42,9 +42,9 @@ def _append(path: Path, line: str) -> None:
 
 
 def check(path: str | Path) -> Path:
-    """The file of --preferences. Raises UserError where nothing can be written."""
+    """The file of --preferences. Raises UserError if it cannot be written."""
     if is_url(path):
-        raise UserError(f"--preferences={path}: no line can be added to an object; name a file on this machine")
+        raise UserError(f"--preferences={path}: lines cannot be appended to an object in a bucket; give a local file")
     path = files.expand(path)
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))

@@ -1,4 +1,4 @@
-"""POST /v1/responses. Nothing is stored: each request brings its whole dialogue."""
+"""POST /v1/responses. Nothing is stored: each request contains its whole dialogue."""
 
 import asyncio
 import dataclasses
@@ -38,9 +38,9 @@ async def responses(request: Request) -> Response:
 def _prepare(model: Served, body: schemas.Responses) -> tuple[np.ndarray, Settings, list[dict[str, Any]]]:
     """The prompt, the settings and the tools. Raises ApiError, UserError."""
     if body.previous_response_id:
-        raise ApiError("nothing is stored here; send the whole dialogue", param="previous_response_id")
+        raise ApiError("responses are not stored; send the whole dialogue", param="previous_response_id")
     if body.background:
-        raise ApiError("background: answers come at once or as a stream", param="background")
+        raise ApiError("background is not supported; the answer comes at once or as a stream", param="background")
     tools = chosen_tools(body.tools, body.tool_choice)
     dialogue = messages.normal(read_input(body))
     if not dialogue:
@@ -53,7 +53,7 @@ def _prepare(model: Served, body: schemas.Responses) -> tuple[np.ndarray, Settin
 
 
 def read_input(body: schemas.Responses) -> list[schemas.Message]:
-    """The items of a request as messages. Raises ApiError for items that no model here reads."""
+    """The input items of a request as messages. Raises ApiError for items of an unknown type."""
     system = [schemas.Message(role="system", content=body.instructions)] if body.instructions else []
     if isinstance(body.input, str):
         return [*system, schemas.Message(role="user", content=body.input)]
@@ -75,7 +75,7 @@ def read_input(body: schemas.Responses) -> list[schemas.Message]:
         elif kind == "reasoning":
             continue
         else:
-            raise ApiError(f"input[{number}] is of type {str(kind)[:60]!r}, which is not read here", param="input")
+            raise ApiError(f"input[{number}] is of type {str(kind)[:60]!r}, which is not supported", param="input")
         found.append(schemas.foreign_message(entry, f"input[{number}]"))
     return [*system, *found]
 
@@ -106,7 +106,7 @@ class Answer:
         return self._response(_status(events[-1]), output, running)
 
     async def frames(self, running: Running) -> AsyncIterator[str]:
-        """The events in the order of OpenAI's: the response, the text of its message, then calls, then the end."""
+        """The events in OpenAI's order: the response, the text of its message, calls, the end."""
         yield self._event("response.created", response=self._response("in_progress", [], None))
         yield self._event("response.in_progress", response=self._response("in_progress", [], None))
         place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
@@ -151,7 +151,7 @@ class Answer:
             yield self._event("response.output_item.done", output_index=index, item=call)
             output.append(call)
         status = _status(last)
-        # Also where the status is incomplete: the openai package waits for this event, and for no other.
+        # Also if the status is incomplete: the openai package waits for this event only.
         yield self._event("response.completed", response=self._response(status, output, running))
 
     def error_frame(self, error: ApiError) -> str:

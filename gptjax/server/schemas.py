@@ -1,6 +1,6 @@
-"""The bodies of requests. Parameters that are not named here are accepted, and change nothing.
+"""Schemas of request bodies. Other parameters are accepted and ignored.
 
-`stop`, `seed` and `n` are never among those.
+`stop`, `seed` and `n` are never ignored.
 """
 
 from typing import Annotated, Any, TypeVar
@@ -14,7 +14,7 @@ from gptjax.json_text import parse_json
 from gptjax.server.errors import ApiError
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
-# What clients call the authors of messages, and what templates call them.
+# Role names of clients -> role names of templates.
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 S = TypeVar("S", bound=Schema)
 
@@ -24,14 +24,14 @@ class StreamOptions(Schema):
 
 
 class ResponseFormat(Schema):
-    """`type` is text, json_object or json_schema, which is in `json_schema.schema`."""
+    """`type` is text, json_object or json_schema; the schema is in `json_schema.schema`."""
 
     type: str
     json_schema: dict[str, Any] | None = None
 
 
 class Sampling(Schema):
-    """What all generating requests have in common. The second half is not OpenAI's, but vLLM's or llama.cpp's."""
+    """Fields of all generating requests. The second half is not from OpenAI, but from vLLM or llama.cpp."""
 
     model: str | None = None
     stream: bool | None = None
@@ -132,7 +132,7 @@ class ApplyTemplate(Schema):
 
 
 def read(schema: type[S], body: bytes) -> S:
-    """A body as its schema. Raises ApiError with the parameter that is wrong, UserError for what is not JSON."""
+    """A body, validated by its schema. Raises ApiError with the wrong parameter, UserError if it is not JSON."""
     value = parse_json(body, "the body")
     try:
         return foreign.check(schema, value, "the request")
@@ -141,7 +141,7 @@ def read(schema: type[S], body: bytes) -> S:
 
 
 def _param(schema: type[S], value: Any) -> str | None:
-    """The first part of a request that is wrong."""
+    """The name of the first field that is wrong."""
     try:
         schema.model_validate(value)
     except (pydantic.ValidationError, RecursionError) as error:
@@ -151,7 +151,7 @@ def _param(schema: type[S], value: Any) -> str | None:
 
 
 def foreign_message(value: dict[str, Any], where: str) -> Message:
-    """A message that is a part of a request. Raises ApiError."""
+    """A message inside a request. Raises ApiError."""
     try:
         return foreign.check(Message, value, where)
     except foreign.UserError as error:

@@ -1,4 +1,4 @@
-"""A model that a server has, with an engine of its own."""
+"""A model of the server, with its own engine."""
 
 import asyncio
 import contextlib
@@ -30,10 +30,10 @@ from gptjax.server.errors import too_long
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """How the engine of each model is made; see `Engine`.
+    """Settings of the engine of each model; see `Engine`.
 
     Attributes:
-      context_length: the most tokens of prompt and answer together; 0 is the model's own.
+      context_length: most tokens of prompt and answer together; 0: the model's own context length.
     """
 
     slots: int = 8
@@ -44,7 +44,7 @@ class EngineOptions:
 
 
 class Served:
-    """A model under a name: its tokenizer, its template, its pump.
+    """A model with its name, tokenizer, template and pump.
 
     Attributes:
       path: of the checkpoint whose parameters answer.
@@ -58,7 +58,7 @@ class Served:
         *,
         others: Sequence["Served"] = (),
     ):
-        """`others`: models whose arrays are shared where they have the same bits."""
+        """`others`: models with which equal arrays are shared."""
         self.name, self._options, self._same = name, options, self._identity(trained)
         self.tokenizer, self.template = trained.tokenizer, trained.template
         generator = self._take(trained, others)
@@ -67,19 +67,19 @@ class Served:
         self.published = {key: value for key, value in trained.generation.items() if key in names}
         self.context_length, self.max_waiting = self.engine.capacity, options.max_waiting
         self.pump: Pump | None = None
-        self._before: Pump | None = None  # of the parameters before, while requests end with them
+        self._before: Pump | None = None  # pump of the old parameters, while its last requests finish
         self._closed = False
-        self._replacing = threading.Lock()  # what decides which pump a request goes to
+        self._replacing = threading.Lock()  # held while a request chooses its pump
         self._names = {number: text for text, number in self.tokenizer.special_tokens.items()}
 
     @staticmethod
     def _identity(trained: Trained) -> tuple:
-        """What all checkpoints of one model have in common."""
+        """Everything that all checkpoints of one model have in common."""
         template = trained.template and trained.template.to_json()
         return trained.architecture, trained.tokenizer.to_str(), template, trained.generation
 
     def _take(self, trained: Trained, others: Sequence["Served"]) -> Generator:
-        """Makes an engine, whose caches are empty, for the parameters of `trained`."""
+        """Makes an engine for the parameters of `trained`, with empty caches."""
         generator = Generator.from_trained(trained)
         params = memory.share(generator.model.params, [other.model.params for other in others])
         self.model: Model = dataclasses.replace(generator.model, params=params)
@@ -105,14 +105,14 @@ class Served:
 
     @contextlib.contextmanager
     def pumping(self) -> Iterator[Pump]:
-        """The pump for all parts of a request: none of them meets a pump that is closing, or other parameters."""
+        """One pump for all parts of a request, which is not replaced or closed meanwhile."""
         with self._replacing:
             assert self.pump is not None, f"{self.name} is not started"
             yield self.pump
 
     @property
     def load(self) -> tuple[int, int, int]:
-        """Requests that wait, slots in use, slots; with those that end with the parameters before."""
+        """(waiting requests, used slots, slots); includes requests that still finish with the old parameters."""
         waiting, used, slots = self.engine.load
         before = self._before
         if before is None:
@@ -120,16 +120,16 @@ class Served:
         return waiting + before.engine.load[0], used + before.engine.load[1], slots
 
     def replace(self, trained: Trained, seconds: float, *, others: Sequence["Served"] = ()) -> None:
-        """Another checkpoint of the same model answers from now on, with an empty cache of prefixes.
+        """Switches to another checkpoint of the same model, with an empty prefix cache.
 
-        Requests under way, and those that wait, end with the parameters that they came to. Until then, `seconds` at
-        most, both are in memory. No program is compiled: the engines of the same shapes share theirs.
+        Running and waiting requests finish with the old parameters. Until then, at most for `seconds`, both are in
+        memory. Nothing is compiled: engines of the same shapes share their programs.
 
         Raises:
           UserError: the checkpoint is of another model.
         """
         if self._identity(trained) != self._same:
-            raise UserError(f"{trained.path} is of another model than {self.path}; start the server again")
+            raise UserError(f"{trained.path} belongs to another model than {self.path}; restart the server")
         before = self.pump
         with self._replacing:
             if self._closed:
@@ -152,7 +152,7 @@ class Served:
         await asyncio.to_thread(self.close, seconds)
 
     def check_length(self, prompt: np.ndarray, param: str, *, scored: bool = False) -> None:
-        """Raises ApiError where a prompt leaves no room for an answer."""
+        """Raises ApiError if a prompt leaves no room for an answer."""
         if len(prompt) > self.context_length - (not scored):
             raise too_long(len(prompt), self.context_length, param)
 
@@ -162,7 +162,7 @@ class Served:
         return ids if len(ids) else np.array([self.tokenizer.eot_id], np.int32)
 
     def token_text(self, token: int) -> str:
-        """A token by itself; one that is not UTF-8 as bytes:\\xNN, so that no two have the same name."""
+        """The text of a token; bytes:\\xNN if it is not UTF-8, so that all names differ."""
         if token in self._names:
             return self._names[token]
         raw = self.token_bytes(token)
@@ -172,7 +172,7 @@ class Served:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for; those of its name for a special token."""
+        """The UTF-8 bytes of a token; for a special token those of its name."""
         symbols = self._symbols.get(token)
         if symbols is not None:
             return symbols
@@ -193,7 +193,7 @@ class Served:
         }
 
     def embed(self, prompt: np.ndarray) -> Float[np.ndarray, " embed"]:
-        """The mean of the final states over the tokens of a prompt, of length 1."""
+        """The mean of the final hidden states over the tokens of a prompt, normalised to length 1."""
         length = next(length for length in self._lengths() if length >= len(prompt))
         tokens = np.zeros((1, length), np.int32)
         tokens[0, : len(prompt)] = prompt

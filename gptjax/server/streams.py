@@ -1,4 +1,4 @@
-"""Answers that come in pieces: server-sent events."""
+"""Streamed answers: server-sent events."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +11,7 @@ from gptjax.server.errors import ApiError, as_api_error, to_json
 log = logging.getLogger("gptjax.server")
 
 Frame = dict[str, Any]
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy must not gather the pieces
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # tells proxies not to buffer the stream
 
 
 def frame(data: Frame, event: str | None = None) -> str:
@@ -26,7 +26,7 @@ def stream(
     error_frame: Callable[[ApiError], str] = lambda error: frame(error.body()),
     end: str = "data: [DONE]\n\n",
 ) -> StreamingResponse:
-    """A response of frames. An exception on the way is one frame with an error; then the stream ends as always."""
+    """A streaming response of frames. An exception becomes a frame with an error; then the stream ends as usual."""
 
     async def guarded() -> AsyncIterator[str]:
         try:
@@ -36,7 +36,7 @@ def stream(
             told = as_api_error(error)
             on_error(told)
             if told.status >= 500:
-                log.exception("an answer failed on its way")
+                log.exception("an answer failed while it was streamed")
             yield error_frame(told)
         yield end
 

@@ -1,4 +1,4 @@
-"""Paths that generate nothing: embeddings, tokens, templates."""
+"""Endpoints that generate nothing: embeddings, tokens, templates, models."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ from gptjax.server.served import Served
 
 
 async def embeddings(request: Request) -> Response:
-    """POST /v1/embeddings: the mean of the final states, of length 1."""
+    """POST /v1/embeddings: the mean of the final hidden states, normalised to length 1."""
     context = context_of(request)
     body = schemas.read(schemas.Embeddings, await context.body(request))
     model = context.models.find(body.model)
@@ -24,7 +24,7 @@ async def embeddings(request: Request) -> Response:
         raise ApiError("encoding_format: choose float or base64", param="encoding_format")
     width = model.model.architecture.embed_dim
     if body.dimensions not in (None, width):
-        raise ApiError(f"dimensions is {body.dimensions}; the states of this model have {width}", param="dimensions")
+        raise ApiError(f"dimensions is {body.dimensions}; those of this model have {width}", param="dimensions")
     prompts = await asyncio.to_thread(completions.encode, model, body.input, "input")
     for prompt in prompts:
         model.check_length(prompt, "input", scored=True)
@@ -44,7 +44,7 @@ async def embeddings(request: Request) -> Response:
 async def tokenize(request: Request) -> Response:
     """POST /tokenize: {"prompt", "add_special_tokens"} or {"messages"} -> {"tokens"}.
 
-    A text that is nothing but one special token is that token, since lm-eval asks so for its id.
+    A text that consists of one special token becomes that token: lm-eval asks for its id this way.
     """
     context = context_of(request)
     body = schemas.read(schemas.Tokenize, await context.body(request))

@@ -1,4 +1,4 @@
-"""Calls of tools in an answer, as Hermes and Qwen write them: <tool_call>{"name", "arguments"}</tool_call>."""
+"""Parses tool calls in an answer, as Hermes and Qwen write them: <tool_call>{"name", "arguments"}</tool_call>."""
 
 import json
 import uuid
@@ -8,7 +8,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 class ToolCalls:
-    """Parts an answer, as it comes, into text and calls. What is not a whole call stays text.
+    """Splits an answer into text and calls while it arrives. Anything that is not a complete call stays text.
 
     Attributes:
       calls: those found so far, in OpenAI's form.
@@ -16,10 +16,10 @@ class ToolCalls:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
-        self._held = ""  # what may be, or become, a call
+        self._held = ""  # the possible beginning of a call
 
     def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
-        """(text that is none of a call, calls that are whole now)."""
+        """(text outside calls, calls that are complete now)."""
         self._held += text
         shown, found = "", []
         while True:
@@ -44,13 +44,13 @@ class ToolCalls:
         return shown, found
 
     def finish(self) -> str:
-        """What was held and is not a call."""
+        """The rest of the text that did not become a call."""
         held, self._held = self._held, ""
         return held
 
 
 def _beginning(text: str) -> int:
-    """Length of the longest end of `text` that begins a call, with the white space before it."""
+    """Length of the longest suffix of `text` that could begin a call, with the white space before it."""
     longest = next((n for n in range(min(len(OPEN) - 1, len(text)), 0, -1) if OPEN.startswith(text[-n:])), 0)
     body = text[: len(text) - longest]
     return longest + len(body) - len(body.rstrip())

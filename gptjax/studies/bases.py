@@ -1,4 +1,4 @@
-"""Configs that studies start from, of sizes that two cores can pay for."""
+"""Base configs of studies, small enough for two cores."""
 
 from gptjax.config import Config, get_default
 
@@ -6,7 +6,7 @@ from gptjax.config import Config, get_default
 def small(num_steps: int = 300) -> Config:
     """A GPT of 0.23M parameters on the documentation of Python: 1,024 tokens per step, half a minute on one core.
 
-    300 steps are a fifth of an epoch. What a study compares is on top of it.
+    300 steps are a fifth of an epoch. Each study adds what it compares.
     """
     config = get_default()
     config.tokenizer = "bpe:512"
@@ -20,7 +20,7 @@ def small(num_steps: int = 300) -> Config:
 
 
 def many_epochs(num_steps: int = 600) -> Config:
-    """The same on a twentieth of the text: about seven epochs of it in 600 steps."""
+    """The same on a twentieth of the text: 600 steps are about seven epochs."""
     config = small(num_steps)
     config.data.update(validation_fraction=0.05, test_fraction=0.9)
     return config

@@ -1,4 +1,4 @@
-"""A cell: one run of a study, with its resolved config, its place on the disk, and what became of it."""
+"""A cell: one run of a study, with its resolved config, its work directory and its outcome."""
 
 import contextlib
 import dataclasses
@@ -15,9 +15,9 @@ from gptjax.errors import UserError
 from gptjax.files import write_whole
 from gptjax.training import metrics
 
-PACKED = "packed.txt"  # in the work directory of a cell that was packed: how many cells were one program
-TAIL = 65_536  # bytes at the end of a metrics.jsonl in which its last line is looked for first
-FREE = ("place", "record")  # options that have no part in a program
+PACKED = "packed.txt"  # in the work directory of a packed cell: how many cells shared the program
+TAIL = 65_536  # bytes at the end of metrics.jsonl that are searched first for the last line
+FREE = ("place", "record")  # options that do not change the compiled program
 RUNNER = '''\
 """{text}
 
@@ -39,10 +39,10 @@ class Cell:
     """One run of a study.
 
     Attributes:
-      config: as the study has it: what the run itself resolves from the data is not filled in. resolved: with that.
+      config: as the study sets it. resolved: with what the run derives from the data.
       key: hash of the resolved config, the code and the data.
       workdir: its work directory.
-      point: of a cell that tunes its arm, the values of its grids.
+      point: the values of its grids, for a cell that tunes its arm.
     """
 
     arm: str
@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def config_file(self) -> Path:
-        """A config file of its own, so that the cell is run again by the one command in it."""
+        """The cell's own config file, with the command that runs the cell again."""
         return self.workdir / "cell.py"
 
     def prepare(self) -> None:
@@ -77,7 +77,7 @@ class Cell:
         return [line for line in metrics.read(path) if line.get("split") == split] if path.exists() else []
 
     def last_line(self, split: str) -> dict[str, Any]:
-        """The last whole line of a split, read from the end of the file; empty where there is none."""
+        """The last complete line of a split, read from the end of the file; empty if there is none."""
         tail = TAIL
         while True:
             try:
@@ -97,32 +97,32 @@ class Cell:
             tail *= 4
 
     def together(self) -> int:
-        """How many cells were one program with it; 1: it ran alone."""
+        """How many cells shared its program; 1: it ran alone."""
         path = self.workdir / PACKED
         return int(path.read_text(encoding="utf-8")) if path.exists() else 1
 
     def step(self) -> int:
-        """The last step that its metrics tell of."""
+        """The last step in its metrics."""
         return self.last_line("train").get("step", 0)
 
     def outcome(self) -> str:
-        """done, how it diverged, or "" for what has to run or run on."""
+        """ "done", how it diverged, or "" if it has not finished."""
         if self.last_line("validation").get("step") == self.num_steps:
             return "done"
         path = self.workdir / "diverged.txt"
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
     def fail(self, reason: str) -> None:
-        """Notes that the cell diverged: that is a result, too."""
+        """Records that the cell diverged; that is a result, too."""
         note_failure(self.workdir, reason)
 
     def score(self, metric: str, uniform: float) -> float:
-        """The metric of the last validation; of a cell that diverged, that of a model that knows nothing.
+        """The metric of the last validation; for a cell that diverged, that of a uniform model.
 
         Args:
-          uniform: the loss of a model that gives every token the same probability.
+          uniform: the score of a model that gives every token the same probability.
 
-        Raises UserError where the validation has no such metric.
+        Raises UserError if the validation has no such metric.
         """
         if self.outcome() != "done":
             return uniform
@@ -135,7 +135,7 @@ class Cell:
 
 
 def note_failure(workdir: Path, reason: str) -> None:
-    """Writes how a cell diverged. The same study in another directory has the same words."""
+    """Writes how a cell diverged, without paths, so that the same study elsewhere writes the same text."""
     last = reason.strip().splitlines()[-1]
     for path in (workdir.absolute(), workdir):
         last = last.replace(str(path), "the cell")
@@ -144,13 +144,13 @@ def note_failure(workdir: Path, reason: str) -> None:
 
 
 def signature(config: Config) -> str:
-    """What two cells must have in common to be packed: everything but seeds, hyper-parameters and what is recorded.
+    """Everything that packed cells must share: all but seeds, hyper-parameters and what is recorded.
 
-    Whether a hyper-parameter is zero is part of it: without dropout, label smoothing or an average, another program is
-    compiled. So is the number of steps, and when a cell is evaluated.
+    It includes which hyper-parameters are zero, since without dropout, label smoothing or an average another program
+    is compiled; and the number of steps and the evaluation interval.
     """
     free = config_lib.affecting("hyper", *FREE) | {"data_seed"}
-    if config.objective.name == "reinforcement":  # it writes its batches while it trains: nothing is packed with it
+    if config.objective.name == "reinforcement":  # it generates its batches during training, so it is never packed
         free = frozenset()
     together = {"evaluation.every", "train.checkpoint_every", "logging.every"}
     values = dict(config_lib.flat_values(config))

@@ -1,7 +1,7 @@
 """The plan of a study: its arms, resolved, with their sizes, and its cells, one run for each arm and seed.
 
-A cell is known by the hash of what decides its numbers: the resolved config, the code and the data. What is there is
-never run again, and what differs in any of them is another cell.
+A cell is identified by the hash of everything that decides its numbers: the resolved config, the code and the data.
+A cell that exists is never run again; a change in any of the three makes it another cell.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ from gptjax.studies.code import code_hash
 from gptjax.studies.study import QUANTITIES, Claim, Study, ends
 from gptjax.training.run import settle
 
-TOLERANCE = 0.01  # by which matched arms may differ
+TOLERANCE = 0.01  # relative difference that matched arms may have
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What an arm is once its options are resolved, at one point of its grids: its config, and its size.
+    """An arm with resolved options at one point of its grids: its config and its size.
 
     Attributes:
-      point: the overrides of the base. tuned: those of them that come from grids, as a text.
+      point: the overrides of the base. tuned: those that come from grids, as text.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """One point of the grids of an arm, with its scores by tuning seed; the one with the best mean is `chosen`."""
+    """A point of the grids of an arm, with its scores by tuning seed; the point with the best mean is `chosen`."""
 
     point: dict[str, Any]
     scores: list[float]
@@ -66,17 +66,17 @@ class Tried:
 
 
 class Plan:
-    """A study, resolved: its arms with their sizes, and its cells with their places under a work directory.
+    """A resolved study: its arms with their sizes, and its cells with their work directories.
 
-    An arm with grids is first tuned: `tuning` are the cells of that. Its other cells are known once they are done.
+    An arm with grids is tuned first, by the cells `tuning`. Its other cells are known only after that.
     """
 
     def __init__(self, study: Study, workdir: Path):
-        """Raises UserError for what is wrong with the study. Builds the token stores that are missing."""
+        """Raises UserError for mistakes in the study. Builds missing token stores."""
         study.check()
         self.study, self.workdir = study.on_ladder(), Path(workdir)
         self.rungs, self.families = tuple(study.ladder), tuple(study.arms)
-        self.changes: list[dict[str, Any]] = []  # claims, margin and metric of before, if they changed after cells ran
+        self.changes: list[dict[str, Any]] = []  # old claims, margin and metric, if changed after cells ran
         self.code = code_hash()
         self._data: dict[str, RunData] = {}
         self._sizes: dict[str, tuple[int, float]] = {}
@@ -85,14 +85,14 @@ class Plan:
         flops = [self.points[self.at(self.families[0], rung)][0].training_flops for rung in self.rungs]
         if any(later <= before for before, later in itertools.pairwise(flops)):
             told = ", ".join(f"{rung} {value:.3g}" for rung, value in zip(self.rungs, flops, strict=True))
-            raise UserError(f"study.ladder: each rung must cost more than the one before, and their FLOPs are {told}")
+            raise UserError(f"study.ladder: each rung must cost more than the one before; their FLOPs are {told}")
 
     def at(self, family: str, rung: str) -> str:
-        """The name of an arm of the study at a rung of its ladder."""
+        """The name of the arm of a family at a rung of the ladder."""
         return f"{family}.{rung}"
 
     def opponent(self, arm: str) -> str:
-        """The arm that one is compared with: the baseline, on a ladder that of the same rung."""
+        """The arm that this one is compared with: the baseline, on a ladder at the same rung."""
         return self.at(self.families[0], arm.rpartition(".")[2]) if self.rungs else self.study.baseline
 
     def _open(self, config: Config) -> RunData:
@@ -105,7 +105,7 @@ class Plan:
         return self._data[key]
 
     def arm_at(self, name: str, point: dict[str, Any]) -> Arm:
-        """An arm with these overrides. Raises UserError for what is wrong with them."""
+        """An arm with these overrides. Raises UserError for mistakes in them."""
         config = self.study.config_of(name, self.study.first_seed, point)
         data = self._open(config)
         resolved, *_ = settle(config, None, data)
@@ -128,7 +128,7 @@ class Plan:
         )
 
     def _check_different(self) -> None:
-        """Raises UserError for arms, or points of a grid, that are the same once their options are resolved."""
+        """Raises UserError for arms, or points of a grid, that are equal after resolving their options."""
         seen: dict[tuple[str, ...], str] = {}
         for name, points in self.points.items():
             texts = [_trained(arm.config) for arm in points]
@@ -141,7 +141,7 @@ class Plan:
 
     @property
     def arms(self) -> dict[str, Arm]:
-        """Each arm at the point that was chosen, or, where it is not yet, at the first."""
+        """Each arm at its chosen point, or at its first point before it is tuned."""
         return {name: self.chosen(name) or points[0] for name, points in self.points.items()}
 
     @cached_property
@@ -153,18 +153,18 @@ class Plan:
 
     @property
     def cells(self) -> list[Cell]:
-        """Arm by arm in every seed, the first seed of all arms first; of an arm that is not tuned yet, none."""
+        """All cells: the first seed of all arms first. An arm that is not tuned yet has none."""
         arms = [arm for name in self.points if (arm := self.chosen(name))]
         return [self.cell(arm, seed) for seed in self.study.seed_values() for arm in arms]
 
     @property
     def count(self) -> int:
-        """How many cells there are in all, those of tuning included; a cell of both counts once."""
+        """Number of all cells, those of tuning included; a cell of both counts once."""
         both = {cell.key for cell in self.tuning} & {cell.key for cell in self.cells}
         return len(self.tuning) + len(self.points) * self.study.seeds - len(both)
 
     def cell(self, arm: Arm, seed: int, point: str = "") -> Cell:
-        """The cell of an arm and a seed. `point`: what it is called after in a message."""
+        """The cell of an arm and a seed. `point`: its name in messages."""
         key = arm.name, seed, repr(arm.point)
         if key not in self._cells:
             self._cells[key] = self._cell(arm, seed)
@@ -187,7 +187,7 @@ class Plan:
     def chosen(self, name: str) -> Arm | None:
         """The arm at its best point: the lowest mean score over the tuning seeds; None where cells are missing.
 
-        Of equal ones it is the first. What has ended does not change, and neither does the choice.
+        Of equal points it is the first. Once made, the choice never changes.
         """
         points = self.points[name]
         if len(points) == 1:
@@ -208,7 +208,7 @@ class Plan:
         return [cell.score(self.study.metric, self._uniform(arm, self.tuning)) for cell in cells if cell.outcome()]
 
     def sensitivity(self, name: str) -> list[Tried]:
-        """The points of the grids of an arm with their scores: loss against value. Empty where it has no grid."""
+        """The points of the grids of an arm with their scores; empty if it has no grid."""
         points, chosen = self.points[name], self.chosen(name)
         if len(points) == 1:
             return []
@@ -221,7 +221,7 @@ class Plan:
         ]
 
     def censored(self, name: str) -> list[str]:
-        """What is at the end of its grid at the chosen point: the optimum may lie beyond. One sentence an option."""
+        """One sentence for each option whose chosen value is at the end of its grid: the optimum may lie beyond."""
         chosen = self.chosen(name)
         if chosen is None:
             return []
@@ -234,12 +234,12 @@ class Plan:
         ]
 
     def no_verdict(self, claim: Claim) -> str:
-        """Why a claim has no verdict, whatever its scores; "": it may have one."""
+        """Why a claim cannot have a verdict, whatever its scores; "" if it can."""
         edges = [name for name in dict.fromkeys((claim.ours, claim.theirs)) if self.censored(name)]
         return " and ".join(f"the optimum of {name} is at the edge of its grid" for name in edges)
 
     def mismatches(self) -> list[str]:
-        """Sentences on what arms differ in without a reason, beyond TOLERANCE of the baseline."""
+        """Sentences on what arms differ in by more than TOLERANCE without a reason in `unmatched`."""
         found: dict[tuple[str, str], str] = {}
         for arm in (arm for points in self.points.values() for arm in points):
             base = self.arms[self.opponent(arm.name)]
@@ -255,7 +255,7 @@ class Plan:
         return list(found.values())
 
     def check_matched(self) -> None:
-        """Raises UserError where arms do not match."""
+        """Raises UserError if arms do not match."""
         if found := self.mismatches():
             raise UserError(
                 f"the arms do not match: {'; '.join(found)}. Make them equal, or say in study.unmatched why they may "
@@ -265,12 +265,12 @@ class Plan:
         if len(set(budgets.values())) > 1 and "tuning" not in self.study.unmatched:
             told = ", ".join(f"{name} {budget}" for name, budget in budgets.items())
             raise UserError(
-                f"the arms are not tuned alike: cells of their grids are {told}. Give them grids of equally many "
+                f"the arms are not tuned alike (tuning cells: {told}). Give them grids with the same number of "
                 "points, or say in study.unmatched why they may differ: {'tuning': 'reason'}"
             )
 
     def differences(self) -> dict[str, dict[str, list[Any]]]:
-        """{arm: {"section.option": [of its opponent, of the arm]}}, resolved; of a rung, beside the first."""
+        """{arm: {"section.option": [of its opponent, of the arm]}}, resolved; the baseline's against its first rung."""
         values = {name: dict(config_lib.flat_values(arm.config)) for name, arm in self.arms.items()}
         found = {}
         for name, own in values.items():
@@ -280,27 +280,27 @@ class Plan:
         return found
 
     def missing(self) -> list[Cell]:
-        """Cells that have to run, or to run on, of those that are known: first those of tuning."""
-        cells = {cell.key: cell for cell in (*self.cells, *self.tuning)}  # the name with its point, where it is in both
+        """The known cells that have not finished, those of tuning first."""
+        cells = {cell.key: cell for cell in (*self.cells, *self.tuning)}  # tuning last: its names have the point
         first = {cell.key for cell in self.tuning}
         return sorted((cell for cell in cells.values() if not cell.outcome()), key=lambda cell: cell.key not in first)
 
     def noise_cells(self) -> list[Cell]:
-        """The cells of the A/A study of the baseline; none while its grid is not tuned."""
+        """The cells of the A/A study of the baseline; none before its grid is tuned."""
         arm = self.chosen(self.study.baseline)
         return [self.cell(arm, seed, "noise") for seed in self.study.noise_seed_values()] if arm else []
 
     def noise_missing(self) -> list[Cell]:
-        """Cells that have to run before the noise is known: of the tuning of the baseline, then of the A/A study."""
+        """Unfinished cells that `measure_noise` needs: the tuning of the baseline, then the A/A study."""
         tuning = [cell for cell in self.tuning if cell.arm == self.study.baseline]
         return [cell for cell in tuning + self.noise_cells() if not cell.outcome()]
 
     def measure_noise(self) -> noise.Noise:
-        """Notes how much a seed does by itself, from the A/A study. Raises RunError where a cell is missing."""
+        """Records the deviation between seeds from the A/A study. Raises RunError if a cell is missing."""
         cells = self.noise_cells()
         if not cells or any(cell.outcome() != "done" for cell in cells):
             bad = [cell.name for cell in cells if cell.outcome() != "done"]
-            raise RunError(f"the noise is not known: {', '.join(bad) or 'the baseline'} has not come to its end")
+            raise RunError(f"the noise is not known: {', '.join(bad) or 'the baseline'} has not finished")
         scores = [cell.score(self.study.metric, math.nan) for cell in cells]
         sigma, low, high = noise.deviation(scores)
         found = noise.Noise(
@@ -315,7 +315,7 @@ class Plan:
         return found
 
     def noise(self) -> noise.Noise | None:
-        """What `--noise` has noted of this study: of its baseline as it is, with this code; else None."""
+        """The noise that `--noise` measured for this baseline with this code; else None."""
         cells = self.noise_cells()
         return noise.read(self.workdir, self._noise_wanted(cells)) if cells else None
 
@@ -324,7 +324,7 @@ class Plan:
         return scale | {"key": cells[0].key, "code": self.code}
 
     def scale(self) -> str:
-        """The size at which a verdict holds; of a ladder, that of its first rung."""
+        """The size for which verdicts hold; on a ladder, that of its first rung."""
         first = self.arms[self.study.baseline]
         return f"{first.parameters:,} parameters, {first.tokens:,} tokens"
 
@@ -346,13 +346,13 @@ class Plan:
         return nats * next(ratios, math.inf)
 
     def scores(self, arm: str) -> list[float]:
-        """Of the cells of an arm that have come to an end, by seed; without those that have no score in this metric."""
+        """Scores of the finished cells of an arm, by seed; without those that lack this metric."""
         ended = [cell for cell in self.cells if cell.arm == arm and cell.outcome()]
         found = [cell.score(self.study.metric, self.uniform(arm)) for cell in sorted(ended, key=lambda cell: cell.seed)]
         return [score for score in found if math.isfinite(score)]
 
     def claim(self) -> None:
-        """Makes the work directory, or checks that it is of this study and this code. Raises UserError."""
+        """Makes the work directory, or checks that it belongs to this study and this code. Raises UserError."""
         path = self.workdir / "study.json"
         said = {"claims": list(self.study.claims), "margin": self.study.margin, "metric": self.study.metric}
         if path.exists():
@@ -360,7 +360,7 @@ class Plan:
                 recorded = json.loads(path.read_text(encoding="utf-8"))
                 name, code = recorded["name"], recorded["code"]
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path} is damaged; remove it, and the command goes on with the cells there") from None
+                raise UserError(f"{path} is damaged; remove it and run the command again: it keeps the cells") from None
             if name != self.study.name:
                 raise UserError(
                     f"{self.workdir} holds the study {name!r}, not {self.study.name!r}; use a new --workdir"
@@ -383,7 +383,7 @@ class Plan:
 
 
 def _trained(config: Config) -> str:
-    """What makes a run another one: its config without what is shown of it and where its data are stored."""
+    """What identifies a run: its config without what is recorded and where its data are stored."""
     place = config_lib.affecting("place")
     kept = {
         path: value

@@ -1,4 +1,4 @@
-"""Which code made a number: cells of two codes are not compared."""
+"""The hash of the code behind a number: cells of different code are not compared."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import gptjax
 
 
 def code_hash() -> str:
-    """The hash of the modules that can change what a run measures: not of those that compare or plan."""
+    """The hash of the modules that can change the result of a run; those that compare or plan are left out."""
     root, digest = Path(gptjax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         room = path.relative_to(root).parts[0]

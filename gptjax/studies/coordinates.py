@@ -1,8 +1,8 @@
 """The coordinate check: how far the activations of a model move in its first steps, at several widths.
 
-With the maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466, appendix D.1) no movement grows or vanishes
-with the width; in the standard one logits and hidden states move further the wider the model is, so that the best
-learning rate falls.
+With the maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466, appendix D.1) the movements do not depend
+on the width. In the standard parametrisation logits and hidden states move further the wider the model is, so the
+best learning rate falls.
 """
 
 import csv
@@ -28,12 +28,12 @@ from gptjax.studies import figures
 from gptjax.training.program import Program
 from gptjax.training.run import settle
 
-FLAT = 0.2  # exponents of the width up to this size count as none
+FLAT = 0.2  # exponents of the width up to this absolute value count as zero
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What was measured.
+    """The result of a coordinate check.
 
     Attributes:
       movements: {name of the activations: root mean square of their change, for each width}.
@@ -53,7 +53,7 @@ class Check:
         return all(abs(exponent) <= FLAT for exponent in self.exponents().values())
 
     def text(self) -> str:
-        """The table, and what it says."""
+        """The table and its conclusion."""
         exponents = self.exponents()
         head = "".join(f"{width:>11}" for width in self.widths)
         lines = [f"movement in {self.steps} steps, by width", f"{'':20}{head}   exponent"]
@@ -61,9 +61,9 @@ class Check:
             lines.append(f"{name:20}" + "".join(f"{value:11.4f}" for value in values) + f"{exponents[name]:+11.2f}")
         worst = max(exponents, key=lambda name: abs(exponents[name]))
         if self.flat:
-            lines.append(f"flat: no movement goes with a power of the width beyond {FLAT}")
+            lines.append(f"flat: no movement scales with the width by an exponent beyond {FLAT}")
         else:
-            lines.append(f"not flat: {worst} goes with width^{exponents[worst]:.2f}, so the best learning rate shifts")
+            lines.append(f"not flat: {worst} scales with width^{exponents[worst]:.2f}: the best learning rate shifts")
         return "\n".join(lines)
 
 
@@ -72,10 +72,10 @@ def check(
 ) -> Check:
     """Measures a config at its own width times each of the factors, as the mean over seeds.
 
-    Heads are added and keep their size. Raises UserError for a config that has no wider one.
+    Heads are added and keep their size. Raises UserError for a config that cannot be widened.
     """
     if config.model.mlp_dim or config.model.num_kv_heads:
-        raise UserError("--coordinates widens a model whose model.mlp_dim and model.num_kv_heads are 0: they follow it")
+        raise UserError("--coordinates needs model.mlp_dim=0 and model.num_kv_heads=0, so that they follow the width")
     found: list[dict[str, float]] = []
     for factor in factors:
         wide = config.copy_and_resolve_references().unlock()
@@ -93,7 +93,7 @@ def check(
 
 
 def _movement(config: Config, steps: int) -> dict[str, float]:
-    """{name: root mean square of the change of activations, on the first batch, after so many steps}."""
+    """{name: root mean square of the change of activations on the first batch after `steps` steps}."""
     rows = config.train.batch_size // config.train.accumulation
     runtime.start(config.mesh, rows=rows, cache_dir=cache_directory(config), compute_dtype=config.model.compute_dtype)
     config, objective, batches = settle(config, None, RunData.open(config))
@@ -107,14 +107,14 @@ def _movement(config: Config, steps: int) -> dict[str, float]:
                 before = _activations(program.architecture, state.params, first)
             if step == steps:
                 break
-            # One program at a time: two that run at once on several CPU devices can block each other.
+            # One program at a time: two at once on several CPU devices can block each other.
             state, _ = jax.block_until_ready(program.step(state, program.to_device(host), program.hyper(step)))
         after = _activations(program.architecture, state.params, first)
     return {name: float(np.sqrt(np.mean((after[name] - before[name]) ** 2))) for name in before}
 
 
 def _activations(a: Architecture, params: gpt.Params, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The residual stream after each block, as the head would see it (behind the final norm), and the logits."""
+    """The residual stream after each block with the final norm applied, and the logits."""
     found = {}
     inputs = {"positions": jnp.asarray(batch["positions"]), "segment_ids": jnp.asarray(batch["segment_ids"])}
     for layers in range(1, a.num_layers + 1):
@@ -128,7 +128,7 @@ def _activations(a: Architecture, params: gpt.Params, batch: dict[str, np.ndarra
 
 
 def write(found: Check, workdir: Path) -> list[Path]:
-    """Writes coordinates.csv, and with matplotlib coordinates.svg and .pdf."""
+    """Writes coordinates.csv, and if matplotlib is installed coordinates.svg and .pdf."""
     workdir.mkdir(parents=True, exist_ok=True)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Why do two runs differ? What produced them, compared in the order of likely causes, and where their losses part.
+"""Why do two runs differ? Compares their inputs, the likeliest cause first, and finds where their losses part.
 
 Two runs of one config on one machine write the same losses, bit by bit. On another processor the first steps agree to
 1e-5, and later ones drift as it rounds differently: see `expected`.
@@ -15,10 +15,10 @@ from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.training import metrics
 
-ROUNDING = 1e-5  # by which the first steps of one config differ on another processor
+ROUNDING = 1e-5  # relative difference of the first steps of one config on another processor
 FIRST_STEPS = 10
 MOST_DRIFT = 0.01
-# Kinds of options, the likeliest cause first, with what a difference in them does.
+# Kinds of options, the likeliest cause first, with the effect of a difference.
 KINDS = {
     "model": "another function is computed",
     "training": "it is trained on other data or in another way",
@@ -26,14 +26,14 @@ KINDS = {
     "course": "it is trained in another way",
     "computation": "it is computed in another order: rounding",
     "score": "the validation loss is measured on other tokens",
-    "place": "where the data are stored; their fingerprint says whether they are others",
+    "place": "where the data are stored; whether they differ is seen by their fingerprint",
     "record": "what is measured, shown and kept",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One thing that is not the same in two runs: what, its values, and what that does."""
+    """One difference between two runs: its name, both values, and its effect."""
 
     name: str
     ours: Any
@@ -46,9 +46,9 @@ class Parting:
     """Where the training losses of two runs part.
 
     Attributes:
-      step: the first step whose losses are not the same to the bit; None: all that both tell of are.
-      shared: how many steps both tell of.
-      early: the largest difference relative to the loss in the first steps; largest: in all.
+      step: the first step with different losses; None: all common steps are bit-identical.
+      shared: number of common steps.
+      early: largest relative difference of the losses in the first steps; largest: in all steps.
     """
 
     step: int | None
@@ -58,16 +58,16 @@ class Parting:
 
     def in_words(self) -> str:
         if not self.shared:
-            return "no step is told of by both"
+            return "the runs have no common step"
         if self.step is None:
-            return f"the losses of all {self.shared} steps that both tell of are the same, bit by bit"
+            return f"the losses of all {self.shared} common steps are bit-identical"
         drift = f"by up to {self.early:.1g} of the loss in the first {FIRST_STEPS} steps, {self.largest:.1g} later"
         kind = "as rounding does" if self.early <= ROUNDING else "which is more than rounding"
         return f"the losses part at step {self.step}, {drift}: {kind}"
 
 
 def compare(ours: Path, theirs: Path) -> tuple[list[Difference], Parting]:
-    """What is different in two work directories, the likeliest cause first. Raises UserError for what is none."""
+    """The differences of two work directories, the likeliest cause first. Raises UserError if one is none."""
     return list(_differences(ours, theirs)), parting(ours, theirs)
 
 
@@ -83,24 +83,24 @@ def _differences(ours: Path, theirs: Path) -> Iterator[Difference]:
     produced = manifest(ours), manifest(theirs)
     if not all(produced):
         states = ["is there" if found else "is missing or damaged" for found in produced]
-        yield Difference("manifest.json", *states, "what produced the runs is not compared")
+        yield Difference("manifest.json", *states, "code, data and packages are not compared")
         return
     for name, keys, effect in (
         ("data", ("data", "source_fingerprint"), "the data are others"),
-        ("splits of the data", ("data", "splits"), "the training text or the held-out text is another"),
+        ("splits of the data", ("data", "splits"), "the training or the held-out text differs"),
         ("tokenizer", ("data", "tokenizer", "sha256"), "the tokens are others"),
-        ("changes while it ran", ("changes",), "it was trained in another way from a step on"),
+        ("changes while it ran", ("changes",), "its training was changed from some step on"),
         ("gptjax", ("gptjax",), "another version of this package"),
         ("code", ("git", "commit"), "other code"),
         ("uncommitted code", ("git", "diff_sha256"), "other code"),
         ("packages", ("packages",), "programs may be compiled in another way: rounding"),
         ("Python", ("python",), "hardly anything"),
-        ("device", ("devices", "kind"), "it rounds in another way"),
+        ("device", ("devices", "kind"), "it rounds differently"),
         ("number of devices", ("devices", "count"), "sums are made in another order: rounding"),
         ("processes", ("devices", "processes"), "sums are made in another order: rounding"),
         ("mesh", ("mesh",), "sums are made in another order: rounding"),
         ("platform", ("platform",), "another system or processor: rounding"),
-        ("processor", ("processor",), "it rounds in another way: a multiplication and an addition may be one step"),
+        ("processor", ("processor",), "it rounds differently: it may fuse multiplication and addition"),
         ("environment", ("environment",), "flags of the compiler: rounding"),
         ("random numbers", ("prng", "implementation"), "other initial values, order and dropout"),
     ):
@@ -125,16 +125,16 @@ def parting(ours: Path, theirs: Path) -> Parting:
 
 
 def expected(step: int) -> float:
-    """By how much of its value a loss may differ on another processor at a step.
+    """The relative difference of a loss that another processor may cause at a step.
 
-    ROUNDING in the first steps, and in proportion to the step later, up to MOST_DRIFT. Measured: after 2,000 steps the
+    ROUNDING in the first steps, then proportional to the step, up to MOST_DRIFT. Measured: after 2,000 steps the
     losses of a processor with AVX-512 and of one with AVX2 differed by less than 5e-5; this allows 2e-3 there.
     """
     return min(ROUNDING * max(step / FIRST_STEPS, 1), MOST_DRIFT)
 
 
 def relative(ours: float | None, theirs: float | None) -> float:
-    """The difference of two values in units of the larger one; infinity where one of them is not a number."""
+    """The difference of two values relative to the larger one; infinity if one of them is not a number."""
     if ours is None or theirs is None:
         return math.inf
     return abs(ours - theirs) / max(abs(ours), abs(theirs))
@@ -157,7 +157,7 @@ def _config(workdir: Path) -> config_lib.Config:
 
 
 def manifest(workdir: Path) -> dict[str, Any]:
-    """What manifest.json says; nothing where it is missing or damaged."""
+    """The content of manifest.json; empty if it is missing or damaged."""
     try:
         found = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a study has found, from the files of its cells: verdicts, curves, sensitivity, what differs, its setting."""
+"""The findings of a study, from the files of its cells: verdicts, curves, sensitivity, differences, setting."""
 
 import dataclasses
 import json
@@ -18,8 +18,8 @@ from gptjax.studies.statistics import Comparison
 from gptjax.studies.study import Claim
 
 UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "perplexity": "perplexity (per token)"}
-MOST_POINTS = 200  # of a curve
-# What an option belongs to, by its path: the first that matches.
+MOST_POINTS = 200  # points per curve
+# The group of an option, by its path: the first pattern that matches.
 GROUPS = {
     "algorithm": r"optimizer\.(name|orthogonalization|soap_refresh)",
     "learning rate": r".*learning_rate.*|schedule\..*",
@@ -34,9 +34,9 @@ GROUPS = {
 
 
 def findings(plan: Plan) -> list[tuple[Claim, Comparison | None, str]]:
-    """Each claim with its comparison and verdict; no comparison where cells are missing.
+    """Each claim with its comparison and verdict; the comparison is None if cells are missing.
 
-    A verdict is "supported", "refuted", "inconclusive", or "inconclusive: " and why no scores could give another.
+    A verdict is "supported", "refuted", "inconclusive", or "inconclusive: " and why no scores could decide it.
     """
     claims = plan.study.parsed_claims()
     compared: dict[str, Comparison] = {}
@@ -70,14 +70,14 @@ def _directions(claim: Claim) -> list[tuple[str, str, str]]:
 
 
 def source(plan: Plan) -> str:
-    """Where the claim is from, and what was found there."""
+    """The source of the claim, and what it found."""
     study = plan.study
     found = f" It found: {study.found.rstrip('.')}." if study.found else ""
     return f"{study.source.rstrip('.')}.{found}" if study.source else ""
 
 
 def scale(plan: Plan, claim: Claim) -> str:
-    """The size at which the verdict on a claim holds, in short."""
+    """The size for which the verdict on a claim holds, in short."""
     first = plan.arms[plan.opponent(claim.theirs)]
     return f"at {short(first.parameters)} parameters, {short(first.tokens)} tokens"
 
@@ -92,13 +92,11 @@ def sizes(plan: Plan) -> str:
 
 def noise_in_words(plan: Plan) -> str:
     noise = plan.noise()
-    return (
-        f"N{noise.in_words()[1:]}." if noise else "Noise: how much a seed does by itself is not measured; see --noise."
-    )
+    return f"N{noise.in_words()[1:]}." if noise else "Noise: the deviation between seeds is not measured; see --noise."
 
 
 def notes(plan: Plan) -> tuple[str, ...]:
-    """What is to be known beside the results."""
+    """Notes that belong to the results."""
     changed = [
         f"Changed after cells had run: claims, margin and metric were {'; '.join(before.get('claims') or ['none'])}, "
         f"{before.get('margin')}, {before.get('metric')}."
@@ -108,7 +106,7 @@ def notes(plan: Plan) -> tuple[str, ...]:
 
 
 def _mixed_versions(plan: Plan) -> list[str]:
-    """That cells were run with several versions of JAX, which is not part of their keys."""
+    """A note if cells were run with several versions of JAX, which is not part of their keys."""
     stored = (differences.manifest(cell.workdir) for cell in (*plan.tuning, *plan.cells))
     found = sorted({str(version) for m in stored if (version := _part(m, "packages").get("jax"))})
     told = f"Cells were run with several versions of JAX, {' and '.join(found)}: losses may differ by rounding."
@@ -122,7 +120,7 @@ def explained(plan: Plan, comparison: Comparison | None) -> str:
     found = comparison.difference
     text = (
         f"The difference in {plan.study.metric} is {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] with the "
-        f"margin {comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}, of the opposite "
+        f"margin {comparison.margin:g}, {found.count} seeds, p = {comparison.p_supported:.2g}, p of the opposite "
         f"{comparison.p_refuted:.2g}."
     )
     if (claims := len(plan.study.claims)) > 1:
@@ -146,7 +144,7 @@ def diverged(plan: Plan) -> list[Cell]:
 
 
 def paired(plan: Plan, arm: str) -> list[float]:
-    """Scores of an arm minus those of its opponent, of the seeds that both have."""
+    """Scores of an arm minus those of its opponent, for the seeds that both have."""
     metric, other, found = plan.study.metric, plan.opponent(arm), {}
     for cell in plan.cells:
         if cell.arm in (arm, other) and cell.outcome():
@@ -160,10 +158,10 @@ def paired(plan: Plan, arm: str) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric of an arm over the tokens of its training: mean, lowest and highest of its cells.
+    """A metric of an arm over its training tokens: mean, lowest and highest of its cells.
 
     Attributes:
-      cells: how many are averaged; of these, none diverged. strays: the cells that diverged, as (tokens, values).
+      cells: number of averaged cells, without diverged ones. strays: the diverged cells, as (tokens, values).
     """
 
     tokens: np.ndarray
@@ -175,7 +173,7 @@ class Curve:
 
 
 def curves(plan: Plan, split: str, metric: str) -> dict[str, Curve]:
-    """The curve of each arm. Many steps are averaged to MOST_POINTS points; only steps that all its cells tell of."""
+    """The curve of each arm, reduced to MOST_POINTS points; only steps that all its cells have."""
     found = {}
     for name, arm in plan.arms.items():
         per_step = arm.config.train.batch_size * arm.config.model.context_length
@@ -210,7 +208,7 @@ class Series:
 
     Attributes:
       points: (value, scores by seed), by ascending value. chosen: the value that was chosen; None: it was not tuned.
-      diverged: values at which a seed diverged, which counts as a model that knows nothing.
+      diverged: values at which a seed diverged; its score is that of a uniform model.
     """
 
     option: str
@@ -221,15 +219,15 @@ class Series:
 
     @property
     def by_factors(self) -> bool:
-        """Whether the values are spread over decades."""
+        """Whether the values span decades, so that a logarithmic axis fits."""
         values = [value for value, _ in self.points]
         return values[0] > 0 and values[-1] >= 4 * values[0]
 
 
 def sensitivity(plan: Plan) -> list[Series]:
-    """Scores against numeric options: of grids, and of three or more arms that differ in one option alone.
+    """Scores against numeric options: from grids, and from three or more arms that differ in one option only.
 
-    Of a grid of several options each value has the scores of its best point over the other options.
+    If a grid has several options, each value has the scores of its best point over the other options.
     """
     return [*_of_grids(plan), *_of_arms(plan)]
 
@@ -278,7 +276,7 @@ def _number(value: Any) -> float | None:
 
 
 def grouped(plan: Plan) -> list[tuple[str, str, str, str, str]]:
-    """(arm, group, option, value of the baseline, of the arm) of all that differs, by group."""
+    """(arm, group, option, value of the baseline, value of the arm) of all differences, by group."""
     rows = []
     for arm, changed in plan.differences().items():
         kinds = {path: next(g for g, pattern in GROUPS.items() if re.fullmatch(pattern, path)) for path in changed}
@@ -292,7 +290,7 @@ def _shown(value: Any) -> str:
 
 
 def parameter_groups(plan: Plan) -> list[tuple[str, str, str, str, str]]:
-    """(arm, updated by, decayed, initial values, parameters) of each group of parameters, of arms that have run."""
+    """(arm, updated by, decayed, initial values, parameters) of each parameter group of the arms that have run."""
     rows = []
     for name in plan.arms:
         cells = [cell for cell in plan.cells if cell.arm == name]
@@ -307,7 +305,7 @@ def parameter_groups(plan: Plan) -> list[tuple[str, str, str, str, str]]:
 
 
 def setting(plan: Plan) -> list[tuple[str, str]]:
-    """(what, in words): size, data, seeds, hardware, versions, commit; the same for every place where cells ran."""
+    """(name, text) of the setting: size, data, seeds, hardware, versions, commit, over all machines that ran cells."""
     study, first = plan.study, plan.arms[plan.study.baseline]
     config = first.config
     stored = [differences.manifest(cell.workdir) for cell in (*plan.tuning, *plan.cells)]
@@ -341,7 +339,7 @@ def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 def _device(manifest: dict[str, Any]) -> str:
     devices = _part(manifest, "devices")
     kind = manifest.get("processor") if devices.get("platform") == "cpu" else devices.get("kind")
-    return f"{devices.get('count', 1)} x {kind or devices.get('kind', 'device')} for a cell"
+    return f"{devices.get('count', 1)} x {kind or devices.get('kind', 'device')} per cell"
 
 
 def _versions(manifest: dict[str, Any]) -> str:
@@ -361,14 +359,14 @@ def _commit(manifest: dict[str, Any]) -> str:
 
 
 def commands(plan: Plan, given: Sequence[str]) -> list[str]:
-    """What makes the study and each of its cells again, run from the directory of the code.
+    """The commands that repeat the study and each of its cells, from the directory of the code.
 
     Args:
-      given: the arguments of the command that made it. Where it is known.
+      given: the arguments of the original command, if known.
     """
     steered = re.compile(r"--?(no)?(workdir|plan|report|noise|launcher|slurm|workers|dry_run)\b")
     kept, keeps = [], False
-    for argument in given:  # a word after a flag without "=" belongs to it
+    for argument in given:  # a word after a flag without "=" is its value
         keeps = not steered.match(argument) if argument.startswith("-") else keeps
         kept += [argument] if keeps else []
     lines = [" ".join(["python -m gptjax.ablate", *map(_quoted, kept), f"--workdir=runs/{plan.study.name}"])]

@@ -1,6 +1,6 @@
 """The figures of a study as SVG and PDF: loss curves, sensitivity, differences with their intervals.
 
-The same cells give the same bytes. matplotlib draws them: pip install 'gptjax[studies]'.
+The same cells give the same bytes. Needs matplotlib: pip install 'gptjax[studies]'.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INSTALL = "pip install 'gptjax[studies]'"
-# The colours of Okabe and Ito (2008), which colour-blind readers can tell apart; neighbours differ most. The second of
-# each pair is for a dark page.
+# The colours of Okabe and Ito (2008), which colour-blind readers can tell apart; neighbours differ most. Each pair
+# is (light page, dark page).
 COLORS = (
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff8c42"),
@@ -36,7 +36,7 @@ COLORS = (
 )
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP"
-TEXT, MUTED, GRID = "#1b1f24", "#626b76", "#d9dde2"  # those of a page; a page replaces them by its own
+TEXT, MUTED, GRID = "#1b1f24", "#626b76", "#d9dde2"  # placeholders that a page replaces by its own colours
 STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -62,7 +62,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "figure.constrained_layout.use": True,
 }
-# Style rules of figures, added to those of the page.
+# CSS of figures, added to that of the page.
 CSS = (
     "\nsvg.figure { display: block; width: 100%; height: auto; }\n"
     + ":root { "
@@ -100,7 +100,7 @@ class Drawn:
 
 
 def available() -> bool:
-    """Whether there is a matplotlib to draw with."""
+    """Whether matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -109,7 +109,7 @@ def available() -> bool:
 
 
 def write(plan: Plan) -> list[Drawn]:
-    """Writes WORKDIR/figures/NAME.svg and .pdf of what is there. Draws nothing without matplotlib."""
+    """Writes WORKDIR/figures/NAME.svg and .pdf for the finished cells. Writes nothing without matplotlib."""
     if not available():
         return []
     import matplotlib
@@ -117,19 +117,19 @@ def write(plan: Plan) -> list[Drawn]:
     found = []
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
         for name, caption, draw in (
-            ("loss", "Loss over training: the mean of the seeds of each arm, from the lowest to the highest.", _loss),
+            ("loss", "Loss over training: mean over seeds of each arm, and the range from lowest to highest.", _loss),
             (
                 "sensitivity",
-                "The score against an option: mean and each seed. A ring is what was chosen; a cross above is a value "
-                "at which a seed diverged.",
+                "The score against an option: mean and each seed. A ring marks the chosen value; a cross at the "
+                "top marks a value at which a seed diverged.",
                 _sensitivity,
             ),
             (
                 "scaling",
-                "Score against training compute: each seed, the law of each arm, what was predicted.",
+                "Score against training compute: each seed, the fitted law of each arm, and the predictions.",
                 _scaling,
             ),
-            ("differences", "Differences of paired seeds with their 95 % intervals; | is the margin.", _differences),
+            ("differences", "Differences of paired seeds with their 95 % intervals; | marks the margin.", _differences),
         ):
             if (figure := draw(plan)) is not None:
                 found.append(Drawn(name, caption, save(figure, plan.workdir / "figures" / name)))
@@ -207,7 +207,7 @@ def _curves(axes: "Axes", curves: dict[str, facts.Curve]) -> None:
         for tokens, values in curve.strays:
             axes.plot(tokens, values, label=label, color=style["color"], linestyle=(0, (1, 1.5)), linewidth=1)
             label = None
-    if tops and max(tops) > min(lows):  # the steep beginning and what diverged do not squeeze the rest
+    if tops and max(tops) > min(lows):  # so that the steep beginning and diverged cells do not squeeze the rest
         room = 0.06 * (max(tops) - min(lows))
         axes.set_ylim(min(lows) - room, max(tops) + room)
 
@@ -237,7 +237,9 @@ def _sensitivity(plan: Plan) -> "Figure | None":
             one.minorticks_off()
         lines = [line for line in series if line.option == option]
         good = [s for line in lines for value, scores in line.points if value not in line.diverged for s in scores]
-        if good and any(line.diverged for line in lines):  # what diverged does not squeeze the rest; its cross is above
+        if good and any(
+            line.diverged for line in lines
+        ):  # diverged cells are a cross at the top, so that they do not squeeze the rest
             room = 0.08 * (max(good) - min(good)) or 0.1
             one.set_ylim(min(good) - room, max(good) + room)
         one.legend()

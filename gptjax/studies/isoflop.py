@@ -1,8 +1,8 @@
-"""Runs of equal training compute: the tokens per parameter at which the loss is lowest, by what is counted.
+"""IsoFLOP analysis: the tokens per parameter with the lowest loss at equal training compute.
 
-Hoffmann et al. 2022, arXiv:2203.15556, section 3.2: a parabola through the losses of models of several sizes that were
-trained with the same FLOPs. Here it is one of loss over the logarithm of tokens per parameter, for each seed; its
-lowest point has to lie between the smallest and the largest model.
+Hoffmann et al. 2022, arXiv:2203.15556, section 3.2: a parabola through the losses of models of several sizes trained
+with the same FLOPs. Here its axis is the logarithm of tokens per parameter, with one fit per seed; its lowest point
+must lie between the smallest and the largest model.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from gptjax.parameters import path_string
 from gptjax.studies import statistics
 from gptjax.studies.cells import Arm, Plan
 
-COUNTED = {  # what is not counted, by the beginning of its path
+COUNTED = {  # path prefixes of the parameters that are not counted
     "all parameters": (),
     "all but the embedding": ("embedding/",),
     "all but embedding and head": ("embedding/", "head/"),
 }
-TOLERANCE = 0.1  # by which the FLOPs of one budget may differ: runs have whole steps
+TOLERANCE = 0.1  # relative difference of FLOPs within one budget: runs have whole steps
 FEWEST = 3  # sizes that determine a parabola
 
 
@@ -34,7 +34,7 @@ FEWEST = 3  # sizes that determine a parabola
 class Optimum:
     """Tokens per parameter at the lowest loss of a budget: geometric mean over seeds, with its interval.
 
-    NaN: for some seed the loss is lowest at the smallest or the largest model, or beyond.
+    NaN: for some seed the lowest loss is at the smallest or the largest model, or beyond.
     """
 
     flops: float
@@ -46,14 +46,14 @@ class Optimum:
 
 
 def num_steps(config: Config, flops: float) -> int:
-    """The steps in which a run takes so many FLOPs of training, at least one."""
+    """The number of steps whose training takes `flops` FLOPs, at least one."""
     architecture = Architecture.from_config(config.model, config.model.vocab_size or known_vocab_size(config.tokenizer))
     tokens_a_step = config.train.batch_size * config.model.context_length
     return max(round(flops / (architecture.flops_per_token() * tokens_a_step)), 1)
 
 
 def optima(plan: Plan) -> list[Optimum]:
-    """Of each budget with enough sizes, for each way to count; budgets with missing cells are left out."""
+    """The optimum of each budget with enough sizes, for each way to count; budgets with missing cells are left out."""
     found = []
     for arms in _budgets(plan):
         scores = [plan.scores(arm.name) for arm in arms]
@@ -70,7 +70,7 @@ def optima(plan: Plan) -> list[Optimum]:
 
 
 def lowest(ratios: Float[Array, " sizes"], losses: Float[Array, " sizes"]) -> float:
-    """Where the parabola of least squares through (log ratio, loss) is lowest; NaN where that is not between them."""
+    """The log ratio of the minimum of the least-squares parabola through (log ratio, loss); NaN if it is not inside."""
     logs = np.log(ratios)
     curvature, slope, _ = np.polyfit(logs - logs.mean(), losses, 2)
     if not curvature > 0:

@@ -1,7 +1,7 @@
-"""A study on a ladder of sizes: which rung is due, what is predicted before it runs, and what effects do with scale.
+"""A study on a ladder of sizes: the rung to run next, predictions made before it runs, and trends with scale.
 
-Compute is that of training in FLOPs, the same currency for all arms. An arm's effective speed-up at a rung is
-C_need / C: what the baseline would need by its law for the arm's loss, over what the arm took.
+Compute is training FLOPs for all arms. The effective speed-up of an arm at a rung is C_need / C: the compute that the
+baseline would need by its law to reach the arm's loss, over the compute that the arm used.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from gptjax.studies.cells import Plan
 from gptjax.studies.scaling import Law
 
 FILE = "predictions.json"
-TREND_RUNGS = 3  # fewer say nothing of a trend
+TREND_RUNGS = 3  # needed to tell a trend
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """The law of a family of arms, one at each rung.
+    """The scaling law of a family of arms, which has one arm per rung.
 
     Attributes:
-      rungs: those whose cells are all done: what diverged is on no law. compute: FLOPs of each. scores: [seeds, rungs].
-      drawn: the law of each draw; None: one seed has no interval.
+      rungs: those whose cells are all finished, none diverged. compute: FLOPs of each. scores: [seeds, rungs].
+      drawn: the law of each bootstrap draw; None with one seed, which has no interval.
     """
 
     family: str
@@ -40,11 +40,11 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the rungs below said of the mean score of an arm at a rung, before any of its cells ran.
+    """The mean score of an arm at a rung, predicted from the rungs below before any of its cells ran.
 
     Attributes:
-      low, high: 95 % for the mean of as many new seeds, if the law holds; None: one seed has no interval.
-      rungs: below. cells: the keys of their cells.
+      low, high: 95 % interval for the mean of the same number of new seeds, if the law holds; None with one seed.
+      rungs: the rungs below. cells: the keys of their cells.
     """
 
     loss: float
@@ -58,7 +58,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class SpeedUp:
-    """C_need / C of an arm at a rung, with its interval and draws; `beyond`: C_need lies above all rungs."""
+    """C_need / C of an arm at a rung, with its interval and draws; `beyond`: C_need is above all rungs."""
 
     rung: str
     compute: float
@@ -72,7 +72,7 @@ class SpeedUp:
 
 
 def due(plan: Plan) -> list[Cell]:
-    """The cells that can run now: on a ladder, those of the first rung that has not ended."""
+    """The cells that can run now: on a ladder, those of the first unfinished rung."""
     missing = plan.missing()
     for rung in plan.rungs:
         if cells := [cell for cell in missing if cell.arm.endswith(f".{rung}")]:
@@ -81,7 +81,7 @@ def due(plan: Plan) -> list[Cell]:
 
 
 def predict(plan: Plan) -> None:
-    """Notes what the rungs that have ended say of the rung that is due, if none of its cells has begun."""
+    """Records the predictions for the next rung from the finished rungs, if none of its cells has started."""
     rung = next((cell.arm.rpartition(".")[2] for cell in due(plan)), "") if plan.rungs else ""
     if not rung or any(_begun(cell) for cell in (*plan.tuning, *plan.cells) if cell.arm.endswith(f".{rung}")):
         return
@@ -103,7 +103,7 @@ def _prediction(plan: Plan, family: str, rung: str, below: tuple[str, ...]) -> P
     compute = plan.arms[plan.at(family, rung)].training_flops
     low = high = None
     if one.drawn is not None:
-        # The new rung is also a mean over seeds; its noise is taken to be that of the last rung.
+        # The new rung is a mean over seeds, too; its noise is taken from the last rung.
         last = one.scores[:, -1]
         fresh = scaling.draws(last, stream=1) - last.mean()
         low, high = scaling.interval(one.drawn.loss(compute) + fresh)
@@ -114,7 +114,7 @@ def _prediction(plan: Plan, family: str, rung: str, below: tuple[str, ...]) -> P
 
 
 def predictions(plan: Plan) -> dict[tuple[str, str], Prediction]:
-    """{(family, rung): what was predicted}, of cells of this study. Whatever else the file holds is left out."""
+    """{(family, rung): prediction} for the cells of this study; other entries of the file are ignored."""
     keys = {cell.key for cell in plan.cells}
     found = {}
     for rung, told in _stored(plan).items():
@@ -137,7 +137,7 @@ def _stored(plan: Plan) -> dict[str, Any]:
 
 
 def fitted(plan: Plan, family: str, rungs: tuple[str, ...] | None = None) -> Fitted | None:
-    """The law of a family over these rungs, or all; None while too few of them have ended."""
+    """The law of a family over these rungs, or all; None if too few of them have finished."""
     metric, kept, compute, scores = plan.study.metric, [], [], []
     for rung in plan.rungs if rungs is None else rungs:
         name = plan.at(family, rung)
@@ -155,7 +155,7 @@ def fitted(plan: Plan, family: str, rungs: tuple[str, ...] | None = None) -> Fit
 
 
 def speed_ups(base: Fitted, other: Fitted) -> list[SpeedUp]:
-    """Of an arm over the baseline, at each rung of the arm."""
+    """The speed-up of an arm over the baseline, at each rung of the arm."""
     found = []
     for rung, compute, scores in zip(other.rungs, other.compute, other.scores.T, strict=True):
         need = float(base.law.compute(scores.mean()))
@@ -167,7 +167,7 @@ def speed_ups(base: Fitted, other: Fitted) -> list[SpeedUp]:
 
 
 def trend(found: list[SpeedUp]) -> tuple[float, float, float] | None:
-    """By what factor the speed-up changes with ten times the compute, with its interval; None: that cannot be told."""
+    """The factor by which the speed-up changes per tenfold compute, with its interval; None if it cannot be told."""
     if len(found) < TREND_RUNGS or any(one.drawn is None for one in found):
         return None
     decades = np.log10([one.compute for one in found])
@@ -185,7 +185,7 @@ def trend(found: list[SpeedUp]) -> tuple[float, float, float] | None:
 
 
 def sentences(plan: Plan) -> list[str]:
-    """The laws, what was predicted beside what came, and whether speed-ups change with compute."""
+    """The laws, predictions beside results, and whether speed-ups change with compute."""
     laws = {family: fitted(plan, family) for family in plan.families}
     found = [_law_in_words(plan, one) for one in laws.values() if one]
     found += _predictions_in_words(plan)
@@ -203,8 +203,8 @@ def _law_in_words(plan: Plan, one: Fitted) -> str:
     off = np.abs(one.scores.mean(0) - [law.loss(compute) for compute in one.compute]).max()
     return (
         f"{one.family}: {plan.study.metric} = {law.floor:.4f} + {law.scale:.4f} (C / {law.unit:.3g} FLOPs)^-"
-        f"{law.exponent:.4f}{exponents}, from {', '.join(one.rungs)}; L_inf is {floor}; no rung is further from it "
-        f"than {off:.4f}."
+        f"{law.exponent:.4f}{exponents}, from {', '.join(one.rungs)}; L_inf is {floor}; the largest residual "
+        f"of a rung is {off:.4f}."
     )
 
 

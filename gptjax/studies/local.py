@@ -1,7 +1,7 @@
 """Runs the cells of a study on this machine: one process per core on a CPU, one per GPU where there are any.
 
-A small model does not gain from a second core what a second run does: on two cores, two runs side by side are done
-sooner than one after the other.
+A small model gains less from a second core than a second run does: on two cores, two runs side by side finish sooner
+than one after the other.
 """
 
 import ctypes
@@ -19,21 +19,21 @@ from gptjax.artifacts import mirror
 from gptjax.errors import RunError
 from gptjax.studies.cell import Cell, signature
 
-# The messages of a training that diverged (training/stopping.py, training/run.py).
+# Messages of training that diverged (training/stopping.py, training/run.py).
 DIVERGED = re.compile("the training loss (is|diverged)|the parameters are not finite")
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 120  # seconds in which a stopped cell may save
-PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
+PR_SET_PDEATHSIG = 1  # of Linux: makes the kernel send a signal to this process when its parent ends
 
 
-Job = Sequence[Cell]  # one, or several that are packed
+Job = Sequence[Cell]  # one cell, or several packed cells
 
 
 class Slots:
-    """The places where a cell can run: GPUs, or else cores."""
+    """The places where cells run: GPUs, or else cores."""
 
     def __init__(self, workers: int = 0):
-        """`workers`: how many at once; 0: all that there are."""
+        """`workers`: jobs at once; 0: one per GPU or core."""
         self._gpus = _gpus()
         self._cores = (
             sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
@@ -41,7 +41,7 @@ class Slots:
         self.count = min(workers or sys.maxsize, len(self._gpus or self._cores))
 
     def start(self, slot: int, job: Job) -> subprocess.Popen:
-        """Starts a cell, or cells that are packed, at one of the places."""
+        """Starts a cell, or packed cells, in one of the places."""
         first = job[0]
         command = [sys.executable, "-m", "gptjax.train", f"--config={first.config_file}", f"--workdir={first.workdir}"]
         if len(job) > 1:
@@ -59,7 +59,7 @@ class Slots:
 
 
 def _gpus() -> list[str]:
-    """The names of the GPUs that may be used, found without starting JAX."""
+    """The names of the usable GPUs, found without starting JAX."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -68,12 +68,12 @@ def _gpus() -> list[str]:
 
 
 def computes_on_cores() -> bool:
-    """Whether cells run on the cores of this machine, where a pack gains nothing."""
+    """Whether cells run on CPU cores, where packing gains nothing."""
     return not _gpus()
 
 
 def _settle_in(cores: Sequence[int]) -> None:
-    """In the process of a cell: keeps to its cores, and stops when the study's process is gone."""
+    """Runs in the process of a cell: pins it to its cores, and stops it when the study's process ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if cores:
@@ -88,17 +88,16 @@ def run(
     halt: Callable[[Cell], bool] = lambda cell: False,
     ended: Callable[[Cell], None] = lambda cell: None,
 ) -> None:
-    """Runs every cell to its end. A cell that diverges has a result: that it did. What else ends one is none.
+    """Runs every cell to its end. A cell that diverges counts as finished; other failures leave it unfinished.
 
     Args:
-      jobs: cells, each alone or packed with others; the next is asked for when there is a place for it.
+      jobs: cells, alone or packed; the next job is taken when a place is free.
       workers: jobs at once; 0: one per core, or one per GPU.
-      show: told what the cells that run or have just ended are doing, {name: words}.
-      halt: asked at each look whether a cell that runs is to stop; it saves.
-      ended: told of each cell whose process has ended.
+      show: called with what running and just finished cells are doing, {name: text}.
+      halt: called at each poll for each running cell; True stops it after saving.
+      ended: called with each cell whose process has ended.
 
-    Raises RunError after Ctrl-C or a signal of a scheduler: the cells have saved, and the same command runs what is
-    missing.
+    Raises RunError after Ctrl-C or a signal of a scheduler: the cells have saved, and the same command continues.
     """
     slots, waiting, more = Slots(workers), iter(jobs), True
     running: dict[int, tuple[Job, subprocess.Popen]] = {}
@@ -139,7 +138,7 @@ def run(
 
 
 def packs(cells: Sequence[Cell], *, most: int) -> list[Job]:
-    """The cells in packs whose programs agree, of at most so many; what may stop early runs alone."""
+    """Groups cells of equal signature into packs of at most `most`; cells that may stop early run alone."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         alone = cell.name if cell.resolved.train.early_stopping_patience else ""
@@ -148,9 +147,9 @@ def packs(cells: Sequence[Cell], *, most: int) -> list[Job]:
 
 
 def _ended(cell: Cell, status: int, log: Path) -> str:
-    """What became of a cell whose process has ended, in a word; that it diverged is noted.
+    """The outcome of a cell whose process has ended, in a word; records if it diverged.
 
-    A signal, a full disk, too little memory say nothing about the arm: such a cell is run on the next time.
+    A signal, a full disk or too little memory is no result of the arm: the next command continues such a cell.
     """
     if outcome := cell.outcome():
         return outcome

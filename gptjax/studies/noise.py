@@ -1,4 +1,4 @@
-"""How much a seed does by itself: the A/A study, one arm with seeds of its own. Its sigma is noise.json of a study."""
+"""The deviation between seeds: an A/A study of one arm with seeds of its own. Sigma is written to noise.json."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ from gptjax.studies.statistics import ALPHA, Scores, summary
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """The deviation of the score of one arm from seed to seed.
+    """The standard deviation between seeds of the score of one arm.
 
     Attributes:
       sigma: of the score of one run; `low` to `high` is its 95 % interval, by the chi-squared distribution.
-      seeds: those that were run. None of them is one of the study's seeds.
-      metric, scale: of what, and for which size ("0.8M parameters, 1.5M tokens").
-      key: of the arm and the code: the noise of another is not this one's.
+      seeds: the seeds that were run, none of them used by the study.
+      metric, scale: what was measured, and at which size ("0.8M parameters, 1.5M tokens").
+      key: of the arm and the code; noise with another key does not apply.
     """
 
     arm: str
@@ -43,7 +43,7 @@ class Noise:
 
 
 def deviation(scores: Scores) -> tuple[float, float, float]:
-    """Sigma with the ends of its interval, of at least two scores of a normal distribution."""
+    """Sigma and the ends of its interval, from at least two scores of a normal distribution."""
     found = summary(scores)
     freedom = found.count - 1
     low, high = (found.deviation * math.sqrt(freedom / special.chdtri(freedom, p)) for p in (ALPHA, 1 - ALPHA))
@@ -55,7 +55,7 @@ def write(workdir: Path, noise: Noise) -> None:
 
 
 def read(workdir: Path, wanted: Mapping[str, Any]) -> Noise | None:
-    """The noise that is noted in a work directory; None where there is none, or of something else than `wanted`."""
+    """The noise in a work directory; None if there is none, or its keys differ from `wanted`."""
     try:
         stored = json.loads((workdir / "noise.json").read_text(encoding="utf-8"))
         noise = Noise(**stored | {"seeds": tuple(stored["seeds"])})

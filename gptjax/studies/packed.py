@@ -1,8 +1,8 @@
-"""Several cells as one program: their steps are computed together, and each has its own run, metrics and checkpoints.
+"""Several cells as one program: their steps are computed together; each has its own run, metrics and checkpoints.
 
-Cells can be packed whose programs agree: they differ in seeds and hyper-parameters alone (`signature`). A GPU computes
-sixteen small models in little more time than one; a core of a CPU gains nothing. A cell that diverges is noted and left
-behind, and the others go on. Each cell is a work directory like any other: it can be continued alone.
+Cells can be packed if their programs agree: they differ only in seeds and hyper-parameters (see `signature`). A GPU
+computes sixteen small models in little more time than one; a CPU core gains nothing. A cell that diverges is recorded
+and dropped, and the others go on. Each cell is a normal work directory and can be continued alone.
 
   python -m gptjax.studies.packed WORKDIR_OF_CELL WORKDIR_OF_CELL ...
 """
@@ -52,15 +52,15 @@ class Member:
         self.failure = ""
 
     def end(self, reason: str) -> None:
-        """It has diverged: the others go on without it."""
+        """Ends this member after it diverged; the others go on."""
         self.failure = reason
         print(f"{self.run.workdir}: {reason}", file=sys.stderr)
 
 
 def train(cells: Sequence[tuple[Config, Path]]) -> dict[Path, str]:
-    """Trains cells whose signatures agree, from one step on. Returns why those failed that did.
+    """Trains cells with equal signatures from the same step. Returns the reasons of those that failed.
 
-    Raises RunError after a signal, when every cell has saved.
+    Raises RunError after a signal, once every cell has saved.
     """
     with Ending() as ending:
         members = [Member(config, workdir, ending) for config, workdir in cells]
@@ -77,11 +77,11 @@ def train(cells: Sequence[tuple[Config, Path]]) -> dict[Path, str]:
 
 
 def _loop(members: list[Member], stop: stopping.StopSignals) -> None:
-    """The order of a step is that of `gptjax.train`: tell, evaluate, save the old state, take the batch, advance."""
+    """The order within a step is that of `gptjax.train`: log, evaluate, save the old state, take the batch, advance."""
     first = members[0].run
     options, start = first.program.config, first.start
     if any(member.run.start != start for member in members):
-        raise ValueError("packed cells go on from different steps")
+        raise ValueError("packed cells start from different steps")
     devices = jax.devices()
     parts = math.gcd(len(devices), len(members))
     mesh = mesh_lib.make_mesh(options.mesh, devices[:parts], members=parts)
@@ -111,7 +111,7 @@ def _loop(members: list[Member], stop: stopping.StopSignals) -> None:
 
 @contextlib.contextmanager
 def _timed(members: list[Member], activity: str) -> Iterator[None]:
-    """Counts the body in the record of every member: they share their seconds."""
+    """Adds the time of the body to the records of all members."""
     with contextlib.ExitStack() as stack:
         for member in members:
             stack.enter_context(member.record.timed(activity))
@@ -119,7 +119,7 @@ def _timed(members: list[Member], activity: str) -> Iterator[None]:
 
 
 def _tell(members: list[Member], step: int, values: dict[str, Any]) -> None:
-    """Each member's share of the metrics goes to its own record."""
+    """Writes each member's metrics to its own record."""
     for index, member in enumerate(members):
         if member.failure:
             continue
@@ -130,7 +130,7 @@ def _tell(members: list[Member], step: int, values: dict[str, Any]) -> None:
 
 
 def _note(members: list[Member], index: int, step: int, state: Any, *, evaluates: bool, saves: bool) -> None:
-    """Flushes, evaluates and saves one member; the others wait."""
+    """Flushes, evaluates and saves one member while the others wait."""
     member = members[index]
     try:
         member.record.flush()
@@ -148,14 +148,14 @@ def _note(members: list[Member], index: int, step: int, state: Any, *, evaluates
 
 
 def _stacked(states: list[Any], packed: Program) -> Any:
-    """The states of the members as one, where the packed program wants it."""
+    """The states of the members stacked into one, with the shardings of the packed program."""
     whole = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
     return jax.device_put(whole, jax.tree.map(lambda leaf: leaf.sharding, packed.target))
 
 
 def main(workdirs: list[str]) -> None:
-    """Trains the cells in these directories; those that fail are noted."""
-    together: dict[int, list[tuple[Config, Path]]] = {}  # by the step that they go on from, which a kill may part
+    """Trains the cells in these directories and records those that fail."""
+    together: dict[int, list[tuple[Config, Path]]] = {}  # by first step; a kill may leave cells at different ones
     for workdir in map(Path, workdirs):
         config = config_lib.from_json((workdir / "cell.json").read_text(encoding="utf-8")).unlock()
         config.mesh.data = 1

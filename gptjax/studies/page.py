@@ -1,4 +1,4 @@
-"""report.html of a study: one file that needs no network and no scripts, light or dark as the reader has it."""
+"""report.html of a study: one file without network access or scripts, in a light and a dark theme."""
 
 import html
 import math
@@ -21,10 +21,10 @@ figure { margin: 0; } figcaption { margin-top: 8px; }
 
 
 def text(plan: Plan, drawn: Sequence[figures.Drawn], command: Sequence[str] = ()) -> str:
-    """The page. `command`: the arguments of the command that made the study, as far as known."""
+    """The page. `command`: the arguments of the command that made the study, if known."""
     shown = {figure.name: _figure(figure) for figure in drawn}
     if not drawn and not figures.available():
-        hint = f"Figures are drawn by matplotlib: {figures.INSTALL}, then the same command with --report."
+        hint = f"Figures need matplotlib: {figures.INSTALL}, then the same command with --report."
         shown["loss"] = f'<p class="note">{html.escape(hint)}</p>'
     sections = [
         f"<header><h1>{html.escape(plan.study.question)}</h1>{_subtitle(plan)}</header>",
@@ -41,7 +41,7 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn], command: Sequence[str] = ()
         _table(tables.cost(plan)),
         _table(wall_clock(plan)),
         _table(tables.differences(plan)),
-        _table(tables.parameter_groups(plan), folded="how each is updated, decayed and initialised"),
+        _table(tables.parameter_groups(plan), folded="update, decay and initial values of each"),
         _table(tables.diverged(plan)),
         _table(tables.setting(plan)),
         _commands(facts.commands(plan, command)),
@@ -58,7 +58,7 @@ def _subtitle(plan: Plan) -> str:
 
 
 def _claims(plan: Plan) -> str:
-    """What the source found beside our verdicts."""
+    """The source's finding beside our verdicts."""
     rows = []
     if source := facts.source(plan):
         rows.append(f'<tr><td class="key">the source</td><td></td><td>{html.escape(source)}</td></tr>')
@@ -75,7 +75,7 @@ def _claims(plan: Plan) -> str:
 
 
 def wall_clock(plan: Plan) -> Table:
-    """Seconds of the arms, and their scores at matched steps and at matched seconds."""
+    """Training time of the arms, and their scores at equal steps and at equal seconds."""
     limit, fastest, arms = timing.matched(plan)
     metric = plan.study.metric
     rows = []
@@ -100,24 +100,24 @@ def wall_clock(plan: Plan) -> Table:
             "arm",
             "seconds of training#",
             "packed#",
-            "seconds a cell#",
+            "seconds per cell#",
             "tokens / second#",
-            f"{metric} at matched steps#",
+            f"{metric} at equal steps#",
         ),
-        *(f"{metric} at {limit:,.1f} s#", "of its training by then#", "cells#"),
+        *(f"{metric} at {limit:,.1f} s#", "share of its training by then#", "cells#"),
     )
     notes = (
-        f"Medians over the cells that are done. {fastest} is the fastest; the others are compared at its "
-        f"{limit:,.1f} seconds, in proportion between two validations. An arm that is cut short has not come to the "
-        "end of its schedule. The clock is that of training: without start-up, compilation and validation, but with "
-        "whatever ran beside. Cells that are packed share it: seconds a cell are those of the program by the "
-        "cells in it, and their ratio to those of the same study with --pack=off is what packing gains.",
+        f"Medians over the finished cells. {fastest} is the fastest; the others are compared at its "
+        f"{limit:,.1f} seconds, interpolated between two validations. An arm that is cut short has not reached the "
+        "end of its schedule. Only training time counts: no start-up, compilation or validation, but it includes "
+        "slowdowns by other programs. Packed cells share their time: seconds per cell are the seconds of the program "
+        "over its cells; compare them with those of the same study with --pack=off to see what packing gains.",
     )
     return Table("Wall-clock time", heads, rows, notes)
 
 
 def _table(table: Table, *, folded: str = "") -> str:
-    """A section; `folded`: the words on which a click opens the table."""
+    """A section; `folded`: the label that opens a folded table."""
     if not table.rows:
         return ""
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
@@ -137,4 +137,4 @@ def _commands(lines: Sequence[str]) -> str:
     cells = html.escape("\n".join(line for line in lines if line not in study))
     first = f"<pre>{html.escape(study[0])}</pre>" if study else ""
     folded = f"<details><summary>each cell alone</summary><pre>{cells}</pre></details>"
-    return f'<h2>Commands that remake it</h2>\n<div class="panel">{first}{folded}</div>'
+    return f'<h2>Commands that repeat it</h2>\n<div class="panel">{first}{folded}</div>'

@@ -1,4 +1,4 @@
-"""What a study is doing: a live table on a terminal, and lines, few of them, where there is none."""
+"""Progress of a study: a live table on a terminal, otherwise a few lines."""
 
 import contextlib
 import dataclasses
@@ -14,8 +14,8 @@ from gptjax.reporting.markup import duration
 from gptjax.studies.cell import Cell
 from gptjax.studies.cells import Plan
 
-EVERY = {True: 1.0, False: 60.0}  # seconds between two looks, on a terminal and elsewhere
-MOST_ROWS = 40  # of the table
+EVERY = {True: 1.0, False: 60.0}  # seconds between two updates, on a terminal and elsewhere
+MOST_ROWS = 40  # rows of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Pace:
 
     @property
     def left(self) -> float | None:
-        """Seconds; None: not yet known."""
+        """Seconds left; None if not yet known."""
         return (self.num_steps - self.step) / self.steps_per_second if self.steps_per_second else None
 
 
 class Progress:
-    """Told the states of cells by what runs them; counts, and shows.
+    """Receives the states of cells while they run; counts and shows them.
 
     Args:
-      cells: those that are to be run now. others: those of the study that have ended before.
-      later: how many more there will be, once grids are tuned.
+      cells: those to run now. others: cells of the study that finished before.
+      later: number of cells that follow once grids are tuned.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Progress:
             self._say(self._live.stop)
 
     def __call__(self, states: dict[str, str]) -> None:
-        """Takes what cells are doing: "step 3 of 10", or how one has ended."""
+        """Takes the states of cells: "step 3 of 10", or how one has ended."""
         now = self._clock()
         for name, words in states.items():
             if words.startswith("step "):
@@ -100,7 +100,7 @@ class Progress:
         self._print(f"{name}: {words}{told} ({duration(now - begun)}); {self.counts()}{self._left_in_words()}")
 
     def _pace(self, name: str, now: float) -> Pace:
-        """By the clock since the cell was first seen, so that a cell that is continued has its own pace."""
+        """Pace since the cell was first seen, so that earlier steps of a continued cell do not count."""
         cell = self._cells[name]
         line = cell.last_line("train")
         step = line.get("step", 0)
@@ -110,7 +110,7 @@ class Progress:
 
     @property
     def left(self) -> float | None:
-        """Seconds until all is done, at the speed of the cells that run now; None: not yet known."""
+        """Seconds until everything is finished, at the current pace; None if not yet known."""
         speed = sum(pace.steps_per_second for pace in self._running.values())
         if not speed:
             return None
@@ -135,7 +135,7 @@ class Progress:
             self._print(f"{steps}; {self.counts()}{self._left_in_words()}")
 
     def table(self) -> Table:
-        """The cells that run, and the whole."""
+        """The running cells, and the totals."""
         table = Table(
             title=f"{self.counts()}{self._left_in_words()}", title_justify="left", box=None, padding=(0, 2, 0, 0)
         )
@@ -155,7 +155,7 @@ class Progress:
         self._say(self.console.print, text, markup=False, soft_wrap=True)
 
     def _say(self, show: Callable[..., Any], *values: Any, **options: Any) -> None:
-        """A terminal that is gone, or a full disk behind `2>file`, ends what is shown, and not the study."""
+        """Prints. If the terminal is gone or the disk behind `2>file` is full, output ends and the study goes on."""
         try:
             show(*values, **options)
         except OSError:
@@ -164,7 +164,7 @@ class Progress:
 
 @contextlib.contextmanager
 def shown(plan: Plan, cells: Sequence[Cell]) -> Iterator[Progress]:
-    """The progress of these cells of a plan, as long as they run."""
+    """Shows the progress of these cells of a plan while they run."""
     now = {cell.key for cell in cells}
     others = {cell.key: cell for cell in (*plan.tuning, *plan.cells) if cell.key not in now}
     progress = Progress(cells, [*others.values()], later=max(plan.count - len(now | others.keys()), 0))

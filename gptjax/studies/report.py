@@ -1,7 +1,7 @@
-"""Writes what a study has found: report.md, results.csv, figures, and report.html and timing.csv with wall-clock times.
+"""Writes the report of a study: report.md, results.csv, figures; report.html and timing.csv with times, too.
 
-The same cells give the same bytes. Of these files, report.md, results.csv and the figures are also the same after a
-kill and a restart, because no time of a clock is in them.
+The same cells give the same bytes. report.md, results.csv and the figures contain no times, so they are also the same
+after a kill and a restart.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from gptjax.studies.tables import Table
 
 
 def write(plan: Plan, command: Sequence[str] = ()) -> Path:
-    """Writes the report of what is there, and returns the path of report.md. `command`: the arguments that made it."""
+    """Writes the report of the finished cells, and returns the path of report.md. `command`: see `page.text`."""
     drawn = figures.write(plan)
     for name, content in (
         ("results.csv", tables.of_cells(plan)),
@@ -41,7 +41,7 @@ def text(plan: Plan, drawn: Sequence[figures.Drawn] = (), command: Sequence[str]
     for figure in drawn:
         lines += [f"![{figure.caption}](figures/{figure.name}.svg)", ""]
     if not drawn and not figures.available():
-        lines += [f"Figures are drawn by matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
+        lines += [f"Figures need matplotlib: `{figures.INSTALL}`, then the same command with `--report`.", ""]
     for table in (
         tables.scaling(plan),
         tables.optima(plan),

@@ -1,8 +1,8 @@
-"""A run that is trained anew from what its work directory says, and compared with the first one, step by step.
+"""Trains a run again from what its work directory records, and compares it with the first one, step by step.
 
-What is to be expected: the same code, packages and flags on the same CPU, with as many devices, write the same numbers,
-to the bit. On another processor or a GPU, or with other packages, the losses agree to `differences.expected`: 1e-5 of
-the loss in the first ten steps, and in proportion to the step later. More than that is another training.
+Expected: the same code, packages and flags on the same CPU with the same number of devices write bit-identical
+numbers. On another processor or a GPU, or with other packages, the losses agree to `differences.expected`: 1e-5 of
+the loss in the first ten steps, then proportional to the step. A larger difference means another training.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from gptjax.training import metrics
 
 # The entries of a line of metrics.jsonl that measure time. They are not compared.
 TIMES = ("tokens_per_second", "step_time_s", "data_wait_s", "wall_time_s", "mfu", "mfu_convention", "goodput")
-# Differences of these kinds only change rounding. Any other difference makes it another training.
+# Differences of these kinds only change rounding. Any other makes it another training.
 ROUNDING = (
     *("packages", "Python", "device", "number of devices", "processes", "mesh", "platform", "processor"),
     *("environment", "gptjax", "code", "uncommitted code"),
@@ -37,7 +37,7 @@ MOST_CAUSES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Departure:
-    """The first number that is not the same: of which line, its name, and its two values."""
+    """The first number that differs: its step and split, its name, and both values."""
 
     step: int
     split: str
@@ -51,15 +51,15 @@ class Departure:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """How a run compares with the one that it repeats.
+    """The comparison of a run with the one that it repeats.
 
     Attributes:
-      lines: how many both have, up to the step `last`.
-      departure: the first number that differs; None: all are the same, to the bit.
-      exact: whether the numbers ought to be the same to the bit.
-      beyond: the first loss that differs by more than is to be expected; None: none does.
-      largest: the largest difference of a loss, relative to it, and its step.
-      causes: what produced the two runs and is not the same, the likeliest cause first.
+      lines: number of common lines, up to the step `last`.
+      departure: the first number that differs; None: all are bit-identical.
+      exact: whether the numbers should be bit-identical.
+      beyond: the first loss that differs by more than expected; None: no loss does.
+      largest: largest relative difference of a loss, and its step.
+      causes: the differences in what produced the two runs, the likeliest cause first.
     """
 
     lines: int
@@ -77,33 +77,33 @@ class Reproduction:
     def in_words(self) -> str:
         size, step = self.largest
         if self.departure is None:
-            return f"bit-identical: all numbers of {self.lines} lines, up to step {self.last}, are the same"
+            return f"bit-identical: all numbers of {self.lines} lines up to step {self.last} are equal"
         if self.holds:
             return (
                 f"equal within the tolerance: up to step {self.last} the losses differ by up to {size:.1g} of their "
                 f"value (step {step}), and on another processor, or with another program, up to "
-                f"{differences.expected(step):.1g} is to be expected there; first difference: "
+                f"{differences.expected(step):.1g} is expected there; first difference: "
                 f"{self.departure.in_words()}{self._because()}"
             )
         where = self.departure if self.exact else self.beyond
         allowed = "the same code on the same CPU repeats every bit"
         if not self.exact:
-            allowed = f"up to {differences.expected(where.step):.1g} of the loss is to be expected there"
+            allowed = f"up to {differences.expected(where.step):.1g} of the loss is expected there"
         return f"it departs at {where.in_words()} ({allowed}; the losses differ by up to {size:.1g}){self._because()}"
 
     def _because(self) -> str:
         if not self.causes:
-            return "; nothing that is noted differs: config, data, code, packages and devices are the same"
+            return "; the records do not differ: config, data, code, packages and devices are the same"
         told = [f"{one.name} {one.ours!r} at first, {one.theirs!r} now" for one in self.causes[:MOST_CAUSES]]
         return f"; what differs: {'; '.join(one[:200] for one in told)}"
 
 
 def rerun(run: Path, workdir: Path, *, steps: int = 0, show: Callable[[dict[str, str]], None]) -> Reproduction:
-    """Trains `run` anew in `workdir`, as far as it went or up to `steps`, and compares.
+    """Trains `run` again in `workdir`, as far as it went or up to `steps`, and compares.
 
-    With the flags of its compiler and, on a CPU, as many devices. A command that was stopped goes on.
+    It uses the run's compiler flags and, on a CPU, its number of devices. A command that was stopped continues.
 
-    Raises UserError for what is not a run and for a directory that is not free, RunError where the training fails.
+    Raises UserError if `run` is not a run or the directory is not free, RunError if the training fails.
     """
     cell, last = _cell(run, workdir), _last(run)
     wanted = min(steps or last, last)
@@ -119,7 +119,7 @@ def rerun(run: Path, workdir: Path, *, steps: int = 0, show: Callable[[dict[str,
             f"it departs: the run diverged after step {reached}, and {run} went on to step {last}; {cell.outcome()}"
         )
     if reached < wanted:
-        raise RunError(f"the run came to no end: it stopped at step {reached}; {workdir / 'log.txt'} says why")
+        raise RunError(f"the run did not finish: it stopped at step {reached}; {workdir / 'log.txt'} says why")
     return compare(run, workdir, last=wanted)
 
 
@@ -144,14 +144,14 @@ def _steps(workdir: Path) -> list[int]:
 
 
 def _claim(run: Path, workdir: Path) -> None:
-    """Makes the directory, or checks that this reproduction was begun in it. Raises UserError."""
+    """Makes the directory, or checks that it belongs to this reproduction. Raises UserError."""
     path, about = workdir / "reproduction.json", {"of": mirror.shown(run.resolve()), "code": code_hash()}
     if path.exists():
         with contextlib.suppress(UserError):
             if json_text.read_json(path) == about:
                 return
     if workdir.exists() and (not workdir.is_dir() or any(p.name not in mirror.OWN for p in workdir.iterdir())):
-        raise UserError(f"{workdir} is there already; give the reproduction a new directory: --workdir=DIR")
+        raise UserError(f"{workdir} exists already; give the reproduction a new directory: --workdir=DIR")
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(about, indent=1) + "\n")
     mirror.push(workdir, [path.name])
@@ -159,7 +159,7 @@ def _claim(run: Path, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _environment(run: Path) -> Iterator[None]:
-    """The flags of the compiler and the number of devices of a CPU, as the run had them."""
+    """Sets the compiler flags and the number of CPU devices that the run had."""
     manifest = differences.manifest(run)
     stored, devices = manifest.get("environment"), manifest.get("devices")
     stored, devices = (part if isinstance(part, dict) else {} for part in (stored, devices))
@@ -180,7 +180,7 @@ def _environment(run: Path) -> Iterator[None]:
 
 
 def compare(run: Path, again: Path, *, last: int) -> Reproduction:
-    """Compares what two runs wrote up to a step."""
+    """Compares the records of two runs up to a step."""
     one, other = _lines(run, last), _lines(again, last)
     shared = sorted(one.keys() & other.keys())
     if not shared:
@@ -206,7 +206,7 @@ def compare(run: Path, again: Path, *, last: int) -> Reproduction:
 
 
 def _departures(one: dict[tuple[int, str], dict], other: dict[tuple[int, str], dict]) -> Iterator[Departure]:
-    """What differs in the lines that both have, in the order of steps; the loss of a line first."""
+    """Differences in the lines that both have, by step; the loss of a line first."""
     for step, split in sorted(one.keys() & other.keys()):
         first, again = one[step, split], other[step, split]
         for name in sorted(first.keys() | again.keys(), key=lambda name: (name != "loss", name)):
@@ -220,7 +220,7 @@ def _lines(workdir: Path, last: int) -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def beside(run: Path) -> Path:
-    """A directory beside a run for its reproduction, which is not there yet or was begun."""
+    """A directory beside a run for its reproduction: a new one, or one that was begun."""
     run = run.resolve()
     names = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
     places = (run.with_name(f"{run.name}-reproduced{name}") for name in names)
@@ -228,7 +228,7 @@ def beside(run: Path) -> Path:
 
 
 def _taken(run: Path, place: Path) -> bool:
-    """Whether a place is taken by something else than a reproduction of this run that was begun with this code."""
+    """Whether a place holds anything other than a begun reproduction of this run with this code."""
     try:
         return json_text.read_json(place / "reproduction.json") != {"of": str(run), "code": code_hash()}
     except UserError:

@@ -1,12 +1,12 @@
-"""The law of a ladder of runs: loss against training compute, L(C) = floor + scale (C / unit)^-exponent.
+"""The scaling law of a ladder of runs: loss against training compute, L(C) = floor + scale (C / unit)^-exponent.
 
-Kaplan et al. 2020, arXiv:2001.08361, and Hoffmann et al. 2022, arXiv:2203.15556, section 3. The floor is what no
-compute takes away: either fitted ("free", at least 0), or given ("pinned").
+Kaplan et al. 2020, arXiv:2001.08361, and Hoffmann et al. 2022, arXiv:2203.15556, section 3. The floor is the
+irreducible loss: fitted ("free", at least 0) or given ("pinned").
 
-Intervals are of a bootstrap over seeds with Student's tails: each draw moves the mean of every rung by the deviations
-of its seeds, weighted at random and alike on all rungs and arms, and the law is fitted anew. So seeds that arms share
-stay paired, and with one rung and nothing fitted the interval is Student's own. It is about what other seeds would have
-given, not about whether the law holds.
+Intervals come from a bootstrap over seeds with Student's tails: each draw moves the mean of every rung by the
+deviations of its seeds under random weights, the same on all rungs and arms, and the law is fitted again. So seeds
+that arms share stay paired, and with one rung and nothing fitted the interval is Student's own. It covers the choice
+of seeds, not whether the law holds.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from numpy import ndarray as Array
 from gptjax.studies.statistics import ALPHA
 
 DRAWS = 1000
-SMALLEST, LARGEST = 0.005, 3.0  # exponents that are tried
+SMALLEST, LARGEST = 0.005, 3.0  # range of exponents that are tried
 ROUNDS = 11  # each narrows the exponent fivefold
 
 
@@ -36,7 +36,7 @@ class Law:
         return np.asarray(self.floor + self.scale * (compute / self.unit) ** -self.exponent)
 
     def compute(self, loss: Float[Array, "*draws"] | float) -> Float[Array, "*draws"]:
-        """The compute at which the law reaches a loss; infinite for a loss at its floor or below."""
+        """The compute at which the law reaches a loss; infinite at the floor or below."""
         above = np.asarray(loss) - self.floor
         reached = (above > 0) & (self.scale > 0)
         ratio = np.where(reached, self.scale, 1.0) / np.where(reached, above, 1.0)
@@ -44,15 +44,15 @@ class Law:
 
 
 def fit(compute: Float[Array, " rungs"], losses: Float[Array, "*draws rungs"], floor: float | None = None) -> Law:
-    """The law of least squares, of one row of losses or of each of many.
+    """The least-squares law of one row of losses, or of each of many.
 
-    For a given exponent the law is linear, so that only the exponent is searched: on a grid by factors that is narrowed
-    around its best point, alike for all rows.
+    For a given exponent the law is linear, so only the exponent is searched: on a geometric grid that is narrowed
+    around its best point, the same way for all rows.
 
     Args:
-      floor: what it is pinned at; None: it is fitted, at least 0.
+      floor: the pinned floor; None: it is fitted, at least 0.
 
-    Raises ValueError for fewer rungs than the law has numbers.
+    Raises ValueError if there are fewer rungs than free numbers of the law.
     """
     compute, losses = np.asarray(compute, np.float64), np.asarray(losses, np.float64)
     if len(compute) < fewest_rungs(floor):
@@ -85,7 +85,7 @@ def _linear(
         centre, mean = basis - basis.mean(-1, keepdims=True), losses.mean(-1)
         scales = np.maximum((centre * losses).sum(-1) / np.square(centre).sum(-1), 0.0)
         floors = mean - scales * basis.mean(-1)
-        through = (basis * losses).sum(-1) / np.square(basis).sum(-1)  # the best one with the floor 0
+        through = (basis * losses).sum(-1) / np.square(basis).sum(-1)  # the best scale with floor 0
         floors, scales = np.maximum(floors, 0.0), np.where(floors < 0, through, scales)
     else:
         scales = np.maximum((basis * (losses - floor)).sum(-1) / np.square(basis).sum(-1), 0.0)
@@ -95,7 +95,7 @@ def _linear(
 
 
 def draws(scores: Float[Array, "seeds *rungs"], stream: int = 0) -> Float[Array, "draws *rungs"]:
-    """Means over seeds as they might have been: multivariate Student, with the covariance of the mean.
+    """Random means over seeds: multivariate Student, with the covariance of the mean.
 
     The same seeds get the same weights at each call, so that arms that share them stay paired; another `stream` gives
     weights that are independent. Raises ValueError for a single seed.
@@ -111,6 +111,6 @@ def draws(scores: Float[Array, "seeds *rungs"], stream: int = 0) -> Float[Array,
 
 
 def interval(values: Float[Array, " draws"]) -> tuple[float, float]:
-    """The middle 95 % of draws, which may be infinite."""
+    """The central 95 % of draws; the ends may be infinite."""
     low, high = np.quantile(values, [ALPHA, 1 - ALPHA], method="inverted_cdf")
     return float(low), float(high)

@@ -1,8 +1,8 @@
-"""A search: the values of options that give the lowest validation loss, in ranges that a person gives.
+"""Hyper-parameter search: the values of options with the lowest validation loss, in given ranges.
 
-Optuna proposes the values, notes what became of each trial and prunes; a trial is one cell for each seed, and runs as
-the cells of a study do. What is noted is in WORKDIR/search.log. After a kill, trials that are finished are not run
-again, and one that was running is taken up where its cells had saved; it is then not pruned.
+Optuna proposes values, records trials and prunes; a trial is one cell per seed, run like the cells of a study. The
+record is WORKDIR/search.log. After a kill, finished trials are not run again; a trial that was running continues from
+its saved cells, and is then not pruned.
 """
 
 import dataclasses
@@ -31,27 +31,27 @@ from gptjax.studies.study import Study, ends
 SETTINGS = {
     "method": Option(
         "tpe",
-        "tpe = where earlier trials were good; random; grid = all combinations",
+        "tpe = near good earlier trials; random; grid = all combinations",
         choices=("grid", "random", "tpe"),
     ),
     "trials": Option(20, "trials of random and tpe", minimum=1, maximum=100_000),
-    "points": Option(5, "values that a grid takes of a range", minimum=2, maximum=1000),
-    "seeds": Option(1, "seeds of every trial, whose mean loss counts", minimum=1, maximum=1000),
+    "points": Option(5, "grid values per range", minimum=2, maximum=1000),
+    "seeds": Option(1, "seeds per trial; their mean loss counts", minimum=1, maximum=1000),
     "prune": Option(
         "median",
-        "median = a trial stops that is worse than the median of the trials before it at the same step; a grid is "
+        "median = a trial stops if it is worse than the median of earlier trials at the same step; a grid is "
         "never pruned",
         choices=("median", "none"),
     ),
 }
-LOG_SCALE = 10  # ratio of the ends of a range from which on it is searched by factors
-NEAR_END = 0.1  # share of a range in which an optimum is near its end
+LOG_SCALE = 10  # ranges whose ends have at least this ratio are searched on a log scale
+NEAR_END = 0.1  # share of a range that counts as near its end
 MOST_CHECKED = 64  # whole numbers of a range that are all checked beforehand
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """An option that is searched: its values, or the two ends between which they are."""
+    """An option to search: its values, or the two ends of its range."""
 
     path: str
     values: tuple[Any, ...]
@@ -66,7 +66,7 @@ class Axis:
         return self.between and self.values[0] > 0 and self.values[1] / self.values[0] >= LOG_SCALE
 
     def grid(self, points: int) -> list[Any]:
-        """The values, or some of the range, evenly in its scale, with its ends; to three digits."""
+        """The values, or `points` of the range, even on its scale, with both ends; to three digits."""
         if not self.between:
             return list(self.values)
         low, high = self.values
@@ -76,7 +76,7 @@ class Axis:
         return [low, *(float(f"{value:.3g}") for value in inside), high]
 
     def place(self, value: float) -> float:
-        """Where a value is in its range: 0 at the lower end, 1 at the upper one."""
+        """The position of a value in its range: 0 at the lower end, 1 at the upper end."""
         low, high, value = (math.log(v) if self.log else v for v in (*self.values, value))
         return (value - low) / (high - low)
 
@@ -86,7 +86,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is searched, and how: the fields are those of SETTINGS."""
+    """What is searched, and how; the fields are those of SETTINGS."""
 
     axes: tuple[Axis, ...]
     method: str = "tpe"
@@ -97,7 +97,7 @@ class Request:
 
 
 def read(chosen: Sequence[str]) -> Request:
-    """The request of NAME=VALUE and section.option=RANGE of the command line. Raises UserError, by name."""
+    """Reads NAME=VALUE and section.option=RANGE from the command line. Raises UserError with the flag's name."""
     options, axes, given = config_lib.flat_options(), {}, {}
     for text in chosen:
         name, equals, value = text.partition("=")
@@ -116,7 +116,7 @@ def read(chosen: Sequence[str]) -> Request:
         raise UserError("nothing is searched; e.g. --search.optimizer.learning_rate=1e-4..1e-2")
     request = Request(tuple(axes.values()), **given)
     if request.method == "grid" and "trials" in given:
-        raise UserError("--search.trials is for random and tpe; a grid tries all its points: --search.points")
+        raise UserError("--search.trials is for random and tpe; a grid tries all its points: set --search.points")
     if request.method == "grid" and "prune" in given and request.prune != "none":
         raise UserError("--search.prune is for random and tpe; a grid shows the loss of all its points")
     if request.method != "grid" and "points" in given:
@@ -132,7 +132,7 @@ def _axis(flag: str, path: str, text: str) -> Axis:
     number = isinstance(option.default, int | float) and not isinstance(option.default, bool)
     if not (number or option.duration) or option.affects in ("place", "record", "computation", "score"):
         raise UserError(
-            f"{flag}: {path} is not a number that the training depends on; arms of a study compare such options"
+            f"{flag}: {path} is not a number that changes the training; compare such options as arms of a study"
         )
     if "seed" in path:
         raise UserError(f"{flag}: a seed is not a hyper-parameter; --search.seeds=3 averages over seeds")
@@ -146,7 +146,7 @@ def _axis(flag: str, path: str, text: str) -> Axis:
             raise UserError(problem)
         value = values.read(option, part)
         if not isinstance(value, int | float):
-            raise UserError(f"{flag} is {values.shown(text)}; a search needs numbers, of steps where it is a duration")
+            raise UserError(f"{flag} is {values.shown(text)}; a search needs numbers; durations in steps")
         found.append(value)
     if between and found[0] > found[1]:
         raise UserError(f"{flag} is {values.shown(text)}: its ends are reversed; write {parts[1]}..{parts[0]}")
@@ -156,7 +156,7 @@ def _axis(flag: str, path: str, text: str) -> Axis:
 
 
 def optuna() -> Any:
-    """The library. Raises UserError where it is not installed."""
+    """The library. Raises UserError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -170,7 +170,7 @@ class Search:
     """A search in a work directory."""
 
     def __init__(self, config: Config, request: Request, workdir: Path):
-        """Raises UserError for values that the config cannot have. Builds the token store if it is missing."""
+        """Raises UserError for values that the config cannot have. Builds a missing token store."""
         self._optuna, self.request, self.workdir = optuna(), request, workdir
         study = Study(question="search", base=config, arms={"trial": {}}, name="search", first_seed=config.seed)
         self.plan = Plan(dataclasses.replace(study, seeds=request.seeds), workdir)
@@ -179,12 +179,12 @@ class Search:
             for value in range(axis.values[0], axis.values[1] + 1) if every else axis.values:
                 self.plan.study.config_of("trial", config.seed, {axis.path: value})
         self._path = workdir / "search.log"
-        self._pending: dict[int, tuple[list[Cell], Any]] = {}  # number of a trial: its cells, and what Optuna has of it
-        self._told: dict[int, int] = {}  # number of a trial: the last step whose loss Optuna knows
+        self._pending: dict[int, tuple[list[Cell], Any]] = {}  # trial number -> its cells, its Optuna trial
+        self._told: dict[int, int] = {}  # trial number -> last step whose loss was reported to Optuna
         self._stopped: set[int] = set()
 
     def run(self, *, workers: int, show: Callable[[dict[str, str]], None]) -> None:
-        """Runs the trials that are missing. Raises RunError where some have no result after that."""
+        """Runs the missing trials. Raises RunError if some have no result then."""
         lock = Lock.take(self.workdir)
         try:
             self.plan.claim()
@@ -194,10 +194,10 @@ class Search:
         finally:
             lock.release()
         if self._pending:
-            raise RunError(f"{len(self._pending)} trials have no result; the same command takes them up")
+            raise RunError(f"{len(self._pending)} trials have no result; the same command continues them")
 
     def _claim(self) -> None:
-        """Notes what is searched, or checks that it is the same. Only the number of trials may be another."""
+        """Records what is searched, or checks that it is the same. Only the number of trials may change."""
         path, request = self.workdir / "search.json", self.request
         about = {"method": request.method, "seeds": request.seeds, "config": config_lib.to_json(self.plan.study.base)}
         about |= {"axes": {axis.path: axis.written() for axis in request.axes}}
@@ -216,14 +216,14 @@ class Search:
         write_whole(path, json.dumps(about, indent=1) + "\n")
 
     def _open(self) -> Any:
-        """Optuna's study, from search.log. Raises UserError where that is damaged."""
+        """Optuna's study from search.log. Raises UserError if it is damaged."""
         journal = self._optuna.storages.journal
         if self._path.exists():
             data = regular(self._path).read_bytes()
-            if not data.endswith(b"\n"):  # a line that a kill has cut short
+            if not data.endswith(b"\n"):  # a line cut short by a kill
                 write_whole(self._path, data[: data.rfind(b"\n") + 1].decode(errors="replace"))
         lock = journal.JournalFileOpenLock(str(self._path))
-        Path(f"{self._path}.lock").unlink(missing_ok=True)  # of a process that was killed; ours is the work directory
+        Path(f"{self._path}.lock").unlink(missing_ok=True)  # of a killed process; the work directory has its own lock
         try:
             storage = self._optuna.storages.JournalStorage(journal.JournalFileBackend(str(self._path), lock))
             pruner = self._optuna.pruners.MedianPruner() if self._prunes else self._optuna.pruners.NopPruner()
@@ -240,13 +240,13 @@ class Search:
         return self.request.prune == "median" and self.request.method != "grid"
 
     def _jobs(self) -> Iterator[tuple[Cell]]:
-        """The cells of the trials: of those that were running, then of new ones, each asked for when there is room."""
+        """The cells of running trials, then of new ones; each new trial is proposed when there is room for it."""
         states = self._optuna.trial.TrialState
         space = {axis.path: self._distribution(axis) for axis in self.request.axes}
         for trial in self._study.get_trials(states=(states.RUNNING,)):
             if trial.params.keys() == space.keys():
                 yield from self._cells(trial.number, trial.params, None)
-            else:  # killed between the question and the answer
+            else:  # killed between the proposal and its record
                 self._study.tell(trial.number, state=states.FAIL)
         if self.request.method == "grid":
             tried = [trial.params for trial in self._trials()]
@@ -257,7 +257,7 @@ class Search:
                     yield from self._cells(len(self._study.trials) - 1, point, None)
             return
         while (index := len(self._trials())) < self.request.trials:
-            # A new sampler for each trial: a search that was killed then proposes the same values as one that was not.
+            # A new sampler for each trial, so that a killed and restarted search proposes the same values.
             self._study.sampler = self._sampler(self.plan.study.base.seed + index)
             trial = self._study.ask(space)
             yield from self._cells(trial.number, trial.params, trial)
@@ -281,7 +281,7 @@ class Search:
         ]
 
     def _trials(self) -> list[Any]:
-        """All trials but those of which nothing is known."""
+        """All trials that have a state."""
         return [trial for trial in self._study.get_trials() if trial.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
 
     def cells(self, params: Mapping[str, Any]) -> list[Cell]:
@@ -290,7 +290,7 @@ class Search:
         return [self.plan.cell(arm, seed, point) for seed in self.plan.study.seed_values()]
 
     def _cells(self, number: int, params: Mapping[str, Any], trial: Any) -> Iterator[tuple[Cell]]:
-        """The cells of a trial that have to run; one that another trial is running is waited for."""
+        """The cells of a trial that have to run; waits for a cell that another trial is running."""
         try:
             cells = self.cells(params)
         except UserError:
@@ -304,7 +304,7 @@ class Search:
         self._settle()
 
     def _halt(self, cell: Cell) -> bool:
-        """Whether a cell is to stop, since its trial is worse than those before: judged by the first of its seeds."""
+        """Whether to stop a cell because its trial is worse than earlier ones, judged by the first of its seeds."""
         for number, (cells, trial) in self._pending.items():
             if cell.key not in {one.key for one in cells}:
                 continue
@@ -325,7 +325,7 @@ class Search:
         self._settle()
 
     def _settle(self) -> None:
-        """Tells Optuna of the trials whose cells have all ended, and of those that were pruned."""
+        """Reports to Optuna the trials whose cells have all ended, and those that were pruned."""
         for number, (cells, _) in list(self._pending.items()):
             if all(cell.outcome() for cell in cells):
                 uniform = self.plan.uniform("trial")
@@ -337,9 +337,9 @@ class Search:
             del self._pending[number]
 
     def text(self, command: Sequence[str] = ()) -> str:
-        """The trials as a table, the best first, what is best, whether it is at an edge, and the command for it.
+        """A table of trials, the best first; the best values, whether they are at an edge, and the command to train.
 
-        `command`: the words that train the config, to which the options that were found are added.
+        `command`: the command that trains the config; the best values are appended.
         """
         done = [trial for trial in self._trials() if trial.state.name != "RUNNING"]
         order = sorted(done, key=lambda trial: (trial.state.name == "PRUNED", trial.value, trial.number))
@@ -368,7 +368,7 @@ class Search:
         return "\n".join(lines)
 
     def _edge(self, axis: Axis, best: Mapping[str, Any], trials: Sequence[Any]) -> str:
-        """A sentence where the best value is the smallest or largest that was tried, and a better one may be beyond."""
+        """A sentence if the best value is the smallest or largest that was tried, so a better one may be beyond it."""
         value = best[axis.path]
         end = ends(axis.path, sorted({trial.params[axis.path] for trial in trials})).get(value)
         if not end:

@@ -1,11 +1,11 @@
-"""Runs the cells of a study as a Slurm job array: one element a job of cells, on whichever node is free.
+"""Runs the cells of a study as a Slurm job array, with one array element per job.
 
-WORKDIR is on a file system that all nodes have. A submission writes WORKDIR/slurm/NAME.json, the list of its jobs, and
-NAME.sh, the script; NAME is also the name of the array, so that a command that was killed finds what it has submitted.
-An element that ends with its node is put into the queue again by Slurm (--requeue), and the cell goes on from its last
-checkpoint; what is missing in the end runs by the same command.
+WORKDIR must be on a file system that all nodes share. A submission writes WORKDIR/slurm/NAME.json, the list of its
+jobs, and NAME.sh, the script. NAME is also the name of the array, so that a command that was killed finds its array
+again. If a node fails, Slurm queues its elements again (--requeue), and their cells continue from the last checkpoint;
+run the same command for cells that are still missing.
 
-  python -m gptjax.studies.slurm LIST [INDEX]        what an element runs; INDEX, if not given: SLURM_ARRAY_TASK_ID
+  python -m gptjax.studies.slurm LIST [INDEX]        runs an element; default INDEX: SLURM_ARRAY_TASK_ID
 """
 
 import json
@@ -28,10 +28,10 @@ from gptjax.studies import local
 from gptjax.studies.cell import Cell
 from gptjax.studies.local import Job
 
-POLL = 2.0  # seconds between two looks at the queue
-PATIENCE = 600.0  # seconds without an answer of Slurm
-SAVE_SECONDS = 120  # before its time limit an element gets SIGTERM, and its cells save
-MOST_ELEMENTS = 1000  # of an array; Slurm's MaxArraySize is 1001 unless it is set
+POLL = 2.0  # seconds between two queries of the queue
+PATIENCE = 600.0  # seconds to wait for an answer of Slurm
+SAVE_SECONDS = 120  # seconds before its time limit at which an element gets SIGTERM, so that its cells save
+MOST_ELEMENTS = 1000  # per array; Slurm's MaxArraySize is 1001 by default
 COMMAND_SECONDS = 60
 TIMED_OUT = "Slurm timed out"
 # Options of sbatch that this module sets.
@@ -52,7 +52,7 @@ UNREACHABLE = re.compile("unable to contact|timed out|fetch_config|DNS SRV|conne
 
 
 def read_options(chosen: Sequence[str]) -> dict[str, str]:
-    """{"partition": "gpu"} of --slurm.NAME=VALUE: any long option of sbatch. Raises UserError for what is none."""
+    """{"partition": "gpu"} of --slurm.NAME=VALUE, for any long option of sbatch. Raises UserError for others."""
     found = {}
     for text in chosen:
         name, _, value = text.partition("=")
@@ -62,13 +62,13 @@ def read_options(chosen: Sequence[str]) -> dict[str, str]:
         if name in RESERVED:
             raise UserError(f"--slurm.{name}: gptjax sets --{name} itself; leave it out")
         if len(value) > 1000 or not value.isprintable():
-            raise UserError(f"--slurm.{name} is not a value of one line")
+            raise UserError(f"--slurm.{name} must be a single line")
         found[name] = value
     return found
 
 
 def script(name: str, count: int, workdir: Path, options: Mapping[str, str], *, at_once: int = 0) -> str:
-    """The script of an array of so many elements, of which `at_once` run at a time (0: all that have a place)."""
+    """The script of an array of `count` elements, of which `at_once` run at a time (0: no limit)."""
     folder = workdir.absolute() / "slurm"
     limit = f"%{at_once}" if at_once else ""
     settings = {"cpus-per-task": "1", "signal": f"TERM@{SAVE_SECONDS}", "requeue": ""} | options
@@ -112,20 +112,20 @@ def run(
         names.append(submit(part, workdir, options, at_once=workers))
         print(f"submitted {names[-1]}, an array of {len(part)} elements", file=sys.stderr)
     if len(fresh) < len(jobs):
-        print(f"{len(jobs) - len(fresh)} jobs are in the queue of Slurm already", file=sys.stderr)
+        print(f"{len(jobs) - len(fresh)} jobs are already in the queue of Slurm", file=sys.stderr)
     if not wait:
         return
     try:
         _wait([cell for job in jobs for cell in job], workdir, names, show)
     except KeyboardInterrupt:
         raise RunError(
-            "no longer waiting: the cells go on in Slurm; the same command waits for them, scancel --name="
-            f"{','.join(names)} ends them"
+            "stopped waiting; the cells continue in Slurm. The same command waits for them again; scancel --name="
+            f"{','.join(names)} cancels them"
         ) from None
 
 
 def submit(jobs: Sequence[Job], workdir: Path, options: Mapping[str, str], *, at_once: int = 0) -> str:
-    """Writes list and script, and submits them. Returns the name of the array."""
+    """Writes the list and the script, and submits them. Returns the name of the array."""
     folder, name = workdir / "slurm", new_name()
     folder.mkdir(parents=True, exist_ok=True)
     for cell in (cell for job in jobs for cell in job):
@@ -136,7 +136,7 @@ def submit(jobs: Sequence[Job], workdir: Path, options: Mapping[str, str], *, at
     write_whole(folder / f"{name}.sh", text)
     result = _slurm(["sbatch", "--parsable"], text)
     if result.returncode and result.stderr == TIMED_OUT:
-        raise RunError("sbatch has not answered; the same command looks whether the array is in the queue")
+        raise RunError("sbatch has not answered; the same command checks whether the array is in the queue")
     if result.returncode:
         (folder / f"{name}.json").unlink()
         said = result.stderr.strip().splitlines()
@@ -146,7 +146,7 @@ def submit(jobs: Sequence[Job], workdir: Path, options: Mapping[str, str], *, at
 
 
 def new_name() -> str:
-    """Of an array, found again in the queue."""
+    """A name for an array by which it is found again in the queue."""
     return f"gptjax-{uuid.uuid4().hex[:10]}"
 
 
@@ -156,8 +156,8 @@ def _entry(cell: Cell) -> dict[str, str | int]:
 
 
 def _slurm(command: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs a command of Slurm. One that hangs has failed."""
-    # Without these variables Slurm does not take the command for a step of the job in which gptjax runs.
+    """Runs a Slurm command. One that hangs counts as failed."""
+    # Without these variables Slurm would treat the command as a step of the job in which gptjax runs.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_J", "SBATCH_"))}
     try:
         return subprocess.run(
@@ -178,7 +178,7 @@ def _queued(workdir: Path, names: Sequence[str]) -> dict[str, str]:
         return {}
     asked = _slurm(["squeue", "--noheader", "--array", f"--name={','.join(names)}", "--format=%j|%K|%T"])
     if asked.returncode:
-        raise RunError(f"Slurm does not answer: {asked.stderr.strip()[:300]}; the same command asks again")
+        raise RunError(f"Slurm does not answer: {asked.stderr.strip()[:300]}; run the same command again")
     found = {}
     for line in asked.stdout.splitlines():
         name, index, state = line.strip().split("|")
@@ -189,7 +189,7 @@ def _queued(workdir: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _wait(cells: Sequence[Cell], workdir: Path, names: Sequence[str], show: Callable[[dict[str, str]], None]) -> None:
-    """Until no element of the arrays is in the queue, shows what the cells are doing."""
+    """Shows the states of the cells until no element of the arrays is left in the queue."""
     left, heard = {cell.name: cell for cell in cells}, time.monotonic()
     while left:
         try:
@@ -216,7 +216,7 @@ def _wait(cells: Sequence[Cell], workdir: Path, names: Sequence[str], show: Call
 
 
 def main(arguments: list[str]) -> None:
-    """An element of an array: runs its cells, as a study on one machine would."""
+    """Runs the cells of an array element, as a study on one machine would."""
     path, index = Path(arguments[0]), int(arguments[1] if len(arguments) > 1 else os.environ["SLURM_ARRAY_TASK_ID"])
     cells = []
     for entry in read_json(path)[index]:
@@ -224,7 +224,7 @@ def main(arguments: list[str]) -> None:
         config = config_lib.from_json((workdir / "cell.json").read_text(encoding="utf-8"))
         named = {name: entry[name] for name in ("arm", "seed", "point", "num_steps")}
         cells.append(Cell(**named, config=config, resolved=config, key="", workdir=workdir))
-    if hasattr(os, "sched_setaffinity"):  # of a cluster that does not bind: as many cores as were asked for
+    if hasattr(os, "sched_setaffinity"):  # if the cluster does not bind: as many cores as were requested
         count, cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1")), sorted(os.sched_getaffinity(0))
         first = index * count % len(cores)
         os.sched_setaffinity(0, (cores[first:] + cores[:first])[:count])

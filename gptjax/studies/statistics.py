@@ -1,7 +1,7 @@
-"""What a table of scores says about a claim: paired differences by seed, their interval, a verdict and its power.
+"""Statistics of a claim: paired differences by seed, their interval, a verdict and its power.
 
-Arms of a study share their seeds, so that the difference of two arms is taken seed by seed: what a seed does to both
-drops out. All scores are lower-is-better. The interval is Student's; a claim is supported if the whole interval is on
+Arms of a study share their seeds, so arms are compared seed by seed: the effect of a seed on both cancels. All scores
+are lower-is-better. The interval is Student's; a claim is supported if the whole interval is on
 its side of the margin, refuted if the whole interval is on the other side, and inconclusive otherwise. With one claim
 that is a one-sided test at 2.5 %; with several, Holm's correction keeps the chance of one false verdict there.
 """
@@ -15,8 +15,8 @@ from scipy import special
 
 LEVEL = 0.95  # of intervals
 ALPHA = (1 - LEVEL) / 2  # of one-sided tests
-POWER = 0.8  # with which the seeds that are needed would find an effect
-MAX_SEEDS = 1000  # more are not counted
+POWER = 0.8  # the power for which `seeds_needed` is computed
+MAX_SEEDS = 1000  # above this, seeds are not counted
 
 Scores = Sequence[float] | np.ndarray
 
@@ -39,9 +39,9 @@ class Comparison:
     Attributes:
       difference: of the paired scores, the first arm minus the second.
       effect_size: the mean difference in units of its deviation (Cohen's d of paired samples).
-      p_supported: probability of such differences if the true one were at the margin, and the claim just false.
+      p_supported: probability of differences at least as favourable if the true one were at the margin.
       p_refuted: the same for the opposite of the claim.
-      power: with which this many seeds find a true difference of `effect` beyond the margin.
+      power: to find a true difference of `effect` beyond the margin with this many seeds.
       seeds_needed: for a power of POWER; None: more than MAX_SEEDS.
     """
 
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def summary(values: Scores) -> Summary:
-    """Mean, deviation (of one value from the next, n - 1) and Student's interval of the mean."""
+    """Mean, standard deviation (n - 1) and Student's interval of the mean."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return Summary(float(values.mean()) if len(values) else math.nan, math.nan, math.nan, math.nan, len(values))
@@ -73,8 +73,8 @@ def compare(
     Args:
       ours, theirs: scores of the same seeds, in the same order; at least two.
       margin: 0 for "better", above 0 for "no worse by more than this", below 0 for "better by more than this".
-      effect: a difference beyond the margin whose power is asked for; default: the observed one.
-      alpha: of the one-sided test whose power is asked for: with several claims that of Holm's first step.
+      effect: the difference beyond the margin for which power is computed; default: the observed one.
+      alpha: of the one-sided test for power; with several claims that of Holm's first step.
     """
     differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     difference = summary(differences)
@@ -101,7 +101,7 @@ def compare(
 
 
 def power(effect: float, deviation: float, seeds: int, alpha: float = ALPHA) -> float:
-    """The probability that a one-sided paired test finds a true difference of this size with this many seeds."""
+    """The probability that a one-sided paired test with `seeds` seeds finds a true difference of `effect`."""
     if seeds < 2:
         return 0.0
     critical = special.stdtrit(seeds - 1, 1 - alpha)
@@ -109,7 +109,7 @@ def power(effect: float, deviation: float, seeds: int, alpha: float = ALPHA) -> 
 
 
 def seeds_needed(effect: float, deviation: float, alpha: float = ALPHA) -> int | None:
-    """The fewest seeds that find a true difference of this size with a probability of POWER."""
+    """The fewest seeds with which a true difference of `effect` is found with probability POWER."""
     low, high = 2, 2
     while power(effect, deviation, high, alpha) < POWER:
         if high >= MAX_SEEDS:
@@ -125,7 +125,7 @@ def verdicts(comparisons: Mapping[str, Comparison], count: int = 0) -> dict[str,
     """supported | refuted | inconclusive for each claim of a study, corrected for their number (Holm 1979).
 
     Args:
-      count: of the claims of the study, those whose cells are missing included; 0: those that are given.
+      count: number of claims of the study, including those with missing cells; 0: those given.
     """
     count = max(count, len(comparisons))
     tests = {

@@ -1,4 +1,4 @@
-"""A study as a person writes it: a question, arms that differ in options, seeds, and a claim made before anything runs.
+"""A study: a question, arms that differ in options, seeds, and claims made before anything runs.
 
 A study file has `get_study(arg="")`, which returns a `Study`; see experiments/. It is read with
 `--study=FILE[:ARG] --study.seeds=5 --study.base.train.num_steps=2000`.
@@ -20,20 +20,20 @@ from gptjax import files
 from gptjax.config import Config, Option, values
 from gptjax.errors import UserError
 
-QUANTITIES = ("parameters", "flops_per_token", "tokens")  # what arms must agree in, beside the budget of their tuning
+QUANTITIES = ("parameters", "flops_per_token", "tokens")  # what arms must agree in, besides their tuning budget
 UNMATCHED = (*QUANTITIES, "tuning")
 VARY = ("both", "seed", "data_seed")
-FIRST_TUNING_SEED = 1_000_000  # seeds of tuning are counted from here, those of noise from the next
+FIRST_TUNING_SEED = 1_000_000  # first seed of tuning; those of noise start at the next constant
 FIRST_NOISE_SEED = 2_000_000
-HIGHER_IS_BETTER = ("accuracy", "margin", "reward")  # a claim is of what is to be low
+HIGHER_IS_BETTER = ("accuracy", "margin", "reward")  # not allowed as metrics: claims assume lower is better
 MOST_SEEDS = 1000
-MOST_POINTS = 1000  # of the grids of an arm
+MOST_POINTS = 1000  # points of the grids of an arm
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.]*"
 CLAIM = re.compile(rf"\s*({NAME})\s*(<=|<|=)\s*({NAME})\s*(?:([+-])\s*([0-9.]+(?:e-?\d+)?))?\s*")
 
 
 class Grid(tuple):
-    """Values of an option that are tried for an arm: Grid(1e-4, 3e-4, 1e-3). The best one becomes the arm's."""
+    """Values of an option to try for an arm: Grid(1e-4, 3e-4, 1e-3). The arm gets the best one."""
 
     def __new__(cls, *values: Any):
         return super().__new__(cls, values)
@@ -41,10 +41,10 @@ class Grid(tuple):
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """The score of one arm is below that of another by a margin; see `statistics.compare`.
+    """The claim that the score of one arm is below that of another by a margin; see `statistics.compare`.
 
     Attributes:
-      both_ways: whether the arms are also claimed the other way round: they are equal within the margin.
+      both_ways: whether the reverse is claimed, too: the arms are equal within the margin.
     """
 
     text: str
@@ -56,34 +56,34 @@ class Claim:
 
 @dataclasses.dataclass
 class Study:
-    """What is asked, of what, and what would count as an answer.
+    """A question, the arms that answer it, and what would count as an answer.
 
     Attributes:
       question: what the study asks, in a sentence.
       base: the config that every arm starts from.
-      arms: {name: {"section.option": value, or Grid of values}}; the first one is the baseline. Of several grids all
+      arms: {name: {"section.option": value, or Grid of values}}; the first one is the baseline. With several grids all
         combinations are tried. The point with the best mean over the tuning seeds runs with all seeds.
-      claims: "muon < adamw" (better), "wsd <= cosine + 0.01" (no worse by more than that), "mask = none + 0.005" (equal
-        within that); a number that is left out is `margin`, or 0 after "<".
-      margin: of claims with "<=" and "=", in units of the metric.
+      claims: "muon < adamw" (better), "wsd <= cosine + 0.01" (worse by at most that), "mask = none + 0.005" (equal
+        within that); a missing number is `margin`, or 0 after "<".
+      margin: default margin of claims with "<=" and "=", in units of the metric.
       source: paper, section, figure. found: what the source found.
       seeds: of initial values and of the order of the data; all arms share them.
       first_seed: the first of them.
-      tuning_seeds: on how many seeds grids are tried, or which: (0, 1). A number means seeds of their own, from
-        1,000,000 on: the score of a point on the seeds that it was chosen by is too good (the best of several noisy
-        scores), so these are not part of the comparison. Seeds that are named may be among the study's: such a cell
-        counts and does not run twice, and the arm's score is that much too good.
+      tuning_seeds: the number of seeds on which grids are tried, or the seeds: (0, 1). A number means other seeds, from
+        1,000,000 on: a point's score on the seeds that chose it is biased (it is the best of several noisy scores), so
+        these seeds are not used in the comparison. Seeds given by name may be among the study's: then such a cell is
+        not run twice, and the arm's score has that bias.
       vary: what a seed changes: "both", the "seed" of initial values and dropout, or the "data_seed" of the order; the
-        other one is first_seed.
+        other one stays first_seed.
       metric: of the last validation line of a cell; lower is better.
-      unmatched: {quantity: why arms may differ in it}, of UNMATCHED; "tuning" is the number of cells of grids.
+      unmatched: {quantity: why arms may differ in it}, from UNMATCHED; "tuning" is the number of cells of grids.
       ladder: {rung: {"section.option": value}}: every arm is run at each of these sizes, the smallest first, and
-        compared there with the baseline; the report has the law of loss against compute. A rung that more rungs than
-        a law has numbers came before is predicted before it runs.
-      loss_floor: what the law is pinned at where compute has no end; None: it is fitted.
-      isoflop: arms are models of several sizes, each trained with one of a few budgets of FLOPs; the report has the
-        tokens per parameter at the lowest loss of each budget.
-      smoke, full: {"section.option", "seeds" or "ladder": value}: what `:smoke` and `:full` set.
+          compared there with the baseline; the report has the law of loss against compute. A rung is predicted before
+          it runs if it has more rungs below it than the law has free numbers.
+        loss_floor: the pinned irreducible loss of the law; None: it is fitted.
+        isoflop: arms are models of several sizes, each trained with one of a few budgets of FLOPs; the report has the
+          tokens per parameter at the lowest loss of each budget.
+        smoke, full: {"section.option", "seeds" or "ladder": value}: what `:smoke` and `:full` set.
     """
 
     question: str
@@ -111,7 +111,7 @@ class Study:
         return next(iter(self.arms))
 
     def parsed_claims(self) -> list[Claim]:
-        """Raises UserError for a claim that is none, or names no arm."""
+        """The claims. Raises UserError for a malformed claim, or one that names an unknown arm."""
         return [self._parsed(text) for text in self.claims]
 
     def _parsed(self, text: str) -> Claim:
@@ -129,11 +129,11 @@ class Study:
             raise UserError(f"the claim {text!r} compares an arm with itself")
         margin = float(number) if number else (0.0 if relation == "<" else self.margin)
         if relation == "=" and not margin > 0:
-            raise UserError(f"the claim {text!r} needs a margin: nothing is shown to be equal to the last digit")
+            raise UserError(f"the claim {text!r} needs a margin: exact equality cannot be shown")
         return Claim(text, ours, theirs, -margin if sign == "-" else margin, both_ways=relation == "=")
 
     def on_ladder(self) -> "Study":
-        """The same study without a ladder: ARM.RUNG is an arm of its own, and each claim is made at every rung."""
+        """The same study without a ladder: ARM.RUNG is an arm, and each claim is made at every rung."""
         if not self.ladder:
             return self
         arms = {
@@ -148,13 +148,13 @@ class Study:
         return {path: value for path, value in self.arms[arm].items() if isinstance(value, Grid)}
 
     def points(self, arm: str) -> list[dict[str, Any]]:
-        """The overrides of an arm at each point of its grids; one point where it has none."""
+        """The overrides of an arm at each point of its grids; one point if it has none."""
         grids = self.grids(arm)
         fixed = {path: value for path, value in self.arms[arm].items() if path not in grids}
         return [fixed | dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
 
     def tuning_budget(self, arm: str) -> int:
-        """How many cells choose the point of an arm."""
+        """Number of cells that choose the point of an arm."""
         points = len(self.points(arm))
         return points * len(self.tuning_seed_values()) if points > 1 else 0
 
@@ -185,11 +185,11 @@ class Study:
         return [FIRST_TUNING_SEED + self.first_seed + i for i in range(self.tuning_seeds)]
 
     def noise_seed_values(self) -> list[int]:
-        """Of the runs that tell how much a seed does by itself: none of the study's, nor of its tuning."""
+        """Seeds of the runs that measure the deviation between seeds; none of the study or its tuning."""
         return [FIRST_NOISE_SEED + self.first_seed + i for i in range(max(self.seeds, 3))]
 
     def check(self) -> None:
-        """Raises UserError for what is wrong with the study by itself."""
+        """Raises UserError for mistakes that show without data."""
         self._check_kinds()
         if len(self.arms) < 1:
             raise UserError("a study has at least one arm")
@@ -210,7 +210,7 @@ class Study:
             self._check_ladder()
 
     def _check_ladder(self) -> None:
-        """Raises UserError for a ladder that is none."""
+        """Raises UserError for mistakes in the ladder."""
         if len(self.ladder) < (fewest := 2 if self.loss_floor is not None else 3):
             pinned = "" if fewest == 2 else ", or two and a loss_floor"
             raise UserError(f"study.ladder has {len(self.ladder)} rungs; a law needs at least {fewest}{pinned}")
@@ -225,7 +225,7 @@ class Study:
         self.on_ladder().check()
 
     def _check_kinds(self) -> None:
-        """Raises UserError for a field of another kind than is needed."""
+        """Raises UserError for a field of a wrong type."""
         arms, claims, unmatched = self.arms, self.claims, self.unmatched
         right = {
             "base is not a config: begin with gptjax.config.get_default()": isinstance(self.base, Config),
@@ -243,7 +243,7 @@ class Study:
         if wrong := [what for what, holds in right.items() if not holds]:
             raise UserError(f"study.{wrong[0]}")
         if self.metric in HIGHER_IS_BETTER:
-            raise UserError(f"study.metric is {self.metric!r}, of which more is better; use loss or bits_per_byte")
+            raise UserError(f"study.metric is {self.metric!r}, where higher is better; use loss or bits_per_byte")
 
     def _check_numbers(self) -> None:
         for name, value in (("seeds", self.seeds), ("first_seed", self.first_seed)):
@@ -252,7 +252,7 @@ class Study:
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise UserError(f"study.seeds is {self.seeds}; a study has at least one seed and at most {MOST_SEEDS}")
         if self.claims and self.seeds < 2:
-            raise UserError("study.seeds is 1, and a claim needs at least 2: one seed has no deviation")
+            raise UserError("study.seeds is 1; a claim needs at least 2, since one seed has no deviation")
         if not isinstance(self.margin, int | float) or not 0 <= self.margin < float("inf"):
             raise UserError(f"study.margin is {self.margin!r}; it must be a number of at least 0")
         seeds = self.tuning_seeds if isinstance(self.tuning_seeds, tuple) else (self.tuning_seeds,)
@@ -267,28 +267,28 @@ class Study:
             raise UserError(f"study.unmatched names {wrong[0]!r}; what can be unmatched is {', '.join(UNMATCHED)}")
 
     def _check_arm(self, arm: str) -> None:
-        """Raises UserError for an arm whose options or grids mean nothing."""
+        """Raises UserError for mistakes in the options or grids of an arm."""
         if seed := {"seed", "data_seed"} & self.arms[arm].keys():
-            raise UserError(f"arm {arm!r} sets {min(seed)}; all arms have the seeds of the study: study.seeds")
+            raise UserError(f"arm {arm!r} sets {min(seed)}; all arms use the seeds of the study (study.seeds)")
         known = self.base.copy_and_resolve_references().unlock()
         set_options(known, self.arms[arm], f"arm {arm!r}")
         if (count := math.prod(map(len, self.grids(arm).values()))) > MOST_POINTS:
             raise UserError(f"arm {arm!r}: its grids have {count} combinations; at most {MOST_POINTS} are tried")
         for path, grid in self.grids(arm).items():
             if len({repr(value) for value in grid}) < max(len(grid), 2):
-                raise UserError(f"arm {arm!r}: the grid of {path} needs at least two values, and none of them twice")
+                raise UserError(f"arm {arm!r}: the grid of {path} needs at least two different values")
         for point in self.points(arm):
             self.config_of(arm, self.first_seed, point)
         for path, grid in self.grids(arm).items():
             if len(grid) == 2 == len(ends(path, grid)):
                 raise UserError(
-                    f"arm {arm!r}: the grid of {path} has only ends, {grid[0]} and {grid[1]}, and an optimum at an "
+                    f"arm {arm!r}: the grid of {path} has only two values, {grid[0]} and {grid[1]}; an optimum at an "
                     "end gives no verdict; add values"
                 )
 
 
 def _at_rung(claim: str, rung: str) -> str:
-    """A claim about arms as one about the same arms at a rung."""
+    """A claim about arms, made about the same arms at a rung."""
     match = CLAIM.fullmatch(claim)
     ours, theirs = match.end(1), match.end(3)
     return f"{claim[:ours]}.{rung}{claim[ours:theirs]}.{rung}{claim[theirs:]}"
@@ -297,8 +297,8 @@ def _at_rung(claim: str, rung: str) -> str:
 def ends(path: str, tried: Sequence[Any]) -> dict[Any, str]:
     """{value: "smallest" or "largest"} of the values of an option beyond which an optimum may lie.
 
-    The limit of an option is not an end, since nothing lies beyond it: of a dropout, 0. Texts have no order and no
-    ends; durations in one unit have both.
+    The limit of an option is no such end, since nothing lies beyond it: 0 for dropout. Texts have no order and no
+    ends; durations in one unit do.
     """
     option = config_lib.flat_options()[path]
     numbers = {value: _number(option, value) for value in tried}
@@ -310,7 +310,7 @@ def ends(path: str, tried: Sequence[Any]) -> dict[Any, str]:
 
 
 def _number(option: Option, value: Any) -> tuple[float, str | None]:
-    """A value as a number with its unit; the unit None: it is none."""
+    """A value as a number with its unit; unit None: it is not a number."""
     text = re.fullmatch(r"\s*([0-9.]+)\s*(%|[a-z ]+)", str(value)) if option.duration else None
     try:
         value = float(text[1]) if text else values.read(option, value)
@@ -321,17 +321,17 @@ def _number(option: Option, value: Any) -> tuple[float, str | None]:
 
 
 def set_options(config: Config, overrides: Mapping[str, Any], where: str) -> None:
-    """Sets {"section.option": value}. Raises UserError for a name that is none."""
+    """Sets {"section.option": value}. Raises UserError for an unknown name."""
     known = config_lib.flat_options()
     for path, value in overrides.items():
         if path not in known:
             raise UserError(f"{where}: {path} is not an option{config_lib.suggestion(path, known)}")
         section, _, name = path.rpartition(".")
-        (config[section] if section else config)[name] = value  # `validate` says what is wrong with it
+        (config[section] if section else config)[name] = value  # `validate` reports bad values
 
 
 def apply_arg(study: Study, arg: str) -> Study:
-    """Applies what follows the colon of --study=FILE:ARG.
+    """Applies the ARG of --study=FILE:ARG.
 
     smoke: minutes on two cores, for any study: the config of `:runlocal`, and what `study.smoke` sets. full: what
     `study.full` sets, for an accelerator.
@@ -350,7 +350,7 @@ def apply_arg(study: Study, arg: str) -> Study:
 
 
 def read(spec: str) -> Study:
-    """The study of FILE[:ARG]. Raises UserError for what is wrong with the file, with its line."""
+    """The study of FILE[:ARG]. Raises UserError for mistakes in the file, with their line."""
     name, _, arg = spec.partition(":")
     path = files.expand(name)
     if not path.exists():
@@ -358,7 +358,7 @@ def read(spec: str) -> Study:
     files.regular(path)
     loader = importlib.util.spec_from_file_location("study", path)
     if loader is None or loader.loader is None:
-        raise UserError(f"--study={path} is no Python file")
+        raise UserError(f"--study={path} is not a Python file")
     module = importlib.util.module_from_spec(loader)
     try:
         loader.loader.exec_module(module)

@@ -11,14 +11,14 @@ from gptjax.studies.noise import Noise
 from gptjax.studies.statistics import Summary
 
 LADDER_NOTE = (
-    "Intervals say what other seeds would have given, if the law holds; they do not say that it holds, which the "
-    "predictions do. A speed-up is beyond where the baseline would need more compute than its largest rung took."
+    "Intervals say what other seeds would have given if the law holds; whether it holds is tested by the predictions. "
+    "A speed-up is beyond if the baseline would need more compute than its largest rung used."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts. `heads`: the names of its columns; those that end in "#" hold numbers. `notes`: sentences."""
+    """A table of texts. `heads`: column names; those that end in "#" hold numbers. `notes`: sentences."""
 
     title: str
     heads: tuple[str, ...]
@@ -26,7 +26,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def columns(self) -> dict[str, str]:
-        """{heading: class} for a page. A heading that is there twice differs by an invisible mark."""
+        """{heading: CSS class}. Equal headings are made distinct by an invisible mark."""
         found: dict[str, str] = {}
         for head in self.heads:
             name = head.removesuffix("#")
@@ -37,7 +37,7 @@ class Table:
 
 
 def results(plan: Plan) -> Table:
-    """The score of each arm, and its difference from the baseline beside what a seed does by itself."""
+    """The score of each arm, and its difference from the baseline with its interval."""
     metric, noise = plan.study.metric, plan.noise()
     heads = ("arm", f"{metric}#", "95 % interval#", "deviation#", f"minus {plan.families[0]}#", "95 % interval#")
     heads += ("noise sigma#",) * bool(noise) + ("seeds#", "diverged#")
@@ -63,7 +63,7 @@ def _result(plan: Plan, arm: str, noise: Noise | None) -> tuple[str, ...]:
 
 
 def scaling(plan: Plan) -> Table:
-    """The rungs of a ladder beside the law of their arm, what was predicted, and the speed-up over the baseline."""
+    """The rungs of a ladder: the law of their arm, the prediction, and the speed-up over the baseline."""
     heads = ("arm", "rung", "parameters#", "tokens#", "tokens per parameter#", "training FLOPs#")
     heads += (f"{plan.study.metric}#", "the law#", "predicted#", "speed-up#")
     predicted, rows = ladder.predictions(plan), []
@@ -101,18 +101,18 @@ def _ends(low: float | None, high: float | None, form: str) -> str:
 
 
 def tuning(plan: Plan) -> Table:
-    """How many cells chose the point of each arm, and which it is."""
+    """The number of cells that tuned each arm, and the chosen point."""
     rows = []
     for name, points in plan.points.items() if plan.tuning else ():
         seeds, chosen = plan.study.tuning_seed_values() if len(points) > 1 else [], plan.chosen(name)
-        told = chosen.tuned if chosen else "not known: cells are missing"
+        told = chosen.tuned if chosen else "unknown: cells are missing"
         rows.append((name, str(len(points)), str(len(seeds)), str(plan.study.tuning_budget(name)), told))
     edges = tuple(f"Note: {words}." for name in plan.points for words in plan.censored(name))
     return Table("Tuning", ("arm", "points#", "tuning seeds#", "cells of tuning#", "chosen"), rows, edges)
 
 
 def sensitivity(plan: Plan) -> Table:
-    """The score of every point of the grids."""
+    """The score at every point of the grids."""
     rows = []
     for name in plan.points:
         for tried in plan.sensitivity(name):
@@ -125,22 +125,22 @@ def sensitivity(plan: Plan) -> Table:
 
 
 def differences(plan: Plan) -> Table:
-    """What the arms differ in."""
+    """The options in which the arms differ."""
     heads = ("arm", "group", "option", plan.families[0], "the arm")
-    note = "All else is equal: the resolved options were compared."
+    note = "All other resolved options are equal."
     if plan.rungs:
-        note += f" An arm is beside {plan.families[0]} at its rung, and that is beside its first rung."
+        note += f" Each arm is compared with {plan.families[0]} at its rung, and that with its own first rung."
     return Table("What differs", heads, facts.grouped(plan), (note,))
 
 
 def parameter_groups(plan: Plan) -> Table:
-    """How the parameters of the arms are updated and begin."""
+    """Update, decay and initial values of the parameters of the arms."""
     heads = ("arm", "updated by", "weight decay", "initial values", "parameters#")
     return Table("Parameter groups", heads, facts.parameter_groups(plan))
 
 
 def cost(plan: Plan) -> Table:
-    """Size and arithmetic."""
+    """Size and FLOPs of the arms."""
     rows = [
         (a.name, f"{a.parameters:,}", f"{a.flops_per_token:.3g}", f"{a.tokens:,}", f"{a.training_flops:.3g}")
         for a in plan.arms.values()
@@ -156,7 +156,7 @@ def setting(plan: Plan) -> Table:
 
 def diverged(plan: Plan) -> Table:
     rows = [(cell.name, cell.outcome()) for cell in facts.diverged(plan)]
-    return Table("Cells that diverged", ("cell", "why"), rows, ("Each counts as a model that knows nothing.",))
+    return Table("Cells that diverged", ("cell", "why"), rows, ("Each gets the score of a uniform model.",))
 
 
 def of_cells(plan: Plan) -> str:

@@ -1,8 +1,8 @@
-"""How long the cells of a study took, and what their arms had reached when the fastest of them was done.
+"""Training time of the cells of a study, and what its arms had reached when the fastest one finished.
 
-Seconds are those of training (waiting for data, steps, the loop between them), without start-up, compilation and
-validation, and go on over restarts. They depend on the machine and on what ran beside: they are not part of report.md
-and results.csv, which two runs of a study write alike. Cells that are packed share their seconds.
+Seconds are training time (waiting for data, steps, the loop between them) without start-up, compilation and
+validation, summed over restarts. They depend on the machine and on other programs, so they are not in report.md and
+results.csv, which are equal for two runs of a study. Packed cells share their seconds.
 """
 
 import csv
@@ -16,15 +16,15 @@ import numpy as np
 from gptjax.studies.cell import Cell
 from gptjax.studies.cells import Plan
 
-CLOCK = ("seconds/step", "seconds/data", "seconds/idle")  # of a line of metrics.jsonl: what of its time is training
+CLOCK = ("seconds/step", "seconds/data", "seconds/idle")  # keys of metrics.jsonl that are training time
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """The clock of a cell.
+    """The training time of a cell.
 
     Attributes:
-      seconds: of its training, until its last line.
+      seconds: of training, up to its last line.
       tokens_per_second: the median.
       scores: (seconds, metric) of its validations.
     """
@@ -35,7 +35,7 @@ class Timed:
     scores: list[tuple[float, float]]
 
     def score_at(self, seconds: float) -> float:
-        """The score after so many seconds, between two validations in proportion; NaN before the first."""
+        """The score after `seconds` seconds, interpolated between two validations; NaN before the first."""
         if not self.scores or seconds < self.scores[0][0]:
             return math.nan
         return float(np.interp(seconds, *zip(*self.scores, strict=True)))
@@ -43,10 +43,10 @@ class Timed:
 
 @dataclasses.dataclass(frozen=True)
 class ArmTime:
-    """Of an arm: the median seconds and speed of its cells, and the mean of their scores at the matched seconds.
+    """An arm: median seconds and speed of its cells, and their mean score at the equal seconds.
 
-    `together`: how many cells were packed into one program, which share its seconds; 1: each ran alone.
-    `reached` is NaN where a cell had no validation by then. `share`: of the steps that the arm had done by then.
+    `together`: how many packed cells share the seconds of a program; 1: each ran alone.
+    `reached` is NaN if a cell had no validation by then. `share`: of the steps that the arm had finished by then.
     """
 
     arm: str
@@ -59,7 +59,7 @@ class ArmTime:
 
 
 def cells(plan: Plan) -> list[Timed]:
-    """Of the cells that are done, and whose lines tell the time."""
+    """The timing of finished cells whose lines have times."""
     found = [_timed(cell, plan.study.metric) for cell in plan.cells if cell.outcome() == "done"]
     return [one for one in found if one.seconds > 0]
 
@@ -82,9 +82,9 @@ def _finite(value: object) -> bool:
 
 
 def matched(plan: Plan) -> tuple[float, str, list[ArmTime]]:
-    """The seconds of the fastest arm, its name, and all arms with cells that are done, at that time.
+    """The seconds of the fastest arm, its name, and all arms with finished cells at that time.
 
-    An arm that is cut short has not come to the end of its schedule: its learning rate has not decayed.
+    An arm that is cut short has not reached the end of its schedule: its learning rate has not decayed.
     """
     by_arm: dict[str, list[Timed]] = {}
     for one in cells(plan):

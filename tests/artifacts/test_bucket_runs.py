@@ -66,7 +66,7 @@ def undisturbed(config_file, tmp_path_factory) -> Path:
 
 
 def assert_equal_runs(url: str, disk: Path) -> None:
-    """Bitwise the same losses, and the same parameters in the last checkpoint."""
+    """Bitwise equal losses, and equal parameters in the last checkpoint."""
     assert losses(Bucket(url).read("metrics.jsonl").decode()) == losses((disk / "metrics.jsonl").read_text())
     ours, theirs = (loading.load(place, "last") for place in (url, disk))
     assert ours.step == theirs.step
@@ -76,7 +76,7 @@ def assert_equal_runs(url: str, disk: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"a\r", b"\n", b"\r\n", b"\n\nz", bytes(range(256)) + b"\r"])
 def test_objects_hold_what_was_written(store, tmp_path, data):
-    """Whatever the bytes at the ends are, which a request puts beside its own ends of lines."""
+    """Also for contents that end in line ends, since the multipart request adds its own."""
     bucket = Bucket("gs://gptjax-test/bytes")
     (tmp_path / "file").write_bytes(data)
     bucket.put(["file"], tmp_path)
@@ -145,7 +145,7 @@ def test_a_store_that_is_out_of_order_for_a_while_is_waited_for(store, config_fi
 def test_a_store_that_is_out_of_order_for_too_long_ends_a_run_that_then_continues(
     store, config_file, undisturbed, monkeypatch
 ):
-    """The step before the outage is there, and the same command goes on from it."""
+    """The last step before the outage is saved, and the same command continues from it."""
     monkeypatch.setattr("gptjax.buckets.PATIENCE", 1.0)
     publish = Run.publish
 

@@ -45,7 +45,7 @@ def command(verb: str, *words: str) -> int:
 
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory) -> Path:
-    """A work directory with a model that nobody has trained, in a layout that Hugging Face has."""
+    """A work directory with an untrained model, in a layout that can be exported to Hugging Face."""
     workdir = tmp_path_factory.mktemp("model") / "run"
     tokenizer = build_tokenizer("byte")
     config = config_lib.get_default()
@@ -64,7 +64,7 @@ def model_files(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(store, model_files) -> str:
-    """The same in a bucket."""
+    """The same model in a bucket."""
     bucket = Bucket(f"{URL}/model")
     paths = [path for path in model_files.rglob("*") if path.is_file()]
     bucket.put([path.relative_to(model_files).as_posix() for path in paths], model_files)
@@ -279,7 +279,7 @@ def test_the_second_of_two_that_write_in_one_place_is_refused(store, capsys, wor
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("serve", "--model={model}", "--preferences={}/p.jsonl"), "no line can be added to an object"),
+        (("serve", "--model={model}", "--preferences={}/p.jsonl"), "lines cannot be appended to an object in a bucket"),
         (("serve", "--model={model}", "--api_keys={}/keys"), "is in an object store; a path on this machine is needed"),
         (("ablate", "--study={study}", "--workdir={}", "--launcher=slurm"), "--launcher=slurm needs a directory"),
         (("ablate", "--study={study}", "--workdir={}", "--pack=on"), "--pack=on needs a directory"),

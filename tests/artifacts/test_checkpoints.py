@@ -42,7 +42,7 @@ class Run:
         self.target = self.program.target
 
     def state(self, seed: int) -> TrainState:
-        """A state in which every leaf, the moments and the average too, has other values."""
+        """A state in which every leaf, including moments and average, has different values."""
         state = self.program.initial_state(seed)
         leaves, tree = jax.tree.flatten(state)
         changed = [leaf + jnp.asarray(seed + i, leaf.dtype) for i, leaf in enumerate(leaves)]
@@ -266,7 +266,7 @@ def test_of_all_log_lines_only_those_of_orbax_are_hidden(tiny_config, tmp_path, 
 
 
 def test_orbax_has_its_log_back_when_a_run_is_closed(tiny_config, tmp_path, caplog, monkeypatch):
-    """A program may use Orbax by itself, too."""
+    """Programs may also use Orbax directly."""
     monkeypatch.setattr(checkpoints, "_at_work", set())  # other tests leave saves that have failed
     Run(tiny_config, tmp_path).save({1: None})
     caplog.set_level(logging.INFO, logger="absl")

@@ -63,7 +63,7 @@ def test_the_state_of_format_1_is_whole(run):
 
 
 def test_a_run_of_format_1_is_continued(run, corpus):
-    """It is at its end: the same command finds nothing to do, and writes its files anew."""
+    """The run is finished: the same command has nothing to train and rewrites its files."""
     config = config_lib.from_json((run / "config.json").read_text()).unlock()
     config.data.source = f"text:{corpus}/*.txt"
     config.mesh.data = 1
@@ -73,7 +73,7 @@ def test_a_run_of_format_1_is_continued(run, corpus):
 
 
 def test_a_state_without_a_part_for_clipping(tmp_path):
-    """As format 1 wrote it where optimizer.clip_norm was 0."""
+    """As format 1 wrote it with optimizer.clip_norm=0."""
     config = loading.read_config(FORMAT_1 / "checkpoints" / "4").unlock()
     config.optimizer.clip_norm = 0.0
     program = program_of(config)

@@ -1,4 +1,4 @@
-"""What is damaged in a work directory is named, never used and never deleted; the newest whole checkpoint is."""
+"""Damaged files of a work directory are reported, never used or deleted; the newest intact checkpoint is used."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_an_older_one_without_checksums_opens(workdir, capsys):
 
 
 def test_what_only_reading_shows_is_told_as_damage(workdir):
-    """Of a checkpoint without checksums."""
+    """In a checkpoint without checksums, damage shows only on reading."""
     (workdir / "checkpoints" / "9" / "checksums.json").unlink()
     (workdir / "checkpoints" / "9" / "state" / "manifest.ocdbt").write_bytes(b"")
     with pytest.raises(UserError, match=r"the checkpoint \S+/9 is damaged: .*Move it away"):

@@ -1,4 +1,4 @@
-"""One writer in a work directory: who is refused, and when a lock is left."""
+"""One writer per work directory: who is refused, and when a lock is stale."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Models by their names: runs, published directories, adapters; what each verb does with them."""
+"""Models by name: runs, published directories, adapters; each verb with them."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def chinese(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapters(chinese, tmp_path_factory):
-    """Adapters of PEFT for it that change what it says, and the model with them as PEFT has it."""
+    """PEFT adapters that change the model's output, and the model with them applied by PEFT."""
     peft = pytest.importorskip("peft")
     directory = tmp_path_factory.mktemp("adapters")
     torch.manual_seed(1)
@@ -135,7 +135,7 @@ def test_a_chinese_model_is_read_and_fine_tuned(chinese, tmp_path):
 
 @pytest.mark.slow
 def test_a_chinese_model_from_its_files_to_a_chat_and_back(chinese, tmp_path, capfd):
-    """Measured, fine-tuned on dialogues, talked to, and converted to what transformers reads."""
+    """Evaluated, fine-tuned on dialogues, used in a chat, and exported for transformers."""
     lines = [f"{a}{b}" for a in CHARACTERS for b in CHARACTERS[:8]]
     dialogues = [[("user", f"{line}？饕"), ("assistant", f"{line[::-1]}。")] for line in lines]
     with (tmp_path / "dialogues.jsonl").open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Every place that asks what is Chinese says the same."""
+"""All modules agree on which characters are Chinese."""
 
 import re
 import unicodedata

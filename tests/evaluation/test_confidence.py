@@ -28,7 +28,7 @@ def test_equals_the_normal_interval_of_a_mean_for_many_units():
 
 
 def test_covers_the_truth_as_often_as_it_says():
-    """Documents of random length whose loss per token depends on their length; the true ratio is known."""
+    """Coverage, for documents of random length whose loss per token depends on the length; the true ratio is known."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 100, size=(500, 100))
     rates = 2.0 + lengths / 100 + rng.normal(0, 0.5, size=lengths.shape)

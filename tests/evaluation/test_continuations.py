@@ -1,4 +1,4 @@
-"""The likelihood of a continuation is that of the full forward pass alone, whatever the batch."""
+"""The likelihood of a continuation equals that of the full forward pass of its text alone, whatever the batch."""
 
 import jax
 import jax.numpy as jnp

@@ -45,7 +45,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[None, True], ids=["as-the-tokenizer-says", "document"])
 def models(directory, request):
-    """(ours, lm-eval's own) on the same weights, by lm-eval's default and with a token before each text."""
+    """(ours, lm-eval's own) on the same weights, with lm-eval's default and with a token before each text."""
     from lm_eval.models.huggingface import HFLM
 
     from gptjax.artifacts import loading

@@ -1,4 +1,4 @@
-"""Questions as they are published, and the two ways to choose."""
+"""Questions in published formats, and the two ways to choose an answer."""
 
 import json
 import math
@@ -173,7 +173,7 @@ def test_files_without_questions(tmp_path):
 
 
 class Given(ContinuationScorer):
-    """Log-likelihoods that were decided beforehand."""
+    """A scorer with fixed log-likelihoods."""
 
     def __init__(self, values, context_length=64):
         self.values, self.context_length, self.seen = np.array(values, np.float64), context_length, []

@@ -44,7 +44,7 @@ ITEMS = [("name[A], food[x]", "One."), ("猫?", "Three,\nlong."), ("", "None.")]
 
 
 def write_items(path):
-    """A file of `ITEMS` with the columns mr and ref, compressed by the end of its name."""
+    """A file of `ITEMS` with the columns mr and ref, compressed according to its suffix."""
     form = path.suffixes[0]
     rows = [{"mr": prompt, "ref": reference} for prompt, reference in ITEMS]
     if form == ".parquet":

@@ -108,7 +108,7 @@ def test_limits_of_the_scale(metric):
 
 
 def test_resamples_without_any_match():
-    """Some of them score 0, which sacrebleu's own mean cannot add to the others."""
+    """Some of them score 0, which sacrebleu's own average cannot add to the others."""
     estimate = chrf(["the cat sat", "", ""], [["the cat sat"], ["x"], ["y"]])
     assert estimate.ci95[0] < estimate.value < estimate.ci95[1]
 
@@ -201,7 +201,7 @@ def test_an_empty_line_among_references_is_a_reference(tmp_path, capsys):
     assert cli.run(evaluate.main, ["evaluate", *options, f"--output={tmp_path}/out.json"]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["results"]["bleu"]["bleu"]
     assert round(found["value"], 6) == printed["score"]
-    assert "one reference a line, 3 lines" in capsys.readouterr().err
+    assert "one reference per line, 3 lines" in capsys.readouterr().err
     (tmp_path / "hypotheses").write_text("one\n")
     assert cli.run(evaluate.main, ["evaluate", *options]) == 2
     assert "has 1 hypotheses" in (said := capsys.readouterr().err) and "blank lines between items; it has 3" in said

@@ -43,7 +43,7 @@ def test_a_batch_has_no_more_rows_than_logits_fit():
 
 @pytest.mark.parametrize("length", [16, 128, 1024])
 def test_the_peak_is_known_beforehand_and_does_not_follow_the_vocabulary(length):
-    """Of a small model with GPT-2's vocabulary and context, any batch that is asked for."""
+    """A small model with GPT-2's vocabulary and context, and any batch size."""
     options = dict(num_layers=2, num_heads=4, embed_dim=64, context_length=1024)
     config = config_lib.get_default()
     config.model.update(vocab_multiple=1, **options)
@@ -57,7 +57,7 @@ def test_the_peak_is_known_beforehand_and_does_not_follow_the_vocabulary(length)
 
 @pytest.mark.parametrize("shape", [(8, 24), (16, 12)])
 def test_sums_go_to_their_owners(monkeypatch, shape):
-    """In pieces of a few tokens, and in several batches."""
+    """Sums are right in chunks of a few tokens, and over several batches."""
     monkeypatch.setattr("gptjax.evaluation.token_scorer.LOGITS_TOKENS", 4)
     small = architecture(context_length=24, init_std=0.3)
     params = gpt.initialise(small, jax.random.key(0))

@@ -41,7 +41,7 @@ def check() -> Callable:
 def check_against_the_full_forward_pass(
     model, prompt, params: SamplingParams, index: int, tokens, log_probabilities
 ) -> None:
-    """Every token is what is drawn, with the key of its position, from the logits of the text before it.
+    """Every token equals the draw from the full logits of the text before it, with the key of its position.
 
     No cache, no batch, no buckets.
     """

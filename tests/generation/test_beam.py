@@ -1,4 +1,4 @@
-"""Beam search against every completion there is, against transformers, and alone against in a batch."""
+"""Beam search compared with all possible completions, with transformers, and alone with in a batch."""
 
 import itertools
 from functools import partial
@@ -40,7 +40,7 @@ def test_one_beam_is_greedy(generator):
 
 
 def test_a_wide_beam_finds_the_best_of_all_completions(random_model):
-    """Of three tokens, one of which ends the text: as many beams as there are unfinished texts."""
+    """With three tokens, one of which ends the text, and as many beams as there are unfinished texts."""
     architecture, params = random_model(vocab_size=3, vocab_multiple=1, embed_dim=16, num_layers=1)
     generator = Generator(Model.prepare(architecture, params), BYTES)
     generator.end_ids = (2,)
@@ -102,7 +102,7 @@ def test_where_the_context_ends(generator):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A random GPT-2 of transformers, with the tokenizer of bytes; tokens that it likes end a text."""
+    """A random GPT-2 of transformers, with the byte tokenizer; tokens that it prefers end a text."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     directory = tmp_path_factory.mktemp("gpt2")

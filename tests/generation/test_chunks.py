@@ -1,4 +1,4 @@
-"""Prompts read in chunks, and chunks that are not read again."""
+"""Prompts are read in chunks, and cached chunks are not read again."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_a_long_prompt_lets_others_write(prepared):
 
 
 def test_alone_or_among_others_the_bits_are_the_same(prepared):
-    """Tokens and log-probabilities, whatever else is read and written, in whichever slot."""
+    """Tokens and log-probabilities do not depend on other requests or on the slot."""
     prompts = [prompt_of(length, length) for length in (40, 3, 70, 16, 9, 33, 64)]
     expected = [alone(prepared, prompt, PARAMS, index=i) for i, prompt in enumerate(prompts)]
     engine = server(prepared)
@@ -118,7 +118,7 @@ def test_equal_prompts_read_the_last_chunk_again(prepared):
 
 
 def test_conversations_keep_their_slots(prepared):
-    """A new text takes the slot that was not used for longest, not one that somebody comes back to."""
+    """A new text takes the least recently used slot, not that of a conversation that continues."""
     engine = server(prepared, slots=2)
     prompts = {name: prompt_of(40, seed) for seed, name in enumerate("abc")}
     cached = []

@@ -31,7 +31,7 @@ def generator(model):
 
 
 def writer(model, text: str) -> Generator:
-    """A generator whose model writes `text`, one byte a position, whatever came before, then ends.
+    """A generator whose model writes `text`, one byte per position, whatever the prompt, then ends.
 
     Its residual stream is the position embedding alone; the head reads the next token from it.
     """
@@ -89,7 +89,7 @@ def test_equal_prompts_differ_by_index_and_seed(generator):
 
 
 def test_draws_differ_from_position_to_position(model):
-    """Under a uniform distribution; with one random key for all positions, all tokens would be the same."""
+    """From a uniform distribution; one random key for all positions would give equal tokens."""
     architecture, params = model
     uniform = Generator(Model.prepare(architecture, jax.tree.map(jnp.zeros_like, params)), BYTES)
     (completion,) = uniform.complete([""], SamplingParams(max_new_tokens=40, ignore_eos=True))

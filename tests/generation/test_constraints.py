@@ -1,4 +1,4 @@
-"""A random model, held to a grammar token by token, writes what the grammar describes."""
+"""A random model, constrained by a grammar token by token, writes text of the grammar."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The compiled programs by themselves; what they write is tested in test_engine.py."""
+"""The compiled programs by themselves; their output is tested in test_engine.py."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_the_loop_is_left_when_one_ends_and_others_wait(model):
 
 
 def test_caches_are_updated_where_they_lie(model):
-    """The program needs less memory beside its arguments than one of the caches of its two layers."""
+    """Beside its arguments, the program needs less memory than one of the caches of its two layers."""
     arguments = (*begin(model, [4, 4], capacity=4096), np.array([9, 9], np.int32), FOREVER, np.False_)
     state = arguments[2]
     memory = decoding.decode.lower(*arguments).compile().memory_analysis()
@@ -58,7 +58,7 @@ def test_caches_are_updated_where_they_lie(model):
 
 
 def test_a_layer_is_traced_once(random_model):
-    """The start of a command is mostly tracing and lowering: a deep model's programs are hardly longer."""
+    """Start-up time is mostly tracing and lowering, so a deep model's program must hardly be longer."""
 
     def products(layers):
         arguments = (*begin(random_model(num_layers=layers), [4]), np.array([9], np.int32), FOREVER, np.False_)

@@ -12,7 +12,7 @@ TEXT = "naïve 你好，世界 👩‍🚀🚀 end"
 
 
 def pieces_of(tokens, size, **options):
-    """What is shown when `size` tokens come at a time, and the detokenizer."""
+    """The pieces that are shown when tokens arrive in groups of `size`, and the detokenizer."""
     detokenizer = Detokenizer(BYTES, **options)
     pieces = [detokenizer.push(tokens[i : i + size]) for i in range(0, len(tokens), size)]
     return pieces, detokenizer
@@ -93,7 +93,7 @@ def test_result_does_not_depend_on_how_many_tokens_come_at_once(text, stop, size
 
 
 def byte_fallback() -> Tokenizer:
-    """Writes bytes as the vocabularies of Llama do: a run of them that is not text is given up as a whole."""
+    """Writes bytes as Llama's vocabularies do: a run of bytes that is not valid text is replaced as a whole."""
     words = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="</s>"))
     model.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])

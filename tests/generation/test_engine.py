@@ -1,4 +1,4 @@
-"""Continuous batching equals the full forward pass, whatever comes when."""
+"""Continuous batching equals the full forward pass, for any schedule of requests."""
 
 import dataclasses
 import threading
@@ -46,7 +46,7 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Arrival:
-    """A request, and how many steps of the engine it comes after the one before."""
+    """A request, and the number of engine steps between the one before and it."""
 
     delay: int
     prompt_length: int
@@ -137,7 +137,7 @@ def test_a_draft_changes_nothing_in_any_schedule(check, modern, draft, arrivals)
 
 
 def test_a_cpu_computes_in_float32(check, random_model):
-    """A model of bfloat16 writes what the float32 model with the same parameters writes."""
+    """A bfloat16 model writes the same as a float32 model with the same parameters."""
     model = random_model(compute_dtype="bfloat16")
     check_all(check, random_model(), FIXED, run(Engine(as_model(model), BYTES, slots=3, rounds=4), FIXED))
 
@@ -192,7 +192,7 @@ def test_a_draft_must_fit(modern, random_model):
 
 
 def test_any_of_several_tokens_ends_a_text(modern):
-    """The first of them in what the model would write without."""
+    """Generation ends at the first of these tokens in the unconstrained text."""
     arrival = Arrival(0, 4, 30, 1, 0)
     (free,) = run(Engine(as_model(modern), BYTES, slots=1), [arrival]).values()
     tokens = list(free[0].tokens + free[1].tokens)
@@ -242,7 +242,7 @@ def break_at(monkeypatch, name: str, call: int, error: BaseException) -> None:
 
 @pytest.mark.parametrize(("name", "call"), [("insert", 1), ("insert", 2), ("decode", 1), ("decode", 3)])
 def test_after_an_error_the_requests_that_wait_are_served_right(check, modern, monkeypatch, name, call):
-    """Prompts of different lengths are read one by one: the second may fail when the first is in its slot."""
+    """Prompts of different lengths are read one by one: the second may fail when the first already has its slot."""
     error = RuntimeError("RESOURCE_EXHAUSTED: out of memory")
     break_at(monkeypatch, name, call, error)
     engine = Engine(as_model(modern), BYTES, slots=2, rounds=2)

@@ -1,4 +1,4 @@
-"""The thread that drives an engine: nothing that a request or the engine does ends it."""
+"""The thread that drives an engine: no error of a request or of the engine ends it."""
 
 import asyncio
 import threading

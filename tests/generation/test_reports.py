@@ -1,4 +1,4 @@
-"""What is told beside the tokens, and what changes the draw: against NumPy on the full forward pass."""
+"""Log-probabilities and changes of the distribution, compared with NumPy on the full forward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_nothing_is_told_unasked(prepared):
 
 @pytest.mark.parametrize("length", [1, 2, 16, 17, 37, 64])
 def test_the_prompt_has_log_probabilities(prepared, log_probabilities, length):
-    """In chunks; also where it fills the context, after which one token can still be drawn."""
+    """In chunks; also if the prompt fills the context, after which one token can still be drawn."""
     prompt = np.random.default_rng(5).integers(0, 257, length).astype(np.int32)
     params = SamplingParams(max_new_tokens=1, temperature=0, ignore_eos=True)
     (event,) = complete(prepared, prompt, params, top=2, score_prompt=True)

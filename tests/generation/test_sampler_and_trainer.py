@@ -1,4 +1,4 @@
-"""What the sampler says of its tokens is what the trained form of the model says of them: the ratio of both is 1.
+"""The sampler and the training model give the same log-probabilities: their ratio is 1.
 
 Learning from rewards depends on it. In float32, by the cache and without it, for every option of the architecture.
 """

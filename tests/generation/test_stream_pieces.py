@@ -1,4 +1,4 @@
-"""Pieces of a stream, in each kind of vocabulary: whole characters, and together the text of all tokens."""
+"""Streamed pieces for each kind of vocabulary: whole characters, which together are the text of all tokens."""
 
 from functools import cache
 

@@ -94,7 +94,7 @@ def test_flops_grow_with_context_and_shrink_with_grouped_keys():
 
 
 def test_compiled_flops_agree_with_the_formula():
-    """Forward pass of an unrolled model, counted by XLA, which does the whole square of attention."""
+    """The forward pass of an unrolled model, counted by XLA, which computes the full attention square."""
     architecture = architecture_of(256, num_layers=2, num_heads=2, embed_dim=64, context_length=64)
     params = gpt.abstract_params(architecture)
     tokens = jax.ShapeDtypeStruct((4, 64), np.int32)

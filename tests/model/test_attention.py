@@ -20,7 +20,7 @@ def random_qkv(kv_heads: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 
 
 def attention_by_hand(q, k, v, segments=None, window=0, slopes=None) -> np.ndarray:
-    """Query by query, in float64, over the keys that are not later, of the same document and in the window."""
+    """Query by query, in float64, over the keys of the same document that are not later and within the window."""
     out = np.zeros_like(q)
     for row, position, head in np.ndindex(q.shape[:3]):
         kv_head = head // (q.shape[2] // k.shape[2])
@@ -62,7 +62,7 @@ def test_windows_and_alibi_equal_numpy(segments):
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["causal", "packed"])
 def test_gradients_equal_finite_differences(segments):
-    """The maximum that is kept out of the gradient must not change it."""
+    """The maximum is kept out of the gradient, which must not change it."""
     tensors = random_qkv(2)
     direction = random_qkv(2, seed=1)
     cotangent = np.random.default_rng(2).normal(size=(BATCH, LENGTH, HEADS, HEAD_DIM))
@@ -119,7 +119,7 @@ def rotated(x: np.ndarray, positions: np.ndarray, theta: float = 100.0) -> np.nd
 
 
 def test_frequencies_are_scaled_by_their_turns_in_the_original_context(tiny_architecture):
-    """Llama 3.1's cases, by wavelength: short ones are kept, long ones divided, a line in turns between the two."""
+    """Llama 3.1's cases, by wavelength: short ones are kept, long ones divided, linear interpolation in between."""
     a = dataclasses.replace(tiny_architecture, head_dim=16, rope_theta=1e4, rope_factor=8.0, rope_original_length=100)
     a = dataclasses.replace(a, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0)
     plain = 1e4 ** (-np.arange(8) / 8)

@@ -7,7 +7,7 @@ from gptjax.model.cache import empty_cache
 
 
 def written_slots(architecture, positions) -> list[list[int]]:
-    """Slots of each row that are not zero after a forward pass over tokens at these positions."""
+    """The slots of each row that are nonzero after a forward pass over tokens at these positions."""
     model = gpt.bind(architecture, gpt.initialise(architecture, jax.random.key(0)))
     positions = jnp.asarray(positions)
     tokens = jnp.arange(positions.size).reshape(positions.shape)
@@ -23,7 +23,7 @@ def test_tokens_are_written_at_their_positions(tiny_architecture):
 
 
 def test_what_lies_beyond_the_capacity_is_not_written(tiny_architecture):
-    """Padding of ragged prompts is given such positions."""
+    """Padding of ragged prompts has such positions."""
     assert written_slots(tiny_architecture, [[0, 6, 7], [4, 5, 1000]]) == [[0], [4, 5]]
 
 

@@ -66,7 +66,7 @@ def params(architecture) -> gpt.Params:
 
 
 def test_packed_documents_are_as_if_alone(architecture, params):
-    """DESIGN, property 3: logits and losses of every token."""
+    """Logits and losses of every token."""
     """DESIGN, property 3: logits and losses of every token."""
     random = np.random.default_rng(0)
     lengths = [[5, 1, 10], [16], [3, 13]]
@@ -95,7 +95,7 @@ def test_packed_documents_are_as_if_alone(architecture, params):
 
 
 def test_without_segments_the_documents_of_a_row_do_see_each_other(architecture, params):
-    """Otherwise the test above would pass with an attention that looks at nothing."""
+    """Guards the test above, which would also pass if attention looked at nothing."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, LENGTH))
     segments = np.repeat([[1, 2]], 8, axis=1)
     apart, together = (forward(architecture, params, tokens, segment_ids=ids) for ids in (segments, None))
@@ -114,7 +114,7 @@ def test_logits_do_not_depend_on_later_tokens(architecture, params):
 
 @pytest.mark.parametrize("positions", ["rope", "learned", "none"])
 def test_learned_positions_show_in_a_constant_text_and_rotary_ones_do_not(tiny_architecture, positions):
-    """Attention over equal values returns them whatever its weights; a learned table makes them differ."""
+    """Attention over equal values returns them for any weights; a learned table makes them differ."""
     architecture = dataclasses.replace(tiny_architecture, positions=positions)
     logits = forward(architecture, large_params(architecture), np.full((1, LENGTH), 7))
     spread = np.ptp(np.asarray(logits)[0, :, :VOCABULARY], axis=0).max()
@@ -171,7 +171,7 @@ def test_a_tied_head_is_the_embedding_table(tiny_architecture):
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits(tiny_architecture):
-    """Products in bfloat16 are off by its rounding and no more."""
+    """Products in bfloat16 differ by its rounding only."""
     half = dataclasses.replace(tiny_architecture, compute_dtype="bfloat16")
     params = jax.jit(gpt.initialise, static_argnums=0)(half, jax.random.key(0))
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -188,6 +188,6 @@ def test_initialisation_depends_on_the_key_alone(tiny_architecture):
 
 
 def test_equal_architectures_share_compiled_programs(tiny_config):
-    """Initialisers are functions made anew each time, and no part of what a program is known by."""
+    """Initialisers are new functions each time, so they must not be part of a program's key."""
     first, second = (Architecture.from_config(tiny_config.model, 0) for _ in range(2))
     assert first is not second and gpt.graphdef(first) is gpt.graphdef(second)

@@ -84,7 +84,7 @@ def test_blocks_know_alibi(monkeypatch):
 @pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2}, {"context": 2, "tensor": 2}, {"context": 4}], ids=str)
 @pytest.mark.parametrize("name", ["reference", "xla", "ring", "splash"])
 def test_on_a_mesh(name, axes, monkeypatch):
-    """Rows, heads and queries split over devices."""
+    """With rows, heads and queries sharded."""
     if name == "splash" and axes == {"context": 4}:
         pytest.skip("a block of splash is 128 tokens, a part of the row 64")
     few_keys_a_block(monkeypatch, 128)
@@ -105,7 +105,7 @@ def test_on_a_mesh(name, axes, monkeypatch):
     ids=str,
 )
 def test_gradients_go_around_the_ring(case, axes, monkeypatch):
-    """A part of 32 or 128 keys, which blocks of 20 do not divide."""
+    """With shards of 32 or 128 keys, which blocks of 20 do not divide."""
     few_keys_a_block(monkeypatch, 20)
     visibility = sight(**CASES[case]) if case != "alibi" else sight(packed=True, slopes=alibi_slopes(HEADS))
     sizes = tuple(axes.get(axis, 1) for axis in MESH_AXES)
@@ -114,7 +114,7 @@ def test_gradients_go_around_the_ring(case, axes, monkeypatch):
 
 
 def test_no_device_of_a_ring_holds_a_row():
-    """Neither pass gathers, and a long row on eight devices takes the memory of an eighth of it on one."""
+    """Neither pass gathers: a long row on eight devices takes the memory of an eighth of it on one device."""
 
     def bytes_of(devices: int, length: int, name: str) -> int:
         sizes = tuple(devices if axis == "context" else 1 for axis in MESH_AXES)
@@ -136,7 +136,7 @@ def test_no_device_of_a_ring_holds_a_row():
 
 
 def test_masks_of_all_blocks_are_not_kept_for_all_layers(monkeypatch):
-    """No parameter decides a mask, so that rematerialisation could make all of them once and keep them."""
+    """Masks depend on no parameter, so rematerialisation could compute and keep all of them at once."""
     few_keys_a_block(monkeypatch, 64)
     length, layers = 512, 3
 

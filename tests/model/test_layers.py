@@ -47,7 +47,7 @@ def test_norms_by_hand(tiny_architecture, kind, use_bias):
 
 
 def test_layer_norm_is_exact_far_from_zero(tiny_architecture):
-    """The variance as E[x^2] - E[x]^2 loses digits when the mean is large: 20 deviations are fine."""
+    """The variance as E[x^2] - E[x]^2 loses digits when the mean is large; a mean of 20 deviations is fine."""
     layer = norm(dataclasses.replace(tiny_architecture, norm="layernorm"), 16, nnx.Rngs(0))
     x = np.random.default_rng(0).normal(20, 1, size=(4, 16))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)

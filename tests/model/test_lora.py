@@ -1,4 +1,4 @@
-"""Low-rank adapters by hand mathematics: where they are, what they compute, and what training leaves alone."""
+"""Low-rank adapters by hand: where they are, what they compute, and which parameters training leaves unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def adapted_config(tiny_config):
 
 
 def with_random_adapters(architecture):
-    """Parameters whose adapters have left zero."""
+    """Parameters whose adapters are not zero."""
     params = gpt.initialise(architecture, jax.random.key(0))
 
     def noise(path, leaf):

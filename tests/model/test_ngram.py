@@ -29,7 +29,7 @@ def tokens():
 
 
 def test_the_row_of_a_bigram_is_the_hash_of_the_pair(model, tokens):
-    """By hand, in integers of 32 bits. At the start of a document the token before counts as the id after the last."""
+    """By hand, in 32-bit integers. At the start of a document the previous token counts as the id after the last."""
     segment_lengths = 5, 7
     positions = np.concatenate([np.arange(n) for n in segment_lengths])
     architecture = dataclasses.replace(model.architecture, ngram_order=2)
@@ -43,7 +43,7 @@ def test_the_row_of_a_bigram_is_the_hash_of_the_pair(model, tokens):
 
 
 def test_few_pairs_share_a_row():
-    """All pairs of 50 tokens in 2^16 rows: as few collisions as of random rows, n (n - 1) / 2 / rows."""
+    """All pairs of 50 tokens in 2^16 rows: as few collisions as for random rows, n (n - 1) / 2 / rows."""
     options = config.get_default().model
     options.update(ngram_order=2, ngram_rows=2**16)
     pairs = jnp.asarray([(i, j) for i in range(50) for j in range(50)], jnp.int32)

@@ -40,7 +40,7 @@ def architecture_of(**options) -> Architecture:
 
 
 def random_params(architecture: Architecture) -> gpt.Params:
-    """Every parameter random, those too that start at zero or one."""
+    """Random values for every parameter, also for those that start at zero or one."""
     random = np.random.default_rng(0)
     abstract = gpt.abstract_params(architecture)
     return jax.tree.map(lambda leaf: random.normal(0, 0.5, leaf.shape).astype(np.float32), abstract)
@@ -122,7 +122,7 @@ def test_logits_are_those_of_the_formulas(options):
 
 
 def test_other_parameters_start_at_the_same_values():
-    """Arms of a study that differ in these options alone are paired."""
+    """So that arms of a study that differ only in these options are paired."""
     without = by_path(initial(architecture_of()))
     options = architecture_of(value_embeddings=2, residual_scalars=True, attention_gate=True)
     found = by_path(initial(options))
@@ -172,7 +172,7 @@ def test_residual_scalars_change_nothing_at_the_start():
 
 
 def test_gates_are_counted_in_flops_and_tables_are_not():
-    """Per token and layer: a product of WIDTH by the heads, forward and backward."""
+    """Per token and layer: one product of WIDTH by the heads, forward and backward."""
     plain = architecture_of().flops_per_token()
     assert architecture_of(attention_gate=True).flops_per_token() - plain == 6 * 3 * WIDTH * HEADS
     assert architecture_of(value_embeddings=2).flops_per_token() - plain == 6 * 3 * WIDTH * KV_HEADS
@@ -233,7 +233,7 @@ def test_options_that_contradict_each_other_are_refused(model, optimizer, messag
 
 
 def test_remaining_kinds_of_computation_agree():
-    """bfloat16 is off by its rounding and no more."""
+    """bfloat16 differs by its rounding only."""
     exact = architecture_of(value_embeddings=2, residual_scalars=True, attention_gate=True)
     half = dataclasses.replace(exact, compute_dtype="bfloat16")
     params, tokens = random_params(exact), np.arange(LENGTH)[None]

@@ -12,7 +12,7 @@ EXACT = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 
 
 def products(jaxpr: jax.extend.core.Jaxpr):
-    """All matrix products of a program, also of the programs inside it."""
+    """All matrix products of a program, including those of nested programs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "ragged_dot_general"):
             yield equation

@@ -97,7 +97,7 @@ def test_an_unknown_name_lists_the_presets(name):
 
 
 def test_presets_set_every_option_of_the_architecture():
-    """A config that had other options before becomes the preset."""
+    """A preset overrides all options that the config had before."""
     changed = config_lib.get_default().model
     changed.update(logit_softcap=30.0, ngram_order=3, sliding_window=8, norm_placement="post", head_dim=7)
     changed.update(qkv_bias=True, rope_scaling="linear", rope_factor=2.0, rope_low_freq_factor=2.0)

@@ -1,4 +1,4 @@
-"""Distillation: the divergence by hand, exact where the whole vocabulary counts, and a run with a teacher."""
+"""Distillation: the divergence by hand, exact over the full vocabulary, and a run with a teacher."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a new objective gets without a change elsewhere: a toy preference loss, whose pairs are a field's axis."""
+"""A new objective needs no change elsewhere: a toy preference loss, whose pairs are an axis of a field."""
 
 import dataclasses
 from collections.abc import Mapping

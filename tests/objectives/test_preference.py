@@ -92,7 +92,7 @@ def architecture() -> Architecture:
 
 @pytest.fixture(scope="module")
 def params(architecture):
-    """Of the policy and of the reference, which differ."""
+    """Different parameters of the policy and the reference."""
     return [gpt.initialise(architecture, jax.random.key(seed)) for seed in range(2)]
 
 
@@ -113,7 +113,7 @@ def texts() -> dict[str, np.ndarray]:
 
 
 def judged_texts(texts):
-    """Own and foreign answers from the texts of pairs, half of them good."""
+    """Single labelled answers from the texts of pairs, half of them good."""
     return texts | {"desirable": np.array([1, 0, 0, 1], np.float32)}
 
 
@@ -147,7 +147,7 @@ def test_padding_and_rows_that_only_fill_count_nothing(architecture, params, tex
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "kto"])
 def test_the_gradient_is_that_of_the_loss(architecture, params, texts, name):
-    """Against differences of the loss along the gradient."""
+    """Compared with finite differences of the loss along the gradient."""
     batch = judged_texts(texts) if name == "kto" else texts
     batch = dict(batch)
     _, _, gradient = loss_and_gradient(architecture, params, batch, name)
@@ -203,7 +203,7 @@ def test_the_odds_ratio_of_orpo_is_that_of_trl():
 
 @pytest.fixture(scope="module")
 def trl_parts(architecture, params, tmp_path_factory):
-    """(torch, tokenizer, policy, reference) of transformers, with the same weights."""
+    """(torch, tokenizer, policy, reference) in transformers, with the same weights."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     pytest.importorskip("trl")
     tokenizers = pytest.importorskip("tokenizers")
@@ -220,7 +220,7 @@ def trl_parts(architecture, params, tmp_path_factory):
 
 
 def trl_inputs(torch, texts, side):
-    """ids, and which of them exist and belong to the answer, of one side of each row."""
+    """The ids of one side of each row, and masks of the filled tokens and of the answer."""
     tokens, weights = texts["tokens"][:, side], texts["weights"][:, side]
     answers = np.concatenate([np.zeros((ROWS, 1)), weights[:, :-1]], 1)
     return {

@@ -1,4 +1,4 @@
-"""The loss of reinforcement: against torch, over micro-batches and meshes, and in what it does not count."""
+"""The reinforcement loss: compared with torch, over micro-batches and meshes, and what it leaves out."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def config(tiny_config) -> Config:
 
 
 def batch(*, old: bool, seed: int = 0) -> dict[str, np.ndarray]:
-    """Answers of 1 to 8 tokens; the last row bears no loss."""
+    """Answers of 1 to 8 tokens; the last row has no loss."""
     random = np.random.default_rng(seed)
     text = random.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
     begins, lengths = random.integers(2, 7, ROWS), random.integers(1, 9, ROWS)
@@ -49,7 +49,7 @@ def batch(*, old: bool, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 class Trainer:
-    """A compiled step, which runs from the same beginning on any batch. The reference is the beginning times 1.3."""
+    """A compiled step that starts from the same state for any batch. The reference: initial parameters times 1.3."""
 
     def __init__(self, config: Config):
         devices = np.prod([config.mesh[axis] for axis in ("data", "fsdp", "context", "tensor")])
@@ -66,7 +66,7 @@ class Trainer:
 
 
 def metrics_of(config: Config, made: dict[str, np.ndarray]) -> dict[str, float]:
-    """The loss and its metrics alone. The reference is the beginning times 1.3."""
+    """The loss and its metrics alone. The reference has the initial parameters times 1.3."""
     program = Program.of(config, make_mesh(config.mesh, jax.devices()[:1]))
     objective, hyper = program.objective, program.hyper(0)
 
@@ -90,7 +90,7 @@ def beginning(config: Config) -> gpt.Params:
 
 
 def log_probabilities(config: Config, made, factor: float) -> np.ndarray:
-    """By the model of the beginning with its parameters times a factor."""
+    """By the model with its initial parameters times a factor."""
     params = jax.tree.map(lambda leaf: leaf * factor, beginning(config))
     model = gpt.bind(Architecture.from_config(config.model, 0), params)
     tokens, positions = (jnp.asarray(made[name]) for name in ("tokens", "positions"))
@@ -171,7 +171,7 @@ def test_loss_and_gradient_are_those_of_torch(config, mean):
 
 @pytest.fixture(scope="module")
 def alone() -> dict:
-    """What one device and one micro-batch give, by `loss_mean`."""
+    """The result with one device and one micro-batch, by `loss_mean`."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Batches that grow: the gradients of several steps make one update."""
+"""Growing batches: the gradients of several steps are gathered for one update."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def program(*, rows: int, num_steps: int, stages: str, **mesh: int) -> Program:
 
 
 def trained(run: Program, tokens: np.ndarray) -> dict:
-    """The parameters after steps on the rows of `tokens` [rows, length + 1], in their order; not all tokens count."""
+    """The parameters after training on the rows of `tokens` [rows, length + 1] in order; some tokens have no weight."""
     count = np.random.default_rng(1).random((len(tokens), LENGTH)) < np.linspace(0.1, 1, len(tokens))[:, None]
     state, rows = run.initial_state(), run.config.train.batch_size
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (rows, LENGTH))

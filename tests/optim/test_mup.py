@@ -1,4 +1,4 @@
-"""The maximal update parametrisation: initial values, rates, logits; and the check that shows it."""
+"""The maximal update parametrisation: initial values, rates, logits; and the coordinate check."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_logits_shrink_by_the_width():
     ],
 )
 def test_updates_of_matrices(name, factor):
-    """Adam's fall with the width, Muon's do not; the decay is the same."""
+    """Adam's rate falls with the width, Muon's does not; the decay is the same."""
     params = gpt.initialise(architecture(), jax.random.key(0))
     grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params)
     options = config_lib.get_default().optimizer
@@ -108,7 +108,7 @@ def test_exponents_and_what_is_flat():
     check = coordinates.Check((32, 64, 128), 10, {"block 1": (1.0, 1.0, 1.0), "logits": (1.0, 2.0, 4.0)})
     assert check.exponents() == pytest.approx({"block 1": 0.0, "logits": 1.0}, abs=1e-9)
     assert not check.flat
-    assert "not flat: logits goes with width^1.00" in check.text()
+    assert "not flat: logits scales with width^1.00" in check.text()
     assert dataclasses.replace(check, movements={"logits": (1.0, 1.05, 1.1)}).flat
 
 

@@ -59,7 +59,7 @@ def decayed_of(params) -> gpt.Params:
 
 
 def test_gpt2_decays_matrices_and_tables_and_nothing_else():
-    """nanoGPT decays what has two axes; here stacked biases and scales have two as well, and must not be."""
+    """nanoGPT decays everything with two axes; here stacked biases and scales also have two, and must not decay."""
     mask = by_path(decayed_of(shapes(**GPT2)))
     assert sorted(name for name, decayed in mask.items() if decayed) == [
         "blocks/attention/key/kernel",
@@ -266,7 +266,7 @@ def test_muon_treats_a_layer_of_a_stack_like_a_matrix_of_its_own(muon_case, name
 
 
 def test_muon_follows_the_singular_vectors_of_the_gradient(muon_case):
-    """The first update is close to -U V^T of the gradient's U S V^T (of no transposed or mixed-up stack)."""
+    """The first update is close to -U V^T of the gradient's U S V^T, without transposed or mixed-up stacks."""
     _, gradients, update = muon_case
     for layer in range(2):
         u, _, vt = np.linalg.svd(np.float64(by_path(gradients[0])["blocks/attention/query/kernel"][layer]))
@@ -286,7 +286,7 @@ def test_muon_decays_its_matrices_by_the_rate_of_muon():
 
 
 def test_optimizers_that_average_are_those_of_the_table():
-    """`config.options` must know them without importing them."""
+    """`config.options` must list them without importing them."""
     names = flat_options()["optimizer.name"].choices
     modules = {name: importlib.import_module(f"gptjax.optim.algorithms.{name}") for name in names}
     assert {name for name, module in modules.items() if hasattr(module, "average")} == {*AVERAGING}

@@ -1,4 +1,4 @@
-"""Every algorithm against its paper's formulas in NumPy, or against optax's own, in float64."""
+"""Every algorithm compared with its paper's formulas in NumPy, or with optax's own version, in float64."""
 
 from functools import partial
 
@@ -121,7 +121,7 @@ def polar_express(x):
 
 
 def orthogonal_momentum(gradients, orthogonal=newton_schulz, beta=0.95):
-    """Nesterov's momentum with optax's correction of its beginning, made orthogonal, at each step."""
+    """Nesterov's momentum with optax's bias correction, made orthogonal at each step."""
     m = 0.0
     for t, g in enumerate(gradients, 1):
         m = beta * m + (1 - beta) * g
@@ -247,7 +247,7 @@ def test_hyperball_holds_the_norm_of_every_matrix(case):
 
 @pytest.mark.parametrize("name", ["adamw", "muonh", "schedule_free_adamw"])
 def test_a_multiplier_of_zero_holds_a_matrix_still(name):
-    """Multipliers belong to the rate: what comes after it, a sphere or an average, keeps its meaning."""
+    """Multipliers scale the rate only: a sphere constraint or an average after it keeps its meaning."""
     params, gradients = tree(0), [tree(1), tree(2)]
     found, _ = trained(name, params, gradients, options={"learning_rate_multipliers": "blocks/attention/.*=0"})
     for path, start in by_path(params).items():
@@ -301,7 +301,7 @@ def test_adafactor_is_that_of_optax_for_each_matrix(model):
 
 
 def test_schedule_free_adamw_is_that_of_its_paper_and_of_optax():
-    """With a learning rate that rises, y and x of the paper; with a constant one those of optax."""
+    """With a rising learning rate compared with y and x of the paper; with a constant one, with optax."""
     params, gradients = tree(0), [tree(seed) for seed in range(1, STEPS + 1)]
     rates = [0.01, 0.02, 0.03, 0.03, 0.03]
     config = get_default()

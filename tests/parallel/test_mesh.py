@@ -51,7 +51,7 @@ def test_only_the_given_devices_are_used():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the arrangement looks at in a TPU device."""
+    """The attributes of a TPU device that the arrangement reads."""
 
     id: int
     slice_index: int
@@ -63,7 +63,7 @@ class Chip:
 
 
 def two_slices() -> list[Chip]:
-    """Of 2 x 2 chips, interleaved as no program would want them."""
+    """Two slices of 2 x 2 chips, listed in interleaved order."""
     places = [(x, y, 0) for x in range(2) for y in range(2)]
     return [Chip(2 * i + s, s, place) for i, place in enumerate(places) for s in range(2)]
 

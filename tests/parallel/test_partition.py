@@ -153,7 +153,7 @@ def test_memory_of_a_device_falls_with_fsdp():
 
 
 def test_the_abstract_state_describes_the_first_state():
-    """What a checkpoint is restored into has the shapes, types and shardings of what was saved."""
+    """A checkpoint is restored with the shapes, types and shardings that were saved."""
     program = program_of("muon", mesh_of(data=2, fsdp=4), ema=True)
     abstract, state = program.target, program.initial_state()
 

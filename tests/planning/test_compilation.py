@@ -94,7 +94,7 @@ def test_the_compilers_message_of_a_program_too_large():
 
 
 def test_a_plan_imports_nothing_of_the_data_room():
-    """The environment of the TPU compiler has JAX and Flax, and not what data need."""
+    """The environment of the TPU compiler has JAX and Flax, but not the packages for data."""
     code = "import sys, gptjax.planning.compilation; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = done.stdout.split()

@@ -1,4 +1,4 @@
-"""What --describe says, against the parameters themselves, published figures and hand arithmetic."""
+"""--describe compared with the parameters themselves, published numbers and arithmetic by hand."""
 
 import json
 

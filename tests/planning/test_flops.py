@@ -42,7 +42,7 @@ def test_a_kernel_without_an_estimate_counts_by_its_grid():
 
 @pytest.mark.parametrize(("remat", "passes"), [("none", 3), ("full", 4)])
 def test_a_train_step_runs_what_the_convention_counts(tiny_config, remat, passes):
-    """Whole attention squares; rematerialised blocks run forward once more, but for their last product."""
+    """Full attention squares; rematerialised blocks run forward once more, except for their last product."""
     tiny_config.model.update(vocab_size=128, remat=remat, scan_unroll=1, attention="reference")
     config = config_lib.resolve(tiny_config, 128, 10.0)
     facts = compile_step(config, jax.devices()[:1], topology="local")

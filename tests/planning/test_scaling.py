@@ -1,4 +1,4 @@
-"""What a mesh is for: less memory a device. Compiled for CPU devices, nothing is run."""
+"""The purpose of a mesh: less memory per device. Compiled for CPU devices; nothing is run."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_state_falls_with_tensor(alone):
 
 @pytest.mark.slow
 def test_state_of_experts_falls_with_expert():
-    """A device has neither the experts of others, nor their moments; all else it has as before."""
+    """A device holds neither other devices' experts nor their moments; everything else is unchanged."""
     whole, split, all_axes = (
         memory(num_experts=8, **axes).arguments
         for axes in ({"data": 8}, {"data": 2, "expert": 4}, {"fsdp": 2, "expert": 2, "tensor": 2})
@@ -49,6 +49,6 @@ def test_state_of_experts_falls_with_expert():
 
 
 def test_activations_fall_with_context():
-    """Long rows, whose activations are most of the temporary memory."""
+    """With long rows, whose activations are most of the temporary memory."""
     whole, split = (memory(rows=1, context_length=8192, context=context).temporaries for context in (1, 4))
     assert split < whole / 2.5

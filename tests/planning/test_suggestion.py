@@ -24,7 +24,7 @@ def config() -> config_lib.Config:
 
 
 class FakeCompiler:
-    """Says that programs need `factor` times the temporaries of the model, and counts the questions."""
+    """Reports programs with `factor` times the estimated temporaries, and counts the compilations."""
 
     def __init__(self, config: config_lib.Config, gib: float, factor: float = 1.0):
         self.model, self.factor, self.asked = Model(config, KIND), factor, []
@@ -88,7 +88,7 @@ def test_flags_give_the_candidate_back(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 1.6])
 def test_it_finds_what_an_exhaustive_search_finds(config, factor):
-    """Also where programs need more than the model of memory says, which it learns from the first answers."""
+    """Also if programs need more than estimated, which the search learns from the first answers."""
     fake = FakeCompiler(config, gib=10, factor=factor)
     trials = suggestion.search(config, fake.compiler, compiles=8)
     best = trials[0]
@@ -129,6 +129,6 @@ def test_a_batch_that_no_mesh_divides_is_rounded(config):
 
 
 def test_what_is_searched_changes_no_result_but_the_batch(config):
-    """A suggestion may be followed in the middle of a run, except for another batch."""
+    """A suggestion can be applied in the middle of a run, unless it changes the batch."""
     searched = set(Candidate(8, 1, "none", 1, 1, 1, 1, 1)._options())
     assert searched - {"train.batch_size"} <= config_lib.affecting("computation")

@@ -37,7 +37,7 @@ def test_a_compiler_that_dies_is_a_failure_with_its_last_words(tmp_path, tiny_co
 
 @pytest.fixture(scope="session")
 def tpu_environment() -> Path:
-    """The interpreter with libtpu; installed beside the user's own cache where it is missing."""
+    """The interpreter with libtpu; installed beside the user's cache if it is missing."""
     if "GPTJAX_TPU_PYTHON" in os.environ:
         return tpu.find_python()
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +66,7 @@ def get_config(arg=""):
 
 @pytest.mark.slow
 def test_a_step_compiles_for_a_slice_that_is_not_here(tpu_environment, monkeypatch, tmp_path, capsys):
-    """The real compiler: fits, moves what the mesh says it must, and says what is too large."""
+    """With the real compiler: a step fits, communicates as the mesh requires, and too large steps are reported."""
     monkeypatch.setenv("GPTJAX_TPU_PYTHON", str(tpu_environment))
     (tmp_path / "config.py").write_text(CONFIG)
     command = ["gptjax plan", f"--config={tmp_path / 'config.py'}", "--topology=v5e:2x2", "--price=1"]

@@ -81,7 +81,7 @@ ENTRY %main (a: bf16[8,128], b: f32[8,8], c: f32[64,128]) -> f32[8,128] {
 
 
 def test_how_tpu_programs_write_collectives():
-    """Fusions that share a channel are one collective; a reduce-scatter is an all-reduce in a fusion of that name."""
+    """Fusions with the same channel are one collective; a reduce-scatter is an all-reduce in a fusion of that name."""
     found = {c.kind: c for c in traffic.collectives(Program(TPU))}
     assert (found["all-gather"].count, found["all-gather"].payload_bytes) == (1, 64 * 128 * 2)
     scattered = found["reduce-scatter"]

@@ -186,7 +186,7 @@ print(group.gather(index))
 
 
 def test_last_words_before_an_abort_need_no_lock():
-    """JAX aborts in any of its threads, whatever the others hold."""
+    """JAX may abort in any thread, while other threads hold locks."""
     code = """
 import ctypes, threading
 distributed.LEADER_GRACE = 60
@@ -235,7 +235,7 @@ if index == {unlucky}: raise UserError("the disk of this machine is not there")
 
 
 def test_what_fails_because_another_process_is_gone_is_not_the_reason():
-    """A collective raises as soon as a peer is dead; the message is about the peer."""
+    """A collective fails as soon as a peer is dead; its message is about the peer, not about the reason."""
     code = """
 group.gather()
 os.kill(os.getpid(), signal.SIGKILL) if index == 1 else None
@@ -252,7 +252,7 @@ def test_an_error_that_all_have_is_told_as_it_is():
 
 @pytest.mark.parametrize("receivers", [[0], [1], [0, 2]])
 def test_a_signal_to_one_process_stops_all_before_the_same_step(receivers):
-    """The processes are at different steps, and each goes on for two at most while another is behind."""
+    """The processes are at different steps; each runs at most two more steps while another one is behind."""
     code = f"""
 import random
 random.seed(index)
@@ -306,7 +306,7 @@ def train(config_file: Path, workdir: Path, *options: str, **numbers: int):
 
 
 def launch(verb: str, options: list[str], *, processes: int = 2, devices: int = 1) -> list[subprocess.Popen]:
-    """The processes of a command, each with so many devices."""
+    """Starts the processes of a command with this number of devices each."""
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
     environment = os.environ | {"XLA_FLAGS": f"{flags}={devices}"}
     command = [sys.executable, "-m", f"gptjax.{verb}", *options]
@@ -326,7 +326,7 @@ def launch(verb: str, options: list[str], *, processes: int = 2, devices: int = 
 
 
 def complete(processes, status: int = 0) -> list[str]:
-    """The last line of each process, which must have ended with this status."""
+    """The last line of each process; all must have ended with this status."""
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(errors)
     return [text.strip().splitlines()[-1] if text.strip() else "" for text in errors]

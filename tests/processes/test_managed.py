@@ -1,4 +1,4 @@
-"""Jobs of managed training: which machines a job has, what its container runs, and a run on two of them."""
+"""Managed training: the machines of a job, the command of its container, and a run on two machines."""
 
 import json
 import os
@@ -126,9 +126,9 @@ def test_sagemaker_gives_channels_and_hyper_parameters(tmp_path, monkeypatch):
         "--config.train.num_steps=5",
         "--config.data.source=text:/opt/ml/input/data/training/a",
     ]
-    with pytest.raises(UserError, match="is a folder of each machine"):
+    with pytest.raises(UserError, match="is local to each machine"):
         resolved(sagemaker(0), "train")
-    with pytest.raises(UserError, match=r"SageMaker has no input 'test'; there is \['training'\]"):
+    with pytest.raises(UserError, match=r"SageMaker has no input 'test'; inputs: \['training'\]"):
         resolved(sagemaker(0) | channel, "--workdir=gs://b/a", "--", "--config.data.source=text:{input:test}")
 
 

@@ -88,7 +88,7 @@ def test_a_gpu_without_bfloat16_is_told_before_compiling(platform, capability, f
     ],
 )
 def test_memory_is_kept_only_where_the_cpu_computes(monkeypatch, platforms, gpu, tpu, expected):
-    """The limit of one arena would make the threads that load data for a GPU wait for each other."""
+    """A limit of one arena would make the threads that load data for a GPU wait for each other."""
     monkeypatch.setattr(runtime, "_hardware", lambda: ("gpu",) if gpu else ())
     monkeypatch.setattr(runtime, "_sees_gpu", lambda: gpu)
     monkeypatch.setattr(runtime.cluster, "has_tpu", lambda: tpu)

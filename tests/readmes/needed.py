@@ -1,4 +1,4 @@
-"""What the commands of the READMEs read, made small: texts, pages, dialogues, preferences, questions, data sets."""
+"""Small inputs for the commands of the READMEs: texts, pages, dialogues, preferences, questions, data sets."""
 
 import csv
 import gzip
@@ -45,7 +45,7 @@ TAIL = ["！！！", "。", "呵呵", " [doge]", " https://t.cn/abc", "…", "�
 
 
 def make(directory: Path, seed: int = 0) -> None:
-    """Writes everything below `directory`, the same for the same seed."""
+    """Writes everything below `directory`; equal seeds give equal files."""
     rng = random.Random(seed)
     english = sorted(text for text in pydoc_data.topics.topics.values() if 1500 < len(text) < 9000)
     rng.shuffle(english)
@@ -118,7 +118,7 @@ def _questions(directory: Path, rng: random.Random, chinese: Sequence[str]) -> N
 
 
 def _corpora(data: Path, rng: random.Random, english: Sequence[str], chinese: Sequence[str]) -> None:
-    """In the forms of the data sets that configs/README.md and experiments/README.md name."""
+    """Corpora in the formats of the data sets that configs/README.md and experiments/README.md name."""
     for part in range(2):
         poems = [{"author": "佚名", "title": "诗", "paragraphs": text.split("。")} for text in chinese[part::2]]
         _json(data / f"chinese/poetry/poet.tang.{part}.json", poems)

@@ -116,7 +116,7 @@ def serve(item: dict[str, Any], names: dict[str, Any], output: Path) -> int:
 
 
 def look(address: str) -> None:
-    """Opens the page, and has every model write a few tokens."""
+    """Opens the page and makes every model write a few tokens."""
     key = Path("keys.txt").read_text().split()[0]
 
     def get(path: str, body: dict[str, Any] | None = None) -> bytes:
@@ -132,7 +132,7 @@ def look(address: str) -> None:
 
 @contextlib.contextmanager
 def printed() -> Iterator[Path]:
-    """The file into which everything goes that this process and its children print meanwhile."""
+    """A file with everything that this process and its children print inside the context."""
     handle, name = tempfile.mkstemp(prefix="printed-")
     question = tempfile.TemporaryFile()  # noqa: SIM115
     question.write(SAID.encode())

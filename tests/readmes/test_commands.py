@@ -89,7 +89,7 @@ BRIEF = ["batch_size=4", "accumulation=1"]
 
 
 def blocks(path: Path) -> list[list[str]]:
-    """The lines of each indented block, continued ones joined."""
+    """The lines of each indented block, with continued lines joined."""
     found, lines = [], path.read_text("utf-8").splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
         if line.startswith("    ") and line.strip():
@@ -108,7 +108,7 @@ def is_python(line: str) -> bool:
 
 
 def typed(readme: str) -> list[dict[str, Any]]:
-    """What a reader of it does, with `promised`, the lines that stand below a command as its output."""
+    """The things to type in it, and `promised`, the lines below a command that are shown as its output."""
     items: list[dict[str, Any]] = []
     for block in blocks(REPOSITORY / readme):
         begun = len(items)
@@ -131,7 +131,7 @@ def typed(readme: str) -> list[dict[str, Any]]:
 
 
 def shortened(verb: str, words: list[str]) -> list[str]:
-    """What is put behind the words of a command, so that it takes a second."""
+    """The flags that are appended to a command so that it takes a second."""
     given = dict(word.lstrip("-").partition("=")[::2] for word in words)
     steps = max(2, int(given.get("config.train.num_steps", "400").split()[0].replace("5", "500")[:3]) // 100)
     config = [f"--config.train.{setting}" for setting in BRIEF] + [
@@ -168,7 +168,7 @@ def shortened(verb: str, words: list[str]) -> list[str]:
 
 
 def run_by_reader(items: list[dict[str, Any]], directory: Path, environment: dict[str, str]) -> list[dict[str, Any]]:
-    """The items with what came of them."""
+    """The items with their results."""
     (directory / "typed.json").write_text(json.dumps(items))
     command = [sys.executable, str(Path(__file__).parent / "reader.py"), "typed.json", "results.jsonl"]
     ended = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
@@ -179,7 +179,7 @@ def run_by_reader(items: list[dict[str, Any]], directory: Path, environment: dic
 
 
 def item(text: str) -> dict[str, Any]:
-    """What is done for a command of a README."""
+    """The thing to do for a command of a README."""
     words = shlex.split(text, comments=True)
     if words[0] != "gptjax":
         added = {
@@ -198,7 +198,7 @@ def item(text: str) -> dict[str, Any]:
 
 
 def with_clients(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What names the address of a server is done while the last one before it serves."""
+    """Commands that name the address of a server run while the last server before them is running."""
     found: list[dict[str, Any]] = []
     for each in items:
         if "127.0.0.1:8000" in each["text"] and each["kind"] != "serve":
@@ -211,7 +211,7 @@ def with_clients(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Of a reader with two cores; compiled programs are shared."""
+    """The environment of a reader with two cores; compiled programs are shared."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     found = os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120", "NO_PROXY": "*"}
     found["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
@@ -220,7 +220,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory, environment) -> Path:
-    """What commands read, and models and runs that READMEs take for there."""
+    """The inputs of commands, and the models and runs that READMEs assume to exist."""
     directory = tmp_path_factory.mktemp("ready")
     needed.make(directory)
     for name in ("configs", "experiments", "tools"):
@@ -277,7 +277,7 @@ def told(results: list[dict[str, Any]]) -> str:
 
 
 def words_of(line: str) -> str:
-    """A line as far as its second number, with one space between words: what no size of a model changes."""
+    """A line up to its second number, with single spaces: the part that does not depend on the model's size."""
     return " ".join("#".join(re.split(r"[\d.]+", line)[:2]).split())
 
 

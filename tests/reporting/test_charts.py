@@ -18,7 +18,7 @@ def parse(svg):
 
 
 def lines(svg):
-    """The stretches of each drawn series, as lists of (x, y)."""
+    """The unbroken parts of each drawn series, as lists of (x, y)."""
     paths = [path.get("d") for path in parse(svg).iter("path") if "line" in path.get("class").split()]
     return [
         [[tuple(map(float, point.split())) for point in stretch.split("L")] for stretch in path.split("M")[1:]]

@@ -10,7 +10,7 @@ ATTACK = "<script>alert('&')</script><img src=x onerror=alert(1)>"
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see: every start tag with its attributes, the visible text, and tables as rows."""
+    """The page as a browser shows it: every start tag with its attributes, the visible text, and tables as rows."""
 
     def __init__(self, source):
         super().__init__()
@@ -247,7 +247,7 @@ def test_writing_again_replaces_the_page(workdir):
 
 
 def test_where_the_time_went(tmp_path):
-    """Of the line that counts the most; what is damaged is left out."""
+    """From the line with the largest sum; damaged entries are left out."""
     lines = [
         {"step": 10, "split": "train", "loss": 2.0, "seconds/step": 6.0, "seconds/compile": 4.0},
         {
@@ -274,6 +274,6 @@ def test_what_was_changed_while_the_run_went_on_is_a_table(tmp_path):
     options = {"train.num_steps": [400, 800], "schedule.name": ["wsd", ATTACK], "seed": 3}
     (tmp_path / "manifest.json").write_text(json.dumps({"changes": [{"step": 400, "options": options}, 7, {}]}))
     page = write_report(tmp_path).read_text()
-    assert "Changed while the run went on" in page
+    assert "Options changed during the run" in page
     assert '<td class="key">train.num_steps</td><td class="code">400</td><td class="code">800</td>' in page
     assert ATTACK not in page

@@ -1,4 +1,4 @@
-"""Rewards: the built-in ones, sums of them, and functions of users that raise, hang, die or say no number."""
+"""Rewards: built-in ones, sums, and functions of users that raise, hang, die or return no number."""
 
 import math
 import os

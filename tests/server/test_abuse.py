@@ -1,4 +1,4 @@
-"""Many clients at once, most of them rude: every good request is answered right, every bad one with an error."""
+"""Many clients at once, most of them abusive: good requests get right answers, bad ones get errors."""
 
 import concurrent.futures
 import json
@@ -96,14 +96,14 @@ def http(models, live):
 
 
 def core(answer: dict) -> dict:
-    """What of an answer depends on the request alone."""
+    """The part of an answer that depends only on the request."""
     kept = {name: answer[name] for name in ("choices", "data", "tokens") if name in answer}
     assert kept, answer
     return kept
 
 
 def retried(http, path, body):
-    """The answer; a full queue is asked again."""
+    """The answer, with further tries if the queue is full."""
     while (answer := http.post(path, json=body)).status_code == 429:
         assert answer.json()["error"]["code"] == "queue_full"
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""What clients of OpenAI's API need, each with its number in the list of what goes wrong elsewhere."""
+"""What clients of OpenAI's API need; the numbers are those of a list of known faults of other servers."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def refused(response, status=400, kind="invalid_request_error") -> dict:
 
 
 def writes(model, monkeypatch, pieces, *, reason="stop", **fields):
-    """Lets the engine of a model answer with these texts."""
+    """Makes the engine of a model answer with these texts."""
 
     def step(self):
         self._leave()
@@ -320,7 +320,7 @@ def test_19_a_hundred_disconnects_lose_no_slot(models, live):
 
 
 def test_20_the_same_seed_gives_the_same_answer_in_any_company(client, models):
-    """Tokens and the bits of their log-probabilities, alone and among others that come and go."""
+    """Tokens and log-probabilities are bit-identical, alone and among other requests."""
     from concurrent.futures import ThreadPoolExecutor
 
     asks = [PROMPT | {"prompt": "x" * (7 * i + 1), "seed": i, "logprobs": 2, "max_tokens": 5 + i} for i in range(12)]

@@ -1,4 +1,4 @@
-"""The clients themselves, unmodified, against a live server."""
+"""Unmodified client packages with a live server."""
 
 import importlib.util
 import json
@@ -100,7 +100,7 @@ def check(python: str, address: str, script: str = SCRIPT) -> None:
 
 
 def test_the_openai_package_unmodified(models, live):
-    """That of this environment, and those of GPTJAX_OPENAI_PYTHONS (interpreters, with : between them)."""
+    """The version in this environment, and those of GPTJAX_OPENAI_PYTHONS (interpreters separated by ":")."""
     others = [path for path in os.environ.get("GPTJAX_OPENAI_PYTHONS", "").split(":") if path]
     if not others:
         pytest.importorskip("openai")
@@ -112,7 +112,7 @@ def test_the_openai_package_unmodified(models, live):
 
 @pytest.mark.slow
 def test_litellm_as_a_client(models, live):
-    """Its errors are those that it makes of OpenAI's own, such as of a prompt that is too long."""
+    """It converts OpenAI's errors, such as that of a prompt that is too long, to its own."""
     if importlib.util.find_spec("litellm") is None:  # to import it takes seconds, and asks its maker for prices
         pytest.skip("there is no litellm")
     check(sys.executable, live(models), LITELLM)
@@ -164,7 +164,7 @@ metric_list: [{metrics}]
     ],
 )
 def test_lm_eval_scores_through_the_server_as_evaluate_does(models, live, tmp_path, kind, target, metrics):
-    """local-completions with no tokenizer of its own: the server's paths answer. To the digits that lm-eval prints."""
+    """local-completions without its own tokenizer uses the server's. Equal to the digits that lm-eval prints."""
     lm_eval = pytest.importorskip("lm_eval")
     pytest.importorskip("tenacity")
     from lm_eval.tasks import TaskManager

@@ -19,7 +19,7 @@ GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, make_trained, save_run):
-    """A base, and two runs that trained adapters beside it."""
+    """A base model, and two runs that trained adapters for it."""
     directory, base = tmp_path_factory.mktemp("runs"), make_trained()
     save_run(directory / "base", 1, base)
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""The page in a browser: Chromium without a window, that of the system, else that of `playwright install chromium`."""
+"""The page in a browser: headless Chromium, the system's or that of `playwright install chromium`."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def two_models(make_served):
 
 @pytest.fixture
 def page(live, two_models, tmp_path):
-    """An open page, which fails where a request leaves the origin or a script raises."""
+    """An open page, which fails if a request leaves the origin or a script raises."""
     address = live(two_models, preferences=tmp_path / "choices.jsonl")
     wrong = []
     with playwright.sync_playwright() as driver:

@@ -1,4 +1,4 @@
-"""The paths that generate nothing, answers in a given form, limits and keys."""
+"""Endpoints without generation, answers in a given format, limits and keys."""
 
 import base64
 import json

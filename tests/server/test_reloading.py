@@ -1,4 +1,4 @@
-"""A better checkpoint in the place of the one that is served, while requests are under way."""
+"""A better checkpoint replaces the served one while requests are running."""
 
 import json
 import threading
@@ -84,7 +84,7 @@ def test_what_is_no_better_or_of_another_model_or_damaged_changes_nothing(run, s
     save_run(run, 2, make_trained(seed=2), loss=3.0)
     assert reloader.look() == []
     save_run(run, 3, make_trained(seed=2, mlp_dim=32), loss=1.0)
-    assert reloader.look() == [] and "is of another model" in caplog.text
+    assert reloader.look() == [] and "belongs to another model" in caplog.text
     save_run(run, 4, make_trained(seed=2), loss=0.5)
     for path in (run / "checkpoints" / "4" / "state").rglob("*"):
         if path.is_file():
@@ -112,7 +112,9 @@ def test_a_run_in_a_bucket_is_followed_and_a_bucket_that_does_not_answer_changes
     put()
     store.status = 403
     assert reloader.look() == []
-    assert "run: no look for a better checkpoint: gs://gptjax-test/followed: there is no permission" in caplog.text
+    assert (
+        "run: could not look for a better checkpoint: gs://gptjax-test/followed: there is no permission" in caplog.text
+    )
     store.status = 0
     assert reloader.look() == ["run"]
     assert served.path.name == "2"

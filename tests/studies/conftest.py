@@ -22,7 +22,7 @@ def small_base(tiny_config, tiny_corpus):
 
 @pytest.fixture
 def made(small_base, tmp_path):
-    """A study with made-up cells: the loss is that of the rate, and 0.1 more for each seed; the wild arm diverges."""
+    """A study with made-up cells: the loss depends on the rate, plus 0.1 per seed; the arm "wild" diverges."""
 
     def make(name: str = "study", **arms) -> Plan:
         arms = arms or {f"at_{rate:g}": {RATE: rate} for rate in (1e-4, 1e-3, 1e-2)} | {"wild": {RATE: 1e3}}
@@ -39,7 +39,7 @@ def made(small_base, tmp_path):
 
 
 def fill(cell) -> None:
-    """A step lasts a second, in the arm "slow" two: half of it on the device, half waiting for data and in the loop."""
+    """A step takes a second, in the arm "slow" two: half of it on the device, half waiting for data and in the loop."""
     cell.workdir.mkdir(parents=True)
     rate, pace = cell.config.optimizer.learning_rate, 2.0 if cell.arm == "slow" else 1.0
     last = 3 if rate > 1 else STEPS

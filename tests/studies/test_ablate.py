@@ -1,4 +1,4 @@
-"""The verb: its flags reach what they steer, and what is wrong with a request is named before anything runs."""
+"""The verb: its flags have their effects, and mistakes in a request are reported before anything runs."""
 
 import json
 import sys
@@ -77,7 +77,7 @@ def test_cells_are_packed_as_the_flag_says(study_file, tmp_path, monkeypatch, pa
             'study.arms["fast"] = {"optimizer.learning_rate": "x"}',
             "arm 'fast': the config has 1 problem: optimizer.lear",
         ),
-        ('study.arms["fast"] = {"seed": 3}', "arm 'fast' sets seed; all arms have the seeds of the study"),
+        ('study.arms["fast"] = {"seed": 3}', "arm 'fast' sets seed; all arms use the seeds of the study"),
         ('study.claims = ("fats < slow",)', "names 'fats', no arm; did you mean fast?"),
         ('study.claims = ("fast is better",)', "is not of the form"),
         ('study.arms["fast"] = study.arms["slow"]', "the arms 'slow' and 'fast' are the same"),
@@ -92,17 +92,17 @@ def test_cells_are_packed_as_the_flag_says(study_file, tmp_path, monkeypatch, pa
         ("study.tuning_seeds = (1, 1)", "study.tuning_seeds is (1, 1)"),
         (
             f'study.arms["fast"] = {{{RATE}: Grid(1e-4, 1e-3, 1e-2)}}',
-            "not tuned alike: cells of their grids are slow 0",
+            "not tuned alike (tuning cells: slow 0",
         ),
-        (f'study.arms["fast"] = {{{RATE}: Grid(1e-4, 1e-3)}}', "has only ends, 0.0001 and 0.001"),
-        (f'study.arms["fast"] = {{{RATE}: Grid(1e-4)}}', "needs at least two values"),
+        (f'study.arms["fast"] = {{{RATE}: Grid(1e-4, 1e-3)}}', "has only two values, 0.0001 and 0.001"),
+        (f'study.arms["fast"] = {{{RATE}: Grid(1e-4)}}', "needs at least two different values"),
         (f'study.arms["fast"] = {{{RATE}: Grid(1e-4, 1e-3, -1)}}', "optimizer.learning_rate is -1"),
         ('study.arms["fast"] = {"optimizer.rate": Grid(1e-4, 1e-3)}', "optimizer.rate is not an option"),
         (f'study.arms["fast"] = {{{RATE}: Grid(*range(1, 2000))}}', "have 1999 combinations; at most 1000 are tried"),
         ('study.arms["fast"] = None', 'study.arms must be {name: {"section.option": value}}'),
         ('study.arms["fast"] = {"optimizer.learning_rate": Grid([1], [2], [3])}', "it must be a number"),
         ('study.claims = ("fast < slow + 0.1.2",)', "is not of the form"),
-        ('study.metric = "accuracy"', "study.metric is 'accuracy', of which more is better"),
+        ('study.metric = "accuracy"', "study.metric is 'accuracy', where higher is better"),
         ('study.unmatched = {"speed": ""}', "study.unmatched names 'speed'"),
     ],
 )
@@ -136,11 +136,11 @@ def test_a_work_directory_of_something_else_is_refused(refused, study_file, tmp_
         (["--search.optimizer.learning_rate=1..2..3"], "write a range, LOW..HIGH"),
         (["--search.optimizer.learning_rate"], "has no value"),
         (["--search.optimizer.rate=1..2"], "unknown option --search.optimizer.rate; did you mean optimizer."),
-        (["--search.optimizer.name=lion,muon"], "optimizer.name is not a number that the training depends on"),
-        (["--search.logging.every=1..5"], "logging.every is not a number that the training depends on"),
+        (["--search.optimizer.name=lion,muon"], "optimizer.name is not a number that changes the training"),
+        (["--search.logging.every=1..5"], "logging.every is not a number that changes the training"),
         (["--search.model.qkv_bias=0,1"], "model.qkv_bias is not a number"),
         (["--search.seed=1..5"], "--search.seeds=3 averages over seeds"),
-        (["--search.schedule.warmup=2%..5%"], "a search needs numbers, of steps"),
+        (["--search.schedule.warmup=2%..5%"], "a search needs numbers; durations in steps"),
         (["--search.trials=0", "--search.optimizer.beta1=0.8..0.9"], "--search.trials is 0; it must be at least 1"),
         (["--search.seeds=x", "--search.optimizer.beta1=0.8..0.9"], "--search.seeds is 'x'; it must be a whole number"),
         (["--search.method=annealing"], "--search.method is 'annealing'; choose from grid, random, tpe"),

@@ -1,4 +1,4 @@
-"""Two runs are told apart by what produced them, and by where their losses part."""
+"""Two runs are compared by what produced them, and by where their losses part."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_the_same_run_is_the_same(tiny_config, tmp_path):
     differences, where = compare(one, other)
     assert differences == []
     assert where.step is None
-    assert "all 2 steps that both tell of are the same, bit by bit" in where.in_words()
+    assert "all 2 common steps are bit-identical" in where.in_words()
 
 
 def test_what_differs_is_named_the_likeliest_cause_first(tiny_config, tmp_path):

@@ -1,4 +1,4 @@
-"""Sizes at equal training FLOPs: a planted optimum is found, by what is counted."""
+"""Sizes at equal training FLOPs: a planted optimum is found, for each way to count parameters."""
 
 import itertools
 import json

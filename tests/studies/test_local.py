@@ -1,4 +1,4 @@
-"""What ends a cell without saying anything of its arm is not a result; what diverged is one."""
+"""Failures that say nothing about the arm are no results; divergence is one."""
 
 import json
 

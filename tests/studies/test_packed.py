@@ -1,4 +1,4 @@
-"""Packed cells are the runs that they would be alone; one that diverges does not disturb the others."""
+"""Packed cells equal the same cells run alone; a diverging one does not disturb the others."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_what_can_be_packed(base, path, value, together):
 
 
 def test_cells_that_a_kill_has_parted_go_on_in_groups(tmp_path, monkeypatch):
-    """Members of a program are at one step."""
+    """Packed cells must be at the same step."""
     starts = {"a": 0, "b": 8, "c": 0}
     for name in starts:
         (tmp_path / name).mkdir()

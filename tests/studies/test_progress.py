@@ -1,4 +1,4 @@
-"""What a study shows while it runs: a table on a terminal, few lines elsewhere."""
+"""What a study prints while it runs: a table on a terminal, a few lines elsewhere."""
 
 import io
 import json

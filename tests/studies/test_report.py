@@ -1,4 +1,4 @@
-"""What a report says of scores that are known: verdicts with their scale, noise, tuning. Cells end at once here."""
+"""The report of known scores: verdicts with their scale, noise, tuning. Cells end at once here."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def base(tiny_config, tiny_corpus):
 
 
 def finish(cell, final: float, *, seconds: float = 1.0) -> None:
-    """What a run leaves: a loss that falls from 5 to `final`, a quarter of the way with each step."""
+    """Writes the files of a run: a loss that falls from 5 to `final`, by a quarter with each step."""
     cell.workdir.mkdir(parents=True, exist_ok=True)
     lines = []
     for step in range(1, STEPS + 1):
@@ -91,7 +91,7 @@ def test_the_tuning_is_in_the_report(base, tmp_path):
 
 def test_the_noise_stands_beside_the_difference(base, tmp_path):
     plan = ended(study(base), tmp_path)
-    assert "Noise: how much a seed does by itself is not measured; see --noise." in report.text(plan)
+    assert "Noise: the deviation between seeds is not measured; see --noise." in report.text(plan)
     for cell, loss in zip(plan.noise_cells(), (3.0, 3.1, 3.2), strict=True):
         finish(cell, loss)
     sigma = plan.measure_noise()
@@ -110,7 +110,7 @@ def test_the_noise_stands_beside_the_difference(base, tmp_path):
 def test_cells_are_missing(base, tmp_path):
     ((_, comparison, verdict),) = report.findings(Plan(study(base), tmp_path))
     assert (comparison, verdict) == (None, "cells are missing")
-    assert "| muon | 3 | 1 | 3 | not known: cells are missing |" in report.text(Plan(study(base), tmp_path))
+    assert "| muon | 3 | 1 | 3 | unknown: cells are missing |" in report.text(Plan(study(base), tmp_path))
 
 
 def test_a_claim_that_is_changed_after_cells_ran_is_told(base, tmp_path):
@@ -125,7 +125,7 @@ def test_a_claim_that_is_changed_after_cells_ran_is_told(base, tmp_path):
 
 
 def test_an_arm_that_diverged_has_no_score_in_another_unit(base, tmp_path):
-    """Where no cell says what a nat is in bits per byte, ln(vocabulary) is not taken for bits per byte."""
+    """If no cell gives the ratio of nats to bits per byte, ln(vocabulary) is not used as bits per byte."""
     one = dataclasses.replace(study(base), metric="bits_per_byte")
     plan = ended(one, tmp_path)
     cells = [cell for cell in plan.cells if cell.arm == "adamw"]

@@ -1,4 +1,4 @@
-"""A run that is trained anew is the same to the bit; where it departs, the step, the values and the causes are told."""
+"""A run that is trained again is bit-identical; if it departs, the step, the values and the causes are reported."""
 
 import json
 import shutil
@@ -39,14 +39,14 @@ def test_a_run_is_reproduced_to_the_bit(base, tmp_path):
         command = [sys.executable, "-m", f"gptjax.{verb}", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=REPOSITORY)
         assert done.returncode == 0, done.stderr
-    assert "bit-identical: all numbers of 10 lines, up to step 8, are the same" in done.stdout
+    assert "bit-identical: all numbers of 10 lines up to step 8 are equal" in done.stdout
     assert (tmp_path / "a-reproduced" / "metrics.jsonl").exists()
     assert differences.manifest(tmp_path / "a")["processor"]
 
 
 @pytest.fixture
 def run_of(base, tmp_path, monkeypatch):
-    """A run that never was, whose repetition writes what it wrote, with changes."""
+    """A made-up run, whose repetition writes the same files with changes."""
     run, changes = tmp_path / "run", {"loss": {}, "manifest": {}}
     run.mkdir()
     config = base.copy_and_resolve_references()
@@ -89,7 +89,7 @@ def test_only_the_first_steps_may_be_compared(run_of):
     run, changes = run_of
     changes["loss"][7] = 3.0
     found = again(run, steps=6)
-    assert found.in_words().startswith("bit-identical: all numbers of 6 lines, up to step 6")
+    assert found.in_words().startswith("bit-identical: all numbers of 6 lines up to step 6")
     assert changes["halted"][0] == 6
 
 
@@ -108,7 +108,7 @@ def test_on_the_same_processor_the_last_bit_counts(run_of):
         "it departs at step 7, train loss: 2.0 at first, 2.0000001 now (the same code on the same CPU repeats every bit"
     )
     assert found.in_words().startswith(words)
-    assert "nothing that is noted differs" in found.in_words()
+    assert "the records do not differ" in found.in_words()
 
 
 @pytest.mark.parametrize(("step", "value", "holds"), [(7, 2 + 1e-5, True), (7, 2 + 4e-5, False), (40, 2 + 4e-5, True)])
@@ -138,7 +138,7 @@ def test_what_differs_is_a_cause(run_of):
     ("diverges", "message"),
     [
         (True, "departs: the run diverged after step 8, and .* step 40; .* loss is nan"),
-        (False, "no end: it stopped at step 8"),
+        (False, "did not finish: it stopped at step 8"),
     ],
 )
 def test_a_repetition_that_ends_early_is_no_agreement(run_of, diverges, message):
@@ -157,7 +157,7 @@ def test_what_cannot_be_reproduced(run_of, tmp_path):
     run, _ = run_of
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(UserError, match="other is there already"):
+    with pytest.raises(UserError, match="other exists already"):
         reproduction.rerun(run, tmp_path / "other", show=print)
     with pytest.raises(UserError, match=r"is not a work directory: it has no config.json"):
         reproduction.rerun(tmp_path / "other", tmp_path / "new", show=print)

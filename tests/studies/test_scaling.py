@@ -21,7 +21,7 @@ RATE, WIDTH = "optimizer.learning_rate", "model.embed_dim"
 
 
 def planted(compute, faster: float = 1.0):
-    """The loss at a compute; an arm that is `faster` reaches it with so many times less."""
+    """The loss at a compute; a `faster` arm reaches it with that many times less compute."""
     return FLOOR + SCALE * (np.asarray(compute) * faster / 1e12) ** -EXPONENT
 
 
@@ -90,7 +90,7 @@ SLOW = pytest.mark.slow
     ("seeds", "floor"), [(3, None), *(pytest.param(*case, marks=SLOW) for case in ((2, None), (3, FLOOR), (5, None)))]
 )
 def test_intervals_cover_what_is_planted(seeds, floor):
-    """Of 40 ladders each interval misses at most a tenth; 95 % are promised."""
+    """Of 40 ladders each interval misses at most a tenth; the nominal coverage is 95 %."""
     random, hits = np.random.default_rng(seeds), []
     for _ in range(40):
         law = scaling.fit(COMPUTE, scaling.draws(random.normal(planted(COMPUTE), 0.01, (seeds, len(COMPUTE)))), floor)
@@ -120,7 +120,7 @@ def study(base, **options) -> Study:
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Cells end at once, on a law of their own arm: muon is faster by three, and less so the larger the rung."""
+    """Cells end at once, on a law of their own arm: muon is faster by three, and by less the larger the rung."""
     seen = []
 
     def run(jobs, **options):
@@ -198,7 +198,7 @@ def test_a_rung_is_predicted_before_it_runs(base, ran, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_speed_up_and_its_trend(base, ran, tmp_path):
-    """What is planted is of another compute than the FLOPs of the study: the law of the baseline decides."""
+    """The planted law uses another compute than the study's FLOPs: the law of the baseline decides."""
     ablate.ablate(study(base), tmp_path, workers=1)
     plan = Plan(study(base), tmp_path)
     base_law, other = (ladder.fitted(plan, family) for family in plan.families)

@@ -1,4 +1,4 @@
-"""A search proposes by Optuna, runs cells, goes on after a kill, and says where the optimum lies."""
+"""A search: Optuna proposes, cells run, it continues after a kill, and it reports where the optimum lies."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Whole studies, simulated: claims of every form are supported, refuted or left open as often as is promised.
+"""Whole studies, simulated: claims of every form have the promised rates of verdicts.
 
 A study has 5 seeds; the score of an arm is that of the seed, which all arms share, plus noise of its own.
 """
@@ -20,7 +20,7 @@ DEVIATION = NOISE * math.sqrt(2)  # of the difference of two arms
 
 
 class Simulated(Plan):
-    """A plan whose cells are all done. `shift`: of the true score of an arm from that of the baseline."""
+    """A plan whose cells are all done. `shift`: true score of an arm minus that of the baseline."""
 
     def __init__(self, study: Study, shift: dict[str, float], random: np.random.Generator):
         of_seed = random.normal(4, 0.05, SEEDS)

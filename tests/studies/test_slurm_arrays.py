@@ -1,4 +1,4 @@
-"""A study as a Slurm job array: the script, its options, the whole way through a queue on this machine."""
+"""A study as a Slurm job array: the script, its options, and a complete pass through a queue on this machine."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_the_script_of_an_array(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("array=0-3", "sets --array itself"), ("Partition=x", "long option of sbatch"), ("comment=a\nb", "of one line")],
+    [("array=0-3", "sets --array itself"), ("Partition=x", "long option of sbatch"), ("comment=a\nb", "a single line")],
 )
 def test_options_of_sbatch_that_are_none(option, message):
     with pytest.raises(UserError, match=message):
@@ -99,7 +99,7 @@ def test_an_array_gives_the_table_of_this_machine(study, tmp_path, monkeypatch, 
 
 
 def test_what_is_in_the_queue(tmp_path, monkeypatch):
-    """Elements of an array by the names and numbers that squeue tells; the rest has ended."""
+    """Elements of an array are read from squeue's names and numbers; all others have ended."""
     (tmp_path / "slurm").mkdir()
     jobs = [[{"workdir": "/w/a"}], [{"workdir": "/w/b"}, {"workdir": "/w/c"}], [{"workdir": "/w/d"}]]
     (tmp_path / "slurm" / "gptjax-0.json").write_text(json.dumps(jobs))

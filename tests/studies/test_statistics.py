@@ -1,4 +1,4 @@
-"""Verdicts have the error rates that they claim, by simulation, and equal scipy's tests."""
+"""Verdicts have their nominal error rates, by simulation, and agree with scipy's tests."""
 
 import math
 
@@ -12,7 +12,7 @@ STUDIES, SEEDS = 2000, 5
 
 
 def studies(effect: float, seed: int, seeds: int = SEEDS, arms: int = 1):
-    """Scores of a baseline and of arms that are better by `effect`; a seed does the same to all."""
+    """Scores of a baseline and of arms that are better by `effect`; a seed has the same effect on all."""
     random = np.random.default_rng(seed)
     for _ in range(STUDIES):
         of_seed = random.normal(4, 0.05, seeds)
@@ -21,7 +21,7 @@ def studies(effect: float, seed: int, seeds: int = SEEDS, arms: int = 1):
 
 
 def share(verdict: str, **options) -> float:
-    """Of simulated studies that come to a verdict in any of their claims."""
+    """The share of simulated studies with this verdict in any of their claims."""
     told = (
         verdicts({str(i): compare(arm, baseline) for i, arm in enumerate(arms)}).values()
         for baseline, arms in studies(**options)
@@ -90,7 +90,7 @@ def test_a_verdict_is_where_the_interval_lies():
 
 
 def test_holm_lets_the_second_pass_where_the_first_did():
-    """A p between a half and the whole of ALPHA is enough beside a strong claim, and not beside a weak one."""
+    """A p between ALPHA / 2 and ALPHA is enough beside a strong claim, but not beside a weak one."""
     noise = np.array([-1.0, 1.0, -0.5, 0.5, 0.2, -0.2])
     deviation, n = noise.std(ddof=1), len(noise)
     mean = stats.t.isf(0.75 * ALPHA, n - 1) * deviation / math.sqrt(n)
@@ -107,7 +107,7 @@ def test_one_value_has_no_interval():
 
 
 def test_claims_whose_cells_are_missing_count_in_the_correction():
-    """A verdict of a part of the study is not taken back when the rest has run."""
+    """A verdict on a part of the study is not withdrawn when the rest has run."""
     comparison = compare([1.0, 1.1, 1.05, 1.02], [1.2, 1.25, 1.18, 1.3])
     assert ALPHA / 9 < comparison.p_supported < ALPHA
     assert verdicts({"a < b": comparison}) == {"a < b": "supported"}

@@ -61,7 +61,7 @@ def study_file(tiny_corpus, tmp_path_factory) -> Path:
         ({"margin": float("nan")}, "at least 0"),
         ({"arms": {}, "claims": ()}, "at least one arm"),
         ({"arms": {"a": {}, "b": {}}, "claims": ()}, "the arms 'a' and 'b' are the same"),
-        ({"arms": {"a": {"seed": 1}}, "claims": ()}, "arm 'a' sets seed; all arms have the seeds of the study"),
+        ({"arms": {"a": {"seed": 1}}, "claims": ()}, "arm 'a' sets seed; all arms use the seeds of the study"),
         ({"arms": {"a": {"model.layers": 1}}, "claims": ()}, "arm 'a': model.layers is not an option; did you mean"),
         ({"arms": {"a": {"model.num_layers": -1}}, "claims": ()}, "(?s)arm 'a': .*model.num_layers is -1"),
         ({"arms": {"a/b": {}}, "claims": ()}, "'a/b' is no name of an arm"),

@@ -1,4 +1,4 @@
-"""report.md and report.html have the same facts; times of a clock are in the page and in timing.csv alone."""
+"""report.md and report.html have the same facts; times are only in the page and in timing.csv."""
 
 import csv
 import html
@@ -17,7 +17,7 @@ COMMAND = ["--study=rates.py:smoke", "--study.seeds=2", "--workdir=/somewhere", 
 
 @pytest.fixture
 def timed(made):
-    """The slow arm has the lower loss, 3 against 4 and 1 / steps; it takes 16 seconds, the quick one 8."""
+    """The slow arm has the lower loss, 3 against 4, plus 1 / steps; it takes 16 seconds, the quick one 8."""
     return made(quick={RATE: 1e-2}, slow={RATE: 1e-3}, wild={RATE: 1e3, "optimizer.clip_norm": 0.0})
 
 
@@ -96,7 +96,7 @@ def test_what_a_person_wrote_is_text(timed):
 
 
 def test_another_clock_changes_neither_the_text_nor_the_table(timed):
-    """What a kill and a restart, or another machine, do to a study."""
+    """As after a kill and a restart, or on another machine."""
     report.write(timed, COMMAND)
     before = [(timed.workdir / name).read_bytes() for name in ("report.md", "results.csv")]
     for cell in timed.cells:

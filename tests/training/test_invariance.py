@@ -40,7 +40,7 @@ def tiny_run(optimizer: str = "adamw", dropout: float = 0.0, **changes: int | st
 
 
 def ragged_batch(step: int) -> dict[str, np.ndarray]:
-    """Rows of documents of different lengths, each with another share of tokens that count (row 0: none)."""
+    """Rows of documents of different lengths, each with a different share of weighted tokens (row 0: none)."""
     random = np.random.default_rng(step)
     begins = random.random((ROWS, LENGTH)) < 0.25
     begins[:, 0] = True
@@ -60,7 +60,7 @@ MIXTURE = {"num_experts": 4, "balance_loss": 0.1}
 
 @pytest.fixture(scope="module")
 def params() -> gpt.Params:
-    """Where every run starts. (Initialisation on a mesh is tested in tests/parallel.)"""
+    """The initial parameters of all runs. (Initialisation on a mesh is tested in tests/parallel.)"""
     return jax.jit(gpt.initialise, static_argnums=0)(architecture_of(tiny_run()), jax.random.key(0))
 
 
@@ -89,13 +89,13 @@ def train(config: Config, params: gpt.Params) -> tuple[list[dict[str, float]], T
 
 @pytest.fixture(scope="module")
 def baseline(params):
-    """A function from (optimizer, dropout) to what `train` gives on one device, computed once."""
+    """A function from (optimizer, dropout) to the result of `train` on one device, computed once."""
     return functools.cache(lambda **options: train(tiny_run(**options), params))
 
 
 @pytest.fixture(scope="module")
 def mixture():
-    """The same of a mixture of experts, with the parameters that it begins with: a function of the optimizer."""
+    """The same for a mixture of experts, with its initial parameters: a function of the optimizer."""
 
     @functools.cache
     def trained(optimizer: str):
@@ -156,7 +156,7 @@ QUICK = {
 
 
 def variants(*names: str) -> list:
-    """Parameters of a test; those that the quick ones cover are slow tests."""
+    """Parameters of a test; those that quick ones cover are marked as slow."""
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
@@ -191,7 +191,7 @@ def test_muon_sees_whole_experts_however_they_are_split(mixture):
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("activation", [pytest.param("gelu", marks=pytest.mark.slow), "swiglu"])
 def test_no_device_gathers_the_experts_of_others(activation, optimizer):
-    """In the compiled step nothing that goes between devices is as wide as experts are; sums over data are."""
+    """In the compiled step no collective is as wide as the experts, except sums over data."""
     config = tiny_run(optimizer, num_experts=4, mlp_dim=88, activation=activation, data=2, expert=4)
     params = jax.jit(gpt.initialise, static_argnums=0)(architecture_of(config), jax.random.key(0))
     program, _ = prepare(config, params)
@@ -221,7 +221,7 @@ def test_value_embeddings_scalars_and_gates_are_the_same_however_they_are_split(
 
 
 def test_the_tiny_run_learns_something(params, baseline):
-    """An invariance of numbers that do not move would say nothing."""
+    """Invariance tests would mean nothing if the numbers did not change."""
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, baseline()[1].params)
     assert min(jax.tree.leaves(moved)) > 1e-3
 

@@ -56,7 +56,7 @@ def test_operations_are_counted_and_ordered_by_their_own_time(profile):
 
 
 def test_kernels_of_libraries_are_counted_by_what_they_do():
-    """Names that a profile of a training step on an H200 has."""
+    """Kernel names from a profile of a training step on an H200."""
     names = {
         "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_splitK_NTN": "matrix product",
         "sm90_xmma_gemm_f32f32_tf32f32_f32_nt_n_tilesize128x256x32": "matrix product",

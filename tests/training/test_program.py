@@ -23,7 +23,7 @@ def base(tiny_config) -> Config:
 
 
 def cell_of(base: Config, index: int) -> Config:
-    """A cell of a study: another value of everything that is an input of the step."""
+    """A cell of a study with different values of everything that is an input of the step."""
     cell, rate = base.copy_and_resolve_references(), 1e-3 * (1 + index / 4)
     cell.seed = index  # dropout follows it, too
     cell.optimizer.update(learning_rate=rate, muon_learning_rate=3 * rate, weight_decay=0.1 * index)
@@ -89,7 +89,7 @@ def test_packed_members_equal_their_solo_runs(base, optimizer, parts, mesh):
 
 
 def test_one_program_serves_all_values(base):
-    """Cells of other rates, decays, betas and seeds find the compiled program of the first."""
+    """Cells with other rates, decays, betas and seeds reuse the compiled program of the first."""
     program = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]))
     state, batch = program.initial_state(), program.to_device(batch_of(0, 0))
     text = program.step.lower(state, batch, program.hyper(0)).as_text()
@@ -133,7 +133,7 @@ def test_norms_of_each_layer(base):
 
 
 def test_shapes_of_hyper_parameters_need_no_device(base, monkeypatch):
-    """A plan compiles for devices that are not there."""
+    """A plan compiles for devices that do not exist."""
     program = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]))
     expected = {
         name: (np.shape(value), np.asarray(value).dtype) for name, value in program.hyperparameters.at(0).items()
@@ -152,7 +152,7 @@ def test_members_need_a_seed_each_or_one_for_all(base):
 
 
 def test_an_average_of_equal_numbers_stays_equal(base):
-    """To the bit, on processors with and without fused multiply-add."""
+    """Bitwise, on processors with and without fused multiply-add."""
     base.optimizer.learning_rate = 0.0
     program = Program.of(base, make_mesh(base.mesh, jax.devices()[:1]))
     state = program.initial_state()

@@ -19,7 +19,7 @@ LINE = {"step": 3, "split": "train", "loss": 0.5, "mfu_convention": "PaLM", "gra
 
 
 class Fake:
-    """A sink that keeps what it is given."""
+    """A sink that stores what it is given."""
 
     def __init__(self):
         self.lines, self.closed = [], False
@@ -46,7 +46,7 @@ class Blocks(Fake):
 
 @pytest.fixture
 def no_end(monkeypatch):
-    """A stuck sink ends the process at its exit; not that of the tests."""
+    """A stuck sink ends the process at its exit; here it must not end the tests."""
     monkeypatch.setattr(sinks.atexit, "register", lambda function: None)
 
 
@@ -93,7 +93,7 @@ def test_a_sink_that_blocks_for_ever_loses_lines_and_keeps_nobody(capsys, no_end
 
 
 def test_a_process_with_a_stuck_sink_ends_with_its_status():
-    """Also where the library of the sink waits for ever at the exit of the process."""
+    """Also if the sink's library never returns at the exit of the process."""
     program = (
         "import atexit, threading; from gptjax import interrupts; from gptjax.training import sinks\n"
         "sinks._EXIT_SECONDS = 0.1\n"
@@ -137,7 +137,7 @@ def begin(runs, **options):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """Stand-ins of wandb and trackio; gives the runs that were begun with each."""
+    """Stand-ins for wandb and trackio; yields the runs that were started with each."""
     begun = {"wandb": [], "trackio": []}
     for name in begun:
         module = ModuleType(name)
@@ -205,7 +205,7 @@ def test_mlflow_keeps_one_run_of_a_work_directory_in_its_own_file(tmp_path, monk
 
 
 def wandb_records(path) -> list[bytes]:
-    """What a .wandb file holds: after 7 bytes, 32 KiB blocks of parts (checksum 4, length 2, kind 1)."""
+    """The content of a .wandb file: after 7 bytes, 32 KiB blocks of parts (checksum 4, length 2, kind 1)."""
     data, at, records, parts = path.read_bytes(), 7, [], []
     while at + 7 < len(data):
         if 32768 - at % 32768 < 7:
@@ -220,7 +220,7 @@ def wandb_records(path) -> list[bytes]:
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch, capfd):
-    """Its own files, as `wandb sync` would send them: the numbers at their steps, one run of a work directory."""
+    """Its own files, as `wandb sync` would send them: the numbers at their steps, one run per work directory."""
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
@@ -271,7 +271,7 @@ def test_tensorboard_reads_what_is_written(tmp_path):
 
 
 def test_tensorboard_does_not_bring_torch(tmp_path):
-    """Which takes a second to import, where it is installed."""
+    """torch takes a second to import where it is installed."""
     pytest.importorskip("tensorboardX")
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     program = (

@@ -114,7 +114,7 @@ def test_a_signal_is_noted_and_the_old_handler_comes_back(name):
 
 
 def test_what_is_ignored_at_the_start_stays_ignored():
-    """As SIGHUP is under nohup."""
+    """As SIGHUP under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         signals = StopSignals()

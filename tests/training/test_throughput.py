@@ -24,7 +24,7 @@ def clock(monkeypatch) -> Clock:
 
 
 def test_pauses_are_left_out_of_the_speed(clock):
-    """Four steps in 10 s, of which 2 s are evaluation: 2 s a step, 500 tokens/s, half of the peak."""
+    """Four steps in 10 s, of which 2 s are evaluation: 2 s per step, 500 tokens/s, half of the peak."""
     meter = throughput.Meter(flops_per_token=6.0, peak=6000.0)
     for _ in range(4):
         with meter.doing("data"):
@@ -55,7 +55,7 @@ def test_a_reading_starts_anew_but_the_wall_time_goes_on(clock):
 
 
 def test_the_seconds_of_a_run_add_up_and_go_on_after_a_restart(clock):
-    """10 s of set-up, 4 s in the compiler, 20 s of steps, 1 s of data, 3 s of evaluation, 2 s of nothing."""
+    """10 s of set-up, 4 s of compiling, 20 s of steps, 1 s of data, 3 s of evaluation, 2 s idle."""
     before = {}
     for part in (1, 2):
         started = clock.now

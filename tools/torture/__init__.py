@@ -1,1 +1,1 @@
-"""Torture: every stage of gptjax is disturbed, and its end compared with the undisturbed one to the bit."""
+"""Torture: disturbs every stage of gptjax, and compares the result bit by bit with an undisturbed run."""

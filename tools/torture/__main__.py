@@ -1,15 +1,15 @@
-"""Disturbs every stage of gptjax, and compares the end with the undisturbed one to the bit.
+"""Disturbs every stage of gptjax, and compares the result bit by bit with an undisturbed run.
 
   python -m tools.torture --seed=0 --kills=100 --signals=50 --disks=50 --flips=50 --workers=2
   python -m tools.torture --only=train:kill:17
 
-kills     killed at moments of time and before operations on files, up to three times, the same command after each
+kills     killed at random times and before file operations, up to three times, with the same command after each
 signals   INT, TERM, HUP, USR1, USR2, INT twice, STOP and CONT, from the first millisecond
-disks     its directory, a part of it, the cache or TMPDIR is a small disk, which then grows (needs mount: root, or
-          user namespaces)
-flips     a file is cut, emptied or has a flipped bit, and is then read
+disks     its directory, a part of it, the cache or TMPDIR is a small disk that is enlarged later (needs mount: root,
+          or user namespaces)
+flips     a file is truncated, emptied or has a flipped bit, and is then read
 
-The number of each kind is shared by the stages. Exit status 1 if a case has not ended as it must.
+The number of each kind is divided among the stages. Exit status 1 if a case did not end as required.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from tools.torture.report import Outcome
 from tools.torture.stages import Stage, World, stages
 
 STAGES = ("train", "prepare", "import", "export", "evaluate", "generate", "finetune")
-_MOUNTS = "TORTURE_MOUNTS"  # set where this process is in a mount namespace of its own
+_MOUNTS = "TORTURE_MOUNTS"  # set if this process has its own mount namespace
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: children are ended
     options = _options()
     cases, notes = _cases(options), []
     if any(kind == "disk" for _, kind, _ in cases) and os.environ.get(_MOUNTS) != "1":
@@ -50,9 +50,9 @@ def main() -> int:
             os.environ[_MOUNTS] = "1"
             os.execvp(enter[0], [*enter, sys.executable, __file__, *sys.argv[1:]])
         skipped = sum(kind == "disk" for _, kind, _ in cases)
-        notes.append(f"{skipped} cases of full disks were skipped: nothing can be mounted here (root can)")
+        notes.append(f"{skipped} cases of full disks were skipped: mounting needs root")
         cases = [case for case in cases if case[1] != "disk"]
-    os.environ["JAX_PLATFORMS"] = "cpu"  # of this process, which reads checkpoints
+    os.environ["JAX_PLATFORMS"] = "cpu"  # for this process, which reads checkpoints
     scratch = Path(tempfile.mkdtemp(prefix="gptjax-torture-", dir=options.scratch)).resolve()
     try:
         outcomes = _torture(cases, options, scratch)
@@ -72,7 +72,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of all choices (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     for kind in KINDS:
         parser.add_argument(f"--{kind}s", type=int, default=0, help=f"number of cases of this kind, e.g. --{kind}s=50")
     parser.add_argument(
@@ -84,9 +84,9 @@ def _options() -> argparse.Namespace:
         "--output", type=Path, help="where the results are written, with .md beside, e.g. --output=torture.json"
     )
     parser.add_argument(
-        "--scratch", type=Path, help="an existing directory to work in (default: the one for temporary files)"
+        "--scratch", type=Path, help="an existing directory to work in (default: the system's temporary directory)"
     )
-    parser.add_argument("--programs", type=Path, help="a directory of compiled programs that is kept (default: none)")
+    parser.add_argument("--programs", type=Path, help="a directory that keeps compiled programs (default: none)")
     parser.add_argument("--keep", action="store_true", help="keep the directories of the cases that failed")
     options = parser.parse_args()
     options.stages = options.stages.split(",")
@@ -115,7 +115,7 @@ def _cases(options: argparse.Namespace) -> list[tuple[str, str, int]]:
 
 
 def _mount_namespace() -> list[str]:
-    """The command that runs another where it may mount; empty if there is none."""
+    """The command prefix that runs another command where it may mount; empty if there is none."""
     with tempfile.TemporaryDirectory() as directory:
         for enter in (["unshare", "--mount"], ["unshare", "--mount", "--map-root-user"]):
             trial = [*enter, "mount", "-t", "tmpfs", "-o", "size=4096", "tmpfs", directory]
@@ -190,7 +190,7 @@ def _torture(cases: list[tuple[str, str, int]], options: argparse.Namespace, scr
 def _run(
     stage: Stage, kind: str, seed: int, world: World, server: Server, usual: Undisturbed, scratch: Path, *, keep: bool
 ) -> Outcome:
-    """One case, in a directory that is removed unless it is kept and has failed."""
+    """Runs one case, in a directory that is removed unless `keep` is set and the case failed."""
     name = f"{stage.name}:{kind}:{seed}"
     directory = scratch / name.replace(":", "-")
     case = Case(stage, seed, random.Random(name), directory, server, usual)

@@ -1,4 +1,4 @@
-"""What a stage has made, so that two ends of it can be compared to the bit; and what is left behind."""
+"""The results of a stage, for bit-by-bit comparison, and the files that it leaves behind."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-Results = dict[str, str]  # a name, and a digest or a text that is equal where the result is
+Results = dict[str, str]  # name -> a digest or text that is equal if the result is
 
 # Keys of metrics.jsonl that the clock or the machine decides.
 _CLOCK = re.compile(r"seconds/.*|.*_s|.*per_second|mfu|goodput|.*memory.*")
 _BESIDE = ("tokenizer", "chat_template", "generation")  # in the metadata of a checkpoint
-# Names of what is not whole, or says that somebody is at work.
+# Names of unfinished files, and of locks.
 _LEFT = re.compile(r".*\.partial|.*\.building|.*\.tmp|.*-tmp.*|.*\.lock|lock|\..*")
 _one_at_a_time = threading.Lock()
 
@@ -23,7 +23,7 @@ def digest(content: bytes) -> str:
 
 
 def file_digest(path: Path, case: Path) -> str:
-    """Of a file; the directory of the case does not count."""
+    """The digest of a file; the path of the case directory in it does not count."""
     return digest(path.read_bytes().replace(str(case).encode(), b"CASE")) if path.is_file() else "not there"
 
 
@@ -35,7 +35,7 @@ def files(directory: Path, case: Path, *, leaving_out: str = "") -> Results:
 
 
 def run(workdir: Path, case: Path) -> Results:
-    """Of a training run: each line that it told but for the clock, its samples, and its last state."""
+    """The results of a training run: each line of metrics except times, its samples, and its last state."""
     names = ("config.json", "tokenizer.json", "samples.jsonl", "data_card.md")
     lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
     told = [{k: v for k, v in _parse(line).items() if not _CLOCK.fullmatch(k)} for line in lines]
@@ -53,7 +53,7 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def last_state(workdir: Path) -> Results:
-    """Of the last checkpoint: its step, every array of its state, and what belongs to the model beside them."""
+    """The results of the last checkpoint: its step, every array of its state, and the model's other files."""
     directory = workdir / "checkpoints"
     steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
     if not steps:
@@ -82,7 +82,7 @@ def state(checkpoint: Path) -> str:
                 restored = checkpointer.restore(
                     checkpoint / "state", args=ocp.args.PyTreeRestore(restore_args=as_arrays)
                 )
-        except Exception as error:  # whatever a damaged one makes Orbax raise
+        except Exception as error:  # anything that Orbax may raise for a damaged one
             return f"not readable: {type(error).__name__}"
     sums = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
@@ -92,19 +92,19 @@ def state(checkpoint: Path) -> str:
 
 
 def difference(expected: Results, found: Results) -> str:
-    """What differs, in a line; empty where nothing does."""
+    """The differences, in one line; empty if there are none."""
     names = [name for name in expected | found if expected.get(name) != found.get(name)]
     texts = [f"{name} is {found.get(name, 'not there')}, not {expected.get(name, 'there')}" for name in names[:3]]
     return "; ".join(texts) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def left_behind(case: Path, before: set[str]) -> list[str]:
-    """Files and directories that no result needs, but for those that an undisturbed run leaves too (`before`)."""
+    """Files and directories that no result needs, except those that an undisturbed run leaves, too (`before`)."""
     return sorted(str(path.relative_to(case)) for path in _unfinished(case) if _kind(case, path) not in before)
 
 
 def names(case: Path) -> set[str]:
-    """The kinds of names of what looks like something that is not whole, or a lock, under a case's directories."""
+    """Kinds of names of unfinished files and locks in a case's directories."""
     return {_kind(case, path) for path in _unfinished(case)}
 
 
@@ -114,10 +114,10 @@ def _unfinished(case: Path) -> list[Path]:
 
 
 def _kind(case: Path, path: Path) -> str:
-    """A path in a case without digests and numbers."""
+    """A path in a case, without digests and numbers."""
     return re.sub(r"[0-9a-f]{8,}|\d+", "N", str(path.relative_to(case)))
 
 
 def pages(directory: Path) -> int:
-    """The bytes that the files under a directory take on a tmpfs."""
+    """The bytes of the files under a directory on a tmpfs."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file())

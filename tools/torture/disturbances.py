@@ -1,4 +1,4 @@
-"""The kinds of disturbance. Each is a function of a case, whose every choice comes from the seed of the case."""
+"""The kinds of disturbance: functions of a case, with all random choices from the seed of the case."""
 
 import contextlib
 import random
@@ -17,20 +17,20 @@ from tools.torture.judge import Wrong
 from tools.torture.processes import Command, Server
 from tools.torture.stages import Reader, Stage, World
 
-LIMIT = 60.0  # seconds in which a command ends that was asked to
-_LONGEST_RUN = 300.0  # seconds for a command on a busy machine
+LIMIT = 60.0  # seconds within which a signalled command must end
+_LONGEST_RUN = 300.0  # seconds for a whole command on a busy machine
 
 
 @dataclass
 class Undisturbed:
-    """How a stage goes when nobody disturbs it.
+    """An undisturbed execution of a stage.
 
     Attributes:
-      seconds: from start to end, of a forked command. import_seconds: more than that for a new interpreter.
-      operations: of files, one a line: what the hook has counted.
-      read: what each reader makes of it.
-      names: of what it leaves that looks unfinished; see `compare.names`.
-      sizes: bytes in each directory that may be a small disk.
+      seconds: from start to end of a forked command. import_seconds: extra seconds of a new interpreter.
+      operations: file operations that the hook counted, one per line.
+      read: the result of each reader.
+      names: unfinished-looking files that it leaves; see `compare.names`.
+      sizes: bytes in each directory that may become a small disk.
     """
 
     seconds: float
@@ -46,7 +46,7 @@ class Undisturbed:
 class Case:
     """One disturbance of one stage.
 
-    `moments` says what was done to it, for the report.
+    `moments` describes the disturbances, for the report.
     """
 
     stage: Stage
@@ -71,13 +71,13 @@ class Case:
         return self.server.start(argv, cwd=self.directory, log=log, real=real, **places | environment)
 
     def operations(self) -> list[str]:
-        """What the last command has done to files so far."""
+        """The file operations of the last command so far."""
         tally = self.directory / "logs" / f"{self._count}.tally"
         text = tally.read_text(errors="replace") if tally.exists() else ""
         return [text[i : i + RECORD].strip() for i in range(0, len(text), RECORD)]
 
     def finish_as_usual(self) -> None:
-        """The same command again must end well, with the results of an undisturbed one, and leave nothing behind."""
+        """Runs the same command again: it must succeed, with the undisturbed results, and leave nothing behind."""
         command = self.start()
         judge.ended(command, command.finish(_LONGEST_RUN), {0})
         if what := compare.difference(self.usual.results, self.stage.results(self.directory)):
@@ -87,16 +87,16 @@ class Case:
             raise Wrong(f"left behind: {', '.join(left[:3])}{f' and {len(left) - 3} more' if len(left) > 3 else ''}")
 
     def nobody_is_left(self, *commands: Command) -> None:
-        """The processes of commands that have ended are gone, or go at once."""
+        """Checks that no processes of ended commands are left, or that they end at once."""
         end = time.monotonic() + LIMIT
         while alive := [pid for command in commands for pid in command.alive()]:
             if time.monotonic() > end:
-                raise Wrong(f"{len(alive)} of its processes live on")
+                raise Wrong(f"{len(alive)} of its processes are still alive")
             time.sleep(0.05)
 
 
 def undisturbed(stage: Stage, world: World, server: Server, directory: Path) -> Undisturbed:
-    """Runs a stage twice, and its readers: the second time is the usual one, in which nothing is compiled."""
+    """Runs a stage and its readers twice; the second time is the reference, in which nothing is compiled."""
     usual = Undisturbed(0, server.start_seconds, {}, [], {}, set(), {})
     first: Results = {}
     for number in range(2):
@@ -106,11 +106,11 @@ def undisturbed(stage: Stage, world: World, server: Server, directory: Path) -> 
         status = command.finish(2 * _LONGEST_RUN)
         seconds = time.perf_counter() - command.begin
         if status:
-            raise SystemExit(f"{stage.name} fails when nobody disturbs it:\n{command.errors()[-2000:]}")
+            raise SystemExit(f"{stage.name} fails undisturbed:\n{command.errors()[-2000:]}")
         usual.seconds, usual.operations = seconds, case.operations()
         usual.results = stage.results(case.directory)
         if number and (what := compare.difference(first, usual.results)):
-            raise SystemExit(f"{stage.name} is not the same twice: {what}")
+            raise SystemExit(f"{stage.name} differs between two undisturbed executions: {what}")
         first = usual.results
         usual.names = compare.names(case.directory)
         usual.sizes = {place: compare.pages(case.directory / place) for place in stage.disks}
@@ -125,7 +125,7 @@ def undisturbed(stage: Stage, world: World, server: Server, directory: Path) -> 
 
 
 def kill(case: Case) -> None:
-    """Killed at moments of time or at operations on files, up to three times; then to the end."""
+    """Kills at random times or file operations, up to three times; then runs to the end."""
     killed = []
     for _ in range(case.random.choices((1, 2, 3), (60, 25, 15))[0]):
         killed.append(_killed(case))
@@ -135,7 +135,7 @@ def kill(case: Case) -> None:
 
 
 def _killed(case: Case, *, operations: tuple[float, float] = (0, 1), by_operation: bool = False) -> Command:
-    """Starts the command and kills it. `operations`: the share of the undisturbed ones in which the moment lies."""
+    """Starts the command and kills it. `operations`: the range of the kill, as shares of the undisturbed operations."""
     how = "operation" if by_operation else case.random.choices(("time", "operation", "soon after"), (40, 40, 20))[0]
     if how == "time":
         real, whom = case.random.random() < 0.3, case.random.choice(("group", "parent", "worker"))
@@ -156,19 +156,19 @@ def _killed(case: Case, *, operations: tuple[float, float] = (0, 1), by_operatio
         )
         command = case.start(TORTURE_AT=str(number), TORTURE_WHO=who, TORTURE_DELAY=str(delay))
     status = command.finish(_LONGEST_RUN)
-    if status not in (-signal.SIGKILL, -signal.SIGALRM):  # what its workers say of a killed one is not gptjax's
+    if status not in (-signal.SIGKILL, -signal.SIGALRM):  # messages of workers about a killed parent are not gptjax's
         judge.ended(command, status, {0, 1})
     return command
 
 
 def _not_taken_for_whole(case: Case) -> None:
-    """What a killed command has left is refused by who reads it next, or is the whole."""
+    """The rest of a killed command must be refused by the next reader, or be complete."""
     stage = case.stage
     if not stage.readers or stage.readers[0].made is None or stage.readers[0].name == "again":
         there = {name: found for name, found in stage.results(case.directory).items() if found != "not there"}
         expected = {name: text for name, text in case.usual.results.items() if name in there}
         if what := compare.difference(expected, there):
-            raise Wrong(f"half a result is there: {what}")
+            raise Wrong(f"an incomplete result was accepted: {what}")
         return
     if not stage.whole and case.random.random() < 0.5:
         return
@@ -178,9 +178,9 @@ def _not_taken_for_whole(case: Case) -> None:
 
 
 def _read(case: Case, reader: Reader, *, compares: bool, damaged: str = "") -> Command:
-    """Runs a reader: it refuses in a sentence, or, if it `compares`, makes what it makes of an undisturbed stage.
+    """Runs a reader: it must refuse with a message, or, if it `compares`, give the undisturbed result.
 
-    It may make something else where a warning names what is `damaged`: an older checkpoint is whole.
+    Another result is allowed if a warning names the `damaged` file: an older checkpoint is complete.
     """
     command = case.start(reader.argv(case.directory))
     status = command.finish(_LONGEST_RUN)
@@ -189,7 +189,7 @@ def _read(case: Case, reader: Reader, *, compares: bool, damaged: str = "") -> C
     if (what := compare.difference(case.usual.read[reader.name], made)) and not (
         damaged and judge.warns(command, damaged)
     ):
-        raise Wrong(f"gptjax {command.argv[0]} takes it for whole, and {what}")
+        raise Wrong(f"gptjax {command.argv[0]} accepts it as complete, and {what}")
     return command
 
 
@@ -197,7 +197,7 @@ _SIGNALS = ("INT", "TERM", "HUP", "USR1", "USR2", "INT INT", "STOP CONT")
 
 
 def send_signals(case: Case) -> None:
-    """A signal at any moment from the first millisecond on; the same command then goes on."""
+    """Sends a signal at any time from the first millisecond; the same command must then continue."""
     which, real = case.random.choice(_SIGNALS), case.random.random() < 0.5
     whom = case.random.choice(("group", "parent"))
     seconds = case.random.random() * (case.usual.seconds + real * case.usual.import_seconds)
@@ -216,16 +216,16 @@ def send_signals(case: Case) -> None:
     allowed = {0} if which == "STOP CONT" else {0, 1, 130, -first, 128 + first}
     judge.ended(command, status, allowed)
     if status == 0 and running and done < 0.5 and which in ("INT", "TERM", "INT INT"):
-        raise Wrong(f"{which} was not acted on: it ended with status 0")
+        raise Wrong(f"{which} had no effect: it ended with status 0")
     case.nobody_is_left(command)
     case.finish_as_usual()
 
 
 def fill_disk(case: Case) -> None:
-    """A directory is a small disk: the command says so, and goes on when there is room."""
+    """Makes a directory a small disk: the command must report it, and continue once there is room."""
     place = case.random.choice(sorted(case.stage.disks))
     size = 4096 * case.random.randint(1, max(case.usual.sizes[place] // 4096 - 1, 1))
-    # Compiled programs go to the cache as well, where there is the time to compile.
+    # If there is time to compile, compiled programs also go to the cache.
     cold = place == "cache" and case.random.random() < 0.3
     case.moments.append(f"{place} has {size} of {case.usual.sizes[place]} bytes{', programs too' * cold}")
     directory = case.directory / place
@@ -240,7 +240,7 @@ def fill_disk(case: Case) -> None:
             judge.tells_of_the_disk(command, str(directory))
         else:
             expected, found = case.usual.results, case.stage.results(case.directory)
-            if only_a_side:  # which may be missing
+            if only_a_side:  # may be missing
                 expected, found = (
                     {name: text for name, text in results.items() if not name.startswith(f"{place}/")}
                     for results in (expected, found)
@@ -253,7 +253,7 @@ def fill_disk(case: Case) -> None:
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size: int) -> Iterator[Callable[[], None]]:
-    """Mounts a disk of `size` bytes in memory; what it gives enlarges it."""
+    """Mounts a disk of `size` bytes in memory; yields a function that enlarges it."""
     directory.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], check=True)
     try:
@@ -263,7 +263,7 @@ def small_disk(directory: Path, size: int) -> Iterator[Callable[[], None]]:
 
 
 def flip(case: Case) -> None:
-    """A file is cut, emptied, or has a bit of another value; who reads it next says so, or is not misled."""
+    """Truncates or empties a file or flips a bit; the next reader must report it or give the right result."""
     reader = case.random.choice(case.stage.readers)
     if reader.name == "again" and not case.stage.whole and case.random.random() < 0.5:
         _killed(case, operations=(0.5, 1), by_operation=True)
@@ -284,13 +284,13 @@ def flip(case: Case) -> None:
 
 
 def _checkpoint_of(path: Path) -> str:
-    """The directory of the step that a file is in; the file itself where it is in none."""
+    """The directory of the checkpoint step that a file is in, or else the file itself."""
     steps = [parent for parent in path.parents if parent.parent.name == "checkpoints"]
     return str(steps[0] if steps else path)
 
 
 def _damage(path: Path, generator: random.Random) -> str:
-    """Does it, and says what."""
+    """Damages a file, and describes how."""
     content = path.read_bytes()
     how = generator.choice(("cut", "emptied", "flipped")) if content else "emptied"
     if how == "cut":

@@ -1,4 +1,4 @@
-"""What an end of a command must be like."""
+"""Checks how a command ended."""
 
 import re
 from collections.abc import Collection
@@ -11,24 +11,24 @@ _PYTHONS_WORDS = re.compile(
     r"NoneType|invalid literal|Expecting (value|property|',')|JSONDecodeError|KeyError|codec can't"
 )
 _OURS = re.compile(rf"{re.escape(str(REPOSITORY))}/gptjax/|multiprocessing|concurrent")
-_LONGEST = 2000  # characters of a last line
+_LONGEST = 2000  # characters of the last line
 _SPACE = re.compile(r"\b[KMGT]?i?B\b")
 _TO_DO = re.compile(r"make room|free (some|up)|same command|another|elsewhere", re.IGNORECASE)
 
 
 class Wrong(Exception):
-    """A case has not ended as it must."""
+    """A case did not end as required."""
 
 
 def ended(command: Command, status: int, allowed: Collection[int]) -> None:
-    """Raises Wrong for a status that is not allowed, a traceback, or a last line that nobody understands."""
+    """Raises Wrong for a status that is not allowed, a traceback, or a last line that is not understandable."""
     said = command.errors()
     if _STARTS_PYTHON in said and "KeyboardInterrupt" in said and status == 1:
-        return  # Ctrl-C came before the first line of gptjax: Python itself speaks
+        return  # Ctrl-C before the first line of gptjax: the message is Python's own
     for words in _NEVER:
         if words in said:
             raise Wrong(f"{_verb(command)} says {_line_with(said, words)!r} (status {status})")
-    # Where Ctrl-C comes before the first line of gptjax, Python itself prints one.
+    # After Ctrl-C before the first line of gptjax, Python itself prints a traceback.
     if "Traceback (most recent call last)" in said and _OURS.search(said):
         raise Wrong(f"{_verb(command)} ends in a traceback (status {status}): {command.last_line()}")
     if status not in allowed:
@@ -41,19 +41,19 @@ def ended(command: Command, status: int, allowed: Collection[int]) -> None:
 
 
 def names(command: Command, *paths: str) -> None:
-    """Raises Wrong where the last line has none of the paths."""
+    """Raises Wrong if the last line names none of the paths."""
     line = command.last_line()
     if not any(path in line for path in paths):
         raise Wrong(f"the last line of {_verb(command)} does not name {paths[0]}: {line}")
 
 
 def warns(command: Command, name: str) -> bool:
-    """Whether a warning has the name."""
+    """Whether a warning contains the name."""
     return any("warning" in line and name in line for line in command.errors().splitlines())
 
 
 def tells_of_the_disk(command: Command, place: str) -> None:
-    """Raises Wrong where the last line lacks the path, the space or what to do."""
+    """Raises Wrong if the last line lacks the path, the lack of space, or what to do."""
     line = command.last_line()
     lacks = [
         what

@@ -1,4 +1,4 @@
-"""Commands that are started, disturbed and waited for."""
+"""Starts commands, sends signals to them and waits for them."""
 
 import contextlib
 import json
@@ -15,15 +15,15 @@ import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
-START_SECONDS = 600  # of the server, on a machine that is busy
+START_SECONDS = 600  # for the server, on a busy machine
 
 
 class Hung(Exception):
-    """A command has not ended in time."""
+    """A command did not end in time."""
 
 
 class Command:
-    """A command that runs in a session of its own, of which it is the leader."""
+    """A command in its own session, which it leads."""
 
     def __init__(self, server: "Server", log: Path, argv: Sequence[str]):
         self.log, self.argv = log, argv
@@ -33,13 +33,13 @@ class Command:
         self.status: int | None = None
 
     def wait(self, seconds: float) -> int | None:
-        """The status, negative for a signal that ended it; None if it has not ended by then."""
+        """The exit status, negative for a signal; None if it has not ended within `seconds`."""
         if self.status is None and (answer := self._server.answer(seconds)):
             self.status = answer["status"]
         return self.status
 
     def finish(self, seconds: float) -> int:
-        """The status. A command that does not end by then is killed. Raises Hung."""
+        """The exit status. Kills a command that does not end in time, and raises Hung."""
         status = self.wait(seconds)
         if status is None:
             stacks = self.errors()[-200:]
@@ -60,7 +60,7 @@ class Command:
                 os.kill(workers[-1] if workers else self.pid, number)
 
     def alive(self) -> list[int]:
-        """The processes of its session that live."""
+        """The living processes of its session."""
         pids = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -77,7 +77,7 @@ class Command:
 
 
 class Server:
-    """Starts commands, one after the other (`server.py`)."""
+    """Starts commands one after the other, see `server.py`."""
 
     def __init__(self, environment: dict[str, str], log: Path):
         self._rest = b""
@@ -91,7 +91,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is for the harness, which then ends it
+                start_new_session=True,  # Ctrl-C goes to the harness, which then ends the server
             )
         if not self.answer(START_SECONDS):
             raise SystemExit(f"the server of commands did not start within {START_SECONDS} s")
@@ -99,7 +99,7 @@ class Server:
         self.running: Command | None = None
 
     def answer(self, seconds: float) -> dict | None:
-        """The next line of the server, or None if there is none by then."""
+        """The next line of the server, or None if there is none within `seconds`."""
         end = time.monotonic() + seconds
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], max(end - time.monotonic(), 0))
@@ -138,10 +138,10 @@ class Server:
 
 
 def environment(programs: Path) -> dict[str, str]:
-    """What all commands are started with: nothing of JAX, Slurm or the user, one cache of compiled programs."""
+    """The environment of all commands: no variables of JAX, Slurm or the user, one shared compilation cache."""
     foreign = ("JAX_", "XLA_", "GPTJAX_", "SLURM_", "OMPI_", "TORTURE_", "PYTEST_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     kept |= {"PYTHONPATH": f"{HOOK}{os.pathsep}{REPOSITORY}", "COLUMNS": "200"}
-    # Programs are compiled more than they compute, and all of them are kept.
+    # Compiling takes longer than computing here, so all programs are cached.
     kept |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return kept | {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

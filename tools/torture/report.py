@@ -1,4 +1,4 @@
-"""What came of the cases: a table, and how each failure is repeated."""
+"""The outcomes of the cases: a table, and how to repeat each failure."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one case. `wrong`: why it has not ended as it must; empty where it has."""
+    """The outcome of one case. `wrong`: what did not end as required; empty if all did."""
 
     stage: str
     kind: str
@@ -30,7 +30,7 @@ def command(names: Sequence[str]) -> str:
 
 
 def _cells(outcomes: Sequence[Outcome], kinds: Sequence[str]) -> list[list[str]]:
-    """Rows of the table: the stage, and of each kind how many ended right of how many that were tried."""
+    """Rows of the table: the stage, and for each kind how many of the cases ended as required."""
     rows = []
     for stage in dict.fromkeys(outcome.stage for outcome in outcomes):
         row = [stage]
@@ -42,7 +42,7 @@ def _cells(outcomes: Sequence[Outcome], kinds: Sequence[str]) -> list[list[str]]
 
 
 def show(outcomes: Sequence[Outcome], kinds: Sequence[str], notes: Sequence[str]) -> None:
-    """Prints the table; the failures were printed when they came."""
+    """Prints the table; failures were printed when they occurred."""
     table = Table("ended right", *kinds)
     for row in _cells(outcomes, kinds):
         table.add_row(*row)
@@ -57,7 +57,7 @@ def line(outcome: Outcome) -> str:
 
 
 def write(path: Path, outcomes: Sequence[Outcome], kinds: Sequence[str], notes: Sequence[str]) -> None:
-    """Writes PATH as JSON and, beside it, the same for people, PATH.md."""
+    """Writes PATH as JSON and, beside it, PATH.md for readers."""
     failed = [outcome for outcome in outcomes if outcome.wrong]
     everything = {"cases": [asdict(outcome) for outcome in outcomes], "notes": list(notes)}
     path.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""A process that has gptjax and JAX imported, and forks one command after the other: it saves their start-up.
+"""A process that has imported gptjax and JAX and forks one command after the other, which saves their start-up.
 
   python -m tools.torture.server MODULE ...
 
-Reads jobs from standard input, a JSON object a line: argv (of `gptjax VERB ...`), env, cwd, stdout, stderr (files) and
-real: whether a new interpreter is started instead. Answers with the pid, when the command has its session, and with
-its status when it has ended. Processes that lose their parent become its own, so that none stays a zombie.
+Reads jobs from standard input, one JSON object per line: argv (of `gptjax VERB ...`), env, cwd, stdout, stderr
+(files), and real: whether to start a new interpreter instead. Answers with the pid once the command has its session,
+and with the status when it has ended. Orphaned processes become its children, so that none stays a zombie.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 def main() -> int:
-    """Serves until its input ends. In a forked child: runs the job, and ends as the command does."""
+    """Serves until its input ends. In a forked child: runs the job, and exits like the command."""
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _import_all("gptjax")
     jobs, answers = os.fdopen(os.dup(0), "r"), os.dup(1)
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _import_all(package: str) -> None:
-    """Everything that a command imports while it runs; what is not installed is left out."""
+    """Imports everything that a command imports while it runs; packages that are not installed are skipped."""
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         if not module.name.endswith("__main__"):
             try:
@@ -56,7 +56,7 @@ def _import_all(package: str) -> None:
 
 
 def _wait(pid: int) -> int:
-    """The status of a child, negative for a signal; takes leave of all others that end meanwhile."""
+    """The status of a child, negative for a signal; also reaps all other children that end meanwhile."""
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
@@ -86,8 +86,8 @@ def _run(job: dict[str, Any], begun: int) -> int:
         sitecustomize.install()
     from gptjax import cli, interrupts
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it puts in the background
-    interrupts.install()  # as where gptjax is the command
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background processes
+    interrupts.install()  # as in the gptjax command
     os.write(begun, b".")
     os.close(begun)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -1,7 +1,7 @@
-"""The stages that are disturbed: the command of each, where it writes, what it makes, and who reads that next.
+"""The stages: the command of each, its output directories, its results, and the commands that read them next.
 
-A case has a directory of its own: `in` (copies of what the stage reads and may find damaged), `out` (all that it
-writes), `cache` and `tmp`.
+Each case has its own directory: `in` (copies of the inputs, which may be damaged), `out` (all outputs), `cache` and
+`tmp`.
 """
 
 import json
@@ -23,13 +23,13 @@ _WORDS = 40  # in a paragraph
 
 @dataclass(frozen=True)
 class Reader:
-    """A command that reads what a stage has made.
+    """A command that reads the output of a stage.
 
     Attributes:
-      argv: of a case.
-      made: what this command makes; None where its numbers say nothing about the stage.
-      files: which files of the case may be damaged before it, as patterns of Path.glob.
-      told: of these the files whose damage must either show or change nothing.
+      argv: arguments, given a case.
+      made: the results of this command; None if they say nothing about the stage.
+      files: files of the case that may be damaged before it, as patterns of Path.glob.
+      told: those of them whose damage must either be reported or change nothing.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Stage:
     """One command.
 
     Attributes:
-      inputs: names of what is copied from the world into a case's `in`.
-      results: what it makes.
-      readers: who reads what it has made.
-      whole: whether what a killed command has left must be refused by the first reader, or be the whole; otherwise it
-        may be used (the checkpoints of a run).
-      disks: directories of the case that may be a small disk, and whether only a side of the result is there.
+      inputs: names of the inputs that are copied from the world into a case's `in`.
+      results: the results, for comparison.
+      readers: commands that read the results.
+      whole: whether the rest of a killed command must be refused by the first reader or be complete; else it may be
+        used (the checkpoints of a run).
+      disks: directories of the case that may become a small disk, and whether they hold only a side result.
       workers: whether it starts worker processes.
     """
 
@@ -64,7 +64,7 @@ class Stage:
 
 
 class World:
-    """The inputs of stages: texts, a tiny model trained on dialogues, its Hugging Face directory. Always the same."""
+    """The inputs of stages: texts, a tiny model trained on dialogues, its Hugging Face directory; always the same."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -89,7 +89,7 @@ class World:
         self.prompts.write_text("".join(json.dumps(question) + "\n" for question in questions))
 
     def build(self, server: Server) -> None:
-        """Trains the model `base`, and writes it as `hf`."""
+        """Trains the model `base`, and exports it as `hf`."""
         base, hf = self.directory / "base", self.directory / "hf"
         options = ("model.activation=swiglu", "model.qk_norm=False", "logging.samples=0", "logging.tensorboard=False")
         source = (f"data.source=messages:{self.chat}", "tokenizer=bpe:300", "train.num_steps=40")
@@ -102,7 +102,7 @@ class World:
                 raise SystemExit(f"the inputs cannot be made: {command.errors()[-2000:]}")
 
     def fill(self, stage: Stage, case: Path) -> None:
-        """Makes the directory of a case."""
+        """Creates the directory of a case."""
         for name in ("in", "out", "cache", "tmp"):
             (case / name).mkdir(parents=True)
         for name in stage.inputs:
@@ -112,7 +112,7 @@ class World:
 def stages(world: World) -> dict[str, Stage]:
     """All stages, by name."""
     prompts = f"--prompts={world.prompts}"
-    # What is measured every step, saved and evaluated often: many moments at which something is half done.
+    # Metrics on every step, frequent checkpoints and evaluations: many moments at which something is incomplete.
     often = ("logging.every=1", "train.checkpoint_every=5", "train.num_steps=20")
 
     def train(case: Path) -> list[str]:

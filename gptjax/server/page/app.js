@@ -58,7 +58,7 @@ function message(node) {
   return box;
 }
 
-// The words of a message; those of a model as safe Markdown, or token by token with their probabilities.
+// The text of a message; a model's as safe Markdown, or token by token with probabilities.
 function fill(body, node) {
   if (node.role === "user") body.textContent = node.content;
   else if (node.tokens && node.asTokens) {
@@ -106,7 +106,7 @@ function request(model, leaf) {
   return { model, messages: system ? [{ role: "system", content: system }, ...messages] : messages, ...settings };
 }
 
-// Writes the answer of a model below a message; returns its node, or null where nothing came.
+// Writes the answer of a model below a message; returns its node, or null without an answer.
 async function write(model, parent, place, more = {}) {
   const node = { role: "assistant", content: "", model, tokens: [], ...more };
   const body = element("div", { className: "body writing" });
@@ -151,7 +151,7 @@ async function ask(parent) {
   running = new AbortController();
   busy(true);
   const chosen = [at("model").value, ...(at("compare").checked ? [at("second").value] : [])];
-  // Another version of an answer, or the same model twice, needs another draw.
+  // Another version of an answer, or the same model twice, needs another seed.
   const seeds = (place) => {
     const before = Object.values(store.current.nodes).filter((one) => one.parent === parent).length;
     const seed = at("seed").value === "" ? Math.floor(Math.random() * 2 ** 31) : Number(at("seed").value);
@@ -172,7 +172,7 @@ async function ask(parent) {
   else show();
 }
 
-// Two answers side by side wait for a choice; the better one goes on, and the pair is told to the server.
+// Two answers side by side; the user chooses the better one, which continues, and the pair is sent to the server.
 function judge(parent, answers, places) {
   showConversations();
   answers.forEach((node, place) => {

@@ -1,5 +1,5 @@
-// A small, safe part of Markdown: what a model writes becomes text nodes in known elements, never markup.
-// No pictures, and links only to http and https: nothing that a model writes makes the page ask another server.
+// A small, safe part of Markdown: the model's text becomes text nodes in known elements, never markup.
+// No pictures, and links only to http and https, so that no text of a model makes the page load from another server.
 
 const INLINE = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(?=\S)([\s\S]+?)\*\*|\*(?=\S)([^*]+?)\*|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/;
 

@@ -1,4 +1,4 @@
-// Conversations, kept in this browser. One is a tree: a message that was edited or regenerated has sisters.
+// Conversations, stored in this browser. Each is a tree: other versions of a message are its siblings.
 
 const NAME = "conversations";
 
@@ -19,7 +19,7 @@ export class Store {
     return this.current;
   }
 
-  // Keeps the current conversation, first in the list; the oldest go where the browser has no room.
+  // Stores the current conversation, first in the list; drops the oldest ones if the browser has no room.
   save() {
     const begun = this.current.count > 0;
     this.all = [...(begun ? [this.current] : []), ...this.all.filter((one) => one.id !== this.current.id)];
@@ -44,7 +44,7 @@ export class Store {
     if (this.current.id === id) this.current = this.all[0] || this.create();
   }
 
-  // A new message after `parent` (null: the first); it becomes the one that is shown.
+  // Adds a message after `parent` (null: the first) and shows it.
   add(parent, role, content, more = {}) {
     const one = this.current;
     const node = { id: one.count, parent, role, content, ...more };
@@ -67,7 +67,7 @@ export class Store {
     return Object.values(this.current.nodes).filter((one) => one.parent === node.parent && one.role === node.role);
   }
 
-  // Shows this version, and below it what was written last.
+  // Shows this version, and below it the newest messages.
   show(node) {
     let last = node;
     for (;;) {

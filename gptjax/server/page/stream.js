@@ -29,7 +29,7 @@ export async function prefer(record, key) {
   if (!response.ok) throw await refusal(response);
 }
 
-// Yields {text, tokens: [[text, log-probability]], reason, usage} as they come. Throws ServerError.
+// Yields {text, tokens: [[text, log-probability]], reason, usage} as they arrive. Throws ServerError.
 export async function* answer(request, { key, signal }) {
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true }, logprobs: true });
   const response = await fetch("v1/chat/completions", { method: "POST", headers: headers(key), body, signal });

@@ -179,7 +179,7 @@ def test_workers_end_with_a_killed_parent(tmp_path, corpus):
 
 
 def wait_for_workers(printed: str) -> int:
-    """Returns when the workers of a build that was killed have ended, and how many they were."""
+    """Waits until the workers of a killed build have ended; returns their number."""
     pids = [int(pid) for pid in printed.rpartition("pids")[2].split()]
     deadline = time.monotonic() + 120
     for pid in pids:

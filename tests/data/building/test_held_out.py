@@ -1,4 +1,4 @@
-"""Which questions on the embedded corpus a model has not seen."""
+"""Which questions on the embedded corpus are held out from a model."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from gptjax.evaluation import tasks
 
 
 def dealt(split_by: str) -> tuple[str, dict[str, str]]:
-    """How a build splits the corpus, and the split of each document by id."""
+    """The splits of the corpus as a build makes them, and the split of each document by id."""
     census, extents = Census(), []
     for document in open_source("python_docs").documents():
         text = document["text"]

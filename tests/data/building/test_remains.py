@@ -1,4 +1,4 @@
-"""What builds leave behind, and the same command given again."""
+"""Files that builds leave behind, and running the same command again."""
 
 import errno
 import json

@@ -18,7 +18,7 @@ KINDS = INPUT_NOISE + ORDER_NOISE
 
 
 def noisy(text=TEXT, tokenizer=BYTES, *, seed=1, epoch=0, place=0, trained=None, **rates):
-    """(inputs, targets) as tokens, the text with noise."""
+    """(inputs, targets) of noised text, as tokens."""
     tokens = np.concatenate([[tokenizer.eot_id], tokenizer.encode(text)]).astype(np.int32)
     augment = Augmentation(tokenizer, seed=seed, **rates)
     places = place + np.arange(len(tokens))

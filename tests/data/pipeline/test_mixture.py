@@ -198,7 +198,7 @@ def test_the_identity_of_a_mixture_is_that_of_all_its_texts(folder):
 
 
 def test_tokens_are_counted_without_what_is_not_filled(folder):
-    """However the steps are cut, and in a mixture row by row."""
+    """Unfilled positions do not count, however steps are divided, and in a mixture row by row."""
     data, config = data_of(f"store:{folder}/talk@1 + text:{folder}/upper/*.txt@1")
     config.model.context_length = 96
     batches = data.batches(config, dialogues=True)

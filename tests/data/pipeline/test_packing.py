@@ -9,7 +9,7 @@ from gptjax.errors import UserError
 
 
 class Dialogues:
-    """What PackedBatches reads of a token split, in memory. Token i of document d is 1000 d + i + 1."""
+    """The part of a token split that PackedBatches reads, in memory. Token i of document d is 1000 d + i + 1."""
 
     name, has_mask, has_preferences = "train", True, False
 

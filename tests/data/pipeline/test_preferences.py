@@ -1,4 +1,4 @@
-"""From a file of preferences through the store to batches: a pair is never torn, and only answers count in the loss."""
+"""From a file of preferences through the store to batches: pairs stay together, and only answers have loss."""
 
 import json
 import re
@@ -41,14 +41,14 @@ def judged(tmp_path_factory):
 
 
 def spelled(tokenizer, ids):
-    """The text of ids, special tokens written out, up to the end of what is filled."""
+    """The text of ids up to the end of the filled part, with special tokens written out."""
     names = {i: name for name, i in tokenizer.special_tokens.items()}
     ids = np.trim_zeros(ids, "b").tolist()
     return "".join(names.get(i) or tokenizer.decode(np.array([i], np.int32)) for i in ids)
 
 
 def sides(store, batch, row):
-    """(all text, the trained text) of both sides of a row."""
+    """(all text, text with loss) of both sides of a row."""
     tokenizer = store.tokenizer()
     for side in range(2):
         tokens, targets, weights = (batch[name][row, side] for name in ("tokens", "targets", "weights"))

@@ -1,4 +1,4 @@
-"""What people hand over as corpora: files that never end, vanish or multiply, encodings, tools, hard parsers."""
+"""Unusual corpora: endless, vanishing or multiplying files, encodings, tool calls, slow parsers."""
 
 import gzip
 import json

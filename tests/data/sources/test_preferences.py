@@ -1,4 +1,4 @@
-"""Preferences in every format that is read, and what is wrong with records that are not."""
+"""Preferences in every supported format, and the errors for bad records."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Toy tasks: right answers, no question twice, the same from the same seed, and held-out questions that stay out."""
+"""Toy tasks: right answers, no duplicate questions, equal for equal seeds, and held-out questions stay out."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def pairs(spec: str) -> list[tuple[str, str]]:
 
 
 def answer(question: str) -> str:
-    """By other means than the source's."""
+    """Computes the answer in another way than the source."""
     if "+" in question:
         return str(sum(map(int, question.split("+"))))
     if match := re.fullmatch(r"count (\d) in (\d+)", question) or re.fullmatch(r"数一数「(.)」：(.+)", question):

@@ -1,4 +1,4 @@
-"""Token stores in an object store: fsspec's memory, where nothing but this process sees them."""
+"""Token stores in an object store: fsspec's memory, which only this process sees."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""`tokens:GLOB`: files of nanoGPT and llm.c, read as they are."""
+"""`tokens:GLOB`: token files of nanoGPT and llm.c, read without conversion."""
 
 import numpy as np
 import pytest

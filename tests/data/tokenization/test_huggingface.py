@@ -1,4 +1,4 @@
-"""Tokenizer files as Hugging Face has them: a round trip, and transformers' AutoTokenizer as the oracle."""
+"""Tokenizer files in Hugging Face's format: a round trip, and transformers' AutoTokenizer as the oracle."""
 
 import json
 

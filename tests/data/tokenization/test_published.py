@@ -1,4 +1,4 @@
-"""Tokenizers from the files beside published models, with transformers as the oracle where it is installed."""
+"""Tokenizers from the files of published models, with transformers as the oracle if it is installed."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def write_json(path, value):
 
 
 def write_byte_level(directory, kind, name, **config):
-    """vocab.json and merges.txt; returns the first id that is free."""
+    """Writes vocab.json and merges.txt; returns the first free id."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -70,7 +70,7 @@ def write_bert(directory, **config):
 
 
 def assert_as_transformers(directory, *, joins_chinese=False):
-    """The same ids and texts, but for spaces beside Chinese; a text that spells a special token is text for both."""
+    """Equal ids and texts, except for spaces beside Chinese; both treat text that spells a special token as text."""
     transformers = pytest.importorskip("transformers")
     ours = build_tokenizer(f"hf:{directory}")
     theirs = transformers.AutoTokenizer.from_pretrained(directory, split_special_tokens=True)

@@ -31,7 +31,7 @@ def tokenizer_of(spec: str) -> Tokenizer:
 
 
 def plain(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """What the Hugging Face library alone makes of the tokenizer.json."""
+    """The ids by the Hugging Face library alone, from tokenizer.json."""
     reference = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     reference.encode_special_tokens = True
     return reference

@@ -33,7 +33,7 @@ TARGETS = ("attention/(query|value)", ".*", "attention/out|mlp/(up|down)")
 
 
 def adapted_model(layout, targets):
-    """(architecture, parameters) whose adapters and biases have left zero."""
+    """(architecture, parameters) with adapters and biases that are not zero."""
     model = config_lib.get_default().model
     model.update(num_layers=2, num_heads=4, embed_dim=32, context_length=24, init_std=0.2, **OPTIONS[layout])
     model.update(lora_rank=3, lora_alpha=6.0, lora_targets=targets)

@@ -45,7 +45,7 @@ DERIVED = {"gpt2": {"rope_theta", "rope_scaling", "num_kv_heads", "head_dim"}}
 
 
 def random_model(**options):
-    """An architecture with a padded vocabulary, and parameters in which no two tensors are alike."""
+    """An architecture with a padded vocabulary, and parameters with no two equal tensors."""
     model = config_lib.get_default().model
     model.update(num_layers=2, num_heads=4, embed_dim=32, context_length=24, vocab_multiple=64, init_std=0.2)
     model.update(options)
@@ -98,7 +98,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(layout, tmp_path, to
 
 
 def test_sharded_files_and_the_bare_models_names_are_read(tmp_path, tokens):
-    """GPT-2's own files have no `transformer.` prefix and carry the causal masks along."""
+    """GPT-2's own files have no `transformer.` prefix and include the causal masks."""
     architecture, params = random_model(**OPTIONS["gpt2"])
     huggingface.write_directory(tmp_path, architecture, params, eot_id=None)
     weights = {name.removeprefix("transformer."): w for name, w in load_file(tmp_path / "model.safetensors").items()}
@@ -138,7 +138,7 @@ def test_pickle_files_are_refused(tmp_path):
 
 
 def read_changed(directory, **changes):
-    """The options of a config.json with other entries; None removes one."""
+    """The options of a config.json with changed entries; None removes one."""
     path = directory / "config.json"
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
@@ -304,7 +304,7 @@ def test_generation_config_is_written_whole(tmp_path):
 
 
 def test_every_option_of_a_model_is_in_each_layout_or_needed_to_be_off(tmp_path):
-    """A new option of the architecture changes what a model computes, unless it is one of these."""
+    """A new option of the architecture changes what a model computes, unless it is listed here."""
     others = config_lib.affecting("training", "course", "computation")
     of_the_run = {"padded_vocab_size", *(path.removeprefix("model.") for path in others)}
     fields = {field.name for field in dataclasses.fields(Architecture)}

@@ -1,4 +1,4 @@
-"""On the path of a process that is disturbed: counts what it and its workers do to files, and kills at a number.
+"""Loaded into a disturbed process: counts file operations of it and its workers, and kills at a given one.
 
 Python imports it before anything else. Nothing happens unless TORTURE_ROOT is set.
 """
@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 
-RECORD = 160  # bytes of a line of the tally, so that its size says how many there are
+RECORD = 160  # bytes per line of the tally, so that its size gives the number of lines
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# The audit event, and where in its arguments the path and the directory are that it is relative to.
+# The audit event, and the positions in its arguments of the path and of the directory that it is relative to.
 _EVENTS = {
     "os.rename": (1, 3),
     "os.remove": (0, 1),
@@ -22,11 +22,11 @@ _EVENTS = {
 
 
 def install() -> None:
-    """Counts from here on.
+    """Starts counting.
 
-    TORTURE_ROOT: only what is under it counts. TORTURE_TALLY: a file to which each operation is appended.
-    TORTURE_AT: the number of the operation before which is killed, WHO: "group", "parent" or "self". TORTURE_DELAY:
-    seconds after which this process is killed instead, so that it dies in the middle of what follows.
+    TORTURE_ROOT: only paths under it count. TORTURE_TALLY: a file to which each operation is appended.
+    TORTURE_AT: the number of the operation at which TORTURE_WHO ("group", "parent" or "self") is killed.
+    TORTURE_DELAY: seconds after that operation at which this process is killed instead, in the middle of later work.
     """
     root = os.environ["TORTURE_ROOT"]
     tally = os.open(os.environ["TORTURE_TALLY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -38,7 +38,7 @@ def install() -> None:
         os.write(tally, line.replace(b"\n", b" ").ljust(RECORD - 1) + b"\n")
         if at and os.fstat(tally).st_size // RECORD >= at:
             if delay:
-                signal.setitimer(signal.ITIMER_REAL, delay)  # SIGALRM, which nobody handles, ends it where it is
+                signal.setitimer(signal.ITIMER_REAL, delay)  # SIGALRM has no handler, so it ends the process at once
             elif who == "group":
                 os.killpg(os.getsid(0), signal.SIGKILL)
             else:
@@ -59,7 +59,7 @@ def install() -> None:
             count(event, path)
 
     def fsync(descriptor: int) -> None:
-        """os.fsync has no audit event."""
+        """Counts os.fsync, which has no audit event."""
         number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
         path = _absolute(f"/proc/self/fd/{number}", None, link=True)
         if path and path.startswith(root):
