@@ -304,7 +304,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
         "encoding": Option(
             "utf-8",
-            "encoding of text files in Python's names: utf-8, gb18030, big5, latin-1, ...; a byte-order mark wins",
+            "encoding of text files: utf-8, gb18030, big5, latin-1, ... (Python's names); a byte-order mark wins",
         ),
         "delimiter": Option(
             "auto",
