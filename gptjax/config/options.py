@@ -102,7 +102,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "context_length": Option(
             256, "tokens the model sees at once", affects="training", minimum=1, maximum=16_777_216
         ),
-        "vocab_size": Option(0, "0 = the tokenizer's", minimum=0, maximum=16_777_216),
+        "vocab_size": Option(0, "tokens in the vocabulary; 0 = the tokenizer's", minimum=0, maximum=16_777_216),
         "vocab_multiple": Option(
             64,
             "the embedding table is padded to a multiple of this",
@@ -304,11 +304,11 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "decode_errors": Option("reject", "what to do with bytes that are not UTF-8", choices=("reject", "replace")),
         "encoding": Option(
             "utf-8",
-            "of text files: utf-8, gb18030, big5, latin-1, ... in Python's names; a byte-order mark takes precedence",
+            "encoding of text files: utf-8, gb18030, big5, latin-1, ... (Python's names); a byte-order mark wins",
         ),
         "delimiter": Option(
             "auto",
-            "between columns of CSV files; auto = comma if the first line has one, else the most frequent one there",
+            "of CSV columns; auto = comma if the first line has one, else the most frequent delimiter there",
             choices=("auto", "comma", "semicolon", "tab", "pipe"),
         ),
         "null_fields": Option(
@@ -332,7 +332,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "token_dtype": Option(
             "auto",
-            "of the ids in tokens:GLOB files without a header; auto = uint16, or uint32 for more than 65,536 ids",
+            "type of the ids in tokens:GLOB files without a header; auto = uint16, or uint32 for more than 65,536 ids",
             affects="place",
             choices=("auto", "uint16", "uint32"),
         ),
@@ -409,7 +409,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         # Reinforcement.
         "reward": Option(
             "exact_match",
-            "exact_match, number (after ####, GSM8K), format, length, expression (has the value of the answer), "
+            "exact_match, number (after ####, GSM8K), format, length, expression (must evaluate to the answer), "
             "FILE.py:function, model:WORKDIR (a reward model), or a sum: 'exact_match + 0.2*format'",
             affects="training",
         ),
@@ -442,9 +442,9 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
             minimum=1,
             maximum=1000,
         ),
-        "clip_low": Option(0.2, "ratios of probabilities below 1 - this get no gradient", minimum=0, maximum=1),
+        "clip_low": Option(0.2, "probability ratios below 1 - clip_low get no gradient", minimum=0, maximum=1),
         "clip_high": Option(
-            0.2, "the same above 1 + this; more, such as 0.28, lets rare tokens grow (DAPO)", minimum=0, maximum=1e6
+            0.2, "the same above 1 + clip_high; 0.28 lets rare tokens grow (DAPO)", minimum=0, maximum=1e6
         ),
         "advantage": Option(
             "normalized",
@@ -474,7 +474,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         ),
         "teacher_top_k": Option(
             64,
-            "distillation: the teacher's most probable tokens; the rest of its probability counts as one more token",
+            "distillation: how many of the teacher's most probable tokens are used; the others count as one more token",
             affects="training",
             minimum=1,
             maximum=16_777_216,
@@ -641,7 +641,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "max_new_tokens": Option(48, "tokens generated per prompt", minimum=1, maximum=1_048_576),
         "beams": Option(1, "beams of the search for a completion; 1 = greedy", minimum=1, maximum=1024),
         "length_penalty": Option(
-            1.0, "of beam search: scores are log-probability / length ** this", minimum=-100, maximum=100
+            1.0, "beam search: scores are log-probability / length ** length_penalty", minimum=-100, maximum=100
         ),
     },
     "logging": {
@@ -656,7 +656,7 @@ OPTIONS: dict[str, dict[str, Option] | Option] = {
         "sample_prompt": Option("", "how samples begin; empty = the start of a document"),
         "sample_tokens": Option(100, "tokens in a sample", minimum=1, maximum=1_048_576),
         "price_per_device_hour": Option(
-            0.0, "for the cost in the report, in any currency; 0 = no price", minimum=0, maximum=1e9
+            0.0, "price for the cost in the report, in any currency; 0 = none", minimum=0, maximum=1e9
         ),
         "tensorboard": Option(True, "write TensorBoard events when tensorboardX is installed"),
         "trackers": Option("", "where else metrics are sent: wandb, trackio, mlflow, or several with commas"),
