@@ -62,12 +62,14 @@ class Ending:
                 close()
             except (Exception, KeyboardInterrupt) as failure:
                 if error or first:
-                    about = files.explain(failure) if isinstance(failure, OSError) else failure
-                    print(f"while the run ended: {about}", file=sys.stderr)
+                    about = files.explain(failure) if isinstance(failure, OSError) else str(failure)
+                    if about != str(error or first):  # a disk that cannot says the same again
+                        print(f"while the run ended: {about}", file=sys.stderr)
                 else:
                     first = failure
         if isinstance(first, OSError):
-            raise RunError(f"{files.explain(first)}. The same command continues") from first
+            text = files.explain(first)
+            raise RunError(text if files.goes_on(text) else f"{text}. The same command continues") from first
         if first:
             raise first
 
