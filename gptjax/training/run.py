@@ -163,11 +163,13 @@ class Run:
         saved = checkpoints.directory / str(start) if start else None
         footprint.check_fits(program.target, mesh, checkpoint=saved)
         group.advice = checkpoints.advice
+        rollouts = Rollouts(program, data, batches.questions) if isinstance(objective, objectives.Writing) else None
+        models = batches.models | (rollouts.reward.models if rollouts else {})
+        if models and group.index == 0:
+            identity["models"] = {name: reference.fingerprint(params) for name, params in models.items()}
         if start:
             group.first(lambda: workdir_lib.check_data(workdir, identity))
-        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes)
-        if isinstance(objective, objectives.Writing):
-            run.rollouts = Rollouts(program, data, batches.questions)
+        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes, rollouts=rollouts)
         if group.index == 0:
             run._describe(identity)
         return run
