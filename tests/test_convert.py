@@ -52,6 +52,14 @@ def test_in_and_out_again(directory, tmp_path, capsys):
     assert (out / "tokenizer.json").exists()
 
 
+def test_a_key_that_nobody_knows_is_told_once(directory, capsys):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"a_key_of_next_year": 3}))
+    assert cli.run(generate.main, ["generate", f"--workdir=hf:{directory}", "--prompt=a", "--max_new_tokens=1"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("a_key_of_next_year") == told.count("warning: ") == 1
+
+
 @pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("writer", ["os.fsync", "safetensors.numpy.save_file"])
 def test_a_disk_that_does_not_keep_what_is_written(directory, tmp_path, capsys, monkeypatch, writer, code):

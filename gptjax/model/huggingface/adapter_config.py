@@ -75,7 +75,7 @@ def read(directory: Path) -> AdapterConfig:
     """Raises UserError for what is not a LoRA adapter, and for every field that is not followed."""
     path = directory / CONFIG
     if not (path.exists() or path.is_symlink()):
-        raise UserError(f"{path} is missing; expected a directory of adapters of PEFT")
+        raise UserError(f"{path} is missing; name the directory that PEFT's save_pretrained has written")
     config = foreign.read(AdapterConfig, path)
     extra = config.model_extra or {}
     wrong = [f"{name}={show(extra[name])}" for name in _MUST_BE_OFF if extra.get(name)]
