@@ -88,7 +88,7 @@ def read_dialogues(
     name = name if name is not None else Path(path).name
     reader = DialogueReader(format, fields, reading, faults)
     key = "conversations" if format == "chatterbot" else None
-    for record in read_records(path, open_file, key, delimiter=reading.delimiter):
+    for record in read_records(path, open_file, key, delimiter=reading.delimiter, faults=faults):
         try:
             document = reader.document(record)
         except (Damaged, UserError) as problem:  # the latter names the place itself

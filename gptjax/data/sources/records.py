@@ -41,6 +41,7 @@ def read_records(
     *,
     delimiter: str = "auto",
     lines: bool = False,
+    faults: Faults | None = None,
 ) -> Iterator[Record]:
     """The records of a file, by `suffix`: .csv, .tsv, .parquet, .yml or .yaml, otherwise JSON or JSONL.
 
@@ -53,6 +54,7 @@ def read_records(
       yaml_key: in YAML, the key whose list has the records; scalars in it are text.
       delimiter: of CSV; see the option data.delimiter.
       lines: whether a file .txt has a record {"text": LINE} in each line that is not blank.
+      faults: notes what of a YAML file nothing reads.
 
     Raises:
       UserError: the file cannot be opened.
@@ -67,7 +69,7 @@ def read_records(
     number = 0
     with file:
         try:
-            for record in _reader(path, yaml_key, delimiter, lines)(str(path), file):
+            for record in _reader(path, yaml_key, delimiter, lines, faults or Faults())(str(path), file):
                 number = record.number
                 yield record
         except DAMAGE as error:
@@ -87,14 +89,14 @@ def _damaged(path: str | Path, number: int, problem: str) -> Record:
 
 
 def _reader(
-    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool
+    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool, faults: Faults
 ) -> Callable[[str, io.IOBase], Iterator[Record]]:
     readers = {
         ".csv": partial(read_csv, delimiter=delimiter),
         ".tsv": partial(read_csv, delimiter="tab" if delimiter == "auto" else delimiter),
         ".parquet": _parquet,
-        ".yml": partial(read_yaml, key=yaml_key),
-        ".yaml": partial(read_yaml, key=yaml_key),
+        ".yml": partial(read_yaml, key=yaml_key, faults=faults),
+        ".yaml": partial(read_yaml, key=yaml_key, faults=faults),
         **({".txt": _text_lines} if lines else {}),
     }
     return readers.get(suffix(path), _json)
