@@ -42,6 +42,17 @@ def expand(text: str | Path) -> Path:
         raise UserError(f"{text!r}: there is no user {text.partition('/')[0]!r} on this machine") from None
 
 
+def cache(chosen: str = "") -> Path:
+    """Where stores, programs and mirrors are kept: `chosen` (data.cache_dir), else $GPTJAX_CACHE, else ~/.cache/gptjax.
+
+    Raises UserError for what no disk has.
+    """
+    try:
+        return expand(chosen or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax")
+    except UserError as error:
+        raise UserError(f"{'data.cache_dir' if chosen else 'GPTJAX_CACHE'}: {error}") from None
+
+
 def regular(path: Path) -> Path:
     """The path, if it is a file that ends. Raises UserError for what is not there, a directory, a pipe, a device.
 

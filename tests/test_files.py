@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from gptjax import cli, files
+from gptjax.errors import UserError
 from gptjax.files import whole_directory, whole_file, write_whole
 
 
@@ -113,3 +114,12 @@ def test_what_else_a_disk_refuses_ends_as_a_full_one_does(tmp_path, code, words)
     told = f"failed: {tmp_path / 'a.bin'}: {words}; the same command then goes on"
     assert cli.describe(error.value) == (1, told)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_on_a_disk_and_its_variable_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GPTJAX_CACHE", "~/cache")
+    assert files.cache() == tmp_path / "cache" and files.cache(f"{tmp_path}/mine") == tmp_path / "mine"
+    monkeypatch.setenv("GPTJAX_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match="GPTJAX_CACHE: 'gs://bucket/cache' is in an object store; a path on this"):
+        files.cache()

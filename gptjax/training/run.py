@@ -353,9 +353,10 @@ def _naming_cache(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise
-        if not Path(str(error.filename or "")).absolute().is_relative_to(cache.absolute()):
+        there, path = cache.absolute(), Path(str(error.filename or "")).absolute()
+        if not (path.is_relative_to(there) or (error.filename and there.is_relative_to(path))):
             raise
         name = "GPTJAX_CACHE" if os.environ.get("GPTJAX_CACHE") else "the cache"
         raise UserError(
