@@ -60,6 +60,13 @@ class Utf8Decoder:
 
 def other_encoding(data: bytes) -> str:
     """What to do about bytes that are not UTF-8, from the first bad one on: the encoding that they seem to have."""
+    if name := seeming_encoding(data):
+        return f"it reads as Chinese in {name.upper()}: --config.data.encoding={name}"
+    return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
+
+
+def seeming_encoding(data: bytes) -> str:
+    """The encoding of Chinese in which bytes that are not UTF-8 read as common characters, or an empty text."""
     data = data[:_SAMPLE_BYTES]
     for name, is_common in (("gb18030", _is_common_gb), ("big5", _is_common_big5)):
         try:
@@ -68,8 +75,8 @@ def other_encoding(data: bytes) -> str:
             continue
         wide = [character.encode(name) for character in text if ord(character) > 0x7F]
         if len(wide) >= 2 and sum(map(is_common, wide)) >= 0.9 * len(wide):
-            return f"it reads as Chinese in {name.upper()}: --config.data.encoding={name}"
-    return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
+            return name
+    return ""
 
 
 def _is_common_gb(character: bytes) -> bool:
