@@ -43,7 +43,7 @@ _SIGN_IN = {
 
 def cache() -> Path:
     """The directory of local copies of object stores, in $GPTJAX_CACHE or ~/.cache/gptjax."""
-    return Path(os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser().absolute() / "buckets"
+    return files.cache().absolute() / "buckets"
 
 
 def is_url(text: str | Path) -> bool:

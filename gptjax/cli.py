@@ -343,6 +343,8 @@ def describe(error: BaseException) -> tuple[int, str]:
             f"failed: out of memory: {reason}. Lower --config.train.batch_size, raise --config.train.accumulation "
             "or set --config.model.remat=full"
         )
+    if reason := _of_jax_variable(error):
+        return 2, f"error: {reason}"
     if "jax" in sys.modules:
         from gptjax.processes import runtime
 
@@ -350,6 +352,31 @@ def describe(error: BaseException) -> tuple[int, str]:
             return 2, f"error: {reason}"
     traceback.print_exception(error)
     return 1, f"failed: {type(error).__name__}: this is a bug in gptjax; please report the lines above"
+
+
+_JAX_RULES = ("JAX_DISABLE_JIT", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION", "JAX_TRANSFER_GUARD")
+
+
+def _of_jax_variable(error: BaseException) -> str | None:
+    """Which of JAX's variables is to blame: one whose value JAX does not take, or whose rule gptjax does not keep.
+
+    Nothing is imported: a wrong value shows at the import of JAX.
+    """
+    frames, text = traceback.extract_tb(error.__traceback__), " ".join(str(error).split())
+    if frames and Path(frames[-1].filename).parts[-3:] == ("jax", "_src", "config.py"):
+        for name in filter(re.compile("JAX_").match, os.environ):
+            if name.lower() in text.lower():
+                return f"{name}={shown(os.environ[name])[1:-1]}: JAX does not take this value; correct it, or unset it"
+    if any("/jax/" in frame.filename for frame in frames) and (set_ := _set(_JAX_RULES)):
+        return f"{', '.join(set_)}: gptjax does not run under this rule of JAX ({text[:200]}); unset it"
+    return None
+
+
+def _set(names: Sequence[str]) -> list[str]:
+    """NAME=value of variables that ask for a rule, with those whose names they begin."""
+    off = ("", "0", "false", "no", "off", "allow", "log", "standard")
+    given = {name: value for name, value in os.environ.items() if name.startswith(tuple(names))}
+    return [f"{name}={value[:60]}" for name, value in given.items() if value.lower() not in off]
 
 
 def _unknown_verb(verb: str, rest: Sequence[str]) -> str:

@@ -22,7 +22,6 @@ Every value comes with a 95 % confidence interval and a signature that says how 
 
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -288,8 +287,14 @@ def score_outputs(options: flags.FlagValues) -> None:
 
 
 def _split_specs(text: str) -> list[str]:
-    """The entries of a list with commas; the comma in FILE#PROMPT,REFERENCE separates none."""
-    return re.findall(r"[^,#]+(?:#[^,]*,[^,]*)?", text)
+    """The entries of a list with commas, of which FILE#REFERENCE or FILE#PROMPT,REFERENCE is one."""
+    specs: list[str] = []
+    for part in filter(None, text.split(",")):
+        if specs and "#" in specs[-1] and "," not in specs[-1] and "#" not in part and not Path(part).exists():
+            specs[-1] += f",{part}"
+        else:
+            specs.append(part)
+    return specs
 
 
 # ---- Two evaluations -------------------------------------------------------------------------------------

@@ -42,6 +42,17 @@ def expand(text: str | Path) -> Path:
         raise UserError(f"{text!r}: there is no user {text.partition('/')[0]!r} on this machine") from None
 
 
+def cache(chosen: str = "") -> Path:
+    """Where stores, programs and mirrors are kept: `chosen` (data.cache_dir), else $GPTJAX_CACHE, else ~/.cache/gptjax.
+
+    Raises UserError for what no disk has.
+    """
+    try:
+        return expand(chosen or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax")
+    except UserError as error:
+        raise UserError(f"{'data.cache_dir' if chosen else 'GPTJAX_CACHE'}: {error}") from None
+
+
 def regular(path: Path) -> Path:
     """The path, if it is a file with an end. Raises UserError if it is missing, a directory, a pipe or a device.
 
@@ -237,6 +248,22 @@ _WORDS = {
 }
 
 
+_GOES_ON = "the same command then goes on"
+_REMEDIES = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Make room, or have the quota raised",
+    errno.EFBIG: "Raise the limit (ulimit -f), or use another disk",
+    errno.EROFS: "Have it mounted for writing, or use another disk",
+    errno.EIO: "See what the system's log says of it (dmesg), or use another disk",
+    errno.ESTALE: "Have it mounted again",
+}
+
+
+def disk_fails(error: OSError) -> bool:
+    """Whether it is the disk that cannot, and not the path that is wrong: the same request may succeed later."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
+
 def words(error: OSError) -> str:
     """What went wrong with a file, in words, without its path."""
     text = _WORDS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
@@ -244,14 +271,20 @@ def words(error: OSError) -> str:
 
 
 def explain(error: OSError) -> str:
-    """What went wrong with a file: its path, the reason, and for a full disk its space and what to do."""
+    """What went wrong with a file: its path, the reason, and for errors of a disk what to do."""
     path = error.filename if isinstance(error.filename, str) else None
     if not path and error.errno == errno.ENOSPC:  # the error names no path: most likely that of temporary files
         path = tempfile.gettempdir()
     text = f"{path}: {words(error)}" if path else words(error)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if (remedy := _REMEDIES.get(error.errno or 0)) is None:
         return text
-    return f"{text}{space(Path(path)) if path else ''}. Make room; the same command then goes on"
+    free = space(Path(path)) if path and error.errno == errno.ENOSPC else ""  # of a quota the disk's says nothing
+    return f"{text}{free}. {remedy}; {_GOES_ON}"
+
+
+def goes_on(text: str) -> bool:
+    """Whether a message ends with the advice of `explain` about a disk."""
+    return text.endswith(_GOES_ON)
 
 
 def space(path: Path) -> str:

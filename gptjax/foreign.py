@@ -4,6 +4,8 @@ A schema is a subclass of `Schema`, beside the code that reads the file. A key t
 IGNORED, because it changes neither numbers nor text, or returned by `unknown()`, so that the reader refuses or warns.
 """
 
+import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -32,6 +34,12 @@ class Schema(pydantic.BaseModel):
         """Keys of the file that the schema neither names nor ignores, sorted; null counts as absent."""
         extra = self.model_extra or {}
         return sorted(key for key in extra if key not in self.IGNORED and extra[key] is not None)
+
+
+@functools.lru_cache(maxsize=1000)
+def warn(text: str) -> None:
+    """Tells on stderr what is odd in a file, once in a process: a command may read the same file several times."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def read(schema: type[S], path: Path) -> S:

@@ -26,6 +26,8 @@ def claim(place: str | Path, flag: str = "output") -> None:
             trial.touch()
             trial.unlink()
     except OSError as error:
+        if files.disk_fails(error):
+            raise
         raise UserError(f"--{flag}={path} cannot be written: {files.words(error)}") from None
     except ValueError:
         raise UserError(f"--{flag}={str(path)!r} is not a path") from None

@@ -1,5 +1,6 @@
 """Mistakes in a request are reported in the last line on stderr, without a traceback, and nothing is lost."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -358,6 +359,46 @@ def test_full_disk_leaves_the_last_good_checkpoint(config_file, trained, tmp_pat
         assert loading.load(workdir, "last").step == int(last.name)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("verb", [train, evaluate, generate, prepare], ids=lambda verb: verb.__name__)
+def test_a_disk_that_does_not_keep_what_is_written(
+    refuses, config_file, trained, tiny_corpus, tmp_path, monkeypatch, verb, code
+):
+    place = tmp_path / "out" / "result"
+    options = {
+        train: [f"--config={config_file}", f"--workdir={place}"],
+        evaluate: [f"--workdir={trained}", "--tasks=perplexity", f"--output={place}"],
+        generate: [f"--workdir={trained}", f"--prompts={tmp_path}/p.txt", "--max_new_tokens=2", f"--output={place}"],
+        prepare: [f"--source=text:{tiny_corpus}/*.txt", f"--output={place}", "--tokenizer=byte"],
+    }
+
+    (tmp_path / "p.txt").write_text("a\n")
+    place.parent.mkdir()
+
+    def fsync(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        last = refuses(verb, *options[verb], status=1).splitlines()[-1]
+    assert f"{tmp_path}/out/" in last and "; the same command then goes on" in last and "bug" not in last
+    assert verb is train or not [path for path in place.parent.rglob("*") if path.name == place.name]
+    assert cli.run(verb.main, [verb.__name__, *options[verb]]) == 0
+
+
+def test_a_checkpoint_that_a_disk_refuses_otherwise(config_file, tmp_path, capfd):
+    """Really, in TensorStore's own threads: a file may not be as large as the limit of this process."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
+    try:
+        assert cli.run(train.main, ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    *_, last = capfd.readouterr().err.splitlines()
+    assert last.startswith(f"failed: {tmp_path}/run/checkpoints: the file would be larger than is allowed. Raise the ")
 
 
 def test_out_of_memory_says_what_to_lower(capsys):

@@ -1,11 +1,14 @@
 """The convert verb: a model is imported, generates, and is exported again."""
 
+import errno
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -47,6 +50,35 @@ def test_in_and_out_again(directory, tmp_path, capsys):
         np.testing.assert_array_equal(after[name], value, err_msg=name)
     assert json.loads((out / "config.json").read_text()) == json.loads((directory / "config.json").read_text())
     assert (out / "tokenizer.json").exists()
+
+
+def test_a_key_that_nobody_knows_is_told_once(directory, capsys):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"a_key_of_next_year": 3}))
+    assert cli.run(generate.main, ["generate", f"--workdir=hf:{directory}", "--prompt=a", "--max_new_tokens=1"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("a_key_of_next_year") == told.count("warning: ") == 1
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("writer", ["os.fsync", "safetensors.numpy.save_file"])
+def test_a_disk_that_does_not_keep_what_is_written(directory, tmp_path, capsys, monkeypatch, writer, code):
+    command = ["convert", f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'out'}"]
+    assert cli.run(convert.main, ["convert", f"--from=hf:{directory}", f"--to={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+
+    def write(*arguments, **options):
+        if writer == "os.fsync":
+            raise OSError(code, os.strerror(code))
+        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, write)
+        assert cli.run(convert.main, command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"failed: {tmp_path}/out") and line.endswith("; the same command then goes on")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "run"}
+    assert cli.run(convert.main, command) == 0
 
 
 @pytest.mark.parametrize(

@@ -334,3 +334,16 @@ def test_a_result_is_written_where_told_and_a_device_stays_one(workdir, files, c
     assert run(*options, f"--output={files}/two.txt/out.json") == 2
     assert "cannot be written" in capsys.readouterr().err
     assert not [path for path in (files / "made").iterdir() if path.name.startswith(".")]
+
+
+def test_a_field_of_a_file_may_stand_beside_another_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.txt").touch()
+    for text, specs in (
+        ("a.csv#ref", ["a.csv#ref"]),
+        ("a.csv#mr,ref", ["a.csv#mr,ref"]),
+        ("a.csv#ref,b.txt", ["a.csv#ref", "b.txt"]),
+        ("b.txt,a.csv#mr,ref,b.txt", ["b.txt", "a.csv#mr,ref", "b.txt"]),
+        ("a.csv#ref,a.csv#other", ["a.csv#ref", "a.csv#other"]),
+    ):
+        assert evaluate._split_specs(text) == specs

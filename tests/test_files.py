@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from gptjax import cli, files
+from gptjax.errors import UserError
 from gptjax.files import whole_directory, whole_file, write_whole
 
 
@@ -96,3 +97,29 @@ def test_a_full_disk_is_told_with_path_space_and_what_to_do(tmp_path):
     assert text.startswith(f"{tmp_path / 'a.bin'}: the disk is full (")
     assert text.endswith("MiB free). Make room; the same command then goes on")
     assert cli.describe(error.value) == (1, f"failed: {text}")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EDQUOT, "the quota of the disk is used up. Make room, or have the quota raised"),
+        (errno.EIO, "the disk reports an error. See what the system's log says of it (dmesg), or use another disk"),
+        (errno.ESTALE, "the network disk has lost it. Have it mounted again"),
+    ],
+)
+def test_what_else_a_disk_refuses_ends_as_a_full_one_does(tmp_path, code, words):
+    with pytest.raises(OSError) as error, whole_file(tmp_path / "a.bin") as file:
+        file.write(b"half")
+        raise OSError(code, os.strerror(code))
+    told = f"failed: {tmp_path / 'a.bin'}: {words}; the same command then goes on"
+    assert cli.describe(error.value) == (1, told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_on_a_disk_and_its_variable_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GPTJAX_CACHE", "~/cache")
+    assert files.cache() == tmp_path / "cache" and files.cache(f"{tmp_path}/mine") == tmp_path / "mine"
+    monkeypatch.setenv("GPTJAX_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match="GPTJAX_CACHE: 'gs://bucket/cache' is in an object store; a path on this"):
+        files.cache()

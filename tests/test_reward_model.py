@@ -268,6 +268,7 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
     from gptjax.data.opening import RunData
     from gptjax.rewards.model import ModelReward
     from gptjax.rewards.processes import Item
+    from gptjax.rewards.rewards import Reward
 
     model = loading.load(plain, "last")
     (examples,) = RunData.open(model.config).examples(model.config, "validation", judged=False).values()
@@ -281,6 +282,10 @@ def test_a_reward_model_reads_what_it_has_learnt_to_read(pairs, plain):
     too_long = Item("", "", "", np.zeros(65, np.int32))
     *verdicts, last = ModelReward(f"model:{plain}/checkpoints/12", model.tokenizer)([*items, too_long])
     assert "reads 64 tokens at most" in last.error
+    config = model.config.copy_and_resolve_references().unlock()
+    config.objective.reward = f"model:{plain} + 0.1*length"
+    judges = Reward(config, model.tokenizer).models  # a run that continues must find them as they were
+    assert [*judges] == [f"objective.reward=model:{plain}"]
     expected, _ = reward_model.rewards(gpt.bind(model.architecture, model.params), jax.tree.map(jnp.asarray, rows))
     np.testing.assert_allclose([v.value for v in verdicts], np.asarray(expected).ravel(), rtol=1e-4, atol=1e-5)
 

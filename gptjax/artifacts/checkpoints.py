@@ -35,7 +35,7 @@ from gptjax.model import gpt
 from gptjax.parameters import path_string
 
 _ORBAX = str(Path(ocp.__file__).parent)
-_FAILED_WRITE = "RESOURCE_EXHAUSTED: Error writing"  # TensorStore's words for a full disk
+_FAILED_WRITE = re.compile(r"\b[A-Z_]{5,}: Error (opening|writing)\b")  # TensorStore's words for a disk that cannot
 
 
 class _OrbaxRecords(logging.Filter):
@@ -48,14 +48,14 @@ class _OrbaxRecords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         calls = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
         files = [record.pathname, *(call.filename for call in calls)]
-        if record.exc_info and _FAILED_WRITE in str(record.exc_info[1]):
+        if record.exc_info and _FAILED_WRITE.search(str(record.exc_info[1])):
             return False
         return _ORBAX not in record.getMessage() and not any(file.startswith(_ORBAX) for file in files)
 
 
 def _hook(what: Any) -> None:
     """Drops what Python prints when the remaining writes of a failed save end, up to the end of the process."""
-    closed = str(what.exc_value) == "Event loop is closed" or _FAILED_WRITE in str(what.exc_value)
+    closed = str(what.exc_value) == "Event loop is closed" or _FAILED_WRITE.search(str(what.exc_value))
     left = getattr(getattr(what.object, "cr_code", None), "co_filename", "").startswith(_ORBAX)
     if not (closed or left):
         _hook.before(what)
@@ -143,7 +143,7 @@ class Checkpoints:
     def stopped_by(self, error: OSError) -> RunError:
         """The error of a run that could not write: the file, why, what to do, and from where the run then continues."""
         text = files.explain(error)
-        if not text.endswith("the same command then goes on"):
+        if not files.goes_on(text):
             text += ". Once this is fixed, the same command continues"
         return RunError(text + self.advice().removeprefix("the same command continues"))
 

@@ -81,7 +81,7 @@ def _listed(changes: Changes, names: Sequence[str], most: int = 5) -> str:
 
 
 def check_data(workdir: Path, identity: dict) -> None:
-    """Raises UserError if the data differ from those in the manifest of the run."""
+    """Raises UserError if the data, or models that it learns from, differ from those in the manifest of the run."""
     if reason := integrity.manifest_fault(workdir):
         print(f"warning: {reason}; cannot check whether the data are the same as before", file=sys.stderr)
         return
@@ -92,6 +92,13 @@ def check_data(workdir: Path, identity: dict) -> None:
             raise UserError(
                 f"{_OF_DATA[key]} of {identity['source']} is not the one that {workdir} was trained on; restore "
                 f"the data, or start a run from this one with a new --workdir and --config.init_from={workdir}"
+            )
+    models, before = identity.get("models", {}), recorded.get("models", {})
+    for name in models:
+        if isinstance(before, dict) and before.get(name, models[name]) != models[name]:
+            raise UserError(
+                f"{name} now has other parameters than those that {workdir} was trained with; put that model back, or "
+                f"start a run from this one with a new --workdir and --config.init_from={workdir}"
             )
 
 

@@ -6,12 +6,11 @@ A config file starts from `get_default()`, changes what it needs and is read wit
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptjax import json_text
+from gptjax import files, json_text
 from gptjax.config import stages, values
 from gptjax.config.durations import UNITS, resolve_duration
 from gptjax.config.options import (
@@ -180,8 +179,8 @@ def from_json(text: str, where: object = "the config") -> Config:
 
 
 def cache_directory(config: Config) -> Path:
-    """Where token stores and compiled programs are kept: data.cache_dir, else $GPTJAX_CACHE, else ~/.cache/gptjax."""
-    return Path(config.data.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax").expanduser()
+    """Where token stores and compiled programs are kept (see `files.cache`)."""
+    return files.cache(config.data.cache_dir)
 
 
 def sha256(config: Config) -> str:

@@ -4,14 +4,17 @@ The prompts are those of lm-eval, zero-shot and without task descriptions.
 """
 
 import abc
+import csv
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from gptjax.data.sources.records import Damaged, read_records
+from gptjax.data.sources.record import Damaged, Record
+from gptjax.data.sources.records import open_utf8, read_records, suffix
 from gptjax.errors import UserError
 from gptjax.evaluation.multiple_choice import Question
 from gptjax.evaluation.prompts import regular
@@ -21,7 +24,15 @@ from gptjax.json_text import show
 _BRACKETS = re.compile(r"\[.*?\]")
 
 Text = Annotated[str, pydantic.Field(min_length=1)]
-Choice = Annotated[str, pydantic.Field(pattern=r"\S")]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("text that is not blank")
+    return text
+
+
+Choice = Annotated[str, pydantic.AfterValidator(_not_blank)]
 Choices = Annotated[list[Choice], pydantic.Field(min_length=2)]
 
 
@@ -220,6 +231,14 @@ class CEval(Form):
         return _letters(self.question_, [self.A, self.B, self.C, self.D], gold, "答案：")
 
 
+class MmluColumns(CEval):
+    """MMLU as its authors publish it, with a column for each choice."""
+
+    def question(self) -> Question:
+        gold = _place(self.answer, list("ABCD"), "answer")
+        return _letters(self.question_, [self.A, self.B, self.C, self.D], gold, "Answer:")
+
+
 class Cmmlu(Form):
     """Li et al. 2023 (arXiv:2306.09212)."""
 
@@ -261,6 +280,18 @@ FORMS: dict[str, type[Form]] = {
 }
 
 
+def _mmlu_rows(path: str) -> Iterator[Record]:
+    """The records of a CSV of MMLU, whose own files have no header: their first row ends in A, B, C or D."""
+    with open_utf8(path) as file:
+        data = file.read().removeprefix(b"\xef\xbb\xbf")
+    first = next(csv.reader(io.StringIO(data.decode("utf-8", "replace"))), [])
+    if len(first) != 6 or first[-1].strip() not in ("A", "B", "C", "D"):
+        yield from read_records(path, lambda _: io.BytesIO(data))
+        return
+    for record in read_records(path, lambda _: io.BytesIO(b"question,A,B,C,D,answer\n" + data)):
+        yield record._replace(place=f"{path}, row {record.number}")
+
+
 def read_questions(path: str | Path, form: str = "multiple_choice") -> list[Question]:
     """The questions of a JSONL, JSON, CSV, TSV or Parquet file, plain or compressed, in one of the forms of `FORMS`.
 
@@ -271,7 +302,8 @@ def read_questions(path: str | Path, form: str = "multiple_choice") -> list[Ques
     path = regular(path)
     labels = _label_file(Path(path)) if form == "piqa" else None
     questions = []
-    for number, record in enumerate(read_records(path)):
+    records = _mmlu_rows(path) if form == "mmlu" and suffix(path) == ".csv" else read_records(path)
+    for number, record in enumerate(records):
         if isinstance(record.value, Damaged):
             raise UserError(f"{record.place}: {record.value}")
         value = record.value
@@ -280,6 +312,8 @@ def read_questions(path: str | Path, form: str = "multiple_choice") -> list[Ques
         plain = form != "lambada" and isinstance(value, dict) and {"query", "choices", "gold"} <= value.keys()
         plain = plain and isinstance(value["choices"], list)
         schema = Plain if plain else FORMS[form]
+        if schema is Mmlu and isinstance(value, dict) and "A" in value:
+            schema = MmluColumns
         line = check(schema, value, record.place)
         try:
             question = line.question()

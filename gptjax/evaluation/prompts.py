@@ -1,6 +1,8 @@
 """Reads files of prompts with references, and of system outputs."""
 
+import codecs
 import io
+import itertools
 import json
 import re
 import sys
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 from gptjax import files
 from gptjax.data.sources.files import DAMAGE, is_remote, open_bytes
 from gptjax.data.sources.records import Damaged, read_records, suffix
+from gptjax.data.sources.utf8 import seeming_encoding
 from gptjax.errors import UserError
 from gptjax.json_text import show
 
@@ -68,7 +71,9 @@ def read_hypotheses(path: str | Path) -> tuple[list[str], list[list[str]] | None
     for place, value in _records(path):
         name = next((name for name in _HYPOTHESIS_FIELDS if isinstance(value.get(name), str)), None)
         if name is None:
-            raise UserError(f"{place}: no text {', '.join(_HYPOTHESIS_FIELDS[:-1])} or {_HYPOTHESIS_FIELDS[-1]}")
+            there = next((f"{name} is {show(value[name])}" for name in _HYPOTHESIS_FIELDS if name in value), "")
+            wanted = f"no text {', '.join(_HYPOTHESIS_FIELDS[:-1])} or {_HYPOTHESIS_FIELDS[-1]}"
+            raise UserError(f"{place}: {there or wanted}; fields: {_names(value)}")
         hypotheses.append(value[name])
         if "references" in value or "reference" in value:
             references.append(_references(value, place))
@@ -85,29 +90,47 @@ class ReferenceItems(NamedTuple):
 def read_references(specs: Sequence[str], count: int | None = None) -> ReferenceItems:
     """References of each item.
 
-    Several text files: line k of each is a reference of item k. One text file: one reference per line if it has
-    `count` lines or no blank line between texts, else blank lines separate the references of the items. Other files
-    are read as in `read_prompts`.
+    A file of records (JSONL, CSV, Parquet) has `references` or `reference` in each record; FILE#REFERENCE names
+    another field, and FILE#PROMPT,REFERENCE is read as in `read_prompts`. A single text file has one reference per line
+    if it has `count` lines or no blank line between texts, else blank lines separate the references of the items. Each
+    of several files has references of every item; text files have one per line.
     """
     if len(specs) == 1:
-        path, _ = _split_spec(specs[0])
-        if suffix(path) in _RECORDS or (_is_stream(path) and _has_records(path)):
-            return ReferenceItems([prompt["references"] for prompt in read_prompts(specs[0])], "one record per item")
-        lines = _lines(path)
+        if (records := _reference_records(specs[0])) is not None:
+            return ReferenceItems(records, "one record per item")
+        lines = _lines(_split_spec(specs[0])[0])
         text = "\n".join(lines).strip("\n")
         groups = re.split(r"\n(?:[^\S\n]*\n)+", text)
         if len(groups) == 1 or len(lines) == count:
             return ReferenceItems([[line] for line in lines], f"one reference per line, {len(lines)} lines")
         how = f"blank lines between items; it has {len(lines)} lines"
         return ReferenceItems([group.split("\n") for group in groups], how)
-    columns = [_lines(spec) for spec in specs]
+    read = {spec: _reference_records(spec) for spec in specs}
+    columns = [[[line] for line in _lines(spec)] if read[spec] is None else read[spec] for spec in specs]
     for spec, column in zip(specs, columns, strict=True):
         if len(column) != len(columns[0]):
+            unit = "lines" if not any(read.values()) else "items"
             raise UserError(
-                f"{spec} has {len(column)} lines, {specs[0]} has {len(columns[0])}; line k of each file is a "
+                f"{spec} has {len(column)} {unit}, {specs[0]} has {len(columns[0])}; line k of each file is a "
                 "reference of item k"
             )
-    return ReferenceItems([list(row) for row in zip(*columns, strict=True)], "one reference per line of each file")
+    joined = [list(itertools.chain.from_iterable(row)) for row in zip(*columns, strict=True)]
+    return ReferenceItems(joined, "one reference per line of each file")
+
+
+def _reference_records(spec: str) -> list[list[str]] | None:
+    """The references of each item of a file of records; None for text. Raises UserError naming file and line."""
+    path, fields = _split_spec(spec)
+    if not (suffix(path) in _RECORDS or (_is_stream(path) and _has_records(path))):
+        return None
+    if len(fields) == 2:
+        return [prompt["references"] for prompt in read_prompts(spec)]
+    records = _records(path, table=bool(fields))
+    if not records:
+        raise UserError(f'{path} has no references; a line is {{"references": ["...", "..."]}}')
+    if fields:
+        return [[_prompt(value, fields, False, place)["prompt"]] for place, value in records]
+    return [_references(value, place) for place, value in records]
 
 
 def _split_spec(spec: str) -> tuple[str, list[str]]:
@@ -199,10 +222,12 @@ def _lines(path: str | Path) -> list[str]:
     try:
         text = _content(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        line = 1 + error.object.count(b"\n", 0, error.start)
+        data, line = error.object, 1 + error.object.count(b"\n", 0, error.start)
+        marked = "UTF-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
+        name = marked or seeming_encoding(data[error.start :]).upper() or "ENCODING"
         raise UserError(
-            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8; convert the file first, e.g. "
-            "iconv -f GB18030 -t UTF-8"
+            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8; convert the file first: iconv -f {name} "
+            "-t UTF-8"
         ) from None
     lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if not lines[-1] else lines

@@ -57,7 +57,8 @@ class Distillation:
                 "use at most that"
             )
         source = data.batches(config, rows=rows, dialogues=data.has_dialogues)
-        return teacher.TaughtBatches(source, architecture, params, self.top_k, self.temperature)
+        name = config.objective.teacher
+        return teacher.TaughtBatches(source, architecture, params, self.top_k, self.temperature, name)
 
     def validation(self, data: "gptjax.data.opening.RunData", config: Config, rows: Rows = None) -> None:
         """None: the likelihood of the validation split is enough."""

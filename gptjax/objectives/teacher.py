@@ -64,10 +64,18 @@ class TaughtBatches(BatchSource):
       teacher_log_probabilities: float32 [B, T, k], theirs at the temperature, normalised over the whole vocabulary.
     """
 
-    def __init__(self, source: BatchSource, architecture: Architecture, params: gpt.Params, k: int, temperature: float):
-        """`params` are copied to every device of this process, among which the rows are divided."""
+    def __init__(
+        self,
+        source: BatchSource,
+        architecture: Architecture,
+        params: gpt.Params,
+        k: int,
+        temperature: float,
+        name: str = "",
+    ):
+        """`params` are copied to every device of this process, among which the rows are divided; `name` is theirs."""
         super().__init__(source.rows_per_epoch, batch_size=source.batch_size, rows=source.rows)
-        self._source = source
+        self._source, self._name = source, name
         devices = jax.local_devices()
         self._parts = len(devices)
         mesh = jax.sharding.Mesh(np.array(devices), ("rows",))
@@ -88,6 +96,10 @@ class TaughtBatches(BatchSource):
     @property
     def notes(self) -> list[str]:
         return self._source.notes
+
+    @property
+    def models(self) -> dict[str, gpt.Params]:
+        return {f"objective.teacher={self._name}": self._params}
 
     def epochs(self, step: int) -> dict[str, float]:
         return self._source.epochs(step)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gptjax
 from gptjax import config as config_lib
+from gptjax import files
 from gptjax.errors import RunError, UserError
 from gptjax.planning.facts import Facts
 
@@ -24,7 +25,7 @@ PACKAGES = ("absl-py", "flax", "jaxtyping", "ml-collections", "numpy", "optax")
 
 def environment_directory() -> Path:
     """The directory of the environment, in $GPTJAX_CACHE or ~/.cache/gptjax."""
-    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax") / "tpu-venv"
+    return files.cache() / "tpu-venv"
 
 
 def install_commands(directory: Path) -> list[list[str]]:

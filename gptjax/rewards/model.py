@@ -37,13 +37,13 @@ class ModelReward:
                 f"{option}={spec!r} has another tokenizer than the model that writes the answers; train both from the "
                 "same model: --config.init_from=WORKDIR"
             )
-        self._params, self._context = trained.params, trained.architecture.context_length
+        self.params, self._context = trained.params, trained.architecture.context_length
 
         @jax.jit
         def score(params: gpt.Params, tokens: jax.Array, last: jax.Array) -> jax.Array:
             return reward.rewards(gpt.bind(trained.architecture, params), tokens, last)[0]
 
-        self._score = partial(score, self._params)
+        self._score = partial(score, self.params)
 
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
         """The reward of each item, at the last token of its completion, even if the completion was cut off."""

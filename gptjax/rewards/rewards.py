@@ -8,7 +8,7 @@ model:WORKDIR a reward model.
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import regex
@@ -81,6 +81,12 @@ class Reward:
                 values[place] += weight * verdict.value
         values[list(failures)] = math.nan
         return Scores(values, list(failures.values()))
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The parameters of the reward models, by the option that names them."""
+        judges = {name: term for _, name, term in self._terms if isinstance(term, model.ModelReward)}
+        return {f"objective.reward={name}": judge.params for name, judge in judges.items()}
 
     def close(self) -> None:
         """Ends the processes of the user's functions."""

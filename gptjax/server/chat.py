@@ -27,7 +27,8 @@ async def chat(request: Request) -> Response:
     # in a thread: tokenizing a long text or compiling a grammar would block all other requests
     prompt, wanted, has_tools = await asyncio.to_thread(_prepare, model, body)
     answer = Answer(model, body, has_tools=has_tools)
-    running = Running(model, [prompt], wanted, context.limits)
+    texts = [messages.text_of(message.content, "messages") for message in body.messages]
+    running = Running(model, [prompt], wanted, context.limits, texts)
     if body.stream:
         return context.stream(answer.frames(running), running)
     return JSON(answer.whole(await context.collect(request, running), running))

@@ -25,7 +25,8 @@ async def completions(request: Request) -> Response:
     model = context.models.find(body.model)
     prompts, wanted = await asyncio.to_thread(_prepare, model, body)
     answer = Answer(model, body, prompts)
-    running = Running(model, prompts, wanted, context.limits)
+    texts = [body.prompt] if isinstance(body.prompt, str) else [one for one in body.prompt if isinstance(one, str)]
+    running = Running(model, prompts, wanted, context.limits, texts)
     if body.stream:
         return context.stream(answer.frames(running), running)
     return JSON(answer.whole(await context.collect(request, running), running))

@@ -115,8 +115,18 @@ def grammar_of_format(model: Served, wanted: ResponseFormat | None, param: str) 
 class Running:
     """The streams of one request: `n` for each prompt, in this order. Leaving the context cancels unfinished ones."""
 
-    def __init__(self, model: Served, prompts: Sequence[np.ndarray], wanted: Settings, limits: Limits):
-        """Raises what `Pump.submit` raises; the streams submitted until then are cancelled."""
+    def __init__(
+        self,
+        model: Served,
+        prompts: Sequence[np.ndarray],
+        wanted: Settings,
+        limits: Limits,
+        texts: Sequence[str] = (),
+    ):
+        """`texts`: the prompts that came as text.
+
+        Raises what `Pump.submit` raises; the streams submitted until then are cancelled.
+        """
         most = min(limits.prompts, model.max_waiting)  # more would always meet a full queue
         if len(prompts) * wanted.n > most:
             raise ApiError(
@@ -126,6 +136,11 @@ class Running:
             )
         if limits.log_prompts:
             log.info("prompts of %s: %s", model.name, [model.tokenizer.decode(prompt) for prompt in prompts])
+        unknown = model.tokenizer.unknown_id
+        if unknown is not None and (count := sum(np.count_nonzero(prompt == unknown) for prompt in prompts)):
+            which = model.tokenizer.lacking(texts) if limits.log_prompts else ""  # nobody's words without that
+            told = f"the vocabulary lacks {count} pieces of a prompt, which --log_prompts names: the model reads"
+            log.warning("%s: %s", model.name, which or f"{told} {model.tokenizer.unknown_token} there")
         self.model, self.prompts, self.wanted = model, prompts, wanted
         self.streams: list[Stream] = []
         try:

@@ -49,5 +49,7 @@ def check(path: str | Path) -> Path:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
     except OSError as error:
+        if files.disk_fails(error):
+            raise
         raise UserError(f"--preferences={path} cannot be written: {files.words(error)}") from None
     return path

@@ -28,7 +28,8 @@ async def responses(request: Request) -> Response:
     model = context.models.find(body.model)
     prompt, wanted, tools = await asyncio.to_thread(_prepare, model, body)
     answer = Answer(model, body, tools)
-    running = Running(model, [prompt], wanted, context.limits)
+    texts = [messages.text_of(message.content, "input") for message in read_input(body)]
+    running = Running(model, [prompt], wanted, context.limits, texts)
     if body.stream:
         return context.stream(answer.frames(running), running, error_frame=answer.error_frame)
     (events,) = await context.collect(request, running)

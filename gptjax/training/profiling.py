@@ -1,13 +1,17 @@
 """--profile=STEP:COUNT: a trace of some steps, and the operations that took the most time."""
 
+import contextlib
 import re
+import shutil
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from gptjax import files
 from gptjax.errors import UserError
 
 
@@ -47,10 +51,12 @@ class Profile:
 
     def before(self, step: int, wait: Callable[[], None]) -> None:
         """To be called before each step; `wait` returns when no step is under way."""
-        if step == self.step:
-            wait()
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # calls of Python functions would be most of the trace
+        if step != self.step:
+            return
+        wait()
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # calls of Python functions would be most of the trace
+        with self._never_failing():
             jax.profiler.start_trace(str(self.directory), profiler_options=options)
             self._tracing = True
 
@@ -59,14 +65,40 @@ class Profile:
         if not self._tracing or step < self.step + self.count - 1:
             return None
         jax.block_until_ready(result)
-        self.stop()
-        trace = max(self.directory.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-        return f"{table(operations(trace), self.count)}\ntrace: {trace.parent}"
+        with self._never_failing():
+            self._stop()
+            trace = max(self._traces(), key=lambda path: path.stat().st_mtime)
+            return f"{table(operations(trace), self.count)}\ntrace: {trace.parent}"
+        return None
 
     def stop(self) -> None:
+        """Ends a trace that a run which ends has begun."""
+        with self._never_failing():
+            self._stop()
+
+    def _stop(self) -> None:
         if self._tracing:
             self._tracing = False
-            jax.profiler.stop_trace()
+            before = self._traces()
+            try:
+                jax.profiler.stop_trace()
+            except Exception:
+                for half in self._traces() - before:
+                    shutil.rmtree(half.parent, ignore_errors=True)
+                raise
+
+    def _traces(self) -> set[Path]:
+        return set(self.directory.glob("**/*.xplane.pb"))
+
+    @contextlib.contextmanager
+    def _never_failing(self) -> Iterator[None]:
+        """A trace is a side product: a disk that does not take it costs a warning and not the run."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{error.filename}: {files.words(error)}" if isinstance(error, OSError) else str(error)
+            reason = re.sub(r"^[A-Z_]+: ", "", reason.strip().partition("\n")[0])[:300] or type(error).__name__
+            print(f"warning: --profile={self.step}:{self.count}: no trace: {reason}; the run goes on", file=sys.stderr)
 
 
 def operations(trace: Path) -> list[Operation]:

@@ -62,12 +62,14 @@ class Ending:
                 close()
             except (Exception, KeyboardInterrupt) as failure:
                 if error or first:
-                    about = files.explain(failure) if isinstance(failure, OSError) else failure
-                    print(f"while the run ended: {about}", file=sys.stderr)
+                    about = files.explain(failure) if isinstance(failure, OSError) else str(failure)
+                    if about != str(error or first):  # a disk that cannot says the same again
+                        print(f"while the run ended: {about}", file=sys.stderr)
                 else:
                     first = failure
         if isinstance(first, OSError):
-            raise RunError(f"{files.explain(first)}. The same command continues") from first
+            text = files.explain(first)
+            raise RunError(text if files.goes_on(text) else f"{text}. The same command continues") from first
         if first:
             raise first
 
@@ -164,11 +166,13 @@ class Run:
         saved = checkpoints.directory / str(start) if start else None
         footprint.check_fits(program.target, mesh, checkpoint=saved)
         group.advice = checkpoints.advice
+        rollouts = Rollouts(program, data, batches.questions) if isinstance(objective, objectives.Writing) else None
+        models = batches.models | (rollouts.reward.models if rollouts else {})
+        if models and group.index == 0:
+            identity["models"] = {name: reference.fingerprint(params) for name, params in models.items()}
         if start:
             group.first(lambda: workdir_lib.check_data(workdir, identity))
-        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes)
-        if isinstance(objective, objectives.Writing):
-            run.rollouts = Rollouts(program, data, batches.questions)
+        run = cls(workdir, program, data, batches, checkpoints, start, origin, attention, changes, rollouts=rollouts)
         if group.index == 0:
             run._describe(identity)
         return run
@@ -352,9 +356,10 @@ def _naming_cache(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise
-        if not Path(str(error.filename or "")).absolute().is_relative_to(cache.absolute()):
+        there, path = cache.absolute(), Path(str(error.filename or "")).absolute()
+        if not (path.is_relative_to(there) or (error.filename and there.is_relative_to(path))):
             raise
         name = "GPTJAX_CACHE" if os.environ.get("GPTJAX_CACHE") else "the cache"
         raise UserError(

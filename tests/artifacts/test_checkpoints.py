@@ -1,6 +1,8 @@
+import errno
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from gptjax import config as config_lib
 from gptjax.artifacts import checkpoints, loading
 from gptjax.artifacts.checkpoints import Checkpoints
 from gptjax.data.tokenization.tokenizer import build_tokenizer
-from gptjax.errors import UserError
+from gptjax.errors import RunError, UserError
 from gptjax.model.architecture import Architecture
 from gptjax.parallel import partition
 from gptjax.parallel.mesh import make_mesh
@@ -231,6 +233,26 @@ def test_half_written_directories_are_ignored_and_removed(tiny_config, tmp_path)
     manager.close()
     assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
     assert_same(run.restore(2), run.state(2))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.EDQUOT, "the quota of the disk is used up. Make room"), (errno.EIO, "the disk reports an error. See what")],
+)
+def test_a_disk_that_refuses_a_save_is_told_with_what_to_do(tiny_config, tmp_path, monkeypatch, code, words):
+    run = Run(tiny_config, tmp_path / "run")
+    run.save({1: None})
+    reason = f"UNKNOWN: Error writing \"a\": Failed to write 9 bytes: {os.strerror(code)} [os_error_code='{code}']"
+
+    def save(*arguments, **options):
+        raise ValueError(reason)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    with pytest.raises(RunError) as caught:
+        run.save({2: None})
+    directory = tmp_path / "run" / "checkpoints"
+    assert str(caught.value).startswith(f"{directory}: {words}")
+    assert str(caught.value).endswith(f"; the same command then goes on from step 1 ({directory / '1'})")
 
 
 def test_what_is_stored_beside_the_state(ema_run):

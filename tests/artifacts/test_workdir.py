@@ -107,6 +107,18 @@ def test_the_data_decide_and_not_their_place(tmp_path):
             check_data(tmp_path, {"source": "text:x", **recorded, key: other})
 
 
+def test_models_that_a_run_learns_from_are_those_of_before(tmp_path):
+    recorded = {"source_fingerprint": "a", "tokenizer": {"sha256": "b"}}
+    now = {"source": "text:x", **recorded, "models": {"objective.reward=model:j": "1"}}
+    for before in (None, [], {}, {"objective.reward=model:j": "1"}):  # an older run, a damaged manifest, the same
+        write_whole(tmp_path / "manifest.json", json.dumps({"data": recorded | {"models": before}}))
+        check_data(tmp_path, now)
+    other = {"models": {"objective.reward=model:j": "2"}}
+    write_whole(tmp_path / "manifest.json", json.dumps({"data": recorded | other}))
+    with pytest.raises(UserError, match=r"objective.reward=model:j now has other parameters .*; put that model back"):
+        check_data(tmp_path, now)
+
+
 def test_without_a_manifest_it_is_said_that_the_data_are_not_checked(tmp_path, capsys):
     for text in (None, "", "[]", '{"data": []}'):
         if text is not None:

@@ -114,6 +114,18 @@ def test_columns_of_a_table_are_a_question(tmp_path):
     assert read_questions(tmp_path / "winogrande.csv", "winogrande")[0].pairs[0] == ("The cat", "ran.")
 
 
+def test_the_csv_files_of_mmlu_have_no_header(tmp_path):
+    rows = '"What is, 1+1?",1,2,2,4,B\nQ?,w,x,y,z,D\n'
+    for text in (rows, "\ufeff" + rows, "question,A,B,C,D,answer\n" + rows):
+        (tmp_path / "law_test.csv").write_text(text)
+        found = [plain(question) for question in read_questions(tmp_path / "law_test.csv", "mmlu")]
+        first = "What is, 1+1?\nA. 1\nB. 2\nC. 2\nD. 4\nAnswer:"
+        assert found == [(first, list("ABCD"), 1), (f"Q?\n{LETTERS}Answer:", list("ABCD"), 3)]
+    (tmp_path / "law_test.csv").write_text(rows + "Q?,w,x,y,z,E\n")
+    with pytest.raises(UserError, match=r'law_test.csv, row 3: answer is "E", but must be one of A, B, C, D'):
+        read_questions(tmp_path / "law_test.csv", "mmlu")
+
+
 @pytest.mark.parametrize(
     ("form", "entry", "message"),
     [
@@ -122,7 +134,7 @@ def test_columns_of_a_table_are_a_question(tmp_path):
         ("multiple_choice", {"query": "q", "choices": ["a", "b"], "gold": "0"}, 'gold is "0", but must be a whole'),
         ("multiple_choice", {"query": "q", "choices": ["a", "b"], "gold": None}, "gold is null, but must be a whole"),
         ("multiple_choice", {"query": "q", "choices": ["a"], "gold": 0}, "choices is .* must be a list of at least 2"),
-        ("multiple_choice", {"query": "q", "choices": ["a", ""], "gold": 0}, r'choices\[1\] is ""'),
+        ("multiple_choice", {"query": "q", "choices": ["a", ""], "gold": 0}, r'choices\[1\] is "", but must be text'),
         (
             "multiple_choice",
             {"query": "q", "choices": ["a", None], "gold": 0},

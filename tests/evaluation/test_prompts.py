@@ -146,6 +146,28 @@ def test_references_with_blank_lines_between_items(tmp_path):
         read_references([f"{tmp_path}/lines.txt", f"{tmp_path}/short.txt"])
 
 
+def test_references_in_records_need_no_prompt(tmp_path):
+    jsonl, table, text = (tmp_path / name for name in ("r.jsonl", "r.csv", "r.txt"))
+    jsonl.write_text('{"references": ["a", "b"]}\n{"reference": "c"}\n')
+    table.write_text("mr,ref\nx,A\nx,C\n")
+    text.write_text("1\n2\n")
+    assert read_references([f"{jsonl}"]).items == [["a", "b"], ["c"]]
+    assert read_references([f"{table}#ref"]).items == [["A"], ["C"]]
+    assert read_references([f"{table}#mr,ref"]).items == [["A", "C"]]
+    several = read_references([f"{jsonl}", f"{text}", f"{table}#ref"])
+    assert several.items == [["a", "b", "1", "A"], ["c", "2", "C"]], "records are no lines of text"
+    jsonl.write_text('{"references": []}\n')
+    with pytest.raises(UserError, match=r'r.jsonl, line 1: "references" must be a list of one text or more, not \[\]'):
+        read_references([f"{jsonl}"])
+
+
+def test_another_encoding_is_named_with_what_converts_it(tmp_path):
+    for encoding, name in (("utf-16", "UTF-16"), ("gb18030", "GB18030"), ("latin-1", "ENCODING")):
+        (tmp_path / "out.txt").write_bytes(("今天天气很好" if "l" not in encoding else "é").encode(encoding))
+        with pytest.raises(UserError, match=rf"is not UTF-8; convert the file first: iconv -f {name} -t UTF-8"):
+            read_hypotheses(tmp_path / "out.txt")
+
+
 def test_hypotheses(tmp_path):
     (tmp_path / "out.txt").write_text("one\n\nthree\n")
     assert read_hypotheses(tmp_path / "out.txt") == (["one", "", "three"], None)
@@ -155,5 +177,8 @@ def test_hypotheses(tmp_path):
         file.write("one\n\nthree\n")
     assert read_hypotheses(tmp_path / "out.txt.gz") == (["one", "", "three"], None)
     (tmp_path / "out.jsonl").write_text('{"text": "c"}\n')
-    with pytest.raises(UserError, match=r"line 1: no text completion, hypothesis or prediction"):
+    with pytest.raises(UserError, match=r"line 1: no text completion, hypothesis or prediction; fields: 'text'"):
+        read_hypotheses(tmp_path / "out.jsonl")
+    (tmp_path / "out.jsonl").write_text('{"completion": null}\n')
+    with pytest.raises(UserError, match=r"line 1: completion is null; fields: 'completion'"):
         read_hypotheses(tmp_path / "out.jsonl")

@@ -1,13 +1,16 @@
 """Distillation: the divergence by hand, exact over the full vocabulary, and a run with a teacher."""
 
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gptjax import config as config_lib
+from gptjax.artifacts import checkpoints, loading
 from gptjax.errors import UserError
 from gptjax.objectives import distillation, teacher
 from gptjax.train import train
@@ -99,6 +102,20 @@ def test_a_teacher_that_does_not_fit_is_refused(options, master, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             train(config_of(options, **(told | changes)), tmp_path / "refused")
+
+
+def test_a_teacher_that_is_changed_in_its_place_is_told_apart(options, master, tmp_path):
+    place, student = tmp_path / "teacher", tmp_path / "student"
+    told = {"objective__name": "distillation", "objective__teacher": str(place), "train__num_steps": 1}
+    shutil.copytree(master, place)
+    trained(options, student, **told)
+    train(config_of(options, **told), student)  # the same teacher
+    shutil.rmtree(place)
+    before = loading.load(master)
+    params = jax.tree.map(lambda leaf: leaf * 1.01, before.params)
+    checkpoints.write_parameters(place, params, config=before.config, tokenizer=before.tokenizer)
+    with pytest.raises(UserError, match=rf"objective.teacher={place} now has other parameters than those that"):
+        train(config_of(options, **told), student)
 
 
 def test_what_a_batch_must_have_is_known_without_the_teacher(options):

@@ -128,3 +128,23 @@ def test_a_platform_that_is_not_there(platforms, said):
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {said}") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("JAX_NUM_CPU_DEVICES", "many", "JAX does not take this value; correct it, or unset it"),
+        ("JAX_NUMPY_RANK_PROMOTION", "raise", "gptjax does not run under this rule of JAX (Operands could not be"),
+    ],
+)
+def test_a_variable_of_jax_that_is_to_blame_is_named(variable, value, said):
+    program = (
+        "import sys; from gptjax import cli\n"
+        "def main(argv):\n import jax.numpy as jnp\n jnp.ones((2, 3)) * jnp.ones(3)\n"
+        "sys.exit(cli.run(main, []))"
+    )
+    environment = os.environ | {variable: value}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {variable}={value}: {said}")
+    assert "Traceback" not in done.stderr

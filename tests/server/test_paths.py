@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
+from gptjax.data.tokenization.tokenizer import Tokenizer
 from gptjax.errors import UserError
 from gptjax.generation.engine import Busy
 from gptjax.generation.params import SamplingParams
@@ -232,6 +234,26 @@ def test_prompts_are_in_no_log_unless_asked_for(models, make_client, caplog):
         assert "my secret" not in caplog.text
         make_client(models, Limits(log_prompts=True)).post("/v1/completions", json=ask)
     assert "my secret" in caplog.text
+
+
+def test_what_a_vocabulary_lacks_is_told_in_the_log(models, make_client, caplog, monkeypatch):
+    words = {"<|endoftext|>": 0, "[UNK]": 1, "moon": 2}
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    vocabulary.add_special_tokens(["<|endoftext|>", "[UNK]"])
+    tokenizer = Tokenizer.from_str(vocabulary.to_str(), eot_token="<|endoftext|>")
+    monkeypatch.setattr(models.find("text"), "tokenizer", tokenizer)
+    for prompt, limits, told in (
+        ("moon", Limits(), []),
+        ("moon 月 月", Limits(), ["text: the vocabulary lacks 2 pieces of a prompt, which --log_prompts names: "]),
+        ("moon 月 月", Limits(log_prompts=True), ["text: the vocabulary lacks 月: the model reads [UNK] there"]),
+    ):
+        caplog.clear()
+        ask = {"model": "text", "prompt": prompt, "max_tokens": 1}
+        assert make_client(models, limits).post("/v1/completions", json=ask).status_code == 200
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == len(told)
+        assert all(warning.startswith(beginning) for warning, beginning in zip(warnings, told, strict=True))
 
 
 def test_the_page_may_load_nothing_from_elsewhere(client, models, make_client, monkeypatch, tmp_path):

@@ -40,6 +40,32 @@ def test_the_table_comes_after_the_last_step_of_the_trace(profile):
     assert [step for step, text in enumerate(texts) if text] == [6]
 
 
+@pytest.mark.parametrize("where", ["start_trace", "stop_trace", "ProfileData.from_file"])
+def test_a_disk_that_takes_no_trace_costs_a_warning(tmp_path, monkeypatch, capsys, where):
+    profile = Profile(1, 1, tmp_path / "profile")
+    place = tmp_path / "profile" / "plugins" / "t" / "vm.xplane.pb"
+    place.parent.mkdir(parents=True)
+
+    def fails(*arguments, **options):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {place}; No space left on device")
+
+    def half(*arguments, **options):
+        place.write_bytes(b"half")
+        return fails() if where == "stop_trace" else None
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *arguments, **options: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", half)
+    if where != "stop_trace":
+        monkeypatch.setattr(f"jax.profiler.{where}", fails)
+    for step in range(3):
+        profile.before(step, lambda: None)
+        assert profile.after(step, jnp.ones(())) is None
+    profile.stop()
+    told = f"warning: --profile=1:1: no trace: {place}; No space left on device; the run goes on\n"
+    assert capsys.readouterr().err == told
+    assert place.exists() == (where == "ProfileData.from_file")
+
+
 def test_operations_are_counted_and_ordered_by_their_own_time(profile):
     trace, texts = profile
     found = profiling.operations(trace)

@@ -8,6 +8,7 @@ import itertools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -54,6 +55,11 @@ class BatchSource(ABC):
     def notes(self) -> list[str]:
         """What the user should know of the data before the run: what is left out, how full the rows are."""
         return []
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The parameters of models that batches depend on beside the data, by the option that names them."""
+        return {}
 
     @property
     def steps_per_epoch(self) -> float:

@@ -88,7 +88,7 @@ def read_dialogues(
     name = name if name is not None else Path(path).name
     reader = DialogueReader(format, fields, reading, faults)
     key = "conversations" if format == "chatterbot" else None
-    for record in read_records(path, open_file, key, delimiter=reading.delimiter, has_option=True):
+    for record in read_records(path, open_file, key, delimiter=reading.delimiter, has_option=True, faults=faults):
         try:
             document = reader.document(record)
         except (Damaged, UserError) as problem:  # a UserError names the place itself

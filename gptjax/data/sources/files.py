@@ -3,7 +3,6 @@
 import atexit
 import bz2
 import contextlib
-import errno
 import glob
 import gzip
 import io
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from gptjax.buckets import Bucket
 from gptjax.errors import UserError
-from gptjax.files import about, expand, regular, words
+from gptjax.files import about, disk_fails, expand, regular, words
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading a damaged file raises
@@ -141,7 +140,7 @@ def _handed_over(path: str) -> File:
         with about(copy), Path(path).open("rb") as pipe, copy.open("wb") as file:
             shutil.copyfileobj(pipe, file, _BUFFER_BYTES)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if disk_fails(error):
             raise
         raise UserError(f"{path} cannot be read: {words(error)}") from None
     return _local_file(copy, "stdin")

@@ -42,6 +42,7 @@ def read_records(
     delimiter: str = "auto",
     lines: bool = False,
     has_option: bool = False,
+    faults: Faults | None = None,
 ) -> Iterator[Record]:
     """The records of a file, by `suffix`: .csv, .tsv, .parquet, .yml or .yaml, otherwise JSON or JSONL.
 
@@ -54,8 +55,8 @@ def read_records(
       yaml_key: in YAML, the key whose list has the records; scalars in it are text.
       delimiter: of CSV; see the option data.delimiter.
       lines: whether each line of a .txt file that is not blank is a record {"text": LINE}.
-
       has_option: whether data.encoding applies to the file, for the advice about bytes that are not UTF-8.
+      faults: collects the keys of a YAML file that are not read.
 
     Raises:
       UserError: the file cannot be opened.
@@ -70,7 +71,7 @@ def read_records(
     number = 0
     with file:
         try:
-            for record in _reader(path, yaml_key, delimiter, lines, has_option)(str(path), file):
+            for record in _reader(path, yaml_key, delimiter, lines, has_option, faults or Faults())(str(path), file):
                 number = record.number
                 yield record
         except DAMAGE as error:
@@ -91,14 +92,14 @@ def _damaged(path: str | Path, number: int, problem: str) -> Record:
 
 
 def _reader(
-    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool, has_option: bool
+    path: str | Path, yaml_key: str | None, delimiter: str, lines: bool, has_option: bool, faults: Faults
 ) -> Callable[[str, io.IOBase], Iterator[Record]]:
     readers = {
         ".csv": partial(read_csv, delimiter=delimiter),
         ".tsv": partial(read_csv, delimiter="tab" if delimiter == "auto" else delimiter),
         ".parquet": _parquet,
-        ".yml": partial(read_yaml, key=yaml_key),
-        ".yaml": partial(read_yaml, key=yaml_key),
+        ".yml": partial(read_yaml, key=yaml_key, faults=faults),
+        ".yaml": partial(read_yaml, key=yaml_key, faults=faults),
         **({".txt": _text_lines} if lines else {}),
     }
     return readers.get(suffix(path), partial(_json, has_option=has_option))

@@ -63,6 +63,16 @@ def other_encoding(data: bytes, *, has_option: bool = True) -> str:
 
     `has_option`: whether data.encoding applies to the file; otherwise the advice is to convert the file.
     """
+    if name := seeming_encoding(data):
+        advice = f"--config.data.encoding={name}" if has_option else "convert the file to UTF-8"
+        return f"it reads as Chinese in {name.upper()}: {advice}"
+    if not has_option:
+        return "convert the file to UTF-8"
+    return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
+
+
+def seeming_encoding(data: bytes) -> str:
+    """The encoding of Chinese in which bytes that are not UTF-8 read as common characters, or an empty text."""
     data = data[:_SAMPLE_BYTES]
     for name, is_common in (("gb18030", _is_common_gb), ("big5", _is_common_big5)):
         try:
@@ -71,11 +81,8 @@ def other_encoding(data: bytes, *, has_option: bool = True) -> str:
             continue
         wide = [character.encode(name) for character in text if ord(character) > 0x7F]
         if len(wide) >= 2 and sum(map(is_common, wide)) >= 0.9 * len(wide):
-            advice = f"--config.data.encoding={name}" if has_option else "convert the file to UTF-8"
-            return f"it reads as Chinese in {name.upper()}: {advice}"
-    if not has_option:
-        return "convert the file to UTF-8"
-    return "name its encoding: --config.data.encoding=NAME, such as gb18030, latin-1 or utf-16"
+            return name
+    return ""
 
 
 def _is_common_gb(character: bytes) -> bool:

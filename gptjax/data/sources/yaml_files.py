@@ -4,14 +4,16 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from gptjax.data.sources.base import Faults
 from gptjax.data.sources.record import MAX_BYTES, Damaged, Record
+from gptjax.data.sources.schemas import ABOUT
 
 MAX_DEPTH = 100  # lists and mappings inside each other
 MAX_VALUES = 1_000_000  # of one record, each counted as often as aliases repeat it
 
 
-def read_yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
-    """The entries of the list under `key`."""
+def read_yaml(path: str, file: io.IOBase, key: str | None, faults: Faults) -> Iterator[Record]:
+    """The entries of the list under `key`; other keys of the file are noted in `faults`."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -33,6 +35,8 @@ def read_yaml(path: str, file: io.IOBase, key: str | None) -> Iterator[Record]:
     if not isinstance(items, yaml.SequenceNode):
         yield Record(path, 1, Damaged(f"no list {key!r} in the file"))
         return
+    for name in {str(name.value) for name, value in pairs if value.value} - {key} - ABOUT:
+        faults.note(f"key {name[:60]!r} of files, which nothing reads")
     for number, node in enumerate(items.value, start=1):
         try:
             value = _Values().of(node)

@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from gptjax import foreign
 from gptjax.data.tokenization import published
 from gptjax.data.tokenization.templates import CHATML, ChatTemplate
 from gptjax.data.tokenization.tokenizer import Tokenizer, build_tokenizer
@@ -49,10 +49,7 @@ def fitted(tokenizer: Tokenizer, vocab_size: int, where: Path) -> Tokenizer:
             smaller = Tokenizer.from_str(text, eot_token=tokenizer.eot_token)
             if smaller.vocab_size <= vocab_size:
                 names = ", ".join(left_out)[:200]
-                print(
-                    f"warning: {where}: the model has no rows for the special tokens {names}; they are left out",
-                    file=sys.stderr,
-                )
+                foreign.warn(f"{where}: the model has no rows for the special tokens {names}; they are left out")
                 return smaller
     raise UserError(f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model only {vocab_size}")
 

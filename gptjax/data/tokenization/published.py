@@ -5,11 +5,11 @@ how the vocabulary is used: GPT-2, Qwen2, BERT (the Chinese GPT-2) or Llama (Sen
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptjax import foreign
 from gptjax.data.tokenization import published_files, sentencepiece
 from gptjax.data.tokenization.published_files import AddedToken, Token, TokenizerConfig, content
 from gptjax.errors import UserError
@@ -128,10 +128,9 @@ def read_directory(directory: Path, file: Path | None = None) -> Published:
     if splits_chinese:
         _join_chinese(tokenizer)
     if unknown := sorted({*config.unknown(), *named.unknown()}):
-        print(
-            f"warning: {directory / published_files.CONFIG}: {', '.join(unknown)[:300]} is unknown here and ignored; "
-            "compare some token ids with transformers",
-            file=sys.stderr,
+        foreign.warn(
+            f"{directory / published_files.CONFIG}: {', '.join(unknown)[:300]} is unknown here and ignored; "
+            "compare some token ids with transformers"
         )
     _probe(tokenizer, directory)
     end = (defaults | roles).get("eos_token" if kind != "BertTokenizer" or "eos_token" in roles else "sep_token")
@@ -280,10 +279,9 @@ def _set_beginning(tokenizer: Any, directory: Path, config: TokenizerConfig, rol
     tokens = [(begin, tokenizer.token_to_id(begin))] if begin else []
     if there != tuple(number for _, number in tokens):
         if published_files.exists(directory / published_files.TOKENIZER):
-            print(
-                f"warning: {path}: add_bos_token is {json.dumps(config.add_bos_token)}, but tokenizer.json does "
-                "not do so; transformers 5 follows tokenizer.json, gptjax the setting",
-                file=sys.stderr,
+            foreign.warn(
+                f"{path}: add_bos_token is {json.dumps(config.add_bos_token)}, but tokenizer.json does "
+                "not do so; transformers 5 follows tokenizer.json, gptjax the setting"
             )
         tokenizer.post_processor = processors.TemplateProcessing(f"{begin}:0 $A:0" if begin else "$A:0", None, tokens)
 

@@ -195,11 +195,17 @@ class Tokenizer:
             token = model["vocab"][model["unk_id"]][0]
         return token if token is not None and self._tokenizer.token_to_id(token) is not None else None
 
+    @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """The id of `unknown_token`; None also where what a vocabulary lacks is refused, or reads so by intent."""
+        if self.kind in ("char", "word", "jieba") or self.unknown_token is None:
+            return None
+        return self._tokenizer.token_to_id(self.unknown_token)
+
     def lacking(self, texts: Iterable[str]) -> str:
         """A sentence about the parts of some texts that the vocabulary lacks; empty if it has all."""
-        if self.kind in ("char", "word", "jieba") or self.unknown_token is None:  # refused, or intended
+        if (number := self.unknown_id) is None:
             return ""
-        number = self._tokenizer.token_to_id(self.unknown_token)
         pieces: collections.Counter[str] = collections.Counter()
         for text in texts:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -75,7 +75,7 @@ def read(directory: Path) -> AdapterConfig:
     """Raises UserError for adapters other than LoRA, and for fields that are not supported."""
     path = directory / CONFIG
     if not (path.exists() or path.is_symlink()):
-        raise UserError(f"{path} is missing; expected a directory with adapters saved by PEFT")
+        raise UserError(f"{path} is missing; name the directory that PEFT's save_pretrained has written")
     config = foreign.read(AdapterConfig, path)
     extra = config.model_extra or {}
     wrong = [f"{name}={show(extra[name])}" for name in _MUST_BE_OFF if extra.get(name)]

@@ -76,7 +76,10 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
     # 1. The kind of adapter, before any tensor is read.
     config = adapter_config.read(directory)
     if not (directory / WEIGHTS).exists():
-        raise UserError(f"{directory / WEIGHTS} is missing; adapters are read from safetensors, not from .bin files")
+        raise UserError(
+            f"{directory / WEIGHTS} is missing; get it again, or where there is a .bin file, save the adapters as "
+            "safetensors (PEFT: save_pretrained)"
+        )
     # 2. Each module of PEFT becomes one pair per linear layer of ours. All problems are reported together.
     # Tensors are removed from `tensors` when they are found; those that remain belong to no linear layer.
     _, layout = layouts.exportable(a)
@@ -114,12 +117,17 @@ def read_adapter(directory: Path, a: Architecture, params: gpt.Params) -> tuple[
     whole = [name.removesuffix(".weight") for name in tensors if ".lora_" not in name]
     if lacking := [m for m in config.modules_to_save or [] if not any(f".{name}".endswith(f".{m}") for name in whole)]:
         raise UserError(
-            f"{directory / CONFIG}: modules_to_save={lacking} is not plain LoRA, and {WEIGHTS} has no such tensors"
+            f"{directory / CONFIG}: modules_to_save={lacking} is not plain LoRA, and {WEIGHTS} has no such tensors; "
+            "get the adapters again, or merge them into their base with PEFT (merge_and_unload) and import that"
         )
     params = _with_saved_modules(layout, a, params, tensors, problems)
     problems += [f"{name} does not belong to a linear layer" for name in sorted(tensors)]
     if problems or not found:
-        raise UserError(f"the adapters in {directory} do not fit the model: {listed(problems or ['no tensors'])}")
+        base = f", {config.base_model_name_or_path}" * bool(config.base_model_name_or_path)
+        raise UserError(
+            f"the adapters in {directory} do not fit the model: {listed(problems or ['no tensors'])}. Open them "
+            f"with the base that they were trained on{base}, or merge them into it with PEFT (merge_and_unload)"
+        )
     # 3. Layers are stacked, so all get the largest rank; zeros fill up the smaller ones and change nothing.
     rank = max(pair[0].shape[1] for pairs in found.values() for pair in pairs if pair)
     adapters: gpt.Params = {}

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,10 +257,7 @@ def read_generation_config(directory: Path, vocab_size: int | None = None) -> di
     if vocab_size is not None and (outside := [end for end in ends if end >= vocab_size]):
         if outside != [GPT2_END]:
             raise UserError(f"{path}: eos_token_id is {outside[0]}, and the model has only {vocab_size} tokens")
-        print(
-            f"warning: {path}: eos_token_id {GPT2_END} is GPT-2's and no token of this model; it is left out",
-            file=sys.stderr,
-        )
+        foreign.warn(f"{path}: eos_token_id {GPT2_END} is GPT-2's and no token of this model; it is left out")
         ends = [end for end in ends if end < vocab_size]
     generation: dict[str, Any] = {"eos_token_ids": ends} if ends else {}
     if not has_own:
@@ -272,10 +268,8 @@ def read_generation_config(directory: Path, vocab_size: int | None = None) -> di
         others["temperature"] = 1.0 if raw.temperature is None else raw.temperature
     extra = raw.model_extra or {}
     if unknown := [name for name in raw.unknown() if extra[name] not in (0, 1, False, "", [], {})]:
-        print(
-            f"warning: {path}: {', '.join(unknown)[:300]} is unknown and ignored; texts may differ from those of "
-            "transformers",
-            file=sys.stderr,
+        foreign.warn(
+            f"{path}: {', '.join(unknown)[:300]} is unknown and ignored; texts may differ from those of transformers"
         )
     return generation | {name: value for name, value in others.items() if value is not None}
 

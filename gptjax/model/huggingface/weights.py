@@ -4,7 +4,6 @@
 """
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     without = {option: values[0] for option, values in layouts.NEEDS.items()}  # options that no layout has are off
     options = without | layout.read_config(raw)
     if unknown := foreign.check(layout.schema, raw, path).unknown():
-        print(
-            f"warning: {path}: {', '.join(unknown)[:300]} is unknown and ignored; compare some logits with "
-            "transformers",
-            file=sys.stderr,
+        foreign.warn(
+            f"{path}: {', '.join(unknown)[:300]} is unknown and ignored; compare some logits with transformers"
         )
     return options
 

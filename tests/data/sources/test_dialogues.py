@@ -88,6 +88,13 @@ def test_pairs_have_prompt_and_references_and_any_two_fields(tmp_path):
     assert second["id"] == "b.csv:2"
 
 
+def test_what_nothing_reads_of_a_yaml_file_is_counted(tmp_path):
+    path, faults = tmp_path / "a.yml", Faults()
+    path.write_text("categories: [greetings]\nsystem: Be brief.\nempty:\nconversations:\n- [hi, hello]\n- [a, b]\n")
+    assert len(list(read_dialogues(path, "chatterbot", source="x", faults=faults))) == 2
+    assert faults.notes == {"key 'system' of files, which nothing reads": 1}
+
+
 def test_yaml_scalars_are_words(tmp_path):
     (tmp_path / "a.yml").write_text("conversations:\n- - Is it so?\n  - Yes\n  - 1_0\n  - null\n")
     (document,) = read(tmp_path / "a.yml", "chatterbot")

@@ -139,7 +139,7 @@ def test_round_trip(layout, targets, tmp_path, tokens):
 
 def test_adapters_that_do_not_fit_are_listed(tmp_path):
     a, params = adapted_model("llama", "attention/query")
-    adapters.write_adapter(tmp_path, a, params, base=None)
+    adapters.write_adapter(tmp_path, a, params, base="some/base")
     tensors = load_file(tmp_path / adapters.WEIGHTS)
     name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
     del tensors[name.format(0, "B")]
@@ -152,6 +152,19 @@ def test_adapters_that_do_not_fit_are_listed(tmp_path):
     assert "model.layers.0.self_attn.q_proj has only one of lora_A and lora_B" in message
     assert "model.layers.1.self_attn.q_proj has (7, 3) and (3, 32), expected [32, r] and [r, 32]" in message
     assert "base_model.model.lm_head.lora_A.weight does not belong to a linear layer" in message
+    assert message.endswith("trained on, some/base, or merge them into it with PEFT (merge_and_unload)")
+
+
+def test_what_is_missing_of_adapters_is_told_with_what_to_do(tmp_path):
+    a, params = adapted_model("llama", "attention/query")
+    adapters.write_adapter(tmp_path, a, params, base=None)
+    for name, what in (
+        (adapters.WEIGHTS, r"get it again, or .* safetensors \(PEFT: save_pretrained\)"),
+        (adapters.CONFIG, "name the directory that PEFT's save_pretrained has written"),
+    ):
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match=f"{name} is missing; {what}"):
+            adapters.read_adapter(tmp_path, dataclasses.replace(a, lora_rank=0), lora.split(params)[1])
 
 
 @pytest.mark.parametrize(
