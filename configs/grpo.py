@@ -22,9 +22,9 @@ def get_config(arg: str = ""):
     config.tokenizer = "byte"
     config.data.update(source="toy:sort#length=4,size=4000", validation_fraction=0.1, test_fraction=0.05)
     config.model.update(num_layers=2, num_heads=4, embed_dim=64, context_length=48)
-    config.train.update(num_steps=250, batch_size=256)
+    config.train.update(num_steps=250, batch_size=512)
     config.evaluation.update(every="10%", tasks="perplexity")
-    config.logging.update(every=5, sample_prompt="sort 3142")
+    config.logging.update(every=1, sample_prompt="sort 3142")
     if arg == "dialogues":
         config.optimizer.update(name="adamw", learning_rate=3e-3)
         config.train.update(num_steps=90, batch_size=128)
