@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.evaluation.prompts import read_hypotheses, read_prompts, read_references
+from gptjax.evaluation.prompts import oddities, read_hypotheses, read_prompts, read_references
 
 
 def test_prompts(tmp_path):
@@ -179,3 +179,10 @@ def test_hypotheses(tmp_path):
     (tmp_path / "out.jsonl").write_text('{"completion": null}\n')
     with pytest.raises(UserError, match=r"line 1: completion is null; fields: 'completion'"):
         read_hypotheses(tmp_path / "out.jsonl")
+
+
+def test_texts_that_look_equal_and_are_not_are_told():
+    composed, apart = "caf\u00e9 \u304c", "cafe\u0301 \u304b\u3099"
+    assert oddities([composed, "\u4eca\u5929"]) == []
+    (told,) = oddities([composed, apart])
+    assert told.startswith("1 of 2 are not in Unicode's composed form (NFC)")
