@@ -206,6 +206,11 @@ def _prompt(entry: dict[str, Any], fields: Sequence[str], references: bool, wher
 def _references(entry: dict[str, Any], where: str) -> list[str]:
     if "references" in entry and "reference" in entry:
         raise UserError(f'{where}: has both "references" and "reference"; keep one of them')
+    if "references" not in entry and "reference" not in entry:
+        raise UserError(
+            f"{where}: no 'references' and no 'reference'; fields: {_names(entry)}. Name others with "
+            "FILE#PROMPT,REFERENCE"
+        )
     references = entry.get("references", entry.get("reference"))
     if isinstance(references, str):
         references = [references]

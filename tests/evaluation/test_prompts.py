@@ -97,7 +97,7 @@ def test_prompts_without_references(tmp_path):
         ("[1]", r'prompts.jsonl, line 2: expected an object such as {"prompt"'),
         ('{"references": ["a"]}', r'prompts.jsonl, line 2: "prompt" must be a text, not null'),
         ('{"question": "a"}', r"fields: 'question'. Name others with FILE#PROMPT,REFERENCE"),
-        ('{"prompt": "a"}', r'prompts.jsonl, line 2: "references" must be a list'),
+        ('{"prompt": "a"}', r"prompts.jsonl, line 2: no 'references' and no 'reference'; fields: 'prompt'"),
         ('{"prompt": "a", "references": []}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b", 3]}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b"], "reference": "c"}', r"prompts.jsonl, line 2: has both"),
@@ -153,6 +153,9 @@ def test_references_in_records_need_no_prompt(tmp_path):
     assert read_references([f"{table}#mr,ref"]).items == [["A", "C"]]
     several = read_references([f"{jsonl}", f"{text}", f"{table}#ref"])
     assert several.items == [["a", "b", "1", "A"], ["c", "2", "C"]], "records are no lines of text"
+    jsonl.write_text('{"answer": "a"}\n')
+    with pytest.raises(UserError, match=r"line 1: no 'references' .*fields: 'answer'. Name others with FILE#PROMPT"):
+        read_references([f"{jsonl}"])
     jsonl.write_text('{"references": []}\n')
     with pytest.raises(UserError, match=r'r.jsonl, line 1: "references" must be a list of one text or more, not \[\]'):
         read_references([f"{jsonl}"])
