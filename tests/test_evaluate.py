@@ -210,7 +210,7 @@ def test_outputs_are_scored_against_the_rows_of_a_csv_file(tmp_path):
             ["--tasks=bleu", "--prompts={}/long.jsonl", "--too_long=fail"],
             "prompt 0 has 101 tokens, more than .* context_length 64",
         ),
-        (["--tasks=exact_answer", "--prompts={}/prompts.jsonl"], "the reference of item 0 has no answer"),
+        (["--tasks=exact_answer", "--prompts={}/prompts.jsonl"], "the reference of item 1 has no answer"),
         (["--compare", "{}/a.json"], "--compare takes two work directories or results, not 1"),
         (["--compare", "{}/a.json", "{}/b.json"], "there is no .*a.items.jsonl"),
         (["--hypotheses={}/two.txt", "--references={}/three.txt"], "two.txt has 2 .*three.txt has references for 3"),

@@ -218,7 +218,7 @@ def check_references(references_list: Sequence[Sequence[str]]) -> list[set[str]]
     """The right numbers of each item. Raises UserError for a reference that has none."""
     return [
         {_reference_answer(reference, item) for reference in references}
-        for item, references in enumerate(references_list)
+        for item, references in enumerate(references_list, start=1)
     ]
 
 

@@ -6,7 +6,9 @@ import itertools
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,6 +206,11 @@ def _prompt(entry: dict[str, Any], fields: Sequence[str], references: bool, wher
 def _references(entry: dict[str, Any], where: str) -> list[str]:
     if "references" in entry and "reference" in entry:
         raise UserError(f'{where}: has both "references" and "reference"; keep one of them')
+    if "references" not in entry and "reference" not in entry:
+        raise UserError(
+            f"{where}: no 'references' and no 'reference'; fields: {_names(entry)}. Name others with "
+            "FILE#PROMPT,REFERENCE"
+        )
     references = entry.get("references", entry.get("reference"))
     if isinstance(references, str):
         references = [references]
@@ -269,12 +276,16 @@ def _content(path: str | Path) -> bytes:
     return content
 
 
+_is_composed = partial(unicodedata.is_normalized, "NFC")
+
+
 def oddities(texts: Sequence[str]) -> list[str]:
     """Messages on odd characters in texts that are scored unchanged."""
     kinds = {
         "hold U+FEFF, a byte-order mark": lambda text: "\ufeff" in text,
         "hold U+FFFD, which stands for bytes that could not be read": lambda text: "\ufffd" in text,
         "hold control characters": lambda text: bool(_CONTROL.search(text)),
+        "are not in Unicode's composed form (NFC), so that é may differ from é": lambda text: not _is_composed(text),
         "are empty": lambda text: not text.strip(),
     }
     found = {kind: sum(map(is_odd, texts)) for kind, is_odd in kinds.items()}

@@ -95,7 +95,7 @@ def check(hypotheses: Sequence[str], references_list: Sequence[Sequence[str]]) -
         )
     if not hypotheses:
         raise UserError("there are no hypotheses to score")
-    for item, references in enumerate(references_list):
+    for item, references in enumerate(references_list, start=1):
         if not references:
             raise UserError(f"item {item} has no reference; every hypothesis needs one or more")
 

@@ -116,7 +116,7 @@ def test_gsm8k_answers_itself(shared_data):
 def test_what_cannot_be_scored_is_named():
     with pytest.raises(UserError, match="2 hypotheses but references for 1 items"):
         rouge(["a", "b"], [["a"]])
-    with pytest.raises(UserError, match='the reference of item 1 has no answer: expected "#### NUMBER" or a number'):
+    with pytest.raises(UserError, match='the reference of item 2 has no answer: expected "#### NUMBER" or a number'):
         exact_answer(["#### 1", "#### 2"], [["1"], ["two"]])
 
 

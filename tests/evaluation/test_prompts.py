@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.evaluation.prompts import read_hypotheses, read_prompts, read_references
+from gptjax.evaluation.prompts import oddities, read_hypotheses, read_prompts, read_references
 
 
 def test_prompts(tmp_path):
@@ -97,7 +97,7 @@ def test_prompts_without_references(tmp_path):
         ("[1]", r'prompts.jsonl, line 2: expected an object such as {"prompt"'),
         ('{"references": ["a"]}', r'prompts.jsonl, line 2: "prompt" must be a text, not null'),
         ('{"question": "a"}', r"fields: 'question'. Name others with FILE#PROMPT,REFERENCE"),
-        ('{"prompt": "a"}', r'prompts.jsonl, line 2: "references" must be a list'),
+        ('{"prompt": "a"}', r"prompts.jsonl, line 2: no 'references' and no 'reference'; fields: 'prompt'"),
         ('{"prompt": "a", "references": []}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b", 3]}', r'prompts.jsonl, line 2: "references" must be a list'),
         ('{"prompt": "a", "references": ["b"], "reference": "c"}', r"prompts.jsonl, line 2: has both"),
@@ -156,6 +156,9 @@ def test_references_in_records_need_no_prompt(tmp_path):
     assert read_references([f"{table}#mr,ref"]).items == [["A", "C"]]
     several = read_references([f"{jsonl}", f"{text}", f"{table}#ref"])
     assert several.items == [["a", "b", "1", "A"], ["c", "2", "C"]], "records are no lines of text"
+    jsonl.write_text('{"answer": "a"}\n')
+    with pytest.raises(UserError, match=r"line 1: no 'references' .*fields: 'answer'. Name others with FILE#PROMPT"):
+        read_references([f"{jsonl}"])
     jsonl.write_text('{"references": []}\n')
     with pytest.raises(UserError, match=r'r.jsonl, line 1: "references" must be a list of one text or more, not \[\]'):
         read_references([f"{jsonl}"])
@@ -182,3 +185,10 @@ def test_hypotheses(tmp_path):
     (tmp_path / "out.jsonl").write_text('{"completion": null}\n')
     with pytest.raises(UserError, match=r"line 1: completion is null; fields: 'completion'"):
         read_hypotheses(tmp_path / "out.jsonl")
+
+
+def test_texts_that_look_equal_and_are_not_are_told():
+    composed, apart = "caf\u00e9 \u304c", "cafe\u0301 \u304b\u3099"
+    assert oddities([composed, "\u4eca\u5929"]) == []
+    (told,) = oddities([composed, apart])
+    assert told.startswith("1 of 2 are not in Unicode's composed form (NFC)")

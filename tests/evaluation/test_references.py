@@ -124,7 +124,7 @@ def test_one_item_has_no_interval(metric):
 def test_what_cannot_be_scored_is_named(metric):
     with pytest.raises(UserError, match="2 hypotheses but references for 1 items"):
         metric(["a", "b"], [["a"]])
-    with pytest.raises(UserError, match="item 1 has no reference"):
+    with pytest.raises(UserError, match="item 2 has no reference"):
         metric(["a", "b"], [["a"], []])
     with pytest.raises(UserError, match="no hypotheses"):
         metric([], [])

@@ -68,7 +68,8 @@ _FULL_WIDTH_LETTERS = {
     for code in range(0xFF01, 0xFF5F)
     if chr(code - 0xFEE0).isalnum() or chr(code - 0xFEE0) in "#$%&*+-/<=>@\\^_`{|}"
 }
-_MARK_IN_NUMBER = re.compile("(?<=[0-9])[\uff0c\uff0e](?=[0-9])")
+# A stop between two digits; a comma only before a group of three, since others part numbers: 12，50％ or 2024，2025年.
+_MARK_IN_NUMBER = re.compile("(?<=[0-9])(?:\uff0e(?=[0-9])|(?<![0-9]{4})\uff0c(?=[0-9]{3}(?![0-9])))")
 _FULL_WIDTH_ALL = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 
@@ -77,7 +78,8 @@ def full_width(text: str, scope: str = "letters") -> str:
 
     Args:
       scope: "letters" maps letters, digits and signs, and keeps the punctuation of Chinese prose, such as U+FF0C,
-        except a full stop or comma between two digits, which is part of a number; "all" maps punctuation too.
+        except a full stop between two digits or a comma before a group of three, which are part of a number; "all"
+        maps punctuation too.
     """
     text = text.translate(_FULL_WIDTH_ALL if scope == "all" else _FULL_WIDTH_LETTERS).replace("\u3000", " ")
     return _MARK_IN_NUMBER.sub(lambda match: "." if match[0] == "\uff0e" else ",", text)

@@ -95,7 +95,7 @@ def _handled(pattern: re.Pattern[str], text: str, handling: str, placeholder: st
 _LAUGHTER = re.compile(
     r"(?P<han>[哈呵嘿嘻嘎])[哈呵嘿嘻嘎]{2,}"
     # 2333 is number 233 of a forum's smileys, unless it counts something.
-    r"|(?<![0-9A-Za-z_.,¥￥$#第])2333+(?![0-9A-Za-z_%％年月日号元万亿千百个块米人次点分只]|[.,][0-9])"
+    r"|(?<![0-9A-Za-z_.,¥￥$#第号码])2333+(?![0-9A-Za-z_%％年月日号元万亿千百个块米人次点分只]|[.,][0-9])"
     r"|(?<![A-Za-z])(?:(?P<ha>[Hh][Aa])(?:[Hh][Aa]){2,}[Hh]?|(?P<h>[Hh])[Hh]{3,})(?![A-Za-z])"
 )
 

@@ -184,6 +184,11 @@ def parse_profile(spec: str, options: Mapping[str, Any] | None = None) -> tuple[
 
 
 def _check_step(name: str, spec: str) -> None:
+    if name in PROFILES:
+        raise UserError(
+            f"cleaning {spec!r}: {name!r} is a profile, which comes first and alone; steps are added and left out with "
+            f"+ and -, such as {name}+emoji-quotes"
+        )
     if name not in STEPS:
         raise UserError(
             f"cleaning {spec!r}: {name!r} is neither a profile ({', '.join(PROFILES)}) nor a step "

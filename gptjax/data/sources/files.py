@@ -23,6 +23,8 @@ from gptjax.errors import UserError
 from gptjax.files import about, disk_fails, expand, regular, words
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_SEVERAL = re.compile(r"@[0-9.]+%?$|\+\s*([a-z_]+:.*)?$|[\s,][a-z_]+:")  # what was meant as several sources
+_MIXTURE = ". Of several sources a run is made by data.source='SPEC@WEIGHT + SPEC@WEIGHT', with spaces around +"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading a damaged file raises
 _BUFFER_BYTES = 1 << 20
 
@@ -72,7 +74,10 @@ def _find_local(spec: str, pattern: str) -> list[File]:
     found = (Path(path) for path in _matches(whole))
     paths = _each_once([regular(path) for path in sorted(set(found)) if not path.is_dir()])
     if not paths:
-        raise UserError(f"no file matches {_cut(spec)!r} (looked for {_cut(str(whole))}): check the path and the glob")
+        raise UserError(
+            f"no file matches {_cut(spec)!r} (looked for {_cut(str(whole))}): check the path and the glob"
+            + _MIXTURE * bool(_SEVERAL.search(spec))
+        )
     prefix = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), whole.parts))
     return [_local_file(path, path.relative_to(prefix).as_posix()) for path in paths]
 
@@ -163,7 +168,10 @@ def _find_remote(spec: str, pattern: str) -> list[File]:
         except Exception as error:  # each remote store raises its own
             raise UserError(f"{spec!r}: {pattern} cannot be listed: {_reason(error)}") from None
     if not found:
-        raise UserError(f"no file matches {spec!r} (looked for {pattern}): check the path and the glob")
+        raise UserError(
+            f"no file matches {spec!r} (looked for {pattern}): check the path and the glob"
+            + _MIXTURE * bool(_SEVERAL.search(spec))
+        )
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.split("/")))
     if len(fixed) == len(path.split("/")):
         fixed.pop()

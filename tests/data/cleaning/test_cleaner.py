@@ -290,3 +290,9 @@ def test_a_pickled_cleaner_cleans_the_same():
     copy = pickle.loads(pickle.dumps(cleaner))
     assert (copy.steps, copy.options) == (cleaner.steps, cleaner.options)
     assert copy(document("哈哈哈哈")) == cleaner(document("哈哈哈哈")) == document("笑")
+
+
+@pytest.mark.parametrize("spec", ["chinese,guide", "web+chinese", "nfc,web"])
+def test_a_profile_within_a_spec_is_told_from_a_step(spec):
+    with pytest.raises(UserError, match=r"is a profile, which comes first and alone; steps are added and left out"):
+        Cleaner(spec)

@@ -63,7 +63,9 @@ def test_laughter(text, squeezed, word):
     assert laughter(text, "word") == word
 
 
-@pytest.mark.parametrize("number", ["23333元", "¥23333", "0.23333", "123333", "23333.5", "id23333", "233"])
+@pytest.mark.parametrize(
+    "number", ["23333元", "¥23333", "0.23333", "123333", "23333.5", "id23333", "233", "编号23333", "号码23333"]
+)
 def test_a_number_is_no_laughter(number):
     assert laughter(number) == number
 
@@ -150,3 +152,6 @@ def test_two_syllables_are_laughter_in_chinese_only():
     assert "笑" in guide.text("呵呵") and "http" not in guide.text("@小明 http://t.cn/abc 天气")
     assert emails("写给 a.b@example.org 吧", "remove").split() == ["写给", "吧"]
     assert full_width("３．１４ 和 １，０００，好") == "3.14 和 1,000，好"
+    assert full_width("１２，３４５，６７８人") == "12,345,678人"
+    for text in ("4=12，50%", "2024，2025年", "12，34，56", "20240，100人"):  # a comma of prose parts two numbers
+        assert full_width(text) == text

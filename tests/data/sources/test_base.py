@@ -345,7 +345,9 @@ assert not {{"jax", "tensorflow", "torch"}} & set(sys.modules)
         ("txt:*.md", r"Did you mean 'text:\*\.md'\?"),
         ("text:", r"unknown data source 'text:'.*text:GLOB"),
         ("text:/nowhere/*.txt", r"no file matches 'text:/nowhere/\*\.txt'"),
-        ("jsonl:/nowhere.jsonl", r"no file matches"),
+        ("jsonl:/nowhere.jsonl", r"no file matches .* glob$"),
+        ("text:/nowhere@2.txt", r"no file matches .* glob$"),
+        *((f"text:/nowhere{end}", r"'SPEC@WEIGHT \+ SPEC@WEIGHT'") for end in ("@1", " +text:b", ".txt +", ",text:b")),
         ("store:/somewhere", r"token store"),
     ],
 )
