@@ -182,7 +182,7 @@ def test_without_a_template_the_text_goes_on(plain):
     first = conversation.ask("one").text
     second = conversation.ask("two").text
     assert second == generator.complete([f"one{first}\ntwo"], GREEDY)[0].text
-    with pytest.raises(UserError, match="no system text"):
+    with pytest.raises(UserError, match="does not support a system text"):
         conversation.set_system("x")
 
 

@@ -232,8 +232,8 @@ def test_of_many_that_create_an_object_at_once_one_does(store):
     [
         ("gs://nowhere/run", r"gs://nowhere/run: there is no such bucket or object.*make the bucket gs://nowhere"),
         ("gs://", r"'gs://' names no bucket"),
-        ("s3://bucket/run", r"checkpoints cannot be written to s3://, since Orbax cannot; use gs://"),
-        ("nothing://bucket/run", r"checkpoints cannot be written to nothing://"),
+        ("s3://bucket/run", r"Orbax cannot write checkpoints to s3://; use gs://"),
+        ("nothing://bucket/run", r"Orbax cannot write checkpoints to nothing://"),
         ("gs://gptjax-test/a/../b", r"is not a URL of objects"),
     ],
 )
