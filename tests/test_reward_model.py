@@ -204,7 +204,9 @@ def test_micro_batches_meshes_and_adapters(pairs, plain, tmp_path):
 def test_objectives_that_it_does_not_have_are_refused():
     config = config_lib.get_default()
     config.objective.update(name="reward_model", z_loss=1e-4)
-    with pytest.raises(UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not have"):
+    with pytest.raises(
+        UserError, match=r"objective.z_loss is 0.0001, which objective.name=reward_model does not support"
+    ):
         reward_model.make(config)
 
 

@@ -128,7 +128,7 @@ def test_a_bias_bans_and_forces(prepared):
         (SamplingParams(logit_bias=((257, 1.0),)), {}, "token id 257, outside 0 to 256"),
         (SamplingParams(logit_bias=tuple((i, 1.0) for i in range(301))), {}, "logit_bias is .* at most 300"),
         (SamplingParams(presence_penalty=2.5), {}, "presence_penalty is 2.5; expected between -2 and 2"),
-        (SamplingParams(), {"top": 21}, "top is 21; the 20"),
+        (SamplingParams(), {"top": 21}, "top is 21; at most the 20"),
     ],
 )
 def test_what_cannot_be_told_or_applied_is_refused(prepared, params, options, message):

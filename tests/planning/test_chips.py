@@ -36,7 +36,7 @@ def test_a_slice_that_does_not_exist_is_answered_with_those_of_the_chip(text):
 
 @pytest.mark.parametrize("text", ["v5e:4x4*0", "v5e:4x4*257"])
 def test_slices_without_limit_are_refused(text):
-    with pytest.raises(UserError, match="1 to 256 are joined"):
+    with pytest.raises(UserError, match="a run can join 1 to 256"):
         chips.parse_topology(text)
 
 

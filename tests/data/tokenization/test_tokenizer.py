@@ -259,7 +259,7 @@ def test_what_cannot_be_had_is_said(tmp_path, monkeypatch):
         raise OSError("no network\nmore")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
-    with pytest.raises(UserError, match=r"could not be downloaded \(no network\)"):
+    with pytest.raises(UserError, match=r"did not give it \(no network\)"):
         build_tokenizer("hf:nobody/nothing")
 
 
