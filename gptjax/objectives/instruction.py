@@ -1,6 +1,7 @@
-"""Instruction tuning: in dialogues, only the assistant's turns bear loss.
+"""Instruction tuning: in dialogues, only the assistant's turns count in the loss.
 
-Dialogues are packed whole. If a mixture has sources of text, these are read in windows, and all tokens bear loss.
+Dialogues are packed whole. If a mixture has sources of text, these are read in windows, and all tokens
+count in the loss.
 """
 
 from gptjax.config import Config

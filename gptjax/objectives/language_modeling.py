@@ -24,7 +24,7 @@ class LanguageModeling:
       isolate_documents: tokens attend only to their own document of a row.
       smooths: label smoothing is on.
       logits_chunk: see `sum_losses`.
-      dialogues: dialogues are packed whole, and only the assistant's turns bear loss.
+      dialogues: dialogues are packed whole, and only the assistant's turns count in the loss.
     """
 
     isolate_documents: bool

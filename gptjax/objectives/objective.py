@@ -82,7 +82,7 @@ class Objective(Protocol):
         ...
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        """The divisor of the loss of a global batch: its number of tokens, pairs or sequences that bear loss."""
+        """The divisor of the loss of a global batch: its number of tokens, pairs or sequences in the loss."""
         ...
 
     def loss(

@@ -130,7 +130,7 @@ class Preference:
 
 
 def log_probabilities(model: GPT, texts: Batch, *, logits_chunk: int = 0) -> Float[Array, "row pair"]:
-    """The log-probability of each answer given its prompt, in nats: the sum over the tokens that bear loss."""
+    """The log-probability of each answer given its prompt, in nats: the sum over the tokens in the loss."""
     return _scored(model, texts, None, logits_chunk)[0]
 
 

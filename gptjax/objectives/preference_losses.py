@@ -19,7 +19,7 @@ class Answers(NamedTuple):
     Attributes:
       policy: log-probabilities under the model that is trained.
       reference: log-probabilities under the initial model; not used by losses without a reference.
-      lengths: tokens of each answer that bear loss, at least 1.
+      lengths: tokens of each answer in the loss, at least 1.
     """
 
     policy: Float[Array, "row pair"]

@@ -28,7 +28,7 @@ class Reinforcement:
 
     A batch has, with R rows and T at most the context length:
       tokens, targets, positions: int32 [R, T], a question and its answer from column 0, then 0.
-      weights: float32 [R, T], 1 where the target is a token of an answer that bears loss.
+      weights: float32 [R, T], 1 where the target is a token of an answer in the loss.
       advantages: float32 [R].
       token_share: float32 [R], 1 / the number of weights that are 1 in the global batch, for means over tokens.
       sampler: float32 [R, T], log-probability of the target when it was sampled.
@@ -67,7 +67,7 @@ class Reinforcement:
         """None: the reward of answers to held-out questions is measured by `evaluation.answering`."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        """The number of tokens or answers that bear loss, or that of answers x max_new_tokens."""
+        """The number of tokens or answers in the loss, or that of answers x max_new_tokens."""
         weights = batch["weights"]
         total = weights.sum() if self.mean == "token" else weights.any(1).sum().astype(jnp.float32)
         return jnp.maximum(total, 1.0) * (self.max_new_tokens if self.mean == "constant" else 1.0)
