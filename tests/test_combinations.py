@@ -181,7 +181,8 @@ def corpora(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_what_is_accepted_runs(corpora, seed):
     assert not check(range(seed, seed + 1), corpora)
 

@@ -137,6 +137,7 @@ def test_finished_run_is_left_alone(config_file, workdir):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_gptjax_command_is_the_same_as_the_module(config_file, tmp_path):
     command = Path(sys.executable).with_name("gptjax")
     run(

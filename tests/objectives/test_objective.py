@@ -121,8 +121,8 @@ def test_it_learns_and_keeps_its_reference(config):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"accumulation": 4},
-        {"data": 2, "fsdp": 2},
+        pytest.param({"accumulation": 4}, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 2}, marks=pytest.mark.slow),
         {"context": 2, "tensor": 2},
         {"data": 2, "fsdp": 2, "accumulation": 2},
     ],

@@ -73,7 +73,7 @@ def trained(run: Program, tokens: np.ndarray) -> dict:
     return jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2}])
+@pytest.mark.parametrize("mesh", [pytest.param({}, marks=pytest.mark.slow), {"fsdp": 2}])
 def test_several_batches_are_one_large_batch(mesh):
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (6 * ROWS, LENGTH + 1), dtype=np.int32)
     large = trained(program(rows=2 * ROWS, num_steps=3, stages=""), tokens)

@@ -228,6 +228,7 @@ def test_a_pinned_floor_is_said_and_needs_one_rung_less(base, ran, tmp_path):
     assert "L_inf is pinned at 1;" in report.text(plan)
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_interval(base, ran, tmp_path):
     one = study(base, seeds=1, claims=())
     ablate.ablate(one, tmp_path, workers=1)
