@@ -325,6 +325,8 @@ class Engine:
             self._architectures, self._params, self._state, prompts, None if shape.first else starts, targets
         )
         scores = jax.device_get(scores)
+        if jax.default_backend() == "cpu":  # two programs with collectives at the same time can deadlock there
+            jax.block_until_ready(self._state)
         for row, (slot, request) in enumerate(group):
             count = int(prompts.lengths[row])
             if scores is not None:
