@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gptjax import cli, interrupts
+from gptjax import cli, failures, interrupts
 from gptjax.config import suggestion
 from gptjax.errors import RunError, UserError
 from gptjax.generation import flags as sampling_flags
@@ -221,7 +221,7 @@ def _converse(session: Session) -> None:
             except BrokenPipeError:
                 raise
             except Exception as error:  # an answer that fails does not end the conversation
-                _tell(cli.describe(error)[1])
+                _tell(failures.describe(error)[1])
 
 
 def _read_message() -> str:

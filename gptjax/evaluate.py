@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from gptjax import cli, files, outputs
+from gptjax import cli, failures, files, outputs
 from gptjax.buckets import is_url
 from gptjax.errors import RunError, UserError
 from gptjax.generation.flags import define_beams, define_model, define_number
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     elif flag_values.hypotheses:
         score_outputs(flag_values)
     elif flag_values.workdir:
-        with distributed.join(flag_values, cli.describe):
+        with distributed.join(flag_values, failures.describe):
             evaluate(flag_values)
     else:
         raise UserError("--workdir is missing; e.g. --workdir=runs/quickstart")

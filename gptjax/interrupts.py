@@ -3,7 +3,7 @@
 Python runs a signal handler in the main thread, between two operations, and the exception that it raises can be lost:
 a callback of JAX or of the garbage collector prints and drops it, an import turns it into an ImportError. So the
 handler records the signal and raises KeyboardInterrupt, or ends the process at once during an import; any later error
-is reported as the signal (`cli.describe`); and a thread ends the process if the main thread does not end soon.
+is reported as the signal (`failures.describe`); and a thread ends the process if the main thread does not end soon.
 
 `install` is called before anything else is imported, and only where gptjax is the command (`gptjax/__init__.py`).
 """

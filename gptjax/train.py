@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from gptjax import cli, files
+from gptjax import cli, failures, files
 from gptjax import config as config_lib
 from gptjax.errors import UserError
 from gptjax.processes import cluster, distributed
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     if not flag_values.workdir:
         raise UserError("--workdir is missing; e.g. --workdir=runs/first")
     config, workdir = cli.read_config(flag_values), flag_values.workdir
-    with distributed.join(flag_values, cli.describe):
+    with distributed.join(flag_values, failures.describe):
         asked = {"allow_changes": flag_values.allow_changes, "profile": flag_values.profile}
         train(config, workdir, chosen=cli.chosen_options(flag_values), **asked)
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from gptjax import cli, files
+from gptjax import failures, files
 from gptjax.errors import UserError
 from gptjax.files import whole_directory, whole_file, write_whole
 
@@ -96,7 +96,7 @@ def test_a_full_disk_is_told_with_path_space_and_what_to_do(tmp_path):
     text = files.explain(error.value)
     assert text.startswith(f"{tmp_path / 'a.bin'}: the disk is full (")
     assert text.endswith("MiB free). Make room; the same command then goes on")
-    assert cli.describe(error.value) == (1, f"failed: {text}")
+    assert failures.describe(error.value) == (1, f"failed: {text}")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_else_a_disk_refuses_ends_as_a_full_one_does(tmp_path, code, words)
         file.write(b"half")
         raise OSError(code, os.strerror(code))
     told = f"failed: {tmp_path / 'a.bin'}: {words}; the same command then goes on"
-    assert cli.describe(error.value) == (1, told)
+    assert failures.describe(error.value) == (1, told)
     assert list(tmp_path.iterdir()) == []
 
 
