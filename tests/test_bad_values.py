@@ -135,6 +135,6 @@ def test_a_traceback_is_a_failure(bad_inputs, monkeypatch):
     def main(argv):
         raise ValueError("invalid literal for int()")
 
-    monkeypatch.setattr(bad_inputs.importlib, "import_module", lambda name: SimpleNamespace(main=main))
+    monkeypatch.setattr(bad_inputs, "importlib", SimpleNamespace(import_module=lambda name: SimpleNamespace(main=main)))
     found = bad_inputs.failure(bad_inputs.Case("train", ["train"]))
     assert found is not None and "Traceback" in found.said
